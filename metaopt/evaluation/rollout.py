@@ -1,0 +1,99 @@
+"""The driver of inner steps: any ``torch.optim.Optimizer`` on a batch of problems.
+
+Its differentiable counterpart is ``metaopt.training.unroll``; there is no third.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from metaopt.problems import TwoLayerRegression
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What happened, at steps 0 to the last inclusive; every tensor is ``(steps + 1, B)``.
+
+    Attributes:
+        losses, grad_norms: at w_t, before the step from t to t + 1.
+        defects: of the teleportation in the step that led to t; NaN where there was none.
+        refused: whether that teleportation was refused for the problem.
+        seconds_per_step: wall clock of ``optimizer.step`` with its closure, a step of the batch.
+    """
+
+    losses: Tensor
+    grad_norms: Tensor
+    defects: Tensor
+    refused: Tensor
+    seconds_per_step: float
+
+
+class _Recorder:
+    """The closure of one run; it keeps the first evaluation of each step, which is at w_t."""
+
+    def __init__(self, problem: TwoLayerRegression) -> None:
+        self.problem = problem
+        self.losses: list[Tensor] = []
+        self.grad_norms: list[Tensor] = []
+        self.fresh = True
+
+    def __call__(self) -> Tensor:
+        self.problem.zero_grad(set_to_none=True)
+        losses: Tensor = self.problem()
+        total = losses.sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        if self.fresh:
+            self.fresh = False
+            self.losses.append(losses.detach().double())
+            squares = [
+                p.grad.double().square().sum(dim=tuple(range(1, p.dim())))
+                for p in self.problem.parameters()
+                if p.grad is not None
+            ]
+            self.grad_norms.append(torch.stack(squares).sum(dim=0).sqrt())
+        return total.detach()
+
+
+def rollout(
+    problem: TwoLayerRegression,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    measure_defects: bool = True,
+    progress: tqdm[None] | None = None,
+) -> Trajectory:
+    """Step ``optimizer`` on ``problem``, always with a closure.
+
+    An optimizer that teleports shows its last move as the attribute ``teleportation``.
+    """
+    closure = _Recorder(problem)
+    nothing = torch.full((problem.batch,), torch.nan, dtype=torch.float64)
+    defects, refused = [nothing], [torch.zeros(problem.batch, dtype=torch.bool)]
+    seconds = 0.0
+    for _ in range(steps):
+        closure.fresh = True
+        start = time.perf_counter()
+        optimizer.step(closure)
+        seconds += time.perf_counter() - start
+        teleportation = getattr(optimizer, "teleportation", None)
+        if teleportation is None:
+            defects.append(nothing)
+            refused.append(refused[0])
+        else:
+            defects.append(teleportation.defect() if measure_defects else nothing)
+            refused.append(teleportation.refused)
+        if progress is not None:
+            progress.update()
+    closure.fresh = True
+    closure()
+    return Trajectory(
+        torch.stack(closure.losses),
+        torch.stack(closure.grad_norms),
+        torch.stack(defects),
+        torch.stack(refused),
+        seconds / max(steps, 1),
+    )

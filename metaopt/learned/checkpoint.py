@@ -1,0 +1,180 @@
+"""Checkpoints: one safetensors file, written atomically, whose reading never executes code.
+
+Its metadata hold one JSON object: format, version, the meta-optimizer's spec, whatever else the
+writer wants to keep, and a SHA-256 over that and all tensors. There are no times in it: equal
+runs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from metaopt.errors import UserError
+from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+
+FORMAT = "metaopt"
+VERSION = 1
+META = "meta/"  # prefix of the meta-optimizer's own tensors
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds: tensors by name, and JSON-able facts by name."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def write_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write to a temporary name, sync, rename; the old file stays whole until the new one is.
+
+    Raises:
+        OSError: as the file system gives it, for example when the disk is full.
+    """
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    header = {"format": FORMAT, "version": VERSION, **facts}
+    header["sha256"] = _digest(whole, header)
+    write_atomically(path, save(whole, {FORMAT: json.dumps(header, sort_keys=True)}))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` whole, or leave it as it was."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read and verify.
+
+    Raises:
+        UserError: if the file is missing, no checkpoint, truncated, damaged, or of a version
+            this code does not know.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"expected a checkpoint file, got {str(path)!r}, which does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(metadata[FORMAT])
+        digest = header.pop("sha256")
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"expected a metaopt checkpoint, got {str(path)!r}, which is truncated, damaged or "
+            f"no checkpoint: take another copy ({type(error).__name__})"
+        ) from None
+    if header.get("version") != VERSION:
+        raise UserError(
+            f"expected a checkpoint of version {VERSION}, got {header.get('version')!r} in "
+            f"{str(path)!r}: use the metaopt release that wrote it"
+        )
+    if _digest(tensors, header) != digest:
+        raise UserError(
+            f"expected the checksum {digest[:12]} in {str(path)!r}, got another: the file is "
+            f"damaged, take another copy"
+        )
+    return Checkpoint(tensors, header)
+
+
+def save_meta_optimizer(path: Path, meta: MetaOptimizer, facts: dict[str, Any]) -> None:
+    """Write a meta-optimizer alone, with its spec and ``facts`` about it."""
+    write_checkpoint(path, meta_tensors(meta), {"spec": meta.spec.as_dict(), **facts})
+
+
+def meta_tensors(meta: MetaOptimizer) -> dict[str, Tensor]:
+    """The meta-optimizer's tensors under the names a checkpoint gives them."""
+    return {META + name: tensor for name, tensor in meta.state_dict().items()}
+
+
+def load_meta_optimizer(source: str | Path) -> MetaOptimizer:
+    """A shipped meta-optimizer by name, or one from a ``.safetensors`` file.
+
+    Raises:
+        UserError: for an unknown name or an unusable file.
+    """
+    if not str(source).endswith(".safetensors"):
+        source = pretrained_path(str(source))
+    return build_meta_optimizer(read_checkpoint(source), str(source))
+
+
+def build_meta_optimizer(checkpoint: Checkpoint, source: str) -> MetaOptimizer:
+    """The meta-optimizer that a checkpoint describes.
+
+    Raises:
+        UserError: if its tensors do not fit its spec.
+    """
+    try:
+        meta = MetaOptimizer(MetaOptimizerSpec.from_dict(checkpoint.facts["spec"]))
+        own = {
+            name.removeprefix(META): tensor
+            for name, tensor in checkpoint.tensors.items()
+            if name.startswith(META)
+        }
+        meta.load_state_dict(own)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"expected tensors that fit the spec in {source!r}, got others ({reason[:200]}): "
+            f"take a checkpoint of this version"
+        ) from None
+    return meta.requires_grad_(False)
+
+
+def pretrained_names() -> list[str]:
+    """Names of the shipped meta-optimizers."""
+    folder = resources.files("metaopt.learned") / "pretrained"
+    return sorted(
+        entry.name.removesuffix(".safetensors")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".safetensors")
+    )
+
+
+def pretrained_path(name: str) -> Path:
+    """The file of a shipped meta-optimizer.
+
+    Raises:
+        UserError: for a name that is not shipped.
+    """
+    if name not in pretrained_names():
+        raise UserError(
+            f"expected a shipped optimizer of {', '.join(pretrained_names())}, or the path of a "
+            f".safetensors file, got {name!r}"
+        )
+    return Path(str(resources.files("metaopt.learned") / "pretrained" / f"{name}.safetensors"))
+
+
+def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

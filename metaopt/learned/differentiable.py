@@ -1,0 +1,99 @@
+"""The differentiable twin of :class:`LearnedOptimizer` under ``higher``.
+
+``higher`` has no types and is imported here alone. Three of its ways are worked around:
+
+- It asks for second derivatives at each step whenever it tracks; the twin is first order, so its
+  ``step`` asks for gradients without their graph and keeps the graph of the loss for the
+  meta-loss.
+- It deep-copies ``param_groups`` once, which would cut m1 and m2 off; they are attributes.
+- It keeps the weights of every step while tracking; :meth:`Unroll.truncate` drops them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import higher
+import torch
+from torch import Tensor, nn
+
+from metaopt.learned.meta_optimizer import State
+from metaopt.learned.optimizer import LearnedOptimizer
+
+
+class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # type: ignore[misc]
+    """w_{t+1} as a differentiable function of the meta-parameters and of w_t."""
+
+    def __init__(
+        self, other: LearnedOptimizer, reference_params: Iterable[Tensor], **kwargs: Any
+    ) -> None:
+        super().__init__(other, reference_params, **kwargs)
+        self.meta = other.meta
+        self.chain = other.chain
+        self.layer_input = other.layer_input
+        self.learned_state: State = {
+            name: [tensor.detach().clone() for tensor in tensors]
+            for name, tensors in other.learned_state.items()
+        }
+
+    def step(self, loss: Tensor, **kwargs: Any) -> list[Tensor]:
+        """One first-order step of the patched model, from the summed loss."""
+        if kwargs:
+            raise TypeError(f"the first-order twin takes a loss alone, got {sorted(kwargs)}")
+        parameters = list(self._fmodel.fast_params)
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+        for group, indices in zip(self.param_groups, self._group_to_param_list, strict=True):
+            group["params"] = [parameters[index] for index in indices]
+        self._update([list(gradients)])
+        stepped: list[Tensor] = self.param_groups[0]["params"]
+        if not self._track_higher_grads:
+            stepped = [parameter.detach().requires_grad_() for parameter in stepped]
+        self._fmodel.update_params(stepped)
+        return stepped
+
+    def _update(self, grouped_grads: list[list[Tensor]], **kwargs: Any) -> None:
+        group = self.param_groups[0]
+        advanced = self.meta.advance(
+            self.chain, group["params"], grouped_grads[0], self.layer_input, self.learned_state
+        )
+        group["params"] = advanced.parameters
+        self.learned_state = advanced.state
+
+
+higher.register_optim(LearnedOptimizer, DifferentiableLearnedOptimizer)
+
+
+class Unroll:
+    """A network in the course of differentiable optimisation."""
+
+    def __init__(self, network: Any, optimizer: DifferentiableLearnedOptimizer) -> None:
+        self.network = network
+        self.optimizer = optimizer
+
+    def losses(self) -> Tensor:
+        """The losses at the current weights, (B,)."""
+        losses: Tensor = self.network()
+        return losses
+
+    def step(self, losses: Tensor) -> None:
+        """w_t -> w_{t+1}, from the losses at w_t."""
+        self.optimizer.step(losses.sum())
+
+    def truncate(self) -> None:
+        """Cut the graph here: later losses are not differentiated through earlier steps."""
+        current = [p.detach().requires_grad_() for p in self.network.fast_params]
+        self.network._fast_params.clear()
+        self.network.update_params(current)
+        self.optimizer.learned_state = {
+            name: [tensor.detach() for tensor in tensors]
+            for name, tensors in self.optimizer.learned_state.items()
+        }
+
+
+@contextmanager
+def differentiable(model: nn.Module, optimizer: LearnedOptimizer) -> Iterator[Unroll]:
+    """The model and its optimizer, patched by ``higher``, starting from their present state."""
+    with higher.innerloop_ctx(model, optimizer, copy_initial_weights=True) as (network, twin):
+        yield Unroll(network, twin)

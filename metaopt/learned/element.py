@@ -1,0 +1,177 @@
+"""m2: the Lie-algebra element T_t of each site, with g_t = exp(T_t) (eqs. 18, 19)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from metaopt.chain import LayerChain, Site
+from metaopt.errors import UserError
+from metaopt.learned.lstm import LSTM
+from metaopt.learned.observation import TINY, Observation, flatten, log_sign, unflatten
+from metaopt.learned.update import State, flat_gradient
+
+
+class ElementRule(nn.Module, ABC):
+    """Proposes one element a site; pure: the state goes in and comes out."""
+
+    @abstractmethod
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        """The state before the first step."""
+
+    @abstractmethod
+    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        """(T_t of each site, ``(*batch, k, k)``; next state)."""
+
+
+Feature = Callable[[Observation, Site], list[Tensor]]
+"""What m2 sees at entry (i, j) of a site: tensors ``(*batch, k, k)``."""
+
+
+def gradients(seen: Observation, site: Site) -> list[Tensor]:
+    """Products of gradients on both sides.
+
+    Their difference is the derivative of ||grad L||^2 along the orbit of a linear network.
+    """
+    incoming = seen.layer_gradients[site.incoming].joined()
+    outgoing = seen.layer_gradients[site.outgoing].weight
+    return [*log_sign(incoming @ incoming.mT), *log_sign(outgoing.mT @ outgoing)]
+
+
+def balance(seen: Observation, site: Site) -> list[Tensor]:
+    """Products of weights on both sides; GL's gradient flow conserves their difference."""
+    incoming = seen.layers[site.incoming].joined()
+    outgoing = seen.layers[site.outgoing].weight
+    return [*log_sign(incoming @ incoming.mT), *log_sign(outgoing.mT @ outgoing)]
+
+
+def covariance(seen: Observation, site: Site) -> list[Tensor]:
+    """C = h h^T of the hidden features, alone and over its mean diagonal, and the identity."""
+    c = hidden_covariance(seen, site)
+    mean_diagonal = c.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    identity = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
+    return [*log_sign(c), (c / (mean_diagonal + TINY)).clamp(-3.0, 3.0), identity.expand_as(c)]
+
+
+FEATURES: dict[str, tuple[int, Feature]] = {
+    "gradients": (4, gradients),
+    "balance": (4, balance),
+    "covariance": (4, covariance),
+}
+"""Features of m2 by name, each with its number of channels."""
+
+
+def hidden_covariance(seen: Observation, site: Site) -> Tensor:
+    """C = h h^T with h the input of the outgoing layer, ``(*batch, k, k)``."""
+    h = seen.inputs[site.outgoing]
+    return h @ h.mT
+
+
+def gate(seen: Observation, site: Site, gain: float) -> Tensor:
+    """tanh(gain * RMS(grad W_m) / tr C), ``(*batch,)``: stops teleporting where nothing is left."""
+    outgoing = seen.layer_gradients[site.outgoing].weight
+    trace = seen.inputs[site.outgoing].square().sum(dim=(-2, -1))
+    return torch.tanh(gain * outgoing.square().mean(dim=(-2, -1)).sqrt() / (trace + TINY))
+
+
+@final
+class CoordinatewiseElement(ElementRule):
+    """One LSTM shared by the k x k entries of every site; T = bound * tanh(output) / k * gate.
+
+    The head starts at zero, so that LSTM(update,tele) starts as LSTM(update).
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        layers: int,
+        features: Sequence[str],
+        bound: float,
+        gain: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        unknown = [name for name in features if name not in FEATURES]
+        if unknown or not features:
+            raise UserError(
+                f"expected features of {', '.join(FEATURES)}, got {list(features)}: "
+                f"name at least one"
+            )
+        if not bound > 0 or not gain >= 0:
+            raise UserError(
+                f"expected bound > 0 and gate >= 0 (0: no gate), got bound={bound}, gate={gain}"
+            )
+        self.features = [FEATURES[name][1] for name in features]
+        self.bound = bound
+        self.gain = gain
+        channels = sum(FEATURES[name][0] for name in features)
+        self.lstm = LSTM(channels, hidden, layers, 1, generator)
+        self.lstm.zero_head()
+
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        layers = chain.layers(parameters)
+        entries = [
+            layers[site.incoming].weight.shape[:-1].numel()
+            * layers[site.incoming].weight.shape[-2]
+            for site in chain.sites
+        ]
+        return self.lstm.init_state(sum(entries))
+
+    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        channels = [
+            [channel for feature in self.features for channel in feature(seen, site)]
+            for site in seen.chain.sites
+        ]
+        x = torch.stack([flatten(per_site) for per_site in zip(*channels, strict=True)])
+        output, following = self.lstm(x, state)
+        raw = unflatten(output[0], [per_site[0] for per_site in channels])
+        return [
+            self._bounded(seen, site, entries)
+            for site, entries in zip(seen.chain.sites, raw, strict=True)
+        ], following
+
+    def _bounded(self, seen: Observation, site: Site, output: Tensor) -> Tensor:
+        element = torch.tanh(output) * (self.bound / output.shape[-1])
+        if self.gain == 0:
+            return element
+        return element * gate(seen, site, self.gain)[..., None, None]
+
+
+@final
+class FlatElement(ElementRule):
+    """The paper's own: one LSTM over all coordinates gives T, rescaled to a Frobenius norm."""
+
+    def __init__(
+        self,
+        hidden: int,
+        layers: int,
+        coordinates: int,
+        width: int,
+        norm: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.norm = norm
+        self.lstm = LSTM(coordinates, hidden, layers, width * width, generator)
+
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
+
+    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        if len(seen.chain.sites) != 1:
+            raise UserError(
+                f"expected a two-layer network for the flat LSTM, got "
+                f"{len(seen.chain.sites) + 1} layers: use a coordinate-wise meta-optimizer"
+            )
+        output, following = self.lstm(flat_gradient(seen, self.lstm), state)
+        batch = seen.gradients[0].shape[: seen.batch_dims]
+        element = output.mT.reshape(*batch, self.width, self.width)
+        if self.norm > 0:
+            size = torch.linalg.matrix_norm(element, keepdim=True)
+            element = element * (self.norm / (size + TINY))
+        return [element], following

@@ -1,0 +1,136 @@
+"""A fused LSTM step for coordinate-wise networks: many columns, few hidden units.
+
+``nn.LSTMCell`` has no fused kernel on the CPU. Here the states are *feature-major*,
+``(hidden, N)`` for N coordinates, so each gate is one contiguous block of the ``(4 hidden, N)``
+gate matrix; and tanh(x) = 2 sigmoid(2x) - 1 lets one in-place ``sigmoid_`` serve all four
+gates (``torch.tanh`` costs five to ten times as much on the CPU). Backward is written by hand.
+``nn.LSTMCell`` is the oracle in the tests; gates stand in its order, i, f, g, o.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _LSTMStep(torch.autograd.Function):
+    """(x, h, c) -> (h', c') for x ``(inputs, N)`` and h, c ``(hidden, N)``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        h: Tensor,
+        c: Tensor,
+        weight_x: Tensor,
+        weight_h: Tensor,
+        bias: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        hidden = h.shape[0]
+        gates = torch.addmm(bias.unsqueeze(-1), weight_x, x)
+        gates.addmm_(weight_h, h)
+        gates[2 * hidden : 3 * hidden].mul_(2)
+        gates.sigmoid_()
+        i, f, s, o = gates.split(hidden)
+        g = s.mul_(2).sub_(1)
+        c_next = torch.mul(f, c).addcmul_(i, g)
+        tanh_c = torch.mul(c_next, 2).sigmoid_().mul_(2).sub_(1)
+        h_next = o * tanh_c
+        ctx.save_for_backward(x, h, c, weight_x, weight_h, gates, tanh_c)
+        return h_next, c_next
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
+        x, h, c, weight_x, weight_h, gates, tanh_c = ctx.saved_tensors
+        i, f, g, o = gates.split(h.shape[0])
+        # 1 - s^2 of the two tanh, s (1 - s) of the three sigmoids, written into one buffer.
+        grad_gates = torch.empty_like(gates)
+        grad_i, grad_f, grad_g, grad_o = grad_gates.split(h.shape[0])
+        grad_cell = torch.mul(grad_h, o)
+        grad_cell.addcmul_(grad_cell * tanh_c, tanh_c, value=-1).add_(grad_c)
+        torch.mul(grad_h, tanh_c, out=grad_o)
+        torch.mul(grad_cell, g, out=grad_i)
+        torch.mul(grad_cell, c, out=grad_f)
+        torch.mul(grad_cell, i, out=grad_g)
+        grad_g.addcmul_(grad_g * g, g, value=-1)
+        for grad, gate in ((grad_i, i), (grad_f, f), (grad_o, o)):
+            grad.mul_(gate)
+            grad.addcmul_(grad, gate, value=-1)
+        needs = ctx.needs_input_grad
+        return (
+            weight_x.mT @ grad_gates if needs[0] else None,
+            weight_h.mT @ grad_gates if needs[1] else None,
+            grad_cell.mul_(f) if needs[2] else None,
+            grad_gates @ x.mT if needs[3] else None,
+            grad_gates @ h.mT if needs[4] else None,
+            grad_gates.sum(dim=1) if needs[5] else None,
+        )
+
+
+class LSTMLayer(nn.Module):
+    """One LSTM layer, stepped once a call, with the initialisation of ``nn.LSTMCell``."""
+
+    def __init__(self, inputs: int, hidden: int, generator: torch.Generator) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(hidden)
+        self.weight_x = uniform_parameter((4 * hidden, inputs), bound, generator)
+        self.weight_h = uniform_parameter((4 * hidden, hidden), bound, generator)
+        self.bias = uniform_parameter((4 * hidden,), bound, generator)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = _LSTMStep.apply(  # type: ignore[no-untyped-call]
+            x, h, c, self.weight_x, self.weight_h, self.bias
+        )
+        return result
+
+
+class LSTM(nn.Module):
+    """A stack of LSTM layers with a linear head, one step a call, over N independent columns.
+
+    The state is a list ``[h_1, c_1, h_2, c_2, ...]`` of tensors ``(hidden, N)``. It goes in and
+    comes out; nothing is kept.
+    """
+
+    def __init__(
+        self, inputs: int, hidden: int, layers: int, outputs: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.layers = nn.ModuleList(
+            LSTMLayer(inputs if layer == 0 else hidden, hidden, generator)
+            for layer in range(layers)
+        )
+        bound = 1.0 / math.sqrt(hidden)
+        self.head_weight = uniform_parameter((outputs, hidden), bound, generator)
+        self.head_bias = uniform_parameter((outputs,), bound, generator)
+
+    def zero_head(self) -> None:
+        """Make the head answer 0 until it has learned otherwise."""
+        nn.init.zeros_(self.head_weight)
+        nn.init.zeros_(self.head_bias)
+
+    def init_state(self, columns: int) -> list[Tensor]:
+        """Zeros for N columns."""
+        return [
+            self.head_weight.new_zeros(self.hidden, columns) for _ in range(2 * len(self.layers))
+        ]
+
+    def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """x ``(inputs, N)`` -> (output ``(outputs, N)``, next state)."""
+        following: list[Tensor] = []
+        for layer, h, c in zip(self.layers, state[::2], state[1::2], strict=True):
+            x, c_next = layer(x, h, c)
+            following += [x, c_next]
+        return torch.addmm(self.head_bias.unsqueeze(-1), self.head_weight, x), following
+
+
+def uniform_parameter(
+    shape: tuple[int, ...], bound: float, generator: torch.Generator
+) -> nn.Parameter:
+    """Uniform on [-bound, bound), from the generator given."""
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator))

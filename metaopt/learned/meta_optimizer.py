@@ -1,0 +1,194 @@
+"""A meta-optimizer: m1 and m2 together, and one step of w <- g_t . (w + f_t) (eq. 18)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from metaopt.chain import LayerChain
+from metaopt.errors import UserError
+from metaopt.learned.element import CoordinatewiseElement, ElementRule, FlatElement
+from metaopt.learned.observation import Observation
+from metaopt.learned.update import (
+    CoordinatewiseUpdate,
+    FlatStepSize,
+    FlatUpdate,
+    StepSizeUpdate,
+    UpdateRule,
+)
+from metaopt.symmetry import LayerInput, Teleportation, make_action, teleport
+
+State = dict[str, list[Tensor]]
+"""LSTM states by network: "update" and, where g is learned, "element"."""
+
+
+@dataclass(frozen=True)
+class MetaOptimizerSpec:
+    """Which networks a meta-optimizer is made of. Stored in its checkpoint.
+
+    Attributes:
+        update: a key of :data:`UPDATE_RULES`.
+        element: a key of :data:`ELEMENT_RULES`; "none" is g = I.
+        action: a key of ``metaopt.symmetry.ACTIONS`` for GL(k): post_activation (eq. 78) or
+            pre_activation (eq. 79).
+        damping: of eq. 79; 0 for eq. 78.
+        exponential: "exact" or "first_order".
+        hidden, layers: of each LSTM.
+        heads: parts of f, keys of ``metaopt.learned.update.HEADS``.
+        features: what m2 sees, keys of ``metaopt.learned.element.FEATURES``.
+        bound: s in T = s tanh(output) / k.
+        gate: gain of the gate on T; 0 for none.
+        norm: Frobenius norm that flat networks give T; 0 leaves it as it comes.
+        widths: input, hidden, output of the one problem size that flat networks fit.
+    """
+
+    update: str = "coordinatewise"
+    element: str = "coordinatewise"
+    action: str = "post_activation"
+    damping: float = 0.0
+    exponential: str = "exact"
+    hidden: int = 20
+    layers: int = 2
+    heads: tuple[str, ...] = ("free", "scaled_gradient")
+    features: tuple[str, ...] = ("gradients", "balance", "covariance")
+    bound: float = 8.0
+    gate: float = 1000.0
+    norm: float = 0.01
+    widths: tuple[int, int, int] = (20, 20, 20)
+
+    def __post_init__(self) -> None:
+        if self.update not in UPDATE_RULES:
+            raise UserError(
+                f"expected update of {', '.join(UPDATE_RULES)}, got {self.update!r}: name one"
+            )
+        if self.element not in ELEMENT_RULES:
+            raise UserError(
+                f"expected element of {', '.join(ELEMENT_RULES)}, got {self.element!r}: name one"
+            )
+        for name in ("hidden", "layers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"expected {name} of 1 or more, got {getattr(self, name)}")
+        if min(self.widths) < 1:
+            raise UserError(f"expected positive widths, got {self.widths}")
+        if self.action == "rescaling":
+            raise UserError(
+                "expected an action of GL(k), post_activation or pre_activation, got 'rescaling'"
+            )
+
+    @property
+    def coordinates(self) -> int:
+        """Weights of the problem size that flat networks fit."""
+        inputs, hidden, outputs = self.widths
+        return hidden * (inputs + outputs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> MetaOptimizerSpec:
+        """The inverse of :meth:`as_dict`."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+UPDATE_RULES: dict[str, Callable[[MetaOptimizerSpec, torch.Generator], UpdateRule]] = {
+    "coordinatewise": lambda spec, generator: CoordinatewiseUpdate(
+        spec.hidden, spec.layers, spec.heads, generator
+    ),
+    "step_size": lambda spec, generator: StepSizeUpdate(spec.hidden, spec.layers, generator),
+    "flat": lambda spec, generator: FlatUpdate(
+        spec.hidden, spec.layers, spec.coordinates, generator
+    ),
+    "flat_step_size": lambda spec, generator: FlatStepSize(
+        spec.hidden, spec.layers, spec.coordinates, generator
+    ),
+}
+"""m1 by name."""
+
+ELEMENT_RULES: dict[str, Callable[[MetaOptimizerSpec, torch.Generator], ElementRule] | None] = {
+    "none": None,
+    "coordinatewise": lambda spec, generator: CoordinatewiseElement(
+        spec.hidden, spec.layers, spec.features, spec.bound, spec.gate, generator
+    ),
+    "flat": lambda spec, generator: FlatElement(
+        spec.hidden, spec.layers, spec.coordinates, spec.widths[1], spec.norm, generator
+    ),
+}
+"""m2 by name; "none" means g = I."""
+
+
+class Proposal(NamedTuple):
+    """f_t of each parameter and T_t of each site (none where g = I)."""
+
+    update: list[Tensor]
+    elements: list[Tensor]
+
+
+class Advanced(NamedTuple):
+    """The outcome of one step."""
+
+    parameters: list[Tensor]
+    state: State
+    teleportation: Teleportation | None
+
+
+@final
+class MetaOptimizer(nn.Module):
+    """m1 and m2, built from a spec and a seed; pure: nothing is written to self."""
+
+    def __init__(self, spec: MetaOptimizerSpec, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.spec = spec
+        self.update = UPDATE_RULES[spec.update](spec, generator)
+        build = ELEMENT_RULES[spec.element]
+        self.element = None if build is None else build(spec, generator)
+        damping = {"damping": spec.damping} if spec.action == "pre_activation" else {}
+        self.action = make_action(spec.action, exponential=spec.exponential, **damping)
+
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        """The LSTM states before the first step."""
+        state = {"update": self.update.init_state(chain, parameters)}
+        if self.element is not None:
+            state["element"] = self.element.init_state(chain, parameters)
+        return state
+
+    def propose(self, seen: Observation, state: State) -> tuple[Proposal, State]:
+        """f_t and T_t from what is seen at w_t (eq. 19)."""
+        update, following = self.update.propose(seen, state["update"])
+        if self.element is None:
+            return Proposal(update, []), {"update": following}
+        elements, element_state = self.element.propose(seen, state["element"])
+        return Proposal(update, elements), {"update": following, "element": element_state}
+
+    def advance(
+        self,
+        chain: LayerChain,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        layer_input: LayerInput,
+        state: State,
+    ) -> Advanced:
+        """One step, w <- g_t . (w + f_t); the same code serves use and meta-training.
+
+        Args:
+            parameters: weight, bias, weight, ... of the chain.
+            gradients: of the summed loss, one a parameter.
+            layer_input: the chain's input x; pass the same object again while x is the same.
+        """
+        seen = Observation.of(chain, parameters, gradients, layer_input.original)
+        proposal, following = self.propose(seen, state)
+        updated = [
+            parameter + step.to(parameter.dtype)
+            for parameter, step in zip(parameters, proposal.update, strict=True)
+        ]
+        if self.element is None:
+            return Advanced(updated, following, None)
+        moved = teleport(
+            chain, chain.layers(updated), layer_input, proposal.elements, self.action
+        )
+        return Advanced(chain.parameters(moved.layers), following, moved)

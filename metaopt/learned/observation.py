@@ -1,0 +1,125 @@
+"""What a meta-optimizer sees of a network at one step, and the scales that make it comparable.
+
+Everything here is detached: gradients enter the LSTMs as numbers (first order), as in
+Andrychowicz et al. (2016) and the paper's released code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from metaopt.chain import Layer, LayerChain
+
+TINY = 1e-30  # keeps a division by a vanished scale finite in float32
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Gradients, weights and layer inputs at w_t."""
+
+    chain: LayerChain
+    parameters: Sequence[Tensor]
+    gradients: Sequence[Tensor]
+    x: Tensor  # (*batch, d_0, samples)
+
+    @classmethod
+    def of(
+        cls,
+        chain: LayerChain,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        x: Tensor,
+    ) -> Observation:
+        """Detached, and in float32 whatever the dtype of the weights: the networks are float32."""
+        return cls(
+            chain,
+            [parameter.detach().float() for parameter in parameters],
+            [gradient.detach().float() for gradient in gradients],
+            x.detach().float(),
+        )
+
+    @property
+    def batch_dims(self) -> int:
+        return self.chain.batch_dims
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """W and b of each layer."""
+        return self.chain.layers(self.parameters)
+
+    @cached_property
+    def layer_gradients(self) -> list[Layer]:
+        """The gradients, in the form of layers."""
+        return self.chain.layers(self.gradients)
+
+    @cached_property
+    def inputs(self) -> list[Tensor]:
+        """h_0 ... h_{L-1}."""
+        return self.chain.inputs(self.layers, self.x)
+
+    @cached_property
+    def curvature(self) -> list[Tensor]:
+        """kappa of each parameter, ``(*batch,)``: the scale of the curvature it meets.
+
+        For a weight W_m, ||h_{m-1}||_F^2 prod_{n > m} ||W_n||_F^2; for its bias the same with the
+        number of samples instead of ||h_{m-1}||_F^2. An upper bound on the largest eigenvalue of
+        its block of the Gauss-Newton matrix of 1/2 ||Y - F||_F^2.
+        """
+        kappas: list[Tensor] = []
+        downstream = self.x.new_ones(self.x.shape[: self.batch_dims])
+        for layer, h in zip(reversed(self.layers), reversed(self.inputs), strict=True):
+            if layer.bias is not None:
+                kappas.append(h.shape[-1] * downstream)
+            kappas.append(_square_norm(h) * downstream)
+            downstream = downstream * _square_norm(layer.weight)
+        return kappas[::-1]
+
+    @cached_property
+    def relative_rms(self) -> list[Tensor]:
+        """r of each parameter, ``(*batch,)``: the RMS over its entries of gradient / kappa."""
+        return [
+            gradient.square().mean(dim=tuple(range(self.batch_dims, gradient.dim()))).sqrt()
+            / (kappa + TINY)
+            for gradient, kappa in zip(self.gradients, self.curvature, strict=True)
+        ]
+
+    def coordinates(self, per_parameter: Sequence[Tensor]) -> Tensor:
+        """One value a parameter and problem, ``(*batch,)`` each, spread to all coordinates (N,)."""
+        spread = []
+        for value, parameter in zip(per_parameter, self.parameters, strict=True):
+            trailing = (1,) * (parameter.dim() - self.batch_dims)
+            spread.append(value.reshape(value.shape + trailing).expand_as(parameter))
+        return flatten(spread)
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """All entries of all tensors in one row, (N,)."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def unflatten(row: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of :func:`flatten`, with the shapes of ``like``."""
+    pieces = row.split([tensor.numel() for tensor in like])
+    return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+
+
+def log_sign(values: Tensor, p: float = 10.0) -> tuple[Tensor, Tensor]:
+    """The preprocessing of Andrychowicz et al. (2016), appendix A.
+
+    (log|v| / p, sign v) where |v| >= e^-p, else (-1, e^p v).
+    """
+    size = values.abs()
+    large = size >= math.exp(-p)
+    magnitude = torch.where(large, size.clamp(min=TINY).log() / p, -1.0)
+    direction = torch.where(large, values.sign(), values * math.exp(p))
+    return magnitude, direction
+
+
+def _square_norm(matrix: Tensor) -> Tensor:
+    return matrix.square().sum(dim=(-2, -1))

@@ -1,0 +1,91 @@
+"""A trained meta-optimizer as an ordinary ``torch.optim.Optimizer``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from metaopt.chain import LayerChain
+from metaopt.errors import UserError
+from metaopt.learned.checkpoint import load_meta_optimizer
+from metaopt.learned.meta_optimizer import MetaOptimizer, State
+from metaopt.symmetry import LayerInput, Teleportation
+
+
+@runtime_checkable
+class ChainModel(Protocol):
+    """A module that says how it is a chain of layers and what its input is."""
+
+    chain: LayerChain
+    x: Tensor
+
+    def parameters(self) -> Any: ...
+
+
+class LearnedOptimizer(torch.optim.Optimizer):
+    r"""Steps a network with a learned optimizer: :math:`w \leftarrow g_t \cdot (w + f_t)`.
+
+    Args:
+        model: a module with a ``chain`` and its input ``x``, such as the problems of
+            ``metaopt.problems``; its parameters are the chain's, in order.
+        optimizer: the name of a shipped optimizer, the path of a checkpoint, or a
+            :class:`MetaOptimizer`.
+
+    Example:
+        >>> import metaopt
+        >>> problem = metaopt.problems.TwoLayerFamily().sample([0, 1])
+        >>> optimizer = metaopt.LearnedOptimizer(problem, "lstm_update_tele")
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     problem().sum().backward()
+        ...     optimizer.step()
+    """
+
+    def __init__(self, model: nn.Module, optimizer: str | Path | MetaOptimizer) -> None:
+        if not isinstance(model, ChainModel):
+            raise UserError(
+                f"expected a module with a chain of layers and its input (attributes `chain` "
+                f"and `x`), got {type(model).__name__}: use a problem of metaopt.problems"
+            )
+        self.meta = (
+            optimizer
+            if isinstance(optimizer, MetaOptimizer)
+            else load_meta_optimizer(optimizer)
+        )
+        super().__init__(list(model.parameters()), {})
+        self.chain = model.chain
+        self.layer_input = LayerInput(model.x)
+        self.teleportation: Teleportation | None = None
+
+    @property
+    def learned_state(self) -> State:
+        """The LSTM states. They live in ``state`` and so in ``state_dict``."""
+        if "learned" not in self.state:
+            self.state["learned"] = self.meta.init_state(self.chain, self._parameters())
+        state: State = self.state["learned"]
+        return state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step from the gradients that ``backward`` left; a closure is optional."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        parameters = self._parameters()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        advanced = self.meta.advance(
+            self.chain, parameters, gradients, self.layer_input, self.learned_state
+        )
+        for parameter, value in zip(parameters, advanced.parameters, strict=True):
+            parameter.copy_(value)
+        self.state["learned"] = advanced.state
+        self.teleportation = advanced.teleportation
+        return loss
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]

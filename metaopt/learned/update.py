@@ -1,0 +1,194 @@
+"""m1: what is added to the weights, f_t (eqs. 16, 17, 19)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from metaopt.chain import LayerChain
+from metaopt.errors import UserError
+from metaopt.learned.lstm import LSTM
+from metaopt.learned.observation import TINY, Observation, flatten, log_sign, unflatten
+
+State = list[Tensor]
+
+
+class UpdateRule(nn.Module, ABC):
+    """Proposes one update a parameter; pure: the state goes in and comes out."""
+
+    @abstractmethod
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        """The state before the first step."""
+
+    @abstractmethod
+    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        """(f_t of each parameter, next state)."""
+
+
+Head = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(output of the LSTM, gradient, kappa, r) -> its part of -f; all of shape (N,)."""
+
+
+def plain(output: Tensor, gradient: Tensor, kappa: Tensor, r: Tensor) -> Tensor:
+    """A free step that nothing scales."""
+    return 0.01 * output
+
+
+def free(output: Tensor, gradient: Tensor, kappa: Tensor, r: Tensor) -> Tensor:
+    """A free step that vanishes with the layer's gradient, so that it leaves no floor."""
+    return 0.01 * output * torch.tanh(100.0 * r)
+
+
+def gradient(output: Tensor, gradient: Tensor, kappa: Tensor, r: Tensor) -> Tensor:
+    """A bounded gradient step with a learned step size a coordinate."""
+    return 0.1 * torch.tanh(10.0 * gradient * (4.0 * output - 9.0).clamp(max=0.0).exp())
+
+
+def scaled_gradient(output: Tensor, gradient: Tensor, kappa: Tensor, r: Tensor) -> Tensor:
+    """The same, with the step size in units of 1 / kappa, which carries over to other widths."""
+    size = (4.0 * output - 1.0).clamp(max=3.0).exp()
+    return 0.1 * torch.tanh(10.0 * (gradient / (kappa + TINY)) * size)
+
+
+HEADS: dict[str, Head] = {
+    "plain": plain,
+    "free": free,
+    "gradient": gradient,
+    "scaled_gradient": scaled_gradient,
+}
+"""The parts an update can be a sum of."""
+
+
+@final
+class CoordinatewiseUpdate(UpdateRule):
+    """One LSTM shared by all coordinates (Andrychowicz et al., 2016); f is minus a sum of heads."""
+
+    def __init__(
+        self, hidden: int, layers: int, heads: Sequence[str], generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        unknown = [head for head in heads if head not in HEADS]
+        if unknown or not heads:
+            raise UserError(
+                f"expected heads of {', '.join(HEADS)}, got {list(heads)}: name at least one"
+            )
+        self.heads = [HEADS[head] for head in heads]
+        self.lstm = LSTM(2, hidden, layers, len(heads), generator)
+
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        return self.lstm.init_state(sum(parameter.numel() for parameter in parameters))
+
+    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        gradient = flatten(seen.gradients)
+        outputs, following = self.lstm(torch.stack(log_sign(gradient)), state)
+        kappa = seen.coordinates(seen.curvature)
+        r = seen.coordinates(seen.relative_rms)
+        step = torch.zeros_like(gradient)
+        for head, output in zip(self.heads, outputs, strict=True):
+            step = step + head(output, gradient, kappa, r)
+        return unflatten(-step, seen.parameters), following
+
+
+@final
+class StepSizeUpdate(UpdateRule):
+    """f = -eta_t * gradient with one learned step size a problem, for LSTM(lr,tele).
+
+    eta_t = exp(min(4 o, 4)) / max_m kappa_m; the LSTM sees the logarithms of the gradient's norm,
+    of that curvature and of their ratio, so it knows no width.
+    """
+
+    def __init__(self, hidden: int, layers: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.lstm = LSTM(3, hidden, layers, 1, generator)
+
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
+
+    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        norm = _batch_norm(seen)
+        kappa = torch.stack(seen.curvature).amax(dim=0).reshape(-1) + TINY
+        logs = torch.stack((norm + TINY, kappa, norm / kappa + TINY)).log() / 10.0
+        output, following = self.lstm(logs, state)
+        rate = (4.0 * output[0]).clamp(max=4.0).exp() / kappa
+        return _scaled(seen, rate), following
+
+
+@final
+class FlatUpdate(UpdateRule):
+    """The paper's own: one LSTM over all coordinates at once; it fits one problem size only."""
+
+    def __init__(
+        self, hidden: int, layers: int, coordinates: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.lstm = LSTM(coordinates, hidden, layers, coordinates, generator)
+
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
+
+    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        x = flat_gradient(seen, self.lstm)
+        outputs, following = self.lstm(x, state)
+        columns = outputs.clamp(-1e7, 1e7).mT.split(
+            [gradient.shape[seen.batch_dims :].numel() for gradient in seen.gradients], dim=1
+        )
+        return [
+            column.reshape(gradient.shape)
+            for column, gradient in zip(columns, seen.gradients, strict=True)
+        ], following
+
+
+@final
+class FlatStepSize(UpdateRule):
+    """The paper's own LSTM(lr, .): one LSTM over all coordinates gives eta in [1e-7, 5e-3].
+
+    The released code lets one LSTM give both eta and g; here each has its own.
+    """
+
+    def __init__(
+        self, hidden: int, layers: int, coordinates: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.lstm = LSTM(coordinates, hidden, layers, 1, generator)
+
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
+
+    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        output, following = self.lstm(flat_gradient(seen, self.lstm), state)
+        return _scaled(seen, output[0].clamp(1e-7, 5e-3)), following
+
+
+def flat_gradient(seen: Observation, lstm: LSTM) -> Tensor:
+    """All gradients of a problem in one column, ``(coordinates, B)``.
+
+    Raises:
+        UserError: if the network has another number of coordinates than the LSTM was built for.
+    """
+    rows = torch.cat([g.flatten(start_dim=seen.batch_dims) for g in seen.gradients], dim=-1)
+    column = rows.reshape(-1, rows.shape[-1]).mT
+    expected = lstm.layers[0].weight_x.shape[1]
+    if column.shape[0] != expected:
+        raise UserError(
+            f"expected a network of {expected} weights for this flat LSTM, got one of "
+            f"{column.shape[0]}: use a coordinate-wise meta-optimizer for other sizes"
+        )
+    return column.contiguous()
+
+
+def _batch_norm(seen: Observation) -> Tensor:
+    """The norm of the whole gradient of each problem, (B,)."""
+    squares = [g.flatten(start_dim=seen.batch_dims).square().sum(-1) for g in seen.gradients]
+    return torch.stack(squares).sum(dim=0).sqrt().reshape(-1)
+
+
+def _scaled(seen: Observation, rate: Tensor) -> list[Tensor]:
+    """-rate * gradient, rate of shape (B,)."""
+    batch = seen.gradients[0].shape[: seen.batch_dims]
+    return [
+        -rate.reshape(batch + (1,) * (g.dim() - seen.batch_dims)) * g for g in seen.gradients
+    ]

@@ -1,0 +1,198 @@
+"""The interface of a group action at a site (appendix E.1).
+
+At a site the pair of layers computes W_m sigma(W_{m-1} h + b_{m-1}) + b_m. An action moves both
+layers by a group element g = exp(T) so that this output stays. Each action is written as a
+*change* of the weights, so that T = 0 moves nothing, bit for bit, whatever the rank of h.
+
+Arithmetic is float64. A problem of the batch whose move cannot be trusted keeps its weights and
+is marked ``refused``: NaN or infinity in what comes in, an element too large to exponentiate, a
+factorisation that fails, or an output that changes by more than ``max_defect``. What could
+become NaN is masked on its way in, because a NaN masked on its way out still reaches the
+gradient through ``torch.where``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metaopt.chain import Activation, Layer
+from metaopt.errors import UserError
+from metaopt.symmetry.exponential import EXPONENTIALS
+
+MAX_ELEMENT = 100.0  # Frobenius norm of T above which exp(T) is not attempted
+
+
+class LayerInput:
+    """h, the input of an incoming layer, with what is computed from it once.
+
+    Keep the object while h stays the same: the pseudo-inverse is made once and reused.
+    """
+
+    def __init__(self, h: Tensor) -> None:
+        self.original = h
+        self.finite = h.isfinite().all(dim=(-2, -1))
+        self.h = torch.where(self.finite[..., None, None], h.double(), 0.0)
+
+    @cached_property
+    def with_ones(self) -> LayerInput:
+        """h with a row of ones below, which carries the bias."""
+        return LayerInput(torch.cat((self.h, torch.ones_like(self.h[..., :1, :])), dim=-2))
+
+    @cached_property
+    def pseudo_inverse(self) -> Tensor:
+        """h^+, ``(*batch, samples, features)``."""
+        return torch.linalg.pinv(self.h)
+
+    def for_layer(self, layer: Layer) -> LayerInput:
+        """This input as the layer sees it: with a row of ones where it has a bias."""
+        return self if layer.bias is None else self.with_ones
+
+
+class Move(NamedTuple):
+    """What an action proposes for one site."""
+
+    incoming: Layer
+    outgoing: Layer
+    defect: Tensor  # (*batch,) relative change of the pair's output, in float64
+    refused: Tensor  # (*batch,) bool: this problem keeps its layers
+
+
+class Candidate(NamedTuple):
+    """What a concrete action computes, in float64, before anything is refused."""
+
+    incoming: Tensor  # joined [W b] of the incoming layer
+    outgoing: Tensor
+    solved: Tensor  # (*batch,) bool: every factorisation succeeded
+
+
+class GroupAction(ABC):
+    """A group acting on the two layers of a site. Concrete actions are final."""
+
+    exact_when: ClassVar[str]
+    diagonal: ClassVar[bool] = False  # whether elements are (*batch, k) instead of (*batch, k, k)
+
+    def __init__(self, exponential: str = "exact", max_defect: float = 0.1) -> None:
+        if exponential not in EXPONENTIALS:
+            raise UserError(
+                f"expected an exponential of {', '.join(EXPONENTIALS)}, got {exponential!r}"
+            )
+        if not max_defect > 0:
+            raise UserError(f"expected a positive max_defect, got {max_defect}")
+        self.exponential = EXPONENTIALS[exponential]
+        self.max_defect = max_defect
+
+    @abstractmethod
+    def is_exact(
+        self, incoming: Layer, outgoing: Layer, samples: int, activation: Activation
+    ) -> bool:
+        """``exact_when`` as a predicate on shapes and activation (for data in general position)."""
+
+    @abstractmethod
+    def _candidate(
+        self, element: Tensor, w_in: Tensor, w_out: Tensor, pair: Pair, activation: Activation
+    ) -> Candidate: ...
+
+    def act(
+        self,
+        element: Tensor,
+        incoming: Layer,
+        outgoing: Layer,
+        layer_input: LayerInput,
+        activation: Activation,
+    ) -> Move:
+        """Move both layers by g = exp(element); the layers keep their dtype.
+
+        Args:
+            element: T in the Lie algebra, ``(*batch, k, k)``, or ``(*batch, k)`` if ``diagonal``.
+            incoming: layer m-1, weight ``(*batch, k, features)``.
+            outgoing: layer m, weight ``(*batch, out, k)``.
+            layer_input: h, ``(*batch, features, samples)``, at these weights.
+            activation: sigma between the two.
+
+        Raises:
+            UserError: if the element does not fit the site's width, or the activation the action.
+        """
+        width = incoming.weight.shape[-2]
+        expected = (width,) if self.diagonal else (width, width)
+        if element.shape[-len(expected) :] != expected:
+            raise UserError(
+                f"expected an element of shape (*batch, {', '.join(map(str, expected))}) for a "
+                f"site of width {width}, got {tuple(element.shape)}"
+            )
+        batch = incoming.weight.dim() - 2
+        matrix = tuple(range(batch, element.dim()))
+        small = element.detach().double().square().sum(dim=matrix) < MAX_ELEMENT**2  # NaN: False
+        pair = Pair(incoming, outgoing, layer_input)
+        trusted = small & pair.finite
+        element = torch.where(_expand(trusted, element), element.double(), 0.0)
+        w_in, w_out = (torch.where(_expand(trusted, w), w, 0.0) for w in (pair.w_in, pair.w_out))
+
+        candidate = self._candidate(element, w_in, w_out, pair, activation)
+        with torch.no_grad():
+            before = w_out @ pair.hidden(activation(w_in @ pair.h))
+            after = candidate.outgoing @ pair.hidden(activation(candidate.incoming @ pair.h))
+            defect = relative_change(before, after)
+            refused = ~(trusted & candidate.solved & (defect <= self.max_defect))
+        return Move(
+            _keep_where(refused, incoming, candidate.incoming),
+            _keep_where(refused, outgoing, candidate.outgoing),
+            defect,
+            refused,
+        )
+
+
+class Pair:
+    """Both layers of a site as joined float64 matrices, and their inputs with rows of ones."""
+
+    def __init__(self, incoming: Layer, outgoing: Layer, layer_input: LayerInput) -> None:
+        self.layer_input = layer_input.for_layer(incoming)
+        self.h = self.layer_input.h
+        self.w_in = incoming.joined().double()
+        self.w_out = outgoing.joined().double()
+        self.outgoing_biased = outgoing.bias is not None
+        self.finite = (
+            self.layer_input.finite
+            & layer_input.finite
+            & self.w_in.detach().isfinite().all(dim=-1).all(dim=-1)
+            & self.w_out.detach().isfinite().all(dim=-1).all(dim=-1)
+        )
+
+    def hidden(self, features: Tensor) -> Tensor:
+        """Hidden features as the outgoing layer sees them: with ones where it has a bias."""
+        if not self.outgoing_biased:
+            return features
+        return torch.cat((features, torch.ones_like(features[..., :1, :])), dim=-2)
+
+    def times_inverse(self, w_out: Tensor, g_inverse: Tensor) -> Tensor:
+        """[W_m g^-1, b_m]: the group acts on the weight alone."""
+        if not self.outgoing_biased:
+            return w_out @ g_inverse
+        return torch.cat((w_out[..., :-1] @ g_inverse, w_out[..., -1:]), dim=-1)
+
+
+def relative_change(before: Tensor, after: Tensor) -> Tensor:
+    """||after - before||_F / ||before||_F, shape ``(*batch,)``; 0 for two zero outputs."""
+    change = torch.linalg.matrix_norm(after - before)
+    size = torch.linalg.matrix_norm(before)
+    return change / size.clamp(min=torch.finfo(size.dtype).tiny)
+
+
+def _expand(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.reshape(mask.shape + (1,) * (like.dim() - mask.dim()))
+
+
+def _keep_where(refused: Tensor, layer: Layer, joined: Tensor) -> Layer:
+    """The layer from its joined matrix, or the old layer where refused; in the layer's dtype."""
+    moved = joined.to(layer.weight.dtype)
+    mask = refused[..., None, None]
+    if layer.bias is None:
+        return Layer(torch.where(mask, layer.weight, moved))
+    return Layer(
+        torch.where(mask, layer.weight, moved[..., :-1]),
+        torch.where(mask[..., 0], layer.bias, moved[..., -1]),
+    )

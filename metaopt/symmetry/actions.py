@@ -1,0 +1,171 @@
+"""The three actions: eq. 78, eq. 79 (exact or damped), and positive rescaling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor
+
+from metaopt.chain import Activation, Layer
+from metaopt.errors import UserError
+from metaopt.symmetry.action import Candidate, GroupAction, Pair
+
+
+@final
+class PostActivationAction(GroupAction):
+    """Eq. 78: g acts on the hidden features sigma(W_{m-1} h), after the activation.
+
+    W_{m-1} <- W_{m-1} + [sigma^-1(g sigma(W_{m-1} h)) - W_{m-1} h] h^+,   W_m <- W_m g^-1.
+
+    The printed form (...) h^+ without the change projects W_{m-1} onto the span of h.
+    """
+
+    exact_when = (
+        "the activation is bijective and the samples are linearly independent as columns of h, "
+        "for which there must be at most as many samples as inputs (one more with a bias)"
+    )
+
+    def is_exact(
+        self, incoming: Layer, outgoing: Layer, samples: int, activation: Activation
+    ) -> bool:
+        inputs = incoming.weight.shape[-1] + (incoming.bias is not None)
+        return activation.inverse is not None and samples <= inputs
+
+    def _candidate(
+        self, element: Tensor, w_in: Tensor, w_out: Tensor, pair: Pair, activation: Activation
+    ) -> Candidate:
+        inverse = activation.inverse
+        if inverse is None:
+            raise UserError(
+                f"expected a bijective activation for eq. 78, got {activation}: "
+                f"use the rescaling or the pre-activation action"
+            )
+        g, g_inverse = self.exponential(element)
+        features = activation(w_in @ pair.h)
+        # sigma^-1(sigma(z)) rather than z: equal in exact arithmetic, and at g = I the
+        # difference is then zero bit for bit.
+        change = inverse(g @ features) - inverse(features)
+        return Candidate(
+            w_in + change @ pair.layer_input.pseudo_inverse,
+            pair.times_inverse(w_out, g_inverse),
+            _all_true(w_in),
+        )
+
+
+@final
+class PreActivationAction(GroupAction):
+    """Eq. 79: g acts on the incoming weights, before the activation.
+
+    W_{m-1} <- g W_{m-1},   W_m <- W_m g^-1 + R H^+,   H = sigma(g W_{m-1} h),
+    R = W_m sigma(W_{m-1} h) - W_m g^-1 H: the linear action and the smallest correction that
+    keeps the output. Biases move along; b_m takes part in the correction.
+
+    ``damping`` > 0 replaces R H^+ by R H^T (H H^T + lambda I)^-1 (or the equal form with H^T H,
+    whichever is smaller), lambda = damping times the mean diagonal. It trades a defect for
+    bounded weights where H is badly conditioned.
+    """
+
+    exact_when = (
+        "the moved hidden features H are linearly independent as columns, for which there must "
+        "be at most as many samples as hidden units (one more with a bias), and damping is 0"
+    )
+
+    def __init__(
+        self, exponential: str = "exact", max_defect: float = 0.1, damping: float = 0.0
+    ) -> None:
+        super().__init__(exponential, max_defect)
+        if not damping >= 0:
+            raise UserError(f"expected a damping of 0 or more, got {damping}")
+        self.damping = damping
+
+    def is_exact(
+        self, incoming: Layer, outgoing: Layer, samples: int, activation: Activation
+    ) -> bool:
+        hidden = incoming.weight.shape[-2] + (outgoing.bias is not None)
+        return self.damping == 0 and samples <= hidden
+
+    def _candidate(
+        self, element: Tensor, w_in: Tensor, w_out: Tensor, pair: Pair, activation: Activation
+    ) -> Candidate:
+        g, g_inverse = self.exponential(element)
+        moved_in = g @ w_in
+        hidden = pair.hidden(activation(moved_in @ pair.h))
+        linear = pair.times_inverse(w_out, g_inverse)
+        residual = w_out @ pair.hidden(activation(w_in @ pair.h)) - linear @ hidden
+        if self.damping:
+            correction, solved = _damped(residual, hidden, self.damping)
+        else:
+            correction, solved = residual @ torch.linalg.pinv(hidden), _all_true(hidden)
+        return Candidate(moved_in, linear + correction, solved)
+
+
+@final
+class RescalingAction(GroupAction):
+    """Positive rescaling of hidden units: W_{m-1} <- D W_{m-1}, b_{m-1} <- D b_{m-1}, W_m <- W_m D^-1.
+
+    D = diag(exp(t)). Exact for every input, batch or not.
+    """
+
+    exact_when = "the activation is positively homogeneous (ReLU, LeakyReLU, identity)"
+    diagonal = True
+
+    def is_exact(
+        self, incoming: Layer, outgoing: Layer, samples: int, activation: Activation
+    ) -> bool:
+        return activation.homogeneous
+
+    def _candidate(
+        self, element: Tensor, w_in: Tensor, w_out: Tensor, pair: Pair, activation: Activation
+    ) -> Candidate:
+        if not activation.homogeneous:
+            raise UserError(
+                f"expected a positively homogeneous activation for rescaling, got {activation}: "
+                f"use the pre-activation action"
+            )
+        scale = element.exp()
+        weight = w_out[..., : scale.shape[-1]] / scale.unsqueeze(-2)
+        outgoing = torch.cat((weight, w_out[..., scale.shape[-1] :]), dim=-1)
+        return Candidate(scale.unsqueeze(-1) * w_in, outgoing, _all_true(w_in))
+
+
+def _damped(residual: Tensor, hidden: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """R H^T (H H^T + lambda I)^-1, and which problems could be solved."""
+    units, samples = hidden.shape[-2:]
+    gram = hidden @ hidden.mT if units <= samples else hidden.mT @ hidden
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    gram = gram + (damping * diagonal.mean(-1))[..., None, None] * identity
+    _, info = torch.linalg.cholesky_ex(gram.detach())
+    solved = info == 0
+    factor = torch.linalg.cholesky_ex(torch.where(solved[..., None, None], gram, identity))[0]
+    if units <= samples:
+        return torch.cholesky_solve(hidden @ residual.mT, factor).mT, solved
+    return torch.cholesky_solve(residual.mT, factor).mT @ hidden.mT, solved
+
+
+def _all_true(like: Tensor) -> Tensor:
+    return torch.ones(like.shape[:-2], dtype=torch.bool, device=like.device)
+
+
+ACTIONS: dict[str, Callable[..., GroupAction]] = {
+    "post_activation": PostActivationAction,
+    "pre_activation": PreActivationAction,
+    "rescaling": RescalingAction,
+}
+"""Every action by name; tests and configs run over this table."""
+
+
+def make_action(name: str, **options: float | str) -> GroupAction:
+    """The action called ``name``.
+
+    Raises:
+        UserError: for a name that is not in :data:`ACTIONS`, or an option the action lacks.
+    """
+    if name not in ACTIONS:
+        raise UserError(f"expected an action of {', '.join(ACTIONS)}, got {name!r}: name one")
+    try:
+        return ACTIONS[name](**options)
+    except TypeError as error:
+        raise UserError(f"expected options of the action {name!r}, got {options}: {error}") from None

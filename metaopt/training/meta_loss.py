@@ -1,0 +1,29 @@
+"""What a window of losses is worth to the meta-optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from metaopt.errors import UserError
+
+MetaLoss = Callable[[Tensor], Tensor]
+"""Losses ``(K, B)`` after each of K steps -> a scalar."""
+
+
+def log_mean(floor: float) -> MetaLoss:
+    """mean log(L + floor): losses span fourteen orders of magnitude, and below the floor, which
+    is float32 noise, nothing is left to learn."""
+    if not floor >= 0:
+        raise UserError(f"expected a log floor of 0 or more, got {floor}")
+    return lambda losses: (losses + floor).log().mean()
+
+
+def paper_sum(floor: float) -> MetaLoss:
+    """Algorithm 1: the sum of L over the window, averaged over problems."""
+    return lambda losses: losses.sum(dim=0).mean()
+
+
+META_LOSSES: dict[str, Callable[[float], MetaLoss]] = {"log": log_mean, "sum": paper_sum}
+"""Meta-losses by name."""
