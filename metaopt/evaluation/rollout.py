@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class _Recorder:
         self.grad_norms: list[Tensor] = []
         self.fresh = True
 
-    def __call__(self) -> Tensor:
+    def __call__(self) -> Any:
         self.problem.zero_grad(set_to_none=True)
         losses: Tensor = self.problem()
         total = losses.sum()
@@ -64,7 +65,7 @@ def rollout(
     optimizer: torch.optim.Optimizer,
     steps: int,
     measure_defects: bool = True,
-    progress: tqdm[None] | None = None,
+    progress: tqdm[Any] | None = None,
 ) -> Trajectory:
     """Step ``optimizer`` on ``problem``, always with a closure.
 

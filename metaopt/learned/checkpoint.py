@@ -42,10 +42,15 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, An
     Raises:
         OSError: as the file system gives it, for example when the disk is full.
     """
+    write_atomically(path, checkpoint_bytes(tensors, facts))
+
+
+def checkpoint_bytes(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
+    """The file's content; equal tensors and facts give equal bytes."""
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     header = {"format": FORMAT, "version": VERSION, **facts}
     header["sha256"] = _digest(whole, header)
-    write_atomically(path, save(whole, {FORMAT: json.dumps(header, sort_keys=True)}))
+    return save(whole, {FORMAT: json.dumps(header, sort_keys=True)})
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -115,8 +115,7 @@ class CoordinatewiseElement(ElementRule):
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
         layers = chain.layers(parameters)
         entries = [
-            layers[site.incoming].weight.shape[:-1].numel()
-            * layers[site.incoming].weight.shape[-2]
+            layers[site.incoming].weight.shape[:-1].numel() * layers[site.incoming].weight.shape[-2]
             for site in chain.sites
         ]
         return self.lstm.init_state(sum(entries))

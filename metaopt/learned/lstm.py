@@ -35,7 +35,7 @@ class _LSTMStep(torch.autograd.Function):
         gates.addmm_(weight_h, h)
         gates[2 * hidden : 3 * hidden].mul_(2)
         gates.sigmoid_()
-        i, f, s, o = gates.split(hidden)
+        i, f, s, o = gates.chunk(4)
         g = s.mul_(2).sub_(1)
         c_next = torch.mul(f, c).addcmul_(i, g)
         tanh_c = torch.mul(c_next, 2).sigmoid_().mul_(2).sub_(1)
@@ -47,10 +47,10 @@ class _LSTMStep(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
         x, h, c, weight_x, weight_h, gates, tanh_c = ctx.saved_tensors
-        i, f, g, o = gates.split(h.shape[0])
+        i, f, g, o = gates.chunk(4)
         # 1 - s^2 of the two tanh, s (1 - s) of the three sigmoids, written into one buffer.
         grad_gates = torch.empty_like(gates)
-        grad_i, grad_f, grad_g, grad_o = grad_gates.split(h.shape[0])
+        grad_i, grad_f, grad_g, grad_o = grad_gates.chunk(4)
         grad_cell = torch.mul(grad_h, o)
         grad_cell.addcmul_(grad_cell * tanh_c, tanh_c, value=-1).add_(grad_c)
         torch.mul(grad_h, tanh_c, out=grad_o)
@@ -100,6 +100,7 @@ class LSTM(nn.Module):
         self, inputs: int, hidden: int, layers: int, outputs: int, generator: torch.Generator
     ) -> None:
         super().__init__()
+        self.inputs = inputs
         self.hidden = hidden
         self.layers = nn.ModuleList(
             LSTMLayer(inputs if layer == 0 else hidden, hidden, generator)

@@ -43,7 +43,7 @@ class MetaOptimizerSpec:
         bound: s in T = s tanh(output) / k.
         gate: gain of the gate on T; 0 for none.
         norm: Frobenius norm that flat networks give T; 0 leaves it as it comes.
-        widths: input, hidden, output of the one problem size that flat networks fit.
+        flat_widths: input, hidden, output of the one problem size that flat networks fit.
     """
 
     update: str = "coordinatewise"
@@ -58,7 +58,7 @@ class MetaOptimizerSpec:
     bound: float = 8.0
     gate: float = 1000.0
     norm: float = 0.01
-    widths: tuple[int, int, int] = (20, 20, 20)
+    flat_widths: tuple[int, int, int] = (20, 20, 20)
 
     def __post_init__(self) -> None:
         if self.update not in UPDATE_RULES:
@@ -72,8 +72,8 @@ class MetaOptimizerSpec:
         for name in ("hidden", "layers"):
             if getattr(self, name) < 1:
                 raise UserError(f"expected {name} of 1 or more, got {getattr(self, name)}")
-        if min(self.widths) < 1:
-            raise UserError(f"expected positive widths, got {self.widths}")
+        if min(self.flat_widths) < 1:
+            raise UserError(f"expected positive flat_widths, got {self.flat_widths}")
         if self.action == "rescaling":
             raise UserError(
                 "expected an action of GL(k), post_activation or pre_activation, got 'rescaling'"
@@ -82,7 +82,7 @@ class MetaOptimizerSpec:
     @property
     def coordinates(self) -> int:
         """Weights of the problem size that flat networks fit."""
-        inputs, hidden, outputs = self.widths
+        inputs, hidden, outputs = self.flat_widths
         return hidden * (inputs + outputs)
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,7 +92,10 @@ class MetaOptimizerSpec:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> MetaOptimizerSpec:
         """The inverse of :meth:`as_dict`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
+        return cls(**values)
 
 
 UPDATE_RULES: dict[str, Callable[[MetaOptimizerSpec, torch.Generator], UpdateRule]] = {
@@ -115,7 +118,7 @@ ELEMENT_RULES: dict[str, Callable[[MetaOptimizerSpec, torch.Generator], ElementR
         spec.hidden, spec.layers, spec.features, spec.bound, spec.gate, generator
     ),
     "flat": lambda spec, generator: FlatElement(
-        spec.hidden, spec.layers, spec.coordinates, spec.widths[1], spec.norm, generator
+        spec.hidden, spec.layers, spec.coordinates, spec.flat_widths[1], spec.norm, generator
     ),
 }
 """m2 by name; "none" means g = I."""
@@ -188,7 +191,5 @@ class MetaOptimizer(nn.Module):
         ]
         if self.element is None:
             return Advanced(updated, following, None)
-        moved = teleport(
-            chain, chain.layers(updated), layer_input, proposal.elements, self.action
-        )
+        moved = teleport(chain, chain.layers(updated), layer_input, proposal.elements, self.action)
         return Advanced(chain.parameters(moved.layers), following, moved)

@@ -105,7 +105,7 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 
 def unflatten(row: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The inverse of :func:`flatten`, with the shapes of ``like``."""
-    pieces = row.split([tensor.numel() for tensor in like])
+    pieces = torch.split(row, [tensor.numel() for tensor in like])
     return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 

@@ -52,9 +52,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"and `x`), got {type(model).__name__}: use a problem of metaopt.problems"
             )
         self.meta = (
-            optimizer
-            if isinstance(optimizer, MetaOptimizer)
-            else load_meta_optimizer(optimizer)
+            optimizer if isinstance(optimizer, MetaOptimizer) else load_meta_optimizer(optimizer)
         )
         super().__init__(list(model.parameters()), {})
         self.chain = model.chain
@@ -64,13 +62,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
     @property
     def learned_state(self) -> State:
         """The LSTM states. They live in ``state`` and so in ``state_dict``."""
-        if "learned" not in self.state:
-            self.state["learned"] = self.meta.init_state(self.chain, self._parameters())
-        state: State = self.state["learned"]
+        kept: dict[Any, Any] = self.state  # keys that are no parameters pass through state_dict
+        if "learned" not in kept:
+            kept["learned"] = self.meta.init_state(self.chain, self._parameters())
+        state: State = kept["learned"]
         return state
 
+    @learned_state.setter
+    def learned_state(self, state: State) -> None:
+        kept: dict[Any, Any] = self.state
+        kept["learned"] = state
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step from the gradients that ``backward`` left; a closure is optional."""
         loss = None
         if closure is not None:
@@ -83,7 +87,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         )
         for parameter, value in zip(parameters, advanced.parameters, strict=True):
             parameter.copy_(value)
-        self.state["learned"] = advanced.state
+        self.learned_state = advanced.state
         self.teleportation = advanced.teleportation
         return loss
 

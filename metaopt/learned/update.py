@@ -171,10 +171,9 @@ def flat_gradient(seen: Observation, lstm: LSTM) -> Tensor:
     """
     rows = torch.cat([g.flatten(start_dim=seen.batch_dims) for g in seen.gradients], dim=-1)
     column = rows.reshape(-1, rows.shape[-1]).mT
-    expected = lstm.layers[0].weight_x.shape[1]
-    if column.shape[0] != expected:
+    if column.shape[0] != lstm.inputs:
         raise UserError(
-            f"expected a network of {expected} weights for this flat LSTM, got one of "
+            f"expected a network of {lstm.inputs} weights for this flat LSTM, got one of "
             f"{column.shape[0]}: use a coordinate-wise meta-optimizer for other sizes"
         )
     return column.contiguous()
@@ -189,6 +188,4 @@ def _batch_norm(seen: Observation) -> Tensor:
 def _scaled(seen: Observation, rate: Tensor) -> list[Tensor]:
     """-rate * gradient, rate of shape (B,)."""
     batch = seen.gradients[0].shape[: seen.batch_dims]
-    return [
-        -rate.reshape(batch + (1,) * (g.dim() - seen.batch_dims)) * g for g in seen.gradients
-    ]
+    return [-rate.reshape(batch + (1,) * (g.dim() - seen.batch_dims)) * g for g in seen.gradients]

@@ -81,9 +81,7 @@ class TwoLayerFamily:
                     f"use 1 or more for each of samples, input, hidden and output"
                 )
         if not 0 < self.slope < float("inf"):
-            raise UserError(
-                f"expected a positive slope, got {self.slope}: the paper uses 0.1"
-            )
+            raise UserError(f"expected a positive slope, got {self.slope}: the paper uses 0.1")
         if self.loss not in LOSSES:
             raise UserError(f"expected a loss of {', '.join(LOSSES)}, got {self.loss!r}: name one")
         if self.dtype not in DTYPES:

@@ -35,7 +35,7 @@ class LayerInput:
 
     def __init__(self, h: Tensor) -> None:
         self.original = h
-        self.finite = h.isfinite().all(dim=(-2, -1))
+        self.finite: Tensor = h.isfinite().all(dim=(-2, -1))
         self.h = torch.where(self.finite[..., None, None], h.double(), 0.0)
 
     @cached_property
@@ -46,7 +46,8 @@ class LayerInput:
     @cached_property
     def pseudo_inverse(self) -> Tensor:
         """h^+, ``(*batch, samples, features)``."""
-        return torch.linalg.pinv(self.h)
+        inverse: Tensor = torch.linalg.pinv(self.h)
+        return inverse
 
     def for_layer(self, layer: Layer) -> LayerInput:
         """This input as the layer sees it: with a row of ones where it has a bias."""
@@ -177,8 +178,8 @@ class Pair:
 
 def relative_change(before: Tensor, after: Tensor) -> Tensor:
     """||after - before||_F / ||before||_F, shape ``(*batch,)``; 0 for two zero outputs."""
-    change = torch.linalg.matrix_norm(after - before)
-    size = torch.linalg.matrix_norm(before)
+    change: Tensor = torch.linalg.matrix_norm(after - before)
+    size: Tensor = torch.linalg.matrix_norm(before)
     return change / size.clamp(min=torch.finfo(size.dtype).tiny)
 
 

@@ -103,9 +103,9 @@ class PreActivationAction(GroupAction):
 
 @final
 class RescalingAction(GroupAction):
-    """Positive rescaling of hidden units: W_{m-1} <- D W_{m-1}, b_{m-1} <- D b_{m-1}, W_m <- W_m D^-1.
+    """Positive rescaling of hidden units by D = diag(exp(t)).
 
-    D = diag(exp(t)). Exact for every input, batch or not.
+    W_{m-1} <- D W_{m-1}, b_{m-1} <- D b_{m-1}, W_m <- W_m D^-1. Exact for every input, batch or not.
     """
 
     exact_when = "the activation is positively homogeneous (ReLU, LeakyReLU, identity)"
@@ -168,4 +168,6 @@ def make_action(name: str, **options: float | str) -> GroupAction:
     try:
         return ACTIONS[name](**options)
     except TypeError as error:
-        raise UserError(f"expected options of the action {name!r}, got {options}: {error}") from None
+        raise UserError(
+            f"expected options of the action {name!r}, got {options}: {error}"
+        ) from None

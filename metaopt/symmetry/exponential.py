@@ -1,4 +1,4 @@
-"""From the Lie algebra to the group: g = exp(T) and g^-1 = exp(-T), both exact, or to first order."""
+"""From the Lie algebra to the group: g = exp(T) and g^-1 = exp(-T), exact or first order."""
 
 from __future__ import annotations
 

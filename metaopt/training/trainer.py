@@ -97,9 +97,7 @@ class TrainingSpec:
 
     def family(self, width: int) -> TwoLayerFamily:
         """The problems of one width."""
-        return TwoLayerFamily.square(
-            width, slope=self.slope, loss=self.loss, dtype=self.dtype
-        )
+        return TwoLayerFamily.square(width, slope=self.slope, loss=self.loss, dtype=self.dtype)
 
 
 def cosine(rate: float, final: float, progress: float) -> float:
@@ -161,9 +159,7 @@ class Trainer:
         values: list[float] = []
         norms: list[float] = []
         losses = torch.full((1, problem.batch), math.nan)
-        for window in unroll(
-            problem, optimizer, self.spec.steps, self.spec.window, meta_loss
-        ):
+        for window in unroll(problem, optimizer, self.spec.steps, self.spec.window, meta_loss):
             losses = window.losses
             norm = torch.linalg.vector_norm(
                 torch.stack([torch.linalg.vector_norm(g) for g in window.gradients])

@@ -1,0 +1,8 @@
+"""Evaluate methods on held-out problems: python eval_meta.py --methods lstm_update_tele,gd."""
+
+import sys
+
+from metaopt.cli.evaluate import entry
+
+if __name__ == "__main__":
+    sys.exit(entry())

@@ -1,0 +1,1 @@
+"""The command lines; config files are known here alone."""

@@ -1,0 +1,62 @@
+"""What the command lines share: one line for people when something is wrong, exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import ArgumentParser
+
+from metaopt.errors import UserError
+
+
+class Parser(ArgumentParser):
+    """A parser whose complaints are a :class:`UserError` of one line instead of a usage page."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        line = " ".join(str(message).split())
+        raise UserError(f"{line}; see --help") from None
+
+
+def guarded(main: Callable[[Sequence[str] | None], None]) -> Callable[[], int]:
+    """``main`` as an entry point: its errors for people become one line on stderr, exit code 2."""
+
+    def entry() -> int:
+        try:
+            main(None)
+        except UserError as error:
+            return _complain(" ".join(str(error).split()))
+        except OSError as error:
+            place = f" {error.filename!r}" if error.filename else ""
+            return _complain(
+                f"expected to read and write files, got {error.strerror or error}{place}: "
+                f"mend that and run again (training: with --resume)"
+            )
+        except KeyboardInterrupt:
+            print("interrupted; training goes on with --resume", file=sys.stderr)
+            return 130
+        return 0
+
+    return entry
+
+
+def set_threads(threads: int) -> None:
+    """The number of threads of torch; 0 leaves its own choice."""
+    if threads < 0:
+        raise UserError(f"expected threads of 0 or more, got {threads}")
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def take(cls: type[Any], values: Any) -> Any:
+    """An instance of the dataclass ``cls`` from the parsed values of its fields."""
+    fields = cls.__dataclass_fields__
+    chosen = {name: values[name] for name in fields}
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()})
+
+
+def _complain(line: str) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return 2

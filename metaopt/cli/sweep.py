@@ -1,0 +1,44 @@
+"""``python -m metaopt.cli.sweep``: the best learning rate of each hand-made method."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from metaopt.cli.common import Parser, guarded, set_threads
+from metaopt.errors import UserError
+from metaopt.evaluation.methods import HAND_MADE
+from metaopt.evaluation.sweep import RATES, best, sweep
+from metaopt.problems import TwoLayerFamily
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print one JSON line a method: its best rate, and the losses at all rates."""
+    parser = Parser(prog="python -m metaopt.cli.sweep", description=__doc__)
+    parser.add_argument("--methods", type=str, default=",".join(HAND_MADE))
+    parser.add_argument("--problems", type=int, default=32, help="validation problems")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=0)
+    values = parser.parse_args(arguments)
+    set_threads(values.threads)
+    names = [name for name in values.methods.split(",") if name]
+    unknown = [name for name in names if name not in HAND_MADE]
+    if unknown:
+        raise UserError(f"expected methods of {', '.join(HAND_MADE)}, got {unknown[0]!r}")
+    swept = list(
+        tqdm(
+            sweep(names, TwoLayerFamily(), values.problems, values.steps),
+            total=len(names) * len(RATES),
+            unit="run",
+        )
+    )
+    for winner in best(swept):
+        losses = {f"{r.rate:g}": r.loss for r in swept if r.method == winner.method}
+        print(json.dumps({"method": winner.method, "best": winner.rate, "loss_at": losses}))
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main)())

@@ -1,0 +1,55 @@
+"""``train_meta.py``: meta-train a learned optimizer from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from metaopt.cli.common import Parser, guarded, set_threads, take
+from metaopt.learned.meta_optimizer import MetaOptimizerSpec
+from metaopt.training.run import run_training
+from metaopt.training.trainer import Trainer, TrainingSpec
+
+
+def build_parser() -> Parser:
+    """Every field of both specs is a flag, and a key of the config file."""
+    parser = Parser(
+        prog="train_meta.py",
+        description="Meta-train m1 and m2 on regression problems; see configs/.",
+    )
+    parser.add_argument("--config", action="config", help="a YAML file of configs/")
+    parser.add_argument("--out", type=str, default="runs/train", help="folder of this run")
+    parser.add_argument(
+        "--resume",
+        type=bool,
+        default=False,
+        nargs="?",
+        const=True,
+        help="go on with the run in --out, or start it if there is none",
+    )
+    parser.add_argument(
+        "--overwrite",
+        type=bool,
+        default=False,
+        nargs="?",
+        const=True,
+        help="lose the run in --out",
+    )
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+    parser.add_class_arguments(TrainingSpec)
+    parser.add_class_arguments(MetaOptimizerSpec)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, build, run, save."""
+    values = build_parser().parse_args(arguments)
+    set_threads(values.threads)
+    trainer = Trainer(take(MetaOptimizerSpec, values), take(TrainingSpec, values))
+    run_training(trainer, Path(values.out), values.resume, values.overwrite)
+    print(f"best validation score (mean log10 loss): {trainer.best_score:.3f}")
+    print(f"skipped meta-steps: {trainer.skipped} of {trainer.skipped + trainer.meta_steps}")
+    print(f"checkpoints: {values.out}/best.safetensors, {values.out}/last.safetensors")
+
+
+entry = guarded(main)

@@ -1,0 +1,127 @@
+"""Evaluate methods on the same problems from the same start, and write what happened."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from metaopt.evaluation.methods import Method, describe
+from metaopt.evaluation.rollout import Trajectory, rollout
+from metaopt.learned.checkpoint import write_atomically
+from metaopt.problems import TwoLayerFamily, check_seeds
+
+RESULTS = "results.jsonl"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method's run over all problems."""
+
+    method: Method
+    trajectory: Trajectory
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """``(steps + 1, B)``."""
+        losses: NDArray[np.float64] = self.trajectory.losses.numpy()
+        return losses
+
+
+def evaluate(
+    methods: Sequence[Method], family: TwoLayerFamily, seeds: Iterable[int], steps: int
+) -> Iterator[Result]:
+    """Each method in turn, on fresh copies of the same problems.
+
+    Args:
+        seeds: test seeds; what is chosen on validation problems is chosen elsewhere.
+    """
+    checked = check_seeds(seeds, "test")
+    for method in methods:
+        problem = family.sample(checked)
+        with tqdm[None](total=steps, desc=method.name, unit="step", leave=False) as bar:
+            yield Result(method, rollout(problem, method.optimizer(problem), steps, progress=bar))
+
+
+def rows(result: Result, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The JSONL rows of one method: by problem, then by step.
+
+    ``loss`` and ``grad_norm`` are null where not finite; ``defect`` is that of the teleportation
+    in the step that led here, null where nothing was teleported.
+    """
+    run = result.trajectory
+    columns = [
+        tensor.T.tolist() for tensor in (run.losses, run.grad_norms, run.defects, run.refused)
+    ]
+    for seed, *per_problem in zip(seeds, *columns, strict=True):
+        for step, (loss, norm, defect, refused) in enumerate(zip(*per_problem, strict=True)):
+            yield {
+                "method": result.method.name,
+                "problem_seed": seed,
+                "step": step,
+                "loss": _finite(loss),
+                "grad_norm": _finite(norm),
+                "defect": _finite(defect),
+                "refused": refused,
+            }
+
+
+def write_results(out: Path, results: Sequence[Result], seeds: Sequence[int]) -> None:
+    """``results.jsonl``, whole or not at all."""
+    lines = [json.dumps(row) for result in results for row in rows(result, seeds)]
+    write_atomically(out / RESULTS, ("\n".join(lines) + "\n").encode())
+
+
+def write_manifest(
+    out: Path, results: Sequence[Result], seeds: Sequence[int], family: TwoLayerFamily, steps: int
+) -> None:
+    """``manifest.json``: what is needed to get the same numbers again."""
+    manifest = {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("metaopt", "torch", "numpy", "higher")},
+        },
+        "git_revision": git_revision(),
+        "threads": torch.get_num_threads(),
+        "config": {"problem": asdict(family), "steps": steps},
+        "problem_seeds": list(seeds),
+        "methods": {
+            result.method.name: {
+                **describe(result.method),
+                "seconds_per_step": result.trajectory.seconds_per_step,
+            }
+            for result in results
+        },
+    }
+    write_atomically(out / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def git_revision() -> str | None:
+    """The revision of the checkout this package runs from; None outside one."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or no checkout: the manifest says null
+    return answer.stdout.strip()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,152 @@
+"""The one table of methods: everything that can step a problem, by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metaopt.errors import UserError
+from metaopt.evaluation.per_problem import PerProblemOptimizer
+from metaopt.learned.checkpoint import (
+    load_meta_optimizer,
+    pretrained_names,
+    read_checkpoint,
+)
+from metaopt.learned.meta_optimizer import MetaOptimizer
+from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.optim import TeleportingOptimizer
+from metaopt.problems import TwoLayerRegression
+from metaopt.symmetry.search import GradientAscent
+
+Build = Callable[[TwoLayerRegression, float], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to make an optimizer for a problem.
+
+    Attributes:
+        name: what the user called it; it is written into the results.
+        build: (problem, rate) -> optimizer, fresh for each problem.
+        rate: learning rate; None where there is none to choose.
+        learned: whether it was meta-trained.
+    """
+
+    name: str
+    build: Build
+    rate: float | None = None
+    learned: bool = False
+
+    def optimizer(self, problem: TwoLayerRegression) -> torch.optim.Optimizer:
+        """The method's optimizer for this problem."""
+        return self.build(problem, math.nan if self.rate is None else self.rate)
+
+
+def _batched(kind: type[torch.optim.Optimizer], **options: Any) -> Build:
+    return lambda problem, rate: kind(problem.parameters(), lr=rate, **options)  # type: ignore[call-arg]
+
+
+def _single(kind: type[torch.optim.Optimizer], **options: Any) -> Build:
+    return lambda problem, rate: PerProblemOptimizer(
+        problem,
+        lambda parameters: kind(parameters, lr=rate, **options),  # type: ignore[call-arg]
+    )
+
+
+def _teleporting(base: Build, size: float) -> Build:
+    return lambda problem, rate: TeleportingOptimizer(
+        base(problem, rate),
+        problem,
+        schedule=TELEPORT_STEPS,
+        search=GradientAscent(size=size),
+    )
+
+
+TELEPORT_STEPS = (5,)
+
+_SGD = _batched(torch.optim.SGD)
+_MOMENTUM = _batched(torch.optim.SGD, momentum=0.9)
+_ADAGRAD = _batched(torch.optim.Adagrad)
+_RMSPROP = _batched(torch.optim.RMSprop)
+_ADAM = _batched(torch.optim.Adam)
+
+# Rates are the best on validation problems of a sweep, `python -m metaopt.cli.sweep`
+# (docs/results.md); gd keeps the paper's 3e-4.
+HAND_MADE: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("gd", _SGD, 3e-4),
+        Method("sgd", _SGD, 4e-4),
+        Method("momentum", _MOMENTUM, 1e-4),
+        Method("nesterov", _batched(torch.optim.SGD, momentum=0.9, nesterov=True), 1e-4),
+        Method("adagrad", _ADAGRAD, 0.1),
+        Method("rmsprop", _RMSPROP, 0.01),
+        Method("adam", _ADAM, 0.1),
+        Method("lbfgs", _single(torch.optim.LBFGS, max_iter=1, history_size=20), 1.0),
+        Method("muon", _single(torch.optim.Muon, weight_decay=0.0), 0.1),
+        Method("gd_tele", _teleporting(_SGD, 0.01), 3e-4),
+        Method("momentum_tele", _teleporting(_MOMENTUM, 0.01), 1e-4),
+        Method("adagrad_tele", _teleporting(_ADAGRAD, 0.01), 0.1),
+        Method("rmsprop_tele", _teleporting(_RMSPROP, 0.01), 0.01),
+        Method("adam_tele", _teleporting(_ADAM, 0.01), 0.1),
+    )
+}
+"""Every hand-made method by name."""
+
+
+def known_methods() -> list[str]:
+    """All names: hand-made and shipped learned ones."""
+    return [*HAND_MADE, *pretrained_names()]
+
+
+def default_methods() -> list[str]:
+    """All learned ones and GD."""
+    return [*pretrained_names(), "gd"]
+
+
+def learned_method(name: str, meta: MetaOptimizer) -> Method:
+    """A method that steps with ``meta``."""
+    return Method(name, lambda problem, rate: LearnedOptimizer(problem, meta), learned=True)
+
+
+def resolve(text: str) -> Method:
+    """The method that a user means by ``name``, ``name@rate`` or the path of a checkpoint.
+
+    Raises:
+        UserError: for an unknown name (it lists the known ones), a rate that is no positive
+            number or not the method's to choose, or an unusable checkpoint.
+    """
+    if text.endswith(".safetensors"):
+        return learned_method(text, load_meta_optimizer(text))
+    name, at, rate_text = text.partition("@")
+    if name not in known_methods():
+        raise UserError(
+            f"expected a method of {', '.join(known_methods())}, or the path of a .safetensors "
+            f"checkpoint, got {name!r}"
+        )
+    if name not in HAND_MADE:
+        if at:
+            raise UserError(f"expected {name!r} without a rate, it learned its own, got {text!r}")
+        return learned_method(name, load_meta_optimizer(name))
+    if not at:
+        return HAND_MADE[name]
+    try:
+        rate = float(rate_text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise UserError(f"expected a positive learning rate after @, got {text!r}: as in adam@0.1")
+    return replace(HAND_MADE[name], name=text, rate=rate)
+
+
+def describe(method: Method) -> dict[str, Any]:
+    """What the manifest says of a method."""
+    facts: dict[str, Any] = {"rate": method.rate, "learned": method.learned}
+    if method.learned and Path(method.name).suffix == ".safetensors":
+        facts["checkpoint"] = read_checkpoint(method.name).facts
+    return facts

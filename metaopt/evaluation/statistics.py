@@ -1,0 +1,64 @@
+"""Numbers for the table: geometric means over problems, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+RESAMPLES = 2000
+
+
+class GeometricMean(NamedTuple):
+    """Over problems, with its 95 % bootstrap interval; inf where any problem is not finite."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def geometric_mean(losses: NDArray[np.float64], seed: int = 0) -> GeometricMean:
+    """Of losses, one a problem; a zero counts as 1e-300."""
+    if not np.isfinite(losses).all():
+        return GeometricMean(math.inf, math.inf, math.inf)
+    logs = np.log(np.maximum(losses, 1e-300))
+    mean = float(np.exp(logs.mean()))
+    if len(logs) < 2 or np.ptp(logs) == 0:
+        return GeometricMean(mean, mean, mean)
+    interval = _bootstrap(logs, seed)
+    return GeometricMean(mean, float(np.exp(interval[0])), float(np.exp(interval[1])))
+
+
+def log_mean_bands(
+    losses: NDArray[np.float64], seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(mean, low, high) of the geometric mean at every step, for losses ``(steps + 1, B)``.
+
+    A step where a problem is not finite gives NaN, and so a gap in the figure.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        logs = np.log(np.maximum(losses, 1e-300))
+    logs = np.where(np.isfinite(losses).all(axis=1, keepdims=True), logs, np.nan)
+    if losses.shape[1] < 2:
+        mean = np.exp(logs.mean(axis=1))
+        return mean, mean, mean
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(losses.shape[1], size=(RESAMPLES // 4, losses.shape[1]))
+    resampled = np.stack([logs[:, draw].mean(axis=1) for draw in draws])
+    low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
+    return np.exp(logs.mean(axis=1)), np.exp(low), np.exp(high)
+
+
+def _bootstrap(logs: NDArray[np.float64], seed: int) -> tuple[float, float]:
+    result = stats.bootstrap(
+        (logs,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)

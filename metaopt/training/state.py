@@ -1,0 +1,95 @@
+"""A trainer's whole state as tensors and facts, for a checkpoint that resumes bit for bit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from metaopt.errors import UserError
+from metaopt.learned.checkpoint import META, Checkpoint, meta_tensors
+from metaopt.training.trainer import Trainer, TrainingSpec
+
+COUNTERS = ("trajectories", "meta_steps", "skipped", "skipped_in_row")
+BEST = "best/"
+ADAM = "adam/"
+
+
+def pack(trainer: Trainer) -> Checkpoint:
+    """Everything the trainer needs to go on: networks, best networks, Adam, generator, counters."""
+    tensors = meta_tensors(trainer.meta)
+    tensors |= {BEST + name: tensor for name, tensor in trainer.best.items()}
+    for index, moments in trainer.adam.state_dict()["state"].items():
+        tensors |= {f"{ADAM}{index}/{name}": tensor for name, tensor in moments.items()}
+    tensors["generator"] = trainer.generator.get_state()
+    best = trainer.best_score
+    facts: dict[str, Any] = {
+        "spec": trainer.meta.spec.as_dict(),
+        "training": spec_as_dict(trainer.spec),
+        "best_score": best if math.isfinite(best) else None,
+        **{name: getattr(trainer, name) for name in COUNTERS},
+    }
+    return Checkpoint(tensors, facts)
+
+
+def pack_best(trainer: Trainer) -> Checkpoint:
+    """The best networks alone, with how they came about."""
+    tensors = {META + name: tensor for name, tensor in trainer.best.items()}
+    facts = {
+        "spec": trainer.meta.spec.as_dict(),
+        "training": spec_as_dict(trainer.spec),
+        "validation_score": trainer.best_score,
+    }
+    return Checkpoint(tensors, facts)
+
+
+def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Bring a fresh trainer to the state that :func:`pack` saw.
+
+    Raises:
+        UserError: if the checkpoint is of another config, naming the fields that differ.
+    """
+    facts = checkpoint.facts
+    _check_same("networks", trainer.meta.spec.as_dict(), facts.get("spec"))
+    _check_same("training", spec_as_dict(trainer.spec), facts.get("training"))
+    own = {
+        name.removeprefix(META): tensor
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith(META)
+    }
+    trainer.meta.load_state_dict(own)
+    trainer.best = {
+        name.removeprefix(BEST): tensor
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith(BEST)
+    }
+    adam = trainer.adam.state_dict()
+    moments: dict[int, dict[str, Any]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if name.startswith(ADAM):
+            index, moment = name.removeprefix(ADAM).split("/")
+            moments.setdefault(int(index), {})[moment] = tensor
+    trainer.adam.load_state_dict({"state": moments, "param_groups": adam["param_groups"]})
+    trainer.generator.set_state(checkpoint.tensors["generator"].to(torch.uint8))
+    for name in COUNTERS:
+        setattr(trainer, name, facts[name])
+    trainer.best_score = math.inf if facts["best_score"] is None else facts["best_score"]
+
+
+def spec_as_dict(spec: TrainingSpec) -> dict[str, Any]:
+    """Plain lists and numbers, for JSON."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
+
+
+def _check_same(what: str, now: dict[str, Any], then: dict[str, Any] | None) -> None:
+    then = then or {}
+    differing = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k))
+    if differing:
+        field = differing[0]
+        raise UserError(
+            f"expected the {what} config of the run to resume, got another {', '.join(differing)} "
+            f"({field}: {then.get(field)} then, {now.get(field)} now): use its config, or "
+            f"another --out"
+        )

@@ -1,0 +1,8 @@
+"""Meta-train a learned optimizer: python train_meta.py --config configs/lstm_update_tele.yaml."""
+
+import sys
+
+from metaopt.cli.train import entry
+
+if __name__ == "__main__":
+    sys.exit(entry())
