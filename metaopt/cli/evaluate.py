@@ -33,6 +33,7 @@ def build_parser() -> Parser:
         prog="eval_meta.py",
         description="Evaluate methods on the same held-out problems, from the same start.",
     )
+    parser.add_argument("--config", action="config", help="a YAML file of these flags")
     parser.add_argument(
         "--methods",
         type=str,

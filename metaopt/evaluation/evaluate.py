@@ -51,8 +51,10 @@ def evaluate(
     checked = check_seeds(seeds, "test")
     for method in methods:
         problem = family.sample(checked)
-        with tqdm[None](total=steps, desc=method.name, unit="step", leave=False) as bar:
-            yield Result(method, rollout(problem, method.optimizer(problem), steps, progress=bar))
+        bar: tqdm[Any] = tqdm(total=steps, desc=method.name, unit="step", leave=False, disable=None)
+        with bar:
+            trajectory = rollout(problem, method.optimizer(problem), steps, progress=bar)
+        yield Result(method, trajectory)
 
 
 def rows(result: Result, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:

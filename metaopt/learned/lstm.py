@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+BLOCK = 6400  # columns stepped at once: gates of (80, 6400) float32 are 2 MB
+
 
 class _LSTMStep(torch.autograd.Function):
     """(x, h, c) -> (h', c') for x ``(inputs, N)`` and h, c ``(hidden, N)``."""
@@ -122,7 +124,24 @@ class LSTM(nn.Module):
         ]
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """x ``(inputs, N)`` -> (output ``(outputs, N)``, next state)."""
+        """x ``(inputs, N)`` -> (output ``(outputs, N)``, next state).
+
+        Many columns are stepped in blocks that fit the cache: columns are independent.
+        """
+        if x.shape[1] <= BLOCK:
+            return self._step(x, state)
+        blocks = [
+            self._step(block, list(states))
+            for block, *states in zip(
+                *(torch.split(tensor, BLOCK, dim=1) for tensor in (x, *state)), strict=True
+            )
+        ]
+        outputs, states = zip(*blocks, strict=True)
+        return torch.cat(outputs, dim=1), [
+            torch.cat(tensors, dim=1) for tensors in zip(*states, strict=True)
+        ]
+
+    def _step(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         following: list[Tensor] = []
         for layer, h, c in zip(self.layers, state[::2], state[1::2], strict=True):
             x, c_next = layer(x, h, c)

@@ -105,7 +105,8 @@ class PreActivationAction(GroupAction):
 class RescalingAction(GroupAction):
     """Positive rescaling of hidden units by D = diag(exp(t)).
 
-    W_{m-1} <- D W_{m-1}, b_{m-1} <- D b_{m-1}, W_m <- W_m D^-1. Exact for every input, batch or not.
+    W_{m-1} <- D W_{m-1}, b_{m-1} <- D b_{m-1}, W_m <- W_m D^-1. Exact for every
+    input, batch or not.
     """
 
     exact_when = "the activation is positively homogeneous (ReLU, LeakyReLU, identity)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -47,7 +48,12 @@ def run_training(trainer: Trainer, out: Path, resume: bool, overwrite: bool) -> 
     curves = SummaryWriter(str(out / CURVES), purge_step=trainer.trajectories + 1)
     with (
         curves,
-        tqdm(total=spec.trajectories, initial=trainer.trajectories, unit="trajectory") as bar,
+        tqdm(
+            total=spec.trajectories,
+            initial=trainer.trajectories,
+            unit="trajectory",
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,  # a log file wants few lines
+        ) as bar,
     ):
         while not trainer.finished:
             before = trainer.trajectories

@@ -1,0 +1,39 @@
+# make demo | make test | make lint | make train | make help
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint train pretrained clean
+
+help: ## say what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) setuptools
+	$(INSTALL) torch
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## evaluate the shipped learned optimizers and baselines; leaves runs/demo/
+	$(BIN)/python eval_meta.py --config configs/demo.yaml --overwrite $(DEMO_FLAGS)
+
+test: $(STAMP) ## run all tests
+	$(BIN)/python -m pytest --numprocesses 2
+
+lint: $(STAMP) ## style and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+train: $(STAMP) ## meta-train LSTM(update,tele), resuming what is there
+	$(BIN)/python train_meta.py --config configs/lstm_update_tele.yaml --resume
+
+pretrained: $(STAMP) ## train and install every shipped optimizer again (an hour on two cores)
+	$(BIN)/python scripts/make_pretrained.py
+
+clean: ## remove what make and runs leave
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,287 @@
+"""The shared table: pairs of layers at which every action is tested, and its naive twin.
+
+An action added to ``ACTIONS`` is expected to be exact, to obey the group law and to equal its
+twin at every case; where it is not or does not, the exception stands here with its reason.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metaopt.chain import Layer, LeakyReLU
+from metaopt.symmetry import ACTIONS, GroupAction, make_action
+
+POST_SPAN = "eq. 78 solves W h = z for W, and the columns of h are linearly dependent"
+PRE_SPAN = "eq. 79 solves W H = F for W, and the columns of H are linearly dependent"
+PRE_FREE = "fewer samples than hidden units: the smallest correction depends on the way taken"
+
+
+@dataclass(frozen=True)
+class Case:
+    label: str
+    features: int
+    hidden: int
+    out: int
+    samples: int
+    biases: tuple[bool, bool] = (False, False)
+    batch: tuple[int, ...] = ()
+    slope: float = 0.1
+    inexact: Mapping[str, str] = field(default_factory=dict)  # action -> reason
+    no_law: Mapping[str, str] = field(default_factory=dict)  # action -> reason
+
+
+POST, PRE = "post_activation", "pre_activation"
+BOTH = {POST: POST_SPAN, PRE: PRE_SPAN}
+CASES = (
+    Case("as many samples as units", 5, 4, 3, 4),
+    Case("few samples", 7, 6, 3, 4, batch=(3,), no_law={PRE: PRE_FREE}),
+    Case("few units", 6, 3, 2, 5, batch=(2,), inexact={PRE: PRE_SPAN}, no_law={PRE: PRE_SPAN}),
+    Case(
+        "few inputs", 3, 6, 2, 5, inexact={POST: POST_SPAN}, no_law={POST: POST_SPAN, PRE: PRE_FREE}
+    ),
+    Case("many samples", 3, 2, 4, 9, batch=(2,), inexact=BOTH, no_law=BOTH),
+    Case("a bias carries one more sample in", 4, 5, 3, 5, (True, False), (3,)),
+    Case("a bias carries one more sample out", 6, 4, 3, 5, (False, True)),
+    Case("both biases, two batch dimensions", 4, 4, 3, 5, (True, True), (2, 2), slope=0.3),
+    Case("one sample too many without biases", 4, 4, 3, 5, inexact=BOTH, no_law=BOTH),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An action with options; ``inexact`` is a reason that holds at every case."""
+
+    name: str
+    options: Mapping[str, float | str] = field(default_factory=dict)
+    inexact: str = ""
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
+
+    def make(self, max_defect: float = float("inf")) -> GroupAction:
+        return make_action(self.name, max_defect=max_defect, **self.options)
+
+    def exact_at(self, case: Case) -> bool:
+        return not self.inexact and self.name not in case.inexact
+
+
+PLAIN = tuple(Variant(name) for name in ACTIONS)
+VARIANTS = (
+    *PLAIN,
+    Variant(PRE, {"damping": 0.1}, "damping trades exactness for bounded weights"),
+    Variant(POST, {"exponential": "first_order"}, "(I - T)(I + T) is not I"),
+    Variant(PRE, {"exponential": "first_order"}),  # exact: the correction repairs g^-1 too
+)
+
+
+def crossed(variants: tuple[Variant, ...] = VARIANTS, keep: Callable = lambda v, c: True) -> dict:
+    """Arguments of ``pytest.mark.parametrize``: every variant at every case that is kept."""
+    pairs = [(v, c) for v, c in product(variants, CASES) if keep(v, c)]
+    return {
+        "argnames": ("variant", "case"),
+        "argvalues": pairs,
+        "ids": [f"{v}@{c.label.replace(' ', '-')}" for v, c in pairs],
+    }
+
+
+class Drawn(NamedTuple):
+    incoming: Layer
+    outgoing: Layer
+    h: Tensor
+    activation: LeakyReLU
+
+
+def draw(case: Case, seed: int = 0, dtype: torch.dtype = torch.float64) -> Drawn:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*case.batch, *shape, generator=generator, dtype=dtype)
+
+    weights = normal(case.hidden, case.features), normal(case.out, case.hidden)
+    biases = normal(case.hidden), normal(case.out)
+    incoming, outgoing = (
+        Layer(w, b if biased else None)
+        for w, b, biased in zip(weights, biases, case.biases, strict=True)
+    )
+    return Drawn(incoming, outgoing, normal(case.features, case.samples), LeakyReLU(case.slope))
+
+
+def draw_element(variant: Variant, case: Case, seed: int = 1, scale: float = 0.3) -> Tensor:
+    diagonal = ACTIONS[variant.name].diagonal
+    shape = (*case.batch, case.hidden) if diagonal else (*case.batch, case.hidden, case.hidden)
+    generator = torch.Generator().manual_seed(1000 + seed)
+    return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def tensors(*layers: Layer) -> list[Tensor]:
+    return [tensor for layer in layers for tensor in layer if tensor is not None]
+
+
+def assert_layers_close(moved: list[Layer], expected: list[Layer], rtol: float = 1e-9) -> None:
+    for got, want in zip(moved, expected, strict=True):
+        assert (got.bias is None) == (want.bias is None)
+        for a, b in zip(tensors(got), tensors(want), strict=True):
+            assert a.shape == b.shape
+            assert (a - b).norm() <= rtol * b.norm()
+
+
+# Ways to break the middle one of three problems: (element, drawn) -> (element, drawn).
+
+BROKEN = Case("three problems, the middle one broken", 5, 4, 3, 4, (True, True), (3,))
+NAN, INF = float("nan"), float("inf")
+
+
+def spoil(tensor: Tensor, value: float) -> Tensor:
+    spoilt = tensor.clone()
+    spoilt[1].flatten()[1] = value
+    return spoilt
+
+
+def spoil_layer(drawn: Drawn, side: str, **values: float) -> Drawn:
+    layer = getattr(drawn, side)
+    spoilt = {name: spoil(getattr(layer, name), value) for name, value in values.items()}
+    return drawn._replace(**{side: layer._replace(**spoilt)})
+
+
+def spoil_product(drawn: Drawn) -> Drawn:
+    h = drawn.h * drawn.h.new_tensor([1.0, 1e200, 1.0]).reshape(3, 1, 1)
+    return spoil_layer(drawn, "incoming", weight=1e200)._replace(h=h)
+
+
+BREAK = {
+    "NaN in T": lambda t, d: (spoil(t, NAN), d),
+    "infinity in T": lambda t, d: (spoil(t, INF), d),
+    "T of norm over 100": lambda t, d: (spoil(t, 101.0), d),
+    "NaN in W_in": lambda t, d: (t, spoil_layer(d, "incoming", weight=NAN)),
+    "NaN in b_in": lambda t, d: (t, spoil_layer(d, "incoming", bias=NAN)),
+    "infinity in W_out": lambda t, d: (t, spoil_layer(d, "outgoing", weight=INF)),
+    "NaN in b_out": lambda t, d: (t, spoil_layer(d, "outgoing", bias=NAN)),
+    "infinity in h": lambda t, d: (t, d._replace(h=spoil(d.h, INF))),
+    "NaN in h": lambda t, d: (t, d._replace(h=spoil(d.h, NAN))),
+    "W h overflows": lambda t, d: (t, spoil_product(d)),
+}
+
+# Naive twins: one problem at a time, plain loops, inverses where the package solves.
+
+
+def naive_leaky(z: Tensor, slope: float) -> Tensor:
+    return torch.tensor(
+        [[v if v > 0 else slope * v for v in row] for row in z.tolist()], dtype=z.dtype
+    )
+
+
+def naive_exp(t: Tensor) -> Tensor:
+    total = term = torch.eye(t.shape[-1], dtype=t.dtype)
+    for n in range(1, 60):
+        term = term @ t / n
+        total = total + term
+    return total
+
+
+def naive_output(layers: list[Layer], slopes: list[float], x: Tensor) -> Tensor:
+    """h_L of one problem."""
+    for (weight, bias), slope in zip(layers, slopes, strict=True):
+        z = weight @ x
+        if bias is not None:
+            z = torch.stack([column + bias for column in z.T], dim=1)
+        x = naive_leaky(z, slope)
+    return x
+
+
+def with_ones(h: Tensor, biased: bool) -> Tensor:
+    return torch.cat((h, h.new_ones(1, h.shape[1]))) if biased else h
+
+
+def twin_post(g, g_inverse, incoming, outgoing, h, slope):
+    """Eq. 78 for one problem."""
+    joined, h = incoming.joined(), with_ones(h, incoming.bias is not None)
+    wanted = naive_leaky(g @ naive_leaky(joined @ h, slope), 1 / slope)
+    joined = joined + (wanted - joined @ h) @ torch.linalg.pinv(h)
+    k = incoming.weight.shape[1]
+    moved = Layer(joined[:, :k], None if incoming.bias is None else joined[:, k])
+    return moved, Layer(outgoing.weight @ g_inverse, outgoing.bias)
+
+
+def twin_pre(g, g_inverse, incoming, outgoing, h, slope, damping=0.0):
+    """Eq. 79 for one problem."""
+    moved = incoming.map(lambda t: g @ t)
+    h_in, biased = with_ones(h, incoming.bias is not None), outgoing.bias is not None
+    old = with_ones(naive_leaky(incoming.joined() @ h_in, slope), biased)
+    new = with_ones(naive_leaky(moved.joined() @ h_in, slope), biased)
+    linear = Layer(outgoing.weight @ g_inverse, outgoing.bias).joined()
+    inverse = torch.linalg.pinv(new)
+    if damping:
+        size = damping * (new**2).sum() / min(new.shape)
+        inverse = new.T @ torch.linalg.inv(new @ new.T + size * torch.eye(len(new)).double())
+    joined = linear + (outgoing.joined() @ old - linear @ new) @ inverse
+    k = outgoing.weight.shape[1]
+    return moved, Layer(joined[:, :k], joined[:, k] if biased else None)
+
+
+def twin_rescaling(g, g_inverse, incoming, outgoing, h, slope):
+    """Each hidden unit in turn: its row and bias times d, its outgoing column over d."""
+    moved_in, moved_out = incoming.map(torch.clone), outgoing.map(torch.clone)
+    for unit in range(len(g)):
+        for row in tensors(moved_in):
+            row[unit] *= g[unit, unit]
+        moved_out.weight[:, unit] /= g[unit, unit]
+    return moved_in, moved_out
+
+
+TWINS = {POST: twin_post, PRE: twin_pre, "rescaling": twin_rescaling}
+
+
+def group_elements(variant: Variant, element: Tensor) -> tuple[Tensor, Tensor]:
+    """g and g^-1 as matrices, problem by problem."""
+    matrices = torch.diag_embed(element) if ACTIONS[variant.name].diagonal else element
+    width = matrices.shape[-1]
+    if variant.options.get("exponential") == "first_order":
+        identity = torch.eye(width, dtype=torch.float64)
+        return identity + matrices, identity - matrices
+    g = torch.stack([naive_exp(t) for t in matrices.reshape(-1, width, width)])
+    return g.reshape(matrices.shape), torch.linalg.inv(g).reshape(matrices.shape)
+
+
+def one_problem(tensor: Tensor, batch: tuple[int, ...], index: int) -> Tensor:
+    return tensor.reshape(-1, *tensor.shape[len(batch) :])[index]
+
+
+def twin(variant: Variant, case: Case, drawn: Drawn, g: Tensor, g_inverse: Tensor) -> list[Layer]:
+    """The moved pair of layers, one problem after another."""
+    options = {key: value for key, value in variant.options.items() if key == "damping"}
+    problems = []
+    for index in range(torch.Size(case.batch).numel()):
+        pick = [one_problem(t, case.batch, index) for t in (g, g_inverse, drawn.h)]
+        layers = [
+            layer.map(lambda t, i=index: one_problem(t, case.batch, i)) for layer in drawn[:2]
+        ]
+        problems.append(
+            TWINS[variant.name](*pick[:2], *layers, pick[2], drawn.activation.slope, **options)
+        )
+    return [_stack([pair[side] for pair in problems], case.batch) for side in (0, 1)]
+
+
+def pair_output(case: Case, drawn: Drawn, layers: list[Layer]) -> Tensor:
+    """W_m sigma(W_{m-1} h + b) + b_m, one problem after another: ``(problems, out, samples)``."""
+    return torch.stack(
+        [
+            naive_output(
+                [layer.map(lambda t, i=i: one_problem(t, case.batch, i)) for layer in layers],
+                [case.slope, 1.0],
+                one_problem(drawn.h, case.batch, i),
+            )
+            for i in range(torch.Size(case.batch).numel())
+        ]
+    )
+
+
+def _stack(layers: list[Layer], batch: tuple[int, ...]) -> Layer:
+    def stacked(parts: list[Tensor]) -> Tensor:
+        return torch.stack(parts).reshape(*batch, *parts[0].shape)
+
+    bias = None if layers[0].bias is None else stacked([layer.bias for layer in layers])
+    return Layer(stacked([layer.weight for layer in layers]), bias)

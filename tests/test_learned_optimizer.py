@@ -1,0 +1,252 @@
+"""The drop-in optimizer against its differentiable twin, and as an ordinary torch optimizer."""
+
+import higher
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metaopt import LearnedOptimizer, UserError
+from metaopt.learned.differentiable import DifferentiableLearnedOptimizer, differentiable
+from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.problems import TwoLayerFamily, TwoLayerRegression
+from metaopt.training.meta_loss import log_mean
+from metaopt.training.unroll import unroll
+
+METHODS = {
+    "LSTM(update)": {"element": "none"},
+    "LSTM(update,tele)": {},
+    "LSTM(lr,tele)": {"update": "step_size"},
+    "LSTM(update,tele), eq. 79": {"action": "pre_activation", "damping": 1e-3},
+    "flat LSTM(lr,tele)": {"update": "flat_step_size", "element": "flat"},
+}
+WIDTHS = (3, 4, 5)  # input, hidden, output
+SEEDS = (3, 4, 5)
+
+
+def build(seed: int = 0, **fields) -> MetaOptimizer:
+    """A meta-optimizer that teleports from the start: m2's head is not zero."""
+    fields = {"hidden": 5, "flat_widths": WIDTHS, "bound": 1.0, **fields}
+    meta = MetaOptimizer(MetaOptimizerSpec(**fields), seed)
+    if meta.element is not None:
+        generator = torch.Generator().manual_seed(seed + 1)
+        nn.init.normal_(meta.element.lstm.head_weight, std=0.3, generator=generator)
+    return meta
+
+
+def make_problem(dtype: str = "float64", seeds=SEEDS) -> TwoLayerRegression:
+    return TwoLayerFamily(2, *WIDTHS, dtype=dtype).sample(seeds)
+
+
+def train(problem: TwoLayerRegression, optimizer: LearnedOptimizer, steps: int) -> Tensor:
+    """The ordinary loop; losses before each step and after the last, (steps + 1, B)."""
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = problem()
+        losses.append(loss.detach())
+        loss.sum().backward()
+        optimizer.step()
+    return torch.stack([*losses, problem().detach()])
+
+
+def weights(problem: TwoLayerRegression) -> list[Tensor]:
+    return [p.detach().clone() for p in problem.parameters()]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-6)])
+@pytest.mark.parametrize("method", METHODS)
+def test_drop_in_and_differentiable_twin_walk_the_same_trajectory(method, dtype, tolerance):
+    meta = build(**METHODS[method])
+    problem = make_problem(dtype)
+    start = weights(problem)
+    with differentiable(problem, LearnedOptimizer(problem, meta)) as run:
+        twin = [run.losses()]
+        for _ in range(30):
+            run.step(twin[-1])
+            twin.append(run.losses())
+        final = [p.detach() for p in run.network.fast_params]
+    torch.testing.assert_close(weights(problem), start, rtol=0, atol=0)  # copied, not stepped
+    losses = train(problem, LearnedOptimizer(problem, meta), 30)
+    assert losses.isfinite().all()
+    torch.testing.assert_close(torch.stack(twin).detach(), losses, rtol=tolerance, atol=0)
+    torch.testing.assert_close(final, weights(problem), rtol=tolerance, atol=tolerance)
+
+
+def test_the_twin_goes_on_from_the_optimizer_s_present_state_and_leaves_it_alone():
+    problem, whole = make_problem(), make_problem()
+    optimizer = LearnedOptimizer(problem, build())
+    expected = train(whole, LearnedOptimizer(whole, build()), 10)
+    train(problem, optimizer, 5)
+    kept = [t.clone() for tensors in optimizer.learned_state.values() for t in tensors]
+    (window,) = unroll(problem, optimizer, 5, 5, log_mean(1e-6))
+    torch.testing.assert_close(window.losses, expected[6:], rtol=1e-12, atol=0)
+    now = [t for tensors in optimizer.learned_state.values() for t in tensors]
+    torch.testing.assert_close(now, kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_closure_and_a_plain_backward_agree(method):
+    plain, closed = make_problem(), make_problem()
+    losses = train(plain, LearnedOptimizer(plain, build(**METHODS[method])), 10)
+    optimizer = LearnedOptimizer(closed, build(**METHODS[method]))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        total = closed().sum()
+        total.backward()
+        return total
+
+    returned = torch.stack([optimizer.step(closure).detach() for _ in range(10)])
+    torch.testing.assert_close(returned, losses[:-1].sum(dim=1), rtol=0, atol=0)
+    torch.testing.assert_close(weights(closed), weights(plain), rtol=0, atol=0)
+    assert optimizer.step() is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ten_steps_saved_and_loaded_and_ten_more_equal_twenty(method, tmp_path):
+    whole, first, second = make_problem(), make_problem(), make_problem()
+    train(whole, LearnedOptimizer(whole, build(**METHODS[method])), 20)
+    optimizer = LearnedOptimizer(first, build(**METHODS[method]))
+    train(first, optimizer, 10)
+    torch.save({"w": first.state_dict(), "o": optimizer.state_dict()}, tmp_path / "saved.pt")
+    saved = torch.load(tmp_path / "saved.pt", weights_only=True)
+    second.load_state_dict(saved["w"])
+    resumed = LearnedOptimizer(second, build(**METHODS[method]))
+    resumed.load_state_dict(saved["o"])
+    train(second, resumed, 10)
+    torch.testing.assert_close(weights(second), weights(whole), rtol=0, atol=0)
+    forgetful = LearnedOptimizer(first, build(**METHODS[method]))  # the state does matter
+    train(first, forgetful, 10)
+    assert not torch.equal(first.W1, whole.W1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_problems_of_a_batch_do_not_know_of_each_other(method):
+    together = make_problem()
+    losses = train(together, LearnedOptimizer(together, build(**METHODS[method])), 10)
+    for index, seed in enumerate(SEEDS):
+        alone = make_problem(seeds=[seed])
+        own = train(alone, LearnedOptimizer(alone, build(**METHODS[method])), 10)
+        torch.testing.assert_close(own[:, 0], losses[:, index], rtol=1e-5, atol=0)
+        torch.testing.assert_close(alone.W1[0], together.W1[index], rtol=1e-5, atol=1e-6)
+
+
+def test_a_parameter_without_gradient_counts_as_one_with_a_zero_gradient():
+    ends = []
+    for absent in (True, False):
+        problem = make_problem()
+        optimizer = LearnedOptimizer(problem, build())
+        problem().sum().backward()
+        problem.W2.grad = None if absent else torch.zeros_like(problem.W2)
+        optimizer.step()
+        ends.append(weights(problem))
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("missing", ["chain", "x", "both"])
+def test_a_module_without_chain_or_input_raises_a_user_error(missing):
+    model = nn.Linear(3, 4)
+    problem = make_problem()
+    if missing != "both":
+        kept = "x" if missing == "chain" else "chain"
+        setattr(model, kept, getattr(problem, kept))
+    with pytest.raises(UserError, match=r"chain of layers and its input.* got Linear"):
+        LearnedOptimizer(model, build())
+
+
+def test_steps_give_meta_parameters_no_gradient_and_leave_them_alone():
+    meta = build()
+    before = [p.detach().clone() for p in meta.parameters()]
+    problem = make_problem()
+    optimizer = LearnedOptimizer(problem, meta)
+    train(problem, optimizer, 3)
+    assert all(p.requires_grad and p.grad is None for p in meta.parameters())
+    torch.testing.assert_close([p.detach() for p in meta.parameters()], before, rtol=0, atol=0)
+    held = [*problem.parameters(), *(t for s in optimizer.learned_state.values() for t in s)]
+    assert all(tensor.grad_fn is None for tensor in held)  # no graph grows from step to step
+
+
+def test_each_step_shows_its_teleportation():
+    problem = make_problem()
+    optimizer = LearnedOptimizer(problem, build())
+    assert optimizer.teleportation is None
+    train(problem, optimizer, 2)
+    assert optimizer.teleportation.defect().shape == (len(SEEDS),)
+    torch.testing.assert_close(
+        optimizer.teleportation.layers[0].weight, problem.W1.detach(), rtol=0, atol=0
+    )
+    assert not torch.equal(optimizer.teleportation.before[0].weight, problem.W1)
+
+
+def test_higher_finds_the_twin_by_exact_type():
+    class Subclass(LearnedOptimizer):
+        pass
+
+    problem = make_problem()
+    with higher.innerloop_ctx(problem, LearnedOptimizer(problem, build())) as (_, twin):
+        assert type(twin) is DifferentiableLearnedOptimizer
+    with (
+        pytest.raises(ValueError, match="not supported by higher"),
+        higher.innerloop_ctx(problem, Subclass(problem, build())),
+    ):
+        pass
+
+
+def test_the_first_order_twin_refuses_arguments_it_would_drop():
+    problem = make_problem()
+    with (
+        differentiable(problem, LearnedOptimizer(problem, build())) as run,
+        pytest.raises(TypeError, match="grad_callback"),
+    ):
+        run.optimizer.step(run.losses().sum(), grad_callback=lambda g: g)
+
+
+def test_the_twin_tracks_no_graph_when_asked_not_to():
+    problem = make_problem()
+    optimizer = LearnedOptimizer(problem, build())
+    with higher.innerloop_ctx(problem, optimizer, track_higher_grads=False) as (network, twin):
+        twin.step(network().sum())
+        assert all(p.is_leaf for p in network.fast_params)
+        stepped = network().detach()
+    torch.testing.assert_close(stepped, train(problem, optimizer, 1)[-1], rtol=1e-12, atol=0)
+
+
+def twins(**fields) -> tuple[MetaOptimizer, MetaOptimizer]:
+    """LSTM(update) and LSTM(update,tele) with the same m1; m2 as it starts, with a zero head."""
+    spec = {"hidden": 6, **fields}
+    alone = MetaOptimizer(MetaOptimizerSpec(element="none", **spec), 0)
+    both = MetaOptimizer(MetaOptimizerSpec(**spec), 1)
+    both.update.load_state_dict(alone.update.state_dict())
+    return alone, both
+
+
+ACTIONS = [{"action": "post_activation"}, {"action": "pre_activation", "damping": 1e-4}]
+SHAPES = [(4, 4, 4, 4), (7, 3, 5, 2)]
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda a: a["action"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_with_a_zero_head_of_m2_drop_in_equals_lstm_update_bit_for_bit(dtype, shape, action):
+    ends = []
+    for meta in twins(**action):
+        model = TwoLayerFamily(*shape, dtype=dtype).sample([5, 6])
+        optimizer = LearnedOptimizer(model, meta)
+        for _ in range(20):
+            optimizer.zero_grad()
+            model().sum().backward()
+            optimizer.step()
+        ends.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    assert not torch.equal(ends[0][0], TwoLayerFamily(*shape, dtype=dtype).sample([5, 6]).W1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_with_a_zero_head_of_m2_the_differentiable_twin_equals_lstm_update_bit_for_bit(dtype):
+    losses = []
+    for meta in twins():
+        model = TwoLayerFamily(7, 3, 5, 2, dtype=dtype).sample([5, 6])
+        windows = unroll(model, LearnedOptimizer(model, meta), 20, 10, log_mean(1e-6))
+        losses.append(torch.cat([window.losses for window in windows]))
+    assert losses[0].shape == (20, 2)
+    assert torch.equal(*losses)

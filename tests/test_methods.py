@@ -1,0 +1,238 @@
+"""The table of methods: one battery over all of it, and plain torch loops as oracles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metaopt.errors import UserError
+from metaopt.evaluation.methods import (
+    HAND_MADE,
+    TELEPORT_STEPS,
+    default_methods,
+    describe,
+    known_methods,
+    resolve,
+)
+from metaopt.evaluation.rollout import Trajectory, rollout
+from metaopt.learned.checkpoint import pretrained_names, pretrained_path
+from metaopt.problems import TwoLayerFamily, TwoLayerRegression
+
+torch.set_num_threads(1)  # the tensors are tiny; more threads only wait for one another
+
+SEEDS = (0, 1, 2)
+SMALL = TwoLayerFamily(samples=6, input=7, hidden=5, output=4, dtype="float64")
+SINGLE = TwoLayerFamily(samples=6, input=7, hidden=5, output=4, dtype="float32")
+SQUARE = TwoLayerFamily.square(12)  # lstm_lr_tele diverges on some narrower problems
+STEPS = max(TELEPORT_STEPS) + 2  # past the teleportation
+
+ALL = known_methods()
+LEARNED = pretrained_names()
+
+Build = Callable[[Sequence[nn.Parameter], float], torch.optim.Optimizer]
+
+PLAIN: dict[str, Build] = {
+    "gd": lambda w, lr: torch.optim.SGD(w, lr),
+    "sgd": lambda w, lr: torch.optim.SGD(w, lr),
+    "momentum": lambda w, lr: torch.optim.SGD(w, lr, momentum=0.9),
+    "nesterov": lambda w, lr: torch.optim.SGD(w, lr, momentum=0.9, nesterov=True),
+    "adagrad": lambda w, lr: torch.optim.Adagrad(w, lr),
+    "rmsprop": lambda w, lr: torch.optim.RMSprop(w, lr),
+    "adam": lambda w, lr: torch.optim.Adam(w, lr),
+    "lbfgs": lambda w, lr: torch.optim.LBFGS(w, lr, max_iter=1, history_size=20),
+    "muon": lambda w, lr: torch.optim.Muon(w, lr, weight_decay=0.0),
+}
+"""What each baseline is, on ordinary two-dimensional parameters."""
+
+# L-BFGS divides differences of gradients by one another, which enlarges float32's rounding.
+ROUNDING = {"lbfgs": 1e-3}
+
+
+def run(name: str, problem: TwoLayerRegression, steps: int = STEPS) -> Trajectory:
+    return rollout(problem, resolve(name).optimizer(problem), steps)
+
+
+def plain_loop(build: Build, rate: float, problem: TwoLayerRegression, steps: int) -> Tensor:
+    """Losses of one unbatched problem under ``zero_grad``, ``backward``, ``step``."""
+    w1, w2 = (nn.Parameter(w.detach()[0].clone()) for w in (problem.W1, problem.W2))
+    x, y = problem.x[0], problem.y[0]
+    optimizer = build([w1, w2], rate)
+
+    def loss() -> Tensor:
+        return 0.5 * ((y - w2 @ functional.leaky_relu(w1 @ x, 0.1)) ** 2).sum()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    losses = []
+    for _ in range(steps):
+        losses.append(loss().item())
+        if isinstance(optimizer, torch.optim.LBFGS):
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
+    losses.append(loss().item())
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+def test_the_table_holds_the_promised_names() -> None:
+    teleporting = {"gd_tele", "momentum_tele", "adagrad_tele", "rmsprop_tele", "adam_tele"}
+    assert set(HAND_MADE) >= set(PLAIN) | teleporting
+    assert set(LEARNED) >= {"lstm_update", "lstm_update_tele", "lstm_lr_tele"}
+    assert [*HAND_MADE, *LEARNED] == ALL
+    assert set(default_methods()) == {*LEARNED, "gd"}
+
+
+def test_gd_keeps_the_rate_of_the_paper() -> None:
+    assert HAND_MADE["gd"].rate == 3e-4
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_resolves_to_a_fresh_torch_optimizer_for_each_problem(name: str) -> None:
+    method = resolve(name)
+    assert method.name == name
+    assert method.learned == (name in LEARNED)
+    assert (method.rate is None) == method.learned
+    first, second = (method.optimizer(SMALL.sample([seed])) for seed in (0, 0))
+    assert isinstance(first, torch.optim.Optimizer)
+    assert first is not second
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("family", [SMALL, SINGLE, SQUARE], ids=["float64", "float32", "square"])
+def test_lowers_the_loss_of_every_problem_within_five_steps(
+    name: str, family: TwoLayerFamily
+) -> None:
+    losses = run(name, family.sample(SEEDS)).losses
+    assert losses.isfinite().all()
+    assert (losses[5] < 0.95 * losses[0]).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_batch_equals_its_problems_alone(name: str) -> None:
+    tolerance = 1e-4 if name in LEARNED else 1e-8
+    batch = run(name, SMALL.sample(SEEDS))
+    for b, seed in enumerate(SEEDS):
+        alone = run(name, SMALL.sample([seed]))
+        torch.testing.assert_close(
+            batch.losses[:, b], alone.losses[:, 0], rtol=tolerance, atol=tolerance
+        )
+        torch.testing.assert_close(
+            batch.grad_norms[:, b], alone.grad_norms[:, 0], rtol=tolerance, atol=tolerance
+        )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_problem_that_overflows_leaves_the_others_alone(name: str) -> None:
+    whole = SMALL.sample(SEEDS)
+    w1 = whole.W1.detach().clone()
+    w1[1] *= 1e200
+    batch = run(name, TwoLayerRegression(w1, whole.W2.detach(), whole.x, whole.y))
+    healthy = run(name, SMALL.sample([SEEDS[0], SEEDS[2]]))
+    assert not batch.losses[-1, 1].isfinite()
+    torch.testing.assert_close(batch.losses[:, [0, 2]], healthy.losses, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_same_seed_gives_the_same_run(name: str) -> None:
+    first, second = (run(name, SINGLE.sample(SEEDS)).losses for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_equals_a_plain_torch_loop_on_matrices(name: str, dtype: str) -> None:
+    family = SMALL if dtype == "float64" else SINGLE
+    tolerance = 1e-9 if dtype == "float64" else ROUNDING.get(name, 2e-5)
+    rate = HAND_MADE[name].rate
+    assert rate is not None
+    ours = run(name, family.sample(SEEDS), steps=10).losses
+    for b, seed in enumerate(SEEDS):
+        theirs = plain_loop(PLAIN[name], rate, family.sample([seed]), steps=10)
+        torch.testing.assert_close(ours[:, b], theirs, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in HAND_MADE if name.endswith("_tele")])
+def test_teleporting_equals_its_base_until_it_teleports(name: str) -> None:
+    base = name.removesuffix("_tele")
+    at = min(TELEPORT_STEPS)
+    rate = HAND_MADE[name].rate
+    moved = run(name, SMALL.sample(SEEDS)).losses
+    plain = run(f"{base}@{rate}", SMALL.sample(SEEDS)).losses
+    assert torch.equal(moved[: at + 1], plain[: at + 1])
+    assert (moved[at + 1] != plain[at + 1]).all()
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name.endswith("_tele")])
+def test_a_teleportation_moves_the_weights_and_keeps_the_output(name: str) -> None:
+    trajectory = run(name, SMALL.sample(SEEDS))
+    defects = trajectory.defects[max(TELEPORT_STEPS) + 1]
+    assert not trajectory.refused.any()
+    assert (defects < 1e-10).all()
+
+
+@pytest.mark.parametrize("name", HAND_MADE)
+def test_a_rate_after_the_name_replaces_the_rate(name: str) -> None:
+    default = HAND_MADE[name].rate
+    assert default is not None
+    text = f"{name}@{default / 2:g}"
+    method = resolve(text)
+    assert (method.name, method.rate) == (text, float(f"{default / 2:g}"))
+    assert HAND_MADE[name].rate == default
+    optimizer = method.optimizer(SMALL.sample([0]))
+    inner = getattr(optimizer, "optimizers", [optimizer])[0]
+    assert [group["lr"] for group in inner.param_groups] == [method.rate]
+
+
+def test_a_rate_in_exponent_notation_steps_with_it() -> None:
+    ours = run("adam@5e-2", SINGLE.sample([1]), steps=10).losses[:, 0]
+    theirs = plain_loop(PLAIN["adam"], 0.05, SINGLE.sample([1]), steps=10)
+    torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_the_path_of_a_shipped_checkpoint_equals_its_name(name: str) -> None:
+    path = str(pretrained_path(name))
+    method = resolve(path)
+    assert method.learned
+    assert method.name == path
+    by_path = rollout(problem := SINGLE.sample(SEEDS), method.optimizer(problem), 5).losses
+    assert torch.equal(by_path, run(name, SINGLE.sample(SEEDS), steps=5).losses)
+    assert "spec" in describe(method)["checkpoint"]
+
+
+@pytest.mark.parametrize("text", ["adamm", "", "Adam", "adamm@0.1"])
+def test_an_unknown_method_is_answered_with_the_known_ones(text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(text)
+    message = str(caught.value)
+    assert repr(text.partition("@")[0]) in message
+    for name in ALL:
+        assert name in message
+
+
+@pytest.mark.parametrize("rate", ["x", "-1", "0", "nan", "inf", "1e999", ""])
+@pytest.mark.parametrize("name", ["adam", "lbfgs", "gd_tele"])
+def test_a_rate_that_is_no_positive_number_is_refused(name: str, rate: str) -> None:
+    with pytest.raises(UserError, match="positive learning rate") as caught:
+        resolve(f"{name}@{rate}")
+    assert f"{name}@{rate}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_learned_method_takes_no_rate(name: str) -> None:
+    with pytest.raises(UserError, match="without a rate"):
+        resolve(f"{name}@0.1")
+
+
+def test_a_missing_checkpoint_is_named() -> None:
+    with pytest.raises(UserError, match=r"nowhere/gone\.safetensors.*does not exist"):
+        resolve("nowhere/gone.safetensors")

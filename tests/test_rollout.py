@@ -1,0 +1,192 @@
+"""The driver of inner steps: what it records, and when."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from metaopt.evaluation.methods import HAND_MADE, Method, known_methods, resolve
+from metaopt.evaluation.rollout import Trajectory, rollout
+from metaopt.optim import TeleportingOptimizer
+from metaopt.problems import TwoLayerFamily, TwoLayerRegression
+from metaopt.symmetry.search import GradientAscent
+
+torch.set_num_threads(1)  # the tensors are tiny; more threads only wait for one another
+
+SEEDS = (3, 4, 5)
+FAMILY = TwoLayerFamily(samples=5, input=6, hidden=4, output=3, dtype="float64")
+RATE = 1e-3
+
+PLAIN = ["gd", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam"]
+TELEPORTING = [name for name in HAND_MADE if name.endswith("_tele")]
+
+
+def run(name: str, steps: int, family: TwoLayerFamily = FAMILY) -> Trajectory:
+    problem = family.sample(SEEDS)
+    return rollout(problem, resolve(name).optimizer(problem), steps)
+
+
+def naive_descent(seed: int, rate: float, steps: int) -> tuple[list[float], list[float]]:
+    """(losses, gradient norms) of gradient descent with hand-written derivatives, in numpy."""
+    problem = FAMILY.sample([seed])
+    w1, w2 = (w.detach()[0].numpy().copy() for w in (problem.W1, problem.W2))
+    x, y = problem.x[0].numpy(), problem.y[0].numpy()
+    losses, norms = [], []
+    for _ in range(steps + 1):
+        z = w1 @ x
+        h = np.where(z > 0, z, 0.1 * z)
+        residual = w2 @ h - y
+        d2 = residual @ h.T
+        d1 = ((w2.T @ residual) * np.where(z > 0, 1.0, 0.1)) @ x.T
+        losses.append(0.5 * float((residual**2).sum()))
+        norms.append(float(np.sqrt((d1**2).sum() + (d2**2).sum())))
+        w1, w2 = w1 - rate * d1, w2 - rate * d2
+    return losses, norms
+
+
+def test_losses_and_gradient_norms_equal_a_naive_computation_at_every_step() -> None:
+    trajectory = run(f"gd@{RATE}", steps=6)
+    for b, seed in enumerate(SEEDS):
+        losses, norms = naive_descent(seed, RATE, steps=6)
+        np.testing.assert_allclose(trajectory.losses[:, b].numpy(), losses, rtol=1e-10)
+        np.testing.assert_allclose(trajectory.grad_norms[:, b].numpy(), norms, rtol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("name", known_methods())
+def test_records_step_zero_to_the_last_inclusive(name: str, steps: int) -> None:
+    trajectory = run(name, steps)
+    shape = (steps + 1, len(SEEDS))
+    for tensor in (
+        trajectory.losses,
+        trajectory.grad_norms,
+        trajectory.defects,
+        trajectory.refused,
+    ):
+        assert tensor.shape == shape
+    for tensor in (trajectory.losses, trajectory.grad_norms, trajectory.defects):
+        assert tensor.dtype == torch.float64
+    assert trajectory.refused.dtype == torch.bool
+    assert trajectory.seconds_per_step > 0
+
+
+@pytest.mark.parametrize("name", known_methods())
+def test_step_zero_is_the_start_and_the_last_is_where_the_problem_stands(name: str) -> None:
+    problem = FAMILY.sample(SEEDS)
+    trajectory = rollout(problem, resolve(name).optimizer(problem), 7)
+    assert torch.equal(trajectory.losses[0], FAMILY.sample(SEEDS)().detach())
+    assert torch.equal(trajectory.losses[-1], problem().detach())
+    assert not torch.equal(trajectory.losses[-1], trajectory.losses[0])
+
+
+def test_a_longer_run_begins_with_the_shorter_one() -> None:
+    short, long = run("adam", 3), run("adam", 8)
+    assert torch.equal(long.losses[:4], short.losses)
+    assert torch.equal(long.grad_norms[:4], short.grad_norms)
+
+
+def count_evaluations(method: Method, steps: int) -> list[int]:
+    """Evaluations of the problem by the closure, for each step and the last record."""
+    problem = FAMILY.sample(SEEDS)
+    optimizer = method.optimizer(problem)
+    counts = [0]
+    problem.register_forward_hook(lambda *_: counts.__setitem__(-1, counts[-1] + 1))
+    optimizer.register_step_post_hook(lambda *_: counts.append(0))
+    rollout(problem, optimizer, steps)
+    return counts
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_method_evaluates_the_problem_once_a_step(name: str) -> None:
+    assert count_evaluations(HAND_MADE[name], steps=4) == [1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", [name for name in known_methods() if name not in HAND_MADE])
+def test_a_learned_method_evaluates_the_problem_once_a_step(name: str) -> None:
+    assert count_evaluations(resolve(name), steps=3) == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", TELEPORTING)
+def test_the_defect_stands_at_the_step_after_the_teleportation_and_nowhere_else(name: str) -> None:
+    trajectory = run(name, steps=8)
+    finite = trajectory.defects.isfinite().all(dim=1)
+    assert finite.tolist() == [t == 6 for t in range(9)]
+    assert trajectory.defects.isnan().any(dim=1).tolist() == [t != 6 for t in range(9)]
+
+
+def test_a_schedule_with_step_zero_shows_its_defect_at_step_one() -> None:
+    problem = FAMILY.sample(SEEDS)
+    optimizer = TeleportingOptimizer(
+        torch.optim.SGD(problem.parameters(), lr=RATE),
+        problem,
+        schedule=(0, 2),
+        search=GradientAscent(iterations=2, size=0.01),
+    )
+    trajectory = rollout(problem, optimizer, 4)
+    assert trajectory.defects.isfinite().all(dim=1).tolist() == [False, True, False, True, False]
+    assert torch.equal(trajectory.losses[0], FAMILY.sample(SEEDS)().detach())
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "lbfgs", "muon", "lstm_update"])
+def test_what_does_not_teleport_has_no_defect_and_refuses_nothing(name: str) -> None:
+    trajectory = run(name, steps=7)
+    assert trajectory.defects.isnan().all()
+    assert not trajectory.refused.any()
+
+
+@pytest.mark.parametrize("name", ["lstm_update_tele", "lstm_lr_tele"])
+def test_what_teleports_at_each_step_has_a_defect_from_step_one_on(name: str) -> None:
+    trajectory = run(name, steps=4)
+    assert trajectory.defects[0].isnan().all()
+    assert trajectory.defects[1:].isfinite().all()
+
+
+def test_defects_are_left_out_on_request_and_nothing_else_changes() -> None:
+    problem = FAMILY.sample(SEEDS)
+    without = rollout(
+        problem, resolve("gd_tele").optimizer(problem), steps=7, measure_defects=False
+    )
+    measured = run("gd_tele", 7)
+    assert without.defects.isnan().all()
+    assert torch.equal(without.losses, measured.losses)
+    assert torch.equal(without.refused, measured.refused)
+
+
+@pytest.mark.parametrize("name", HAND_MADE)
+def test_divergence_gives_non_finite_losses_and_raises_nothing(name: str) -> None:
+    method = replace(HAND_MADE[name], rate=1e25)
+    problem = TwoLayerFamily(samples=5, input=6, hidden=4, output=3).sample(SEEDS)
+    trajectory = rollout(problem, method.optimizer(problem), 8)
+    assert trajectory.losses[0].isfinite().all()
+    assert not trajectory.losses[-1].isfinite().any()
+    if name in TELEPORTING:
+        assert trajectory.refused[6].all()  # there is nowhere to go from NaN
+
+
+def test_progress_counts_the_steps() -> None:
+    class Bar:
+        n = 0
+
+        def update(self) -> None:
+            self.n += 1
+
+    bar = Bar()
+    problem = FAMILY.sample(SEEDS)
+    optimizer = resolve("gd").optimizer(problem)
+    rollout(problem, optimizer, 5, progress=bar)  # type: ignore[arg-type]
+    assert bar.n == 5
+
+
+def test_the_norm_of_a_problem_is_its_own() -> None:
+    """Scaling one problem's target changes its gradient and no other's."""
+    whole = FAMILY.sample(SEEDS)
+    y = whole.y.clone()
+    y[2] *= 10
+    scaled = TwoLayerRegression(whole.W1.detach(), whole.W2.detach(), whole.x, y)
+    norms = rollout(scaled, torch.optim.SGD(scaled.parameters(), lr=RATE), 1).grad_norms[0]
+    before = run("gd", 1).grad_norms[0]
+    assert torch.equal(norms[:2], before[:2])
+    assert norms[2] != before[2]
