@@ -1,6 +1,6 @@
 """Make the shipped optimizers again: five meta-seeds a config, the best on validation is shipped.
 
-    python scripts/make_pretrained.py [--seeds 5] [--jobs 2] [--only lstm_update] [--runs runs/pretrained]
+    python scripts/make_pretrained.py [--seeds 5] [--jobs 2] [--only lstm_update] [--runs DIR]
 
 Runs resume: kill it and start it again. Nothing is chosen on test problems.
 """

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metaopt.chain import Layer, LeakyReLU
+from metaopt.problems import TwoLayerRegression
 from metaopt.symmetry import ACTIONS, GroupAction, make_action
 
 POST_SPAN = "eq. 78 solves W h = z for W, and the columns of h are linearly dependent"
@@ -127,6 +128,21 @@ def assert_layers_close(moved: list[Layer], expected: list[Layer], rtol: float =
         for a, b in zip(tensors(got), tensors(want), strict=True):
             assert a.shape == b.shape
             assert (a - b).norm() <= rtol * b.norm()
+
+
+class MixedSigns:
+    """Problems with Gaussian data: with the paper's, no feature is ever on the other side."""
+
+    def __init__(self, samples, inputs, hidden, output, dtype=torch.float64):
+        self.shapes = (hidden, inputs), (output, hidden), (inputs, samples), (output, samples)
+        self.dtype = dtype
+
+    def sample(self, seeds):
+        drawn = []
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            drawn.append([torch.randn(s, generator=generator).to(self.dtype) for s in self.shapes])
+        return TwoLayerRegression(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
 
 
 # Ways to break the middle one of three problems: (element, drawn) -> (element, drawn).
@@ -250,33 +266,27 @@ def one_problem(tensor: Tensor, batch: tuple[int, ...], index: int) -> Tensor:
     return tensor.reshape(-1, *tensor.shape[len(batch) :])[index]
 
 
+def each_problem(case: Case, layers: list[Layer], *others: Tensor):
+    """For each problem of the batch: its layers, and its part of the other tensors."""
+    for i in range(torch.Size(case.batch).numel()):
+        one = [layer.map(lambda t, i=i: one_problem(t, case.batch, i)) for layer in layers]
+        yield (one, *(one_problem(t, case.batch, i) for t in others))
+
+
 def twin(variant: Variant, case: Case, drawn: Drawn, g: Tensor, g_inverse: Tensor) -> list[Layer]:
-    """The moved pair of layers, one problem after another."""
+    """The moved pair of layers."""
     options = {key: value for key, value in variant.options.items() if key == "damping"}
-    problems = []
-    for index in range(torch.Size(case.batch).numel()):
-        pick = [one_problem(t, case.batch, index) for t in (g, g_inverse, drawn.h)]
-        layers = [
-            layer.map(lambda t, i=index: one_problem(t, case.batch, i)) for layer in drawn[:2]
-        ]
-        problems.append(
-            TWINS[variant.name](*pick[:2], *layers, pick[2], drawn.activation.slope, **options)
-        )
-    return [_stack([pair[side] for pair in problems], case.batch) for side in (0, 1)]
+    moved = [
+        TWINS[variant.name](g_one, inverse, *pair, h, case.slope, **options)
+        for pair, g_one, inverse, h in each_problem(case, drawn[:2], g, g_inverse, drawn.h)
+    ]
+    return [_stack([pair[side] for pair in moved], case.batch) for side in (0, 1)]
 
 
 def pair_output(case: Case, drawn: Drawn, layers: list[Layer]) -> Tensor:
-    """W_m sigma(W_{m-1} h + b) + b_m, one problem after another: ``(problems, out, samples)``."""
-    return torch.stack(
-        [
-            naive_output(
-                [layer.map(lambda t, i=i: one_problem(t, case.batch, i)) for layer in layers],
-                [case.slope, 1.0],
-                one_problem(drawn.h, case.batch, i),
-            )
-            for i in range(torch.Size(case.batch).numel())
-        ]
-    )
+    """W_m sigma(W_{m-1} h + b) + b_m, ``(problems, out, samples)``."""
+    problems = each_problem(case, layers, drawn.h)
+    return torch.stack([naive_output(pair, [case.slope, 1.0], h) for pair, h in problems])
 
 
 def _stack(layers: list[Layer], batch: tuple[int, ...]) -> Layer:

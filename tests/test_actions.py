@@ -108,10 +108,8 @@ def test_the_inverse_element_moves_back(variant, case):
 @pytest.mark.parametrize(**crossed(PLAIN, lambda v, c: v.name in c.no_law))
 def test_two_moves_are_not_the_move_by_the_product_for_the_tables_reason(variant, case):
     second, expected = two_moves(variant, case)
-    gaps = [
-        (a - b).norm() / b.norm()
-        for a, b in zip(tensors(*second[:2]), tensors(*expected), strict=True)
-    ]
+    pairs = zip(tensors(*second[:2]), tensors(*expected), strict=True)
+    gaps = [(a - b).norm() / b.norm() for a, b in pairs]
     assert max(gaps) > 1e-3, case.no_law[variant.name]
 
 
@@ -169,15 +167,13 @@ def test_the_first_order_exponential_changes_the_output_of_eq_78_by_t_squared():
     torch.testing.assert_close(act(variant.make(), element, drawn).defect, expected)
 
 
-def test_a_layer_of_an_action_keeps_its_own_dtype():
-    case = CASES[0]
-    for variant in VARIANTS:
-        drawn = draw(case, dtype=torch.float32)
-        wide = drawn._replace(outgoing=drawn.outgoing.map(torch.Tensor.double))
-        move = act(variant.make(), draw_element(variant, case), wide)
-        assert move.incoming.weight.dtype == torch.float32
-        assert move.outgoing.weight.dtype == torch.float64
-        assert move.defect.dtype == torch.float64
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_layer_keeps_its_own_dtype(variant):
+    drawn = draw(CASES[0], dtype=torch.float32)
+    wide = drawn._replace(outgoing=drawn.outgoing.map(torch.Tensor.double))
+    move = act(variant.make(), draw_element(variant, CASES[0]), wide)
+    assert move.incoming.weight.dtype == torch.float32
+    assert move.outgoing.weight.dtype == move.defect.dtype == torch.float64
 
 
 def only(drawn, index):

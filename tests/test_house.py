@@ -88,8 +88,8 @@ def commands() -> list[tuple[str, list[str]]]:
     for block in blocks("bash", ROOT / "README.md"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            for script in COMMANDS.keys() & set(words):
-                found.append((script, words[words.index(script) + 1 :]))
+            called = COMMANDS.keys() & set(words)
+            found += [(script, words[words.index(script) + 1 :]) for script in called]
     return found
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from cases import (
@@ -35,7 +37,7 @@ def drawn_chain(chain, samples=SAMPLES):
     """Layers and x of a batch of problems."""
     widths = WIDTHS[-len(chain.biased) - 1 :]
     parameters = []
-    for seed, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for seed, (fan_in, fan_out) in enumerate(pairwise(widths)):
         parameters.append(normal(seed, PROBLEMS, fan_out, fan_in))
         if chain.biased[seed]:
             parameters.append(normal(10 + seed, PROBLEMS, fan_out))

@@ -68,10 +68,11 @@ def test_training_takes_training_seeds_only_and_does_not_repeat_them(sampled):
 
 
 def test_seeds_are_checked_where_they_are_drawn(monkeypatch):
-    trainer = make()
-    monkeypatch.setattr(trainer, "_integer", lambda low, high: 0)
+    trainer, lows = make(), []
+    monkeypatch.setattr(trainer, "_integer", lambda low, high: lows.append(low) or 0)
     with pytest.raises(UserError, match="training seeds"):
         trainer._draw()
+    assert set(lows) == {0, TRAINING.start}  # an index into widths, then seeds
 
 
 def test_validation_takes_the_first_validation_seeds_at_the_reference_width(sampled):

@@ -208,6 +208,21 @@ def test_memory_does_not_grow_with_the_number_of_windows(method, monkeypatch):
     assert graph_held[0] == graph_held[1] < packed / 12
 
 
+def test_gradients_reach_the_networks_without_a_graph_of_their_own(monkeypatch):
+    """First order: their graph would only cost time and memory."""
+    seen, real = [], MetaOptimizer.advance
+
+    def advance(self, chain, parameters, gradients, *rest):
+        seen.extend(gradients)
+        return real(self, chain, parameters, gradients, *rest)
+
+    monkeypatch.setattr(MetaOptimizer, "advance", advance)
+    problem = make_problem()
+    list(unroll(problem, LearnedOptimizer(problem, build("LSTM(update)")), 4, 2, LOSSES["log"]))
+    assert len(seen) == 8
+    assert not any(gradient.requires_grad for gradient in seen)
+
+
 def test_later_windows_use_meta_parameters_changed_in_place():
     meta, problem, changed = build("LSTM(update)"), make_problem(), make_problem()
     kept = [w.losses for w in unroll(problem, LearnedOptimizer(problem, meta), 6, 3, LOSSES["log"])]

@@ -11,6 +11,7 @@ from torch import Tensor
 from metaopt.chain import Activation, Layer
 from metaopt.errors import UserError
 from metaopt.symmetry.action import Candidate, GroupAction, Pair
+from metaopt.symmetry.exponential import exact
 
 
 @final
@@ -24,14 +25,16 @@ class PostActivationAction(GroupAction):
 
     exact_when = (
         "the activation is bijective and the samples are linearly independent as columns of h, "
-        "for which there must be at most as many samples as inputs (one more with a bias)"
+        "for which there must be at most as many samples as inputs (one more with a bias), and "
+        "the exponential is exact"
     )
 
     def is_exact(
         self, incoming: Layer, outgoing: Layer, samples: int, activation: Activation
     ) -> bool:
         inputs = incoming.weight.shape[-1] + (incoming.bias is not None)
-        return activation.inverse is not None and samples <= inputs
+        inverses = self.exponential is exact  # to first order, (I - T)(I + T) is not I
+        return activation.inverse is not None and samples <= inputs and inverses
 
     def _candidate(
         self, element: Tensor, w_in: Tensor, w_out: Tensor, pair: Pair, activation: Activation
