@@ -19,6 +19,13 @@ class Parser(ArgumentParser):
         line = " ".join(str(message).split())
         raise UserError(f"{line}; see --help") from None
 
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """A config file that is no text is a complaint too."""
+        try:
+            return super().parse_path(cfg_path, *args, **kwargs)
+        except UnicodeDecodeError:
+            self.error(f"expected a config in UTF-8 text, got {str(cfg_path)!r}")
+
 
 def guarded(main: Callable[[Sequence[str] | None], None]) -> Callable[[], int]:
     """``main`` as an entry point: its errors for people become one line on stderr, exit code 2."""
@@ -34,6 +41,10 @@ def guarded(main: Callable[[Sequence[str] | None], None]) -> Callable[[], int]:
                 f"expected to read and write files, got {error.strerror or error}{place}: "
                 f"mend that and run again (training: with --resume)"
             )
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):
+                raise
+            return _complain("expected sizes that fit into memory, got larger ones: lower them")
         except KeyboardInterrupt:
             print("interrupted; training goes on with --resume", file=sys.stderr)
             return 130

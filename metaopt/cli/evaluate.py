@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     family = take(TwoLayerFamily, values)
     if values.steps < 1:
         raise UserError(f"expected --steps of 1 or more, got {values.steps}")
-    names = [name.strip() for name in values.methods.split(",") if name.strip()]
+    names = [name.strip() for name in values.methods.split(",")] if values.methods else []
     methods = [resolve(name) for name in dict.fromkeys(names or default_methods())]
     seeds = parse_seeds(values.seeds, values.problems)
     out = Path(values.out)
@@ -95,14 +95,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     results = list(evaluate(methods, family, seeds, values.steps))
+    write_results(out, results, seeds)  # first: what is drawn can be drawn again
+    write_manifest(out, results, seeds, family, values.steps)
     lines = summarise(results)
     title = (
         f"Loss on {len(seeds)} held-out problems "
         f"({family.hidden} hidden units, {family.samples} samples)"
     )
     picture = loss_figure(results, title)
-    write_results(out, results, seeds)
-    write_manifest(out, results, seeds, family, values.steps)
     write_atomically(out / FIGURE, picture)
     subtitle = f"{values.steps} steps from a mean loss of {results[0].losses[0].mean():.4g}."
     write_atomically(out / REPORT, html_report(title, subtitle, lines, values.steps, picture))

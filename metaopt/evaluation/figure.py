@@ -22,6 +22,7 @@ def loss_figure(results: Sequence[Result], title: str) -> bytes:
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
+    handles = []
     for i, result in enumerate(results):
         mean, low, high = log_mean_bands(result.losses)
         steps = np.arange(len(mean))
@@ -33,15 +34,18 @@ def loss_figure(results: Sequence[Result], title: str) -> bytes:
             markevery=(i % 7, max(1, len(mean) // 10)),
             markersize=4,
             linewidth=2.2 if result.method.learned else 1.2,
-            label=result.method.name,
         )
+        handles.append(line)
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel("loss, geometric mean over problems")
     axes.set_title(title, fontsize=10)
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
+    # Names given here rather than as labels: a path may start with _ or look like TeX.
+    legend = axes.legend(handles, [result.method.name for result in results], fontsize=8, ncols=2)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

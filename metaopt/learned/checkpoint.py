@@ -89,7 +89,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = json.loads(metadata[FORMAT])
-        digest = header.pop("sha256")
+        digest = str(header.pop("sha256"))
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"expected a metaopt checkpoint, got {str(path)!r}, which is truncated, damaged or "

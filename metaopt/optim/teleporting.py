@@ -99,15 +99,15 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         Returns the loss before the step, at w_t.
         """
         self.teleportation = None
-        due = self.steps in self.schedule
-        self.steps += 1
-        if not due:
+        if self.steps not in self.schedule:
+            self.steps += 1
             return self.base.step(closure)
         if closure is None:
             raise UserError(
                 "expected a closure at a step that teleports, got none: call step(closure), "
                 "which is evaluated again at the new point"
             )
+        self.steps += 1
         loss = closure()
         self.teleport()
         self.base.step(closure)

@@ -119,14 +119,14 @@ class GroupAction(ABC):
             UserError: if the element does not fit the site's width, or the activation the action.
         """
         width = incoming.weight.shape[-2]
-        expected = (width,) if self.diagonal else (width, width)
-        if element.shape[-len(expected) :] != expected:
+        batch = incoming.weight.shape[:-2]
+        expected = (*batch, width) if self.diagonal else (*batch, width, width)
+        if element.shape != expected:
             raise UserError(
-                f"expected an element of shape (*batch, {', '.join(map(str, expected))}) for a "
-                f"site of width {width}, got {tuple(element.shape)}"
+                f"expected an element of shape {expected} for a site of width {width}, "
+                f"got {tuple(element.shape)}"
             )
-        batch = incoming.weight.dim() - 2
-        matrix = tuple(range(batch, element.dim()))
+        matrix = tuple(range(len(batch), element.dim()))
         small = element.detach().double().square().sum(dim=matrix) < MAX_ELEMENT**2  # NaN: False
         pair = Pair(incoming, outgoing, layer_input)
         trusted = small & pair.finite
@@ -161,6 +161,7 @@ class Pair:
             & layer_input.finite
             & self.w_in.detach().isfinite().all(dim=-1).all(dim=-1)
             & self.w_out.detach().isfinite().all(dim=-1).all(dim=-1)
+            & (self.w_in.detach() @ self.h).isfinite().all(dim=-1).all(dim=-1)
         )
 
     def hidden(self, features: Tensor) -> Tensor:
