@@ -16,7 +16,8 @@ from metaopt.learned.checkpoint import load_meta_optimizer, read_checkpoint
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
 from metaopt.training import run as run_module
 from metaopt.training.run import run_training
-from metaopt.training.trainer import Trainer, TrainingSpec
+from metaopt.training.spec import TrainingSpec
+from metaopt.training.trainer import Trainer
 
 SCRIPT = Path(__file__).parent.parent / "train_meta.py"
 FILES = ("last.safetensors", "best.safetensors")

@@ -12,7 +12,8 @@ from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.problems import TwoLayerFamily
 from metaopt.problems.seeds import TEST, TRAINING, VALIDATION
 from metaopt.training import trainer as trainer_module
-from metaopt.training.trainer import Trainer, TrainingSpec, constant, cosine
+from metaopt.training.spec import TrainingSpec, constant, cosine
+from metaopt.training.trainer import Trainer
 from metaopt.training.unroll import Window
 
 TINY = {

@@ -15,6 +15,14 @@ from metaopt.errors import UserError
 class Parser(ArgumentParser):
     """A parser whose complaints are a :class:`UserError` of one line instead of a usage page."""
 
+    def add_switch(self, name: str, meaning: str) -> None:
+        """A flag without a value that is off by default; in a config file, true or false."""
+        self.add_argument(name, type=bool, default=False, nargs="?", const=True, help=meaning)
+
+    def add_threads(self) -> None:
+        """``--threads``, for :func:`set_threads`."""
+        self.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(str(message).split())
         raise UserError(f"{line}; see --help") from None

@@ -55,23 +55,9 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--out", type=str, default="runs/eval", help="folder of the results")
-    parser.add_argument(
-        "--overwrite",
-        type=bool,
-        default=False,
-        nargs="?",
-        const=True,
-        help="replace the results in --out",
-    )
-    parser.add_argument(
-        "--tensorboard",
-        type=bool,
-        default=False,
-        nargs="?",
-        const=True,
-        help="also write mean log10 losses as TensorBoard scalars",
-    )
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+    parser.add_switch("--overwrite", "replace the results in --out")
+    parser.add_switch("--tensorboard", "also write mean log10 losses as TensorBoard scalars")
+    parser.add_threads()
     parser.add_class_arguments(TwoLayerFamily)
     return parser
 

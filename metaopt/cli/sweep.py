@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", type=str, default=",".join(HAND_MADE))
     parser.add_argument("--problems", type=int, default=32, help="validation problems")
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_threads()
     values = parser.parse_args(arguments)
     set_threads(values.threads)
     names = [name for name in values.methods.split(",") if name]

@@ -8,7 +8,8 @@ from pathlib import Path
 from metaopt.cli.common import Parser, guarded, set_threads, take
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
 from metaopt.training.run import run_training
-from metaopt.training.trainer import Trainer, TrainingSpec
+from metaopt.training.spec import TrainingSpec
+from metaopt.training.trainer import Trainer
 
 
 def build_parser() -> Parser:
@@ -19,23 +20,9 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--config", action="config", help="a YAML file of configs/")
     parser.add_argument("--out", type=str, default="runs/train", help="folder of this run")
-    parser.add_argument(
-        "--resume",
-        type=bool,
-        default=False,
-        nargs="?",
-        const=True,
-        help="go on with the run in --out, or start it if there is none",
-    )
-    parser.add_argument(
-        "--overwrite",
-        type=bool,
-        default=False,
-        nargs="?",
-        const=True,
-        help="lose the run in --out",
-    )
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+    parser.add_switch("--resume", "go on with the run in --out, or start it if there is none")
+    parser.add_switch("--overwrite", "lose the run in --out")
+    parser.add_threads()
     parser.add_class_arguments(TrainingSpec)
     parser.add_class_arguments(MetaOptimizerSpec)
     return parser

@@ -31,15 +31,15 @@ class MetaOptimizerSpec:
     """Which networks a meta-optimizer is made of. Stored in its checkpoint.
 
     Attributes:
-        update: a key of :data:`UPDATE_RULES`.
-        element: a key of :data:`ELEMENT_RULES`; "none" is g = I.
-        action: a key of ``metaopt.symmetry.ACTIONS`` for GL(k): post_activation (eq. 78) or
-            pre_activation (eq. 79).
-        damping: of eq. 79; 0 for eq. 78.
+        update: m1: "coordinatewise", "step_size", "flat" or "flat_step_size".
+        element: m2: "coordinatewise", "flat", or "none" for g = I.
+        action: of GL(k): "post_activation" (eq. 78) or "pre_activation" (eq. 79).
+        damping: of eq. 79; 0 for none.
         exponential: "exact" or "first_order".
-        hidden, layers: of each LSTM.
-        heads: parts of f, keys of ``metaopt.learned.update.HEADS``.
-        features: what m2 sees, keys of ``metaopt.learned.element.FEATURES``.
+        hidden: hidden size of each LSTM.
+        layers: layers of each LSTM.
+        heads: parts of f: "plain", "free", "gradient", "scaled_gradient".
+        features: what m2 sees: "gradients", "balance", "covariance".
         bound: s in T = s tanh(output) / k.
         gate: gain of the gate on T; 0 for none.
         norm: Frobenius norm that flat networks give T; 0 leaves it as it comes.

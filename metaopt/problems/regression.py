@@ -63,7 +63,17 @@ class TwoLayerRegression(nn.Module):
 
 @dataclass(frozen=True)
 class TwoLayerFamily:
-    """Draws problems; the same seed always gives the same problem, whatever it is batched with."""
+    """Draws problems; the same seed always gives the same problem, whatever it is batched with.
+
+    Attributes:
+        samples: columns of X and Y.
+        input: rows of X.
+        hidden: hidden units.
+        output: rows of Y.
+        slope: of LeakyReLU, for negative inputs.
+        loss: "half_squared" or "norm".
+        dtype: "float32" or "float64".
+    """
 
     samples: int = 20
     input: int = 20

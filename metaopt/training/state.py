@@ -10,7 +10,8 @@ import torch
 
 from metaopt.errors import UserError
 from metaopt.learned.checkpoint import META, Checkpoint, meta_tensors
-from metaopt.training.trainer import Trainer, TrainingSpec
+from metaopt.training.spec import TrainingSpec
+from metaopt.training.trainer import Trainer
 
 COUNTERS = ("trajectories", "meta_steps", "skipped", "skipped_in_row")
 BEST = "best/"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,110 +12,17 @@ from metaopt.errors import UserError
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import TwoLayerFamily, check_seeds, first_seeds
+from metaopt.problems import check_seeds, first_seeds
 from metaopt.problems.seeds import TRAINING
 from metaopt.training.meta_loss import META_LOSSES
+from metaopt.training.spec import REFERENCE_WIDTH, SCHEDULES, TrainingSpec
 from metaopt.training.unroll import unroll
 
-REFERENCE_WIDTH = 20
 DIVERGED = 38.0  # log10 loss that stands for a problem whose loss is not finite
 
 
-@dataclass(frozen=True)
-class TrainingSpec:
-    """How a meta-optimizer is trained.
-
-    Attributes:
-        trajectories: the budget, in 20x20 problems. A batch of another width holds as many
-            problems as keep the number of weights, and so the work, the same.
-        batch_size: 20x20 problems trained on together.
-        steps, window: length of a trajectory, and t_unroll.
-        widths: the width of each batch is drawn from these (samples, input, hidden and output).
-        loss, slope, dtype: of the problems.
-        meta_loss, log_floor: "log" (mean of log(L + floor)) or "sum" (as in the paper).
-        learning_rate_update, learning_rate_element: of Adam on m1 and m2.
-        schedule, learning_rate_final: "cosine" down to the final rate, or "constant".
-        clip: bound on the norm of the whole meta-gradient; 0 for none.
-        max_skips: end the run after so many non-finite meta-gradients in a row.
-        validation_problems, validation_every: how many validation problems, and after how many
-            trajectories each time.
-        validation_at: steps whose mean log10 loss is the score that chooses the best checkpoint.
-        seed: of the initial networks and of the training problems.
-    """
-
-    trajectories: int = 720
-    batch_size: int = 8
-    steps: int = 100
-    window: int = 10
-    widths: tuple[int, ...] = (8, 12, 16, 20, 28, 40)
-    loss: str = "half_squared"
-    slope: float = 0.1
-    dtype: str = "float32"
-    meta_loss: str = "log"
-    log_floor: float = 1e-6
-    learning_rate_update: float = 3e-3
-    learning_rate_element: float = 3e-3
-    schedule: str = "cosine"
-    learning_rate_final: float = 1e-5
-    clip: float = 0.1
-    max_skips: int = 20
-    validation_problems: int = 32
-    validation_every: int = 80
-    validation_at: tuple[int, ...] = (30, 50, 100, 300)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        positive = (
-            "trajectories", "batch_size", "steps", "window", "max_skips",
-            "validation_problems", "validation_every",
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UserError(f"expected {name} of 1 or more, got {getattr(self, name)}")
-        for name in ("widths", "validation_at"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise UserError(f"expected positive {name}, got {list(getattr(self, name))}")
-        for name in ("learning_rate_update", "learning_rate_element"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"expected a positive {name}, got {getattr(self, name)}")
-        for name in ("learning_rate_final", "clip", "log_floor"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"expected {name} of 0 or more, got {getattr(self, name)}")
-        if self.schedule not in SCHEDULES:
-            raise UserError(
-                f"expected a schedule of {', '.join(SCHEDULES)}, got {self.schedule!r}: name one"
-            )
-        if self.meta_loss not in META_LOSSES:
-            raise UserError(
-                f"expected a meta_loss of {', '.join(META_LOSSES)}, got {self.meta_loss!r}"
-            )
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"expected a seed in [0, 2^63), got {self.seed}")
-        self.family(REFERENCE_WIDTH)
-
-    def family(self, width: int) -> TwoLayerFamily:
-        """The problems of one width."""
-        return TwoLayerFamily.square(width, slope=self.slope, loss=self.loss, dtype=self.dtype)
-
-
-def cosine(rate: float, final: float, progress: float) -> float:
-    """From ``rate`` at progress 0 to ``final`` at progress 1."""
-    return final + 0.5 * (rate - final) * (1 + math.cos(math.pi * progress))
-
-
-def constant(rate: float, final: float, progress: float) -> float:
-    """``rate`` throughout."""
-    return rate
-
-
-SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
-    "cosine": cosine,
-    "constant": constant,
-}
-
-
 class Trainer:
-    """One meta-training run; all it needs to go on is in :meth:`state`.
+    """One meta-training run; ``metaopt.training.state`` packs all it needs to go on.
 
     Each call of :meth:`train_batch` trains on one batch of trajectories. The rates are a
     function of progress, problem seeds come from ``generator``; nothing else is random.
