@@ -163,9 +163,9 @@ def spoil_layer(drawn: Drawn, side: str, **values: float) -> Drawn:
     return drawn._replace(**{side: layer._replace(**spoilt)})
 
 
-def spoil_product(drawn: Drawn) -> Drawn:
+def spoil_product(drawn: Drawn, side: str) -> Drawn:
     h = drawn.h * drawn.h.new_tensor([1.0, 1e200, 1.0]).reshape(3, 1, 1)
-    return spoil_layer(drawn, "incoming", weight=1e200)._replace(h=h)
+    return spoil_layer(drawn, side, weight=1e200)._replace(h=h)
 
 
 BREAK = {
@@ -178,7 +178,8 @@ BREAK = {
     "NaN in b_out": lambda t, d: (t, spoil_layer(d, "outgoing", bias=NAN)),
     "infinity in h": lambda t, d: (t, d._replace(h=spoil(d.h, INF))),
     "NaN in h": lambda t, d: (t, d._replace(h=spoil(d.h, NAN))),
-    "W h overflows": lambda t, d: (t, spoil_product(d)),
+    "W_in h overflows": lambda t, d: (t, spoil_product(d, "incoming")),
+    "the output overflows": lambda t, d: (t, spoil_product(d, "outgoing")),
 }
 
 # Naive twins: one problem at a time, plain loops, inverses where the package solves.

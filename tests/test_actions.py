@@ -8,7 +8,6 @@ from cases import (
     CASES,
     PLAIN,
     PRE,
-    TWINS,
     VARIANTS,
     Case,
     Variant,
@@ -33,10 +32,6 @@ def act(action, element, drawn):
     return action.act(
         element, drawn.incoming, drawn.outgoing, LayerInput(drawn.h), drawn.activation
     )
-
-
-def test_every_action_has_a_naive_twin():
-    assert set(TWINS) == set(ACTIONS)
 
 
 @pytest.mark.parametrize(**crossed())
@@ -197,7 +192,7 @@ def test_a_broken_problem_keeps_its_weights_and_the_others_move_as_if_alone(vari
 
 @pytest.mark.parametrize("how", BREAK)
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_a_broken_problem_leaves_the_gradients_of_the_others_finite(variant, how):
+def test_a_broken_problem_leaves_gradients_in_its_element_and_of_the_others_finite(variant, how):
     element, drawn = BREAK[how](draw_element(variant, BROKEN, scale=0.1), draw(BROKEN))
     inputs = [t.clone().requires_grad_() for t in (element, *tensors(*drawn[:2]))]
     w, b, u, c = inputs[1:]
@@ -205,9 +200,11 @@ def test_a_broken_problem_leaves_the_gradients_of_the_others_finite(variant, how
         variant.make(), inputs[0], drawn._replace(incoming=Layer(w, b), outgoing=Layer(u, c))
     )
     sum(t.square().sum() for t in tensors(*move[:2])).backward()
+    # A network proposes every element: NaN in one would reach the weights they share.
+    assert inputs[0].grad.isfinite().all()
     for leaf in inputs:
         assert leaf.grad[OTHERS].isfinite().all()
-        assert leaf.grad[OTHERS].abs().sum() > 0
+        assert leaf.grad[OTHERS].any()
 
 
 @pytest.mark.parametrize(("size", "refused"), [(99.0, False), (101.0, True)])
@@ -221,21 +218,22 @@ def test_an_element_is_attempted_up_to_norm_100(variant, size, refused):
     assert act(variant.make(), element, draw(case)).refused.item() == refused
 
 
-@pytest.mark.parametrize("damping", [0.0, 0.1])
-def test_eq_79_refuses_only_the_problem_whose_moved_features_vanish(damping):
-    # A half turn of positive ReLU features leaves none: H = 0 and nothing can be corrected.
+@pytest.mark.parametrize(("damping", "limit"), [(0.0, 0.5), (0.1, 2.0)])
+def test_eq_79_refuses_only_the_problem_whose_moved_features_vanish(damping, limit):
+    # A half turn of positive ReLU features leaves none: H = 0, and the defect is 1. Undamped it
+    # is above the limit; damped it is below, and the factorisation fails.
     drawn = draw(Case("two units", 3, 2, 2, 2, batch=(3,)))
-    drawn = drawn._replace(incoming=drawn.incoming.map(torch.abs), h=drawn.h.abs() + 0.1)
+    positive, h = drawn.incoming.map(torch.abs), drawn.h.abs() + 0.1
+    drawn = drawn._replace(incoming=positive, h=h, activation=LeakyReLU(0.0))
     turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]]).double()
     element = torch.stack([0.01 * turn, math.pi * turn, -0.01 * turn]).requires_grad_()
-    drawn = drawn._replace(activation=LeakyReLU(0.0))
-    move = act(make_action(PRE, damping=damping, max_defect=0.5), element, drawn)
+    move = act(make_action(PRE, damping=damping, max_defect=limit), element, drawn)
     assert move.refused.tolist() == [False, True, False]
-    assert torch.equal(move.incoming.weight[1], drawn.incoming.weight[1])
-    assert torch.equal(move.outgoing.weight[1], drawn.outgoing.weight[1])
+    for moved, start in zip(tensors(*move[:2]), tensors(*drawn[:2]), strict=True):
+        assert torch.equal(moved[1], start[1])
+        assert not torch.equal(moved[0], start[0])
     move.outgoing.weight.sum().backward()
     assert element.grad.isfinite().all()
-    assert not torch.equal(move.incoming.weight[0], drawn.incoming.weight[0])
 
 
 @pytest.mark.parametrize(**crossed(keep=lambda v, c: c.batch == (2,) and not v.exact_at(c)))
@@ -248,9 +246,8 @@ def test_a_defect_above_max_defect_refuses_that_problem_alone(variant, case):
     move = act(variant.make(max_defect=between), element, drawn)
     assert move.refused.tolist() == [False, True]
     assert torch.equal(move.defect, free.defect)
-    for moved, start, other in zip(
-        tensors(*move[:2]), tensors(*drawn[:2]), tensors(*free[:2]), strict=True
-    ):
+    triples = zip(*(tensors(*pair[:2]) for pair in (move, drawn, free)), strict=True)
+    for moved, start, other in triples:
         assert torch.equal(moved[1], start[1])
         assert torch.equal(moved[0], other[0])
 

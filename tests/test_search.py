@@ -179,6 +179,37 @@ def test_a_problem_whose_output_would_change_too_much_is_refused_and_stays(name)
         assert torch.equal(moved.weight, layer.weight)
 
 
+def test_a_problem_refused_at_one_site_is_not_moved_at_the_others():
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((5, 6), (3, 5), (2, 3), (6, 4), (2, 4))  # eq. 79: exact at 5 units, not at 3
+    *parameters, x, y = (
+        torch.randn(2, *s, generator=generator, dtype=torch.float64) for s in shapes
+    )
+    chain = LayerChain((LeakyReLU(0.1),) * 2 + (Identity(),), (False,) * 3, batch_dims=1)
+
+    def loss(values):
+        return (y - chain.output(chain.layers(values), x)).square().sum(dim=(1, 2))
+
+    layers = chain.layers(parameters)
+    action = make_action("pre_activation", max_defect=1e-10)
+    move = GradientAscent(iterations=1)(chain, layers, LayerInput(x), loss, action)
+    assert move.refused.all()
+    for moved, layer in zip(move.layers, layers, strict=True):
+        assert torch.equal(moved.weight, layer.weight)
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_iterations_follow_one_another(name):
+    setup = setting(FAMILY.sample(SEEDS))
+    action = make_action(name)
+    at_once = GradientAscent(iterations=3, size=1e-3)(*setup, action)
+    layers, one = setup[1], GradientAscent(iterations=1, size=1e-3)
+    for _ in range(3):  # so small a step always rises, and is never halved
+        layers = one(setup[0], layers, *setup[2:], action).layers
+    for got, want in zip(at_once.layers, layers, strict=True):
+        torch.testing.assert_close(got.weight, want.weight, rtol=1e-12, atol=1e-14)
+
+
 def test_the_start_is_left_alone_and_kept_as_before():
     setup = setting(FAMILY.sample(SEEDS))
     copies = [layer.weight.clone() for layer in setup[1]]

@@ -120,7 +120,7 @@ def test_a_step_that_teleports_evaluates_before_and_after_and_returns_the_loss_b
     for step in range(3):
         before = problem().sum().item()
         loss = optimizer.step(closure_of(problem, optimizer, calls))
-        assert loss.item() == pytest.approx(before, rel=1e-12), step
+        assert loss.item() == before, step  # bit for bit: after a teleport it is rounded anew
         counts.append(len(calls))
     assert counts == [1, 3, 4]
 

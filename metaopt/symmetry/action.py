@@ -25,6 +25,7 @@ from metaopt.errors import UserError
 from metaopt.symmetry.exponential import EXPONENTIALS
 
 MAX_ELEMENT = 100.0  # Frobenius norm of T above which exp(T) is not attempted
+MAX_ENTRY = 1e50  # entries of W and h above which float64 products could overflow
 
 
 class LayerInput:
@@ -35,7 +36,7 @@ class LayerInput:
 
     def __init__(self, h: Tensor) -> None:
         self.original = h
-        self.finite: Tensor = h.isfinite().all(dim=(-2, -1))
+        self.finite = _sound(h)
         self.h = torch.where(self.finite[..., None, None], h.double(), 0.0)
 
     @cached_property
@@ -157,11 +158,7 @@ class Pair:
         self.w_out = outgoing.joined().double()
         self.outgoing_biased = outgoing.bias is not None
         self.finite = (
-            self.layer_input.finite
-            & layer_input.finite
-            & self.w_in.detach().isfinite().all(dim=-1).all(dim=-1)
-            & self.w_out.detach().isfinite().all(dim=-1).all(dim=-1)
-            & (self.w_in.detach() @ self.h).isfinite().all(dim=-1).all(dim=-1)
+            self.layer_input.finite & layer_input.finite & _sound(self.w_in) & _sound(self.w_out)
         )
 
     def hidden(self, features: Tensor) -> Tensor:
@@ -182,6 +179,12 @@ def relative_change(before: Tensor, after: Tensor) -> Tensor:
     change: Tensor = torch.linalg.matrix_norm(after - before)
     size: Tensor = torch.linalg.matrix_norm(before)
     return change / size.clamp(min=torch.finfo(size.dtype).tiny)
+
+
+def _sound(matrix: Tensor) -> Tensor:
+    """No NaN and nothing whose products overflow, ``(*batch,)``."""
+    sound: Tensor = (matrix.detach().abs() < MAX_ENTRY).all(dim=-1).all(dim=-1)
+    return sound
 
 
 def _expand(mask: Tensor, like: Tensor) -> Tensor:

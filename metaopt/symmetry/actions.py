@@ -95,15 +95,13 @@ class PreActivationAction(GroupAction):
         g, g_inverse = self.exponential(element)
         moved_in = g @ w_in
         hidden = pair.hidden(activation(moved_in @ pair.h))
-        finite = hidden.detach().isfinite().all(dim=-1).all(dim=-1)
-        hidden = torch.where(finite[..., None, None], hidden, 0.0)
         linear = pair.times_inverse(w_out, g_inverse)
         residual = w_out @ pair.hidden(activation(w_in @ pair.h)) - linear @ hidden
         if self.damping:
             correction, solved = _damped(residual, hidden, self.damping)
         else:
-            correction, solved = residual @ torch.linalg.pinv(hidden), finite
-        return Candidate(moved_in, linear + correction, solved & finite)
+            correction, solved = residual @ torch.linalg.pinv(hidden), _all_true(hidden)
+        return Candidate(moved_in, linear + correction, solved)
 
 
 @final
