@@ -36,14 +36,14 @@ def build_parser() -> Parser:
     parser.add_argument("--config", action="config", help="a YAML file of these flags")
     parser.add_argument(
         "--methods",
-        type=str,
+        type=str | list[str],
         default="",
         help="comma-separated names, name@rate, or paths of .safetensors checkpoints; default: "
         f"all learned ones and gd. Known: {', '.join(known_methods())}",
     )
     parser.add_argument(
         "--seeds",
-        type=str,
+        type=str | int | list[int],
         default="",
         help="comma-separated problem seeds in [0, 10^6), or 'paper' for the paper's five",
     )
@@ -53,7 +53,7 @@ def build_parser() -> Parser:
         default=64,
         help="without --seeds: the first N test problems",
     )
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=100, help="inner steps of each method")
     parser.add_argument("--out", type=str, default="runs/eval", help="folder of the results")
     parser.add_switch("--overwrite", "replace the results in --out")
     parser.add_switch("--tensorboard", "also write mean log10 losses as TensorBoard scalars")
@@ -69,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     family = take(TwoLayerFamily, values)
     if values.steps < 1:
         raise UserError(f"expected --steps of 1 or more, got {values.steps}")
-    names = [name.strip() for name in values.methods.split(",")] if values.methods else []
+    names = values.methods  # a string on the command line, perhaps a list in a config
+    if isinstance(names, str):
+        names = [name.strip() for name in names.split(",")] if names else []
     methods = [resolve(name) for name in dict.fromkeys(names or default_methods())]
     seeds = parse_seeds(values.seeds, values.problems)
     out = Path(values.out)
@@ -99,14 +101,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(out / name)
 
 
-def parse_seeds(text: str, problems: int) -> list[int]:
+def parse_seeds(asked: str | int | list[int], problems: int) -> list[int]:
     """The seeds a user asks for; the ranges are checked where problems are drawn.
 
     Raises:
         UserError: if they are no whole numbers.
     """
-    if text == "paper":
+    if asked == "paper":
         return list(PAPER_TEST_SEEDS)
+    text = ",".join(map(str, asked)) if isinstance(asked, list) else str(asked)
     if not text:
         return list(first_seeds("test", problems))
     try:

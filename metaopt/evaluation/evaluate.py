@@ -93,7 +93,7 @@ def write_manifest(
     manifest = {
         "versions": {
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("metaopt", "torch", "numpy", "higher")},
+            **{name: _version(name) for name in ("metaopt", "torch", "numpy", "higher")},
         },
         "git_revision": git_revision(),
         "threads": torch.get_num_threads(),
@@ -111,18 +111,27 @@ def write_manifest(
 
 
 def git_revision() -> str | None:
-    """The revision of the checkout this package runs from; None outside one."""
+    """The revision of the checkout this package runs from; None outside one, or without git."""
+    root = Path(__file__).parents[2]
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        if Path(_git(root, "rev-parse", "--show-toplevel")) != root:
+            return None  # installed inside somebody else's checkout
+        return _git(root, "describe", "--always", "--dirty")
     except (OSError, subprocess.SubprocessError):
-        return None  # no git, or no checkout: the manifest says null
-    return answer.stdout.strip()
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None  # run from a checkout that is not installed
 
 
 def _finite(value: float) -> float | None:

@@ -20,7 +20,7 @@ def loss_figure(results: Sequence[Result], title: str) -> bytes:
 
     Lines differ in style and marker as well as in colour. Learned methods are drawn thicker.
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     handles = []
     for i, result in enumerate(results):
@@ -43,7 +43,8 @@ def loss_figure(results: Sequence[Result], title: str) -> bytes:
     axes.set_title(title, fontsize=10)
     axes.grid(True, which="major", alpha=0.3)
     # Names given here rather than as labels: a path may start with _ or look like TeX.
-    legend = axes.legend(handles, [result.method.name for result in results], fontsize=8, ncols=2)
+    names = [result.method.name for result in results]
+    legend = figure.legend(handles, names, fontsize=8, loc="outside right upper")
     for text in legend.get_texts():
         text.set_parse_math(False)
     buffer = io.BytesIO()

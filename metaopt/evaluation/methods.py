@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import torch
 from metaopt.errors import UserError
 from metaopt.evaluation.per_problem import PerProblemOptimizer
 from metaopt.learned.checkpoint import (
-    load_meta_optimizer,
+    build_meta_optimizer,
     pretrained_names,
+    pretrained_path,
     read_checkpoint,
 )
-from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import TeleportingOptimizer
 from metaopt.problems import TwoLayerRegression
@@ -35,12 +35,14 @@ class Method:
         build: (problem, rate) -> optimizer, fresh for each problem.
         rate: learning rate; None where there is none to choose.
         learned: whether it was meta-trained.
+        facts: what its checkpoint says of itself.
     """
 
     name: str
     build: Build
     rate: float | None = None
     learned: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def optimizer(self, problem: TwoLayerRegression) -> torch.optim.Optimizer:
         """The method's optimizer for this problem."""
@@ -81,7 +83,7 @@ HAND_MADE: dict[str, Method] = {
     method.name: method
     for method in (
         Method("gd", _SGD, 3e-4),
-        Method("sgd", _SGD, 3e-4),
+        Method("sgd", _SGD, 4e-4),
         Method("momentum", _MOMENTUM, 5e-5),
         Method("nesterov", _batched(torch.optim.SGD, momentum=0.9, nesterov=True), 5e-5),
         Method("adagrad", _ADAGRAD, 2.0),
@@ -109,9 +111,16 @@ def default_methods() -> list[str]:
     return [*pretrained_names(), "gd"]
 
 
-def learned_method(name: str, meta: MetaOptimizer) -> Method:
-    """A method that steps with ``meta``."""
-    return Method(name, lambda problem, rate: LearnedOptimizer(problem, meta), learned=True)
+def learned_method(name: str, path: str | Path) -> Method:
+    """A method that steps with the meta-optimizer of a checkpoint."""
+    checkpoint = read_checkpoint(path)
+    meta = build_meta_optimizer(checkpoint, str(path))
+    return Method(
+        name,
+        lambda problem, rate: LearnedOptimizer(problem, meta),
+        learned=True,
+        facts=checkpoint.facts,
+    )
 
 
 def resolve(text: str) -> Method:
@@ -122,7 +131,7 @@ def resolve(text: str) -> Method:
             number or not the method's to choose, or an unusable checkpoint.
     """
     if text.endswith(".safetensors"):
-        return learned_method(text, load_meta_optimizer(text))
+        return learned_method(text, text)
     name, at, rate_text = text.partition("@")
     if name not in known_methods():
         raise UserError(
@@ -132,7 +141,7 @@ def resolve(text: str) -> Method:
     if name not in HAND_MADE:
         if at:
             raise UserError(f"expected {name!r} without a rate, it learned its own, got {text!r}")
-        return learned_method(name, load_meta_optimizer(name))
+        return learned_method(name, pretrained_path(name))
     if not at:
         return HAND_MADE[name]
     try:
@@ -146,7 +155,4 @@ def resolve(text: str) -> Method:
 
 def describe(method: Method) -> dict[str, Any]:
     """What the manifest says of a method."""
-    facts: dict[str, Any] = {"rate": method.rate, "learned": method.learned}
-    if method.learned and Path(method.name).suffix == ".safetensors":
-        facts["checkpoint"] = read_checkpoint(method.name).facts
-    return facts
+    return {"rate": method.rate, "learned": method.learned, "checkpoint": method.facts or None}

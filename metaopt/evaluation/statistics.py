@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 RESAMPLES = 2000
+FLOOR = 1e-30  # a smaller loss, or 0, counts as this
 
 
 class GeometricMean(NamedTuple):
@@ -21,10 +22,10 @@ class GeometricMean(NamedTuple):
 
 
 def geometric_mean(losses: NDArray[np.float64], seed: int = 0) -> GeometricMean:
-    """Of losses, one a problem; a zero counts as 1e-300."""
+    """Of losses, one a problem; at least ``FLOOR`` each."""
     if not np.isfinite(losses).all():
         return GeometricMean(math.inf, math.inf, math.inf)
-    logs = np.log(np.maximum(losses, 1e-300))
+    logs = np.log(np.maximum(losses, FLOOR))
     mean = float(np.exp(logs.mean()))
     if len(logs) < 2 or np.ptp(logs) == 0:
         return GeometricMean(mean, mean, mean)
@@ -40,7 +41,7 @@ def log_mean_bands(
     A step where a problem is not finite gives NaN, and so a gap in the figure.
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        logs = np.log(np.maximum(losses, 1e-300))
+        logs = np.log(np.maximum(losses, FLOOR))
     logs = np.where(np.isfinite(losses).all(axis=1, keepdims=True), logs, np.nan)
     if losses.shape[1] < 2:
         mean = np.exp(logs.mean(axis=1))

@@ -14,9 +14,10 @@ from metaopt.evaluation.statistics import geometric_mean
 from metaopt.problems import TwoLayerFamily, first_seeds
 
 RATES = tuple(
-    float(f"{rate:.0e}") for rate in np.outer(10.0 ** np.arange(-5, 2), (1.0, 2.0, 3.0, 5.0)).flat
+    float(f"{rate:.0e}")
+    for rate in np.outer(10.0 ** np.arange(-5, 2), (1.0, 2.0, 3.0, 4.0, 5.0, 7.0)).flat
 )
-"""Four rates a decade from 1e-5 to 50."""
+"""Six rates a decade from 1e-5 to 70."""
 
 
 class Swept(NamedTuple):

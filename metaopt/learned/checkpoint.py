@@ -49,6 +49,7 @@ def checkpoint_bytes(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes
     """The file's content; equal tensors and facts give equal bytes."""
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     header = {"format": FORMAT, "version": VERSION, **facts}
+    header.pop("sha256", None)  # of a file these facts were read from
     header["sha256"] = _digest(whole, header)
     return save(whole, {FORMAT: json.dumps(header, sort_keys=True)})
 
@@ -105,7 +106,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"expected the checksum {digest[:12]} in {str(path)!r}, got another: the file is "
             f"damaged, take another copy"
         )
-    return Checkpoint(tensors, header)
+    return Checkpoint(tensors, header | {"sha256": digest})
 
 
 def save_meta_optimizer(path: Path, meta: MetaOptimizer, facts: dict[str, Any]) -> None:

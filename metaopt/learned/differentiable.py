@@ -33,6 +33,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
         self.meta = other.meta
         self.chain = other.chain
         self.layer_input = other.layer_input
+        self.refused = torch.zeros((), dtype=torch.long)
         self.learned_state: State = {
             name: [tensor.detach().clone() for tensor in tensors]
             for name, tensors in other.learned_state.items()
@@ -60,6 +61,8 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
         )
         group["params"] = advanced.parameters
         self.learned_state = advanced.state
+        if advanced.teleportation is not None:
+            self.refused = self.refused + advanced.teleportation.refused.sum()
 
 
 higher.register_optim(LearnedOptimizer, DifferentiableLearnedOptimizer)

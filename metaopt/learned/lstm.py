@@ -153,4 +153,6 @@ def uniform_parameter(
     shape: tuple[int, ...], bound: float, generator: torch.Generator
 ) -> nn.Parameter:
     """Uniform on [-bound, bound), from the generator given."""
-    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator))
+    return nn.Parameter(
+        torch.empty(shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+    )

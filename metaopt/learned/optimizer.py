@@ -26,6 +26,20 @@ class ChainModel(Protocol):
     def parameters(self) -> Any: ...
 
 
+def check_chain_model(model: nn.Module) -> ChainModel:
+    """The model, as one that has a chain.
+
+    Raises:
+        UserError: if it has none.
+    """
+    if not isinstance(model, ChainModel):
+        raise UserError(
+            f"expected a module with a chain of layers and its input (attributes `chain` and "
+            f"`x`), got {type(model).__name__}: use a problem of metaopt.problems"
+        )
+    return model
+
+
 class LearnedOptimizer(torch.optim.Optimizer):
     r"""Steps a network with a learned optimizer: :math:`w \leftarrow g_t \cdot (w + f_t)`.
 
@@ -46,17 +60,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, model: nn.Module, optimizer: str | Path | MetaOptimizer) -> None:
-        if not isinstance(model, ChainModel):
-            raise UserError(
-                f"expected a module with a chain of layers and its input (attributes `chain` "
-                f"and `x`), got {type(model).__name__}: use a problem of metaopt.problems"
-            )
+        network = check_chain_model(model)
         self.meta = (
             optimizer if isinstance(optimizer, MetaOptimizer) else load_meta_optimizer(optimizer)
         )
-        super().__init__(list(model.parameters()), {})
-        self.chain = model.chain
-        self.layer_input = LayerInput(model.x)
+        super().__init__(list(network.parameters()), {})
+        self.chain = network.chain
+        self.layer_input = LayerInput(network.x)
         self.teleportation: Teleportation | None = None
 
     @property
@@ -91,5 +101,42 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.teleportation = advanced.teleportation
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch does; the LSTM states must be of this meta-optimizer and this model.
+
+        Raises:
+            UserError: if they are of another one.
+        """
+        expected = _shapes(self.meta.init_state(self.chain, self._parameters()))
+        loaded = state_dict.get("state", {}).get("learned")
+        if loaded is not None and _shapes(loaded) != expected:
+            raise UserError(
+                f"expected LSTM states of shapes {expected}, got {_shapes(loaded)}: load a state "
+                f"of the same optimizer on a model of the same size"
+            )
+        super().load_state_dict(state_dict)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only the chain's own parameters can be stepped.
+
+        Raises:
+            UserError: for a second group.
+        """
+        if self.param_groups:
+            raise UserError(
+                "expected the parameters of the chain alone, got another group: make a second "
+                "optimizer for it"
+            )
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What torch keeps, and m1, m2 and the chain, which it would lose."""
+        own = ("meta", "chain", "layer_input", "teleportation")
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
+
+
+def _shapes(state: State) -> dict[str, list[tuple[int, ...]]]:
+    return {name: [tuple(tensor.shape) for tensor in tensors] for name, tensors in state.items()}

@@ -146,7 +146,8 @@ class FlatUpdate(UpdateRule):
 class FlatStepSize(UpdateRule):
     """The paper's own LSTM(lr, .): one LSTM over all coordinates gives eta in [1e-7, 5e-3].
 
-    The released code lets one LSTM give both eta and g; here each has its own.
+    The released code clamps the output to that range, where it has no gradient outside, and lets
+    one LSTM give both eta and g; here eta is 1e-7 * 50000^sigmoid(output), and each has its own.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class FlatStepSize(UpdateRule):
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
         output, following = self.lstm(flat_gradient(seen, self.lstm), state)
-        return _scaled(seen, output[0].clamp(1e-7, 5e-3)), following
+        return _scaled(seen, 1e-7 * 5e4 ** torch.sigmoid(output[0])), following
 
 
 def flat_gradient(seen: Observation, lstm: LSTM) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from metaopt.errors import UserError
-from metaopt.learned.optimizer import ChainModel
+from metaopt.learned.optimizer import check_chain_model
 from metaopt.symmetry import GroupAction, LayerInput, Teleportation, make_action
 from metaopt.symmetry.search import GradientAscent
 
@@ -45,29 +45,48 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         search: GradientAscent | None = None,
         buffers: str = "keep",
     ) -> None:
-        if not isinstance(model, ChainModel):
-            raise UserError(
-                f"expected a module with a chain of layers and its input (attributes `chain` "
-                f"and `x`), got {type(model).__name__}: use a problem of metaopt.problems"
-            )
+        network = check_chain_model(model)
         if buffers not in BUFFER_POLICIES:
             raise UserError(
                 f"expected buffers of {', '.join(BUFFER_POLICIES)}, got {buffers!r}: name one"
             )
         if any(step < 0 for step in schedule):
             raise UserError(f"expected steps of 0 or more in the schedule, got {list(schedule)}")
-        super().__init__(list(model.parameters()), {})
+        held = {id(p) for group in base.param_groups for p in group["params"]}
+        if not held >= {id(p) for p in model.parameters()}:
+            raise UserError(
+                "expected a base optimizer that holds the model's parameters, got one of others: "
+                "build it from model.parameters()"
+            )
+        super().__init__(list(model.parameters()), dict(base.defaults))
         self.base = base
         self.model = model
         self.names = [name for name, _ in model.named_parameters()]
-        self.chain = model.chain
-        self.layer_input = LayerInput(model.x)
+        self.chain = network.chain
+        self.layer_input = LayerInput(network.x)
         self.action = action if isinstance(action, GroupAction) else make_action(action)
         self.schedule = frozenset(schedule)
         self.search = search or GradientAscent()
         self.buffers = buffers
         self.steps = 0
         self.teleportation: Teleportation | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it: torch would keep its own attributes alone."""
+        lost = ("_own_groups", "_own_state", "teleportation")
+        kept = {k: v for k, v in self.__dict__.items() if k not in lost and "hook" not in k}
+        return {**kept, "teleportation": None}
+
+    @property  # type: ignore[override]
+    def state(self) -> dict[Any, Any]:
+        """The base's."""
+        base = self.__dict__.get("base")
+        state: dict[Any, Any] = self._own_state if base is None else base.state
+        return state
+
+    @state.setter
+    def state(self, state: dict[Any, Any]) -> None:
+        self._own_state = state
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -107,8 +126,9 @@ class TeleportingOptimizer(torch.optim.Optimizer):
                 "expected a closure at a step that teleports, got none: call step(closure), "
                 "which is evaluated again at the new point"
             )
+        with torch.enable_grad():
+            loss = closure()
         self.steps += 1
-        loss = closure()
         self.teleport()
         self.base.step(closure)
         return loss

@@ -58,7 +58,11 @@ class TwoLayerRegression(nn.Module):
     def forward(self) -> Tensor:
         residual = self.y - self.W2 @ self.chain.activations[0](self.W1 @ self.x)
         squared = residual.square().sum(dim=(-2, -1))
-        return squared.sqrt() if self.loss == "norm" else 0.5 * squared
+        if self.loss == "half_squared":
+            return 0.5 * squared
+        # At a residual of 0 the root has no gradient: masked on its way in, it is 0, not NaN.
+        solved = squared == 0
+        return torch.where(solved, 0.0, torch.where(solved, 1.0, squared).sqrt())
 
 
 @dataclass(frozen=True)
@@ -127,5 +131,6 @@ class TwoLayerFamily:
             (self.output, self.samples),
         )
         return tuple(
-            torch.rand(shape, generator=generator).to(DTYPES[self.dtype]) for shape in shapes
+            torch.rand(shape, generator=generator, dtype=torch.float32).to(DTYPES[self.dtype])
+            for shape in shapes
         )

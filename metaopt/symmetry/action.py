@@ -60,7 +60,7 @@ class Move(NamedTuple):
 
     incoming: Layer
     outgoing: Layer
-    defect: Tensor  # (*batch,) relative change of the pair's output, in float64
+    defect: Tensor  # (*batch,) relative change of the pair's output, at the weights as stored
     refused: Tensor  # (*batch,) bool: this problem keeps its layers
 
 
@@ -137,7 +137,14 @@ class GroupAction(ABC):
         candidate = self._candidate(element, w_in, w_out, pair, activation)
         with torch.no_grad():
             before = w_out @ pair.hidden(activation(w_in @ pair.h))
-            after = candidate.outgoing @ pair.hidden(activation(candidate.incoming @ pair.h))
+            stored_in, stored_out = (  # as they will be stored: rounding and overflow count too
+                joined.to(layer.weight.dtype).double()
+                for joined, layer in (
+                    (candidate.incoming, incoming),
+                    (candidate.outgoing, outgoing),
+                )
+            )
+            after = stored_out @ pair.hidden(activation(stored_in @ pair.h))
             defect = relative_change(before, after)
             refused = ~(trusted & candidate.solved & (defect <= self.max_defect))
         return Move(

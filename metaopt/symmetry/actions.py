@@ -66,7 +66,7 @@ class PreActivationAction(GroupAction):
     keeps the output. Biases move along; b_m takes part in the correction.
 
     ``damping`` > 0 replaces R H^+ by R H^T (H H^T + lambda I)^-1 (or the equal form with H^T H,
-    whichever is smaller), lambda = damping times the mean diagonal. It trades a defect for
+    whichever is smaller), lambda = damping times the mean diagonal of H H^T. It trades a defect for
     bounded weights where H is badly conditioned.
     """
 
@@ -138,9 +138,9 @@ def _damped(residual: Tensor, hidden: Tensor, damping: float) -> tuple[Tensor, T
     """R H^T (H H^T + lambda I)^-1, and which problems could be solved."""
     units, samples = hidden.shape[-2:]
     gram = hidden @ hidden.mT if units <= samples else hidden.mT @ hidden
-    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    scale = hidden.square().sum(dim=(-2, -1)) / units  # mean diagonal of H H^T, for both forms
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    gram = gram + (damping * diagonal.mean(-1))[..., None, None] * identity
+    gram = gram + (damping * scale)[..., None, None] * identity
     _, info = torch.linalg.cholesky_ex(gram.detach())
     solved = info == 0
     factor = torch.linalg.cholesky_ex(torch.where(solved[..., None, None], gram, identity))[0]

@@ -18,8 +18,10 @@ Objective = Callable[[LayerChain, Sequence[Layer], LossFunction], Tensor]
 
 def gradient_norm(chain: LayerChain, layers: Sequence[Layer], loss: LossFunction) -> Tensor:
     """||grad L||^2, ``(*batch,)`` (eq. 3)."""
+    # Views: where a layer depends on an earlier one, the inner gradient must not lead there.
     parameters = [
-        p if p.requires_grad else p.detach().requires_grad_() for p in chain.parameters(layers)
+        p.view_as(p) if p.requires_grad else p.detach().requires_grad_()
+        for p in chain.parameters(layers)
     ]
     gradients = torch.autograd.grad(loss(parameters).sum(), parameters, create_graph=True)
     squares = [g.square().flatten(start_dim=chain.batch_dims).sum(-1) for g in gradients]

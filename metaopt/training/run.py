@@ -29,6 +29,8 @@ def run_training(trainer: Trainer, out: Path, resume: bool, overwrite: bool) -> 
         UserError: if ``out`` holds a run and neither ``resume`` nor ``overwrite`` was asked for.
     """
     last = out / LAST
+    if overwrite and resume:
+        raise UserError("expected --resume or --overwrite, got both: choose one")
     if overwrite:
         for path in (last, out / BEST):
             path.unlink(missing_ok=True)

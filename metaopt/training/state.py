@@ -55,6 +55,17 @@ def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
     facts = checkpoint.facts
     _check_same("networks", trainer.meta.spec.as_dict(), facts.get("spec"))
     _check_same("training", spec_as_dict(trainer.spec), facts.get("training"))
+    try:
+        _restore(trainer, checkpoint)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"expected the last checkpoint of a run, got a file without its state ({error}): "
+            f"put last.safetensors back, or use --overwrite"
+        ) from None
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    facts = checkpoint.facts
     own = {
         name.removeprefix(META): tensor
         for name, tensor in checkpoint.tensors.items()

@@ -29,6 +29,7 @@ class Trainer:
     """
 
     def __init__(self, networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
+        _check_flat(networks, spec)
         self.spec = spec
         self.meta = MetaOptimizer(networks, seed=spec.seed)
         self.generator = torch.Generator().manual_seed(spec.seed)
@@ -63,9 +64,10 @@ class Trainer:
         meta_loss = META_LOSSES[self.spec.meta_loss](self.spec.log_floor)
         values: list[float] = []
         norms: list[float] = []
+        refused = 0
         losses = torch.full((1, problem.batch), math.nan)
         for window in unroll(problem, optimizer, self.spec.steps, self.spec.window, meta_loss):
-            losses = window.losses
+            losses, refused = window.losses, int(window.refused)
             norm = torch.linalg.vector_norm(
                 torch.stack([torch.linalg.vector_norm(g) for g in window.gradients])
             ).item()
@@ -81,6 +83,7 @@ class Trainer:
             "gradient_norm": sum(norms) / len(norms) if norms else math.nan,
             "final_loss": losses[-1].double().log().mean().exp().item(),
             "skipped": float(self.skipped),
+            "refused_teleportations": float(refused),
             "learning_rate": self.adam.param_groups[0]["lr"],
         }
 
@@ -97,7 +100,7 @@ class Trainer:
             max(self.spec.validation_at),
             measure_defects=False,
         )
-        logs = trajectory.losses.clamp(min=1e-30).log10()
+        logs = trajectory.losses.clamp(min=1e-30, max=10**DIVERGED).log10()
         logs = logs.nan_to_num(nan=DIVERGED, posinf=DIVERGED).mean(dim=1)
         score = logs[list(self.spec.validation_at)].mean().item()
         if score < self.best_score:
@@ -139,6 +142,17 @@ class Trainer:
         if self.skipped_in_row >= self.spec.max_skips:
             raise UserError(
                 f"expected finite meta-gradients, got {self.skipped_in_row} non-finite ones in a "
-                f"row (trajectory {self.trajectories}): lower the learning rates or the clip, or "
-                f"go back to the best checkpoint"
+                f"row (trajectory {self.trajectories}): lower the learning rates or the clip "
+                f"and start again"
             )
+
+
+def _check_flat(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
+    """Flat networks fit one size, and validation problems are of the reference width."""
+    flat = networks.update.startswith("flat") or networks.element == "flat"
+    size = (REFERENCE_WIDTH,) * 3
+    if flat and (spec.widths != size[:1] or networks.flat_widths != size):
+        raise UserError(
+            f"expected widths [{REFERENCE_WIDTH}] and flat_widths {list(size)} for flat networks, "
+            f"got {list(spec.widths)} and {list(networks.flat_widths)}: set both"
+        )

@@ -25,6 +25,7 @@ class Window(NamedTuple):
     meta_loss: Tensor  # scalar
     gradients: list[Tensor]  # of the meta-loss, one a meta-parameter, in order
     losses: Tensor  # (K, B), detached
+    refused: Tensor  # scalar: refused teleportations so far in the trajectory, over problems
 
 
 def unroll(
@@ -56,4 +57,6 @@ def unroll(
                 value, meta_parameters, allow_unused=True, materialize_grads=True
             )
             run.truncate()
-            yield Window(value.detach(), list(gradients), torch.stack(after).detach())
+            yield Window(
+                value.detach(), list(gradients), torch.stack(after).detach(), run.optimizer.refused
+            )
