@@ -232,7 +232,7 @@ def twin_pre(g, g_inverse, incoming, outgoing, h, slope, damping=0.0):
     linear = Layer(outgoing.weight @ g_inverse, outgoing.bias).joined()
     inverse = torch.linalg.pinv(new)
     if damping:
-        size = damping * (new**2).sum() / min(new.shape)
+        size = damping * (new**2).sum() / new.shape[0]
         inverse = new.T @ torch.linalg.inv(new @ new.T + size * torch.eye(len(new)).double())
     joined = linear + (outgoing.joined() @ old - linear @ new) @ inverse
     k = outgoing.weight.shape[1]

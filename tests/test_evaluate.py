@@ -166,7 +166,7 @@ def test_the_figure_is_a_png_that_shows_something() -> None:
     picture = loss_figure(results("gd", "lstm_update"), "title")
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")
     pixels = matplotlib.image.imread(io.BytesIO(picture), format="png")
-    assert pixels.shape[:2] == (750, 1200)
+    assert pixels.shape[:2] == (750, 1350)
     assert pixels.std() > 0.01
     assert picture != loss_figure(results("adam", "lstm_update"), "title")
 

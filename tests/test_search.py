@@ -262,3 +262,32 @@ def test_biases_move_along():
 def test_bad_options_are_refused(options):
     with pytest.raises(UserError, match="iterations >= 1, halvings >= 0 and size > 0"):
         GradientAscent(**options)
+
+
+@pytest.mark.parametrize("name", ["post_activation", "pre_activation"])
+def test_the_direction_is_right_where_a_moved_layer_depends_on_an_earlier_one(name):
+    """On a chain of three layers the second site's h depends on the first site's T."""
+    g = torch.Generator().manual_seed(3)
+    chain = LayerChain((LeakyReLU(0.3), LeakyReLU(0.3), Identity()), (False,) * 3)
+    layers = [Layer(torch.randn(4, 4, generator=g, dtype=torch.float64)) for _ in range(3)]
+    x, y = (torch.randn(4, 4, generator=g, dtype=torch.float64) for _ in range(2))
+
+    def loss(parameters):
+        return 0.5 * (y - chain.output(chain.layers(parameters), x)).square().sum()
+
+    elements = [torch.zeros(4, 4, dtype=torch.float64, requires_grad=True) for _ in chain.sites]
+
+    def value(*elements):
+        move = teleport(chain, layers, LayerInput(x), elements, make_action(name))
+        return gradient_norm(chain, move.layers, loss)
+
+    analytic = torch.autograd.grad(value(*elements), elements)
+    step = 1e-6
+    for site, entry in ((0, (1, 2)), (1, (0, 3)), (1, (2, 2))):
+        shifted = []
+        for sign in (1, -1):
+            moved = [element.detach().clone() for element in elements]
+            moved[site][entry] += sign * step
+            shifted.append(value(*(m.requires_grad_() for m in moved)).item())
+        numeric = (shifted[0] - shifted[1]) / (2 * step)
+        assert analytic[site][entry].item() == pytest.approx(numeric, rel=1e-5)

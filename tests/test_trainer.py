@@ -167,7 +167,8 @@ def fake_windows(monkeypatch, windows: list[list[tuple[float, float]]]) -> None:
     def unroll(problem, optimizer, steps, window, meta_loss):
         for value, entry in next(remaining):
             gradients = [torch.full_like(p, entry) for p in optimizer.meta.parameters()]
-            yield Window(torch.tensor(value), gradients, torch.ones(window, problem.batch))
+            losses = torch.ones(window, problem.batch)
+            yield Window(torch.tensor(value), gradients, losses, torch.tensor(0))
 
     monkeypatch.setattr(trainer_module, "unroll", unroll)
 
@@ -295,3 +296,8 @@ BAD_SPECS = [
 def test_bad_specs_raise_a_user_error_of_one_line(fields):
     with pytest.raises(UserError, match=r"^expected .*, got .*$"):
         TrainingSpec(**fields)
+
+
+def test_flat_networks_are_refused_before_training_where_sizes_differ():
+    with pytest.raises(UserError, match="flat_widths"):
+        Trainer(MetaOptimizerSpec(update="flat", element="none"), TrainingSpec(widths=(8,)))
