@@ -84,18 +84,18 @@ HAND_MADE: dict[str, Method] = {
     for method in (
         Method("gd", _SGD, 3e-4),
         Method("sgd", _SGD, 4e-4),
-        Method("momentum", _MOMENTUM, 5e-5),
-        Method("nesterov", _batched(torch.optim.SGD, momentum=0.9, nesterov=True), 5e-5),
+        Method("momentum", _MOMENTUM, 4e-5),
+        Method("nesterov", _batched(torch.optim.SGD, momentum=0.9, nesterov=True), 7e-5),
         Method("adagrad", _ADAGRAD, 2.0),
         Method("rmsprop", _RMSPROP, 0.2),
-        Method("adam", _ADAM, 0.5),
+        Method("adam", _ADAM, 0.7),
         Method("lbfgs", _single(torch.optim.LBFGS, max_iter=1, history_size=20), 1.0),
         Method("muon", _single(torch.optim.Muon, weight_decay=0.0), 0.2),
         Method("gd_tele", _teleporting(_SGD, 0.01), 3e-4),
         Method("momentum_tele", _teleporting(_MOMENTUM, 0.01), 5e-5),
         Method("adagrad_tele", _teleporting(_ADAGRAD, 0.01), 2.0),
         Method("rmsprop_tele", _teleporting(_RMSPROP, 0.01), 0.3),
-        Method("adam_tele", _teleporting(_ADAM, 0.01), 0.3),
+        Method("adam_tele", _teleporting(_ADAM, 0.01), 0.7),
     )
 }
 """Every hand-made method by name."""
