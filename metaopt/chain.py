@@ -114,11 +114,6 @@ class LayerChain:
         """Each consecutive pair of layers."""
         return tuple(Site(m, m + 1) for m in range(len(self.activations) - 1))
 
-    @property
-    def layer_of(self) -> tuple[int, ...]:
-        """For each parameter, in order, the layer it belongs to."""
-        return tuple(m for m, biased in enumerate(self.biased) for _ in range(1 + biased))
-
     def layers(self, parameters: Sequence[Tensor]) -> list[Layer]:
         """The parameters, in the order weight, bias, weight, ..., as layers."""
         remaining = iter(parameters)

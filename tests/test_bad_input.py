@@ -59,7 +59,8 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def call(command: ModuleType, *arguments: str) -> int:
     """A command line in this process, as its entry point runs it; later flags win."""
     defaults = EVAL if command is evaluate else TRAIN
-    return guarded(lambda _: command.main([*defaults, *arguments]))()
+    hint = getattr(command, "HINT", "")
+    return guarded(lambda _: command.main([*defaults, *arguments]), hint)()
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

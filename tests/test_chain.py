@@ -24,10 +24,6 @@ def test_parameters_are_grouped_into_layers_and_back_in_order():
     assert all(a is b for a, b in zip(returned, parameters, strict=True))
 
 
-def test_each_parameter_knows_its_layer():
-    assert CHAIN.layer_of == (0, 0, 1, 2, 2)
-
-
 @pytest.mark.parametrize(
     ("layers", "sites"), [(1, ()), (2, (Site(0, 1),)), (4, (Site(0, 1), Site(1, 2), Site(2, 3)))]
 )

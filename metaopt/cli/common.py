@@ -39,8 +39,12 @@ class Parser(ArgumentParser):
             self.error(f"expected a config in UTF-8 text, got {str(cfg_path)!r}")
 
 
-def guarded(main: Callable[[Sequence[str] | None], None]) -> Callable[[], int]:
-    """``main`` as an entry point: its errors for people become one line on stderr, exit code 2."""
+def guarded(main: Callable[[Sequence[str] | None], None], hint: str = "") -> Callable[[], int]:
+    """``main`` as an entry point: its errors for people become one line on stderr, exit code 2.
+
+    Args:
+        hint: ends the advice to run again, for a command that can go on where it was.
+    """
 
     def entry() -> int:
         try:
@@ -51,14 +55,14 @@ def guarded(main: Callable[[Sequence[str] | None], None]) -> Callable[[], int]:
             place = f" {error.filename!r}" if error.filename else ""
             return _complain(
                 f"expected to read and write files, got {error.strerror or error}{place}: "
-                f"mend that and run again (training: with --resume)"
+                f"mend that and run again{hint}"
             )
         except RuntimeError as error:
             if "allocate memory" not in str(error):
                 raise
             return _complain("expected sizes that fit into memory, got larger ones: lower them")
         except KeyboardInterrupt:
-            print("interrupted; training goes on with --resume", file=sys.stderr)
+            print(f"interrupted; run again{hint}", file=sys.stderr)
             return 130
         return 0
 

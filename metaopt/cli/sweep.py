@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_threads()
     values = parser.parse_args(arguments)
     set_threads(values.threads)
+    if values.steps < 1:
+        raise UserError(f"expected --steps of 1 or more, got {values.steps}")
     names = [name for name in values.methods.split(",") if name]
     unknown = [name for name in names if name not in HAND_MADE]
     if unknown:
@@ -36,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     )
     for winner in best(swept):
-        losses = {f"{r.rate:g}": r.loss for r in swept if r.method == winner.method}
+        losses = {
+            f"{r.rate:g}": r.loss if math.isfinite(r.loss) else None  # null: diverged
+            for r in swept
+            if r.method == winner.method
+        }
         print(json.dumps({"method": winner.method, "best": winner.rate, "loss_at": losses}))
 
 

@@ -39,4 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"checkpoints: {values.out}/best.safetensors, {values.out}/last.safetensors")
 
 
-entry = guarded(main)
+HINT = " with --resume to go on from the last checkpoint"
+
+entry = guarded(main, HINT)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jinja2 import Environment
 
-from metaopt.evaluation.table import Line, cells, headings
+from metaopt.evaluation.table import Line, cells, headings, interval
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -30,11 +30,12 @@ _PAGE = """<!doctype html>
 <img alt="Loss against step, one line a method, geometric mean over problems"
      src="data:image/png;base64,{{ picture }}">
 <div class="wide"><table>
- <caption>Loss: geometric mean over problems at chosen steps, 95&nbsp;% bootstrap interval over
- problems at the last. A method with a non-finite problem has diverged.</caption>
+ <caption>Loss: geometric mean over problems at chosen steps, with its 95&nbsp;% bootstrap interval
+ over problems. A method with a non-finite problem has diverged.</caption>
  <thead><tr>{% for heading in headings %}<th scope="col">{{ heading }}</th>{% endfor %}</tr></thead>
  <tbody>{% for row in rows %}
- <tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+ <tr>{% for cell, detail in row %}<td>{{ cell }}{% if detail
+ %}<br><small>{{ detail }}</small>{% endif %}</td>{% endfor %}</tr>{% endfor %}
  </tbody>
 </table></div>
 <h2>How to read it</h2>
@@ -55,7 +56,10 @@ def html_report(
         title=title,
         subtitle=subtitle,
         headings=headings(steps),
-        rows=[cells(line) for line in lines],
+        rows=[
+            list(zip(cells(line), ["", *map(interval, line.means)] + [""] * 7, strict=False))
+            for line in lines
+        ],
         picture=base64.b64encode(picture).decode(),
     )
     return text.encode()

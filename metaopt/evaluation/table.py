@@ -72,13 +72,18 @@ def cells(line: Line) -> list[str]:
     return [
         line.method,
         *(number(mean.mean) for mean in line.means),
-        f"[{number(last.low)}, {number(last.high)}]" if math.isfinite(last.mean) else "–",
+        interval(last),
         number(line.worst),
         str(line.non_finite),
         number(line.median_defect),
         str(line.refused),
         f"{1e3 * line.seconds_per_step:.2f}",
     ]
+
+
+def interval(mean: GeometricMean) -> str:
+    """[low, high], or – where a problem diverged."""
+    return f"[{number(mean.low)}, {number(mean.high)}]" if math.isfinite(mean.mean) else "–"
 
 
 def as_text(lines: Sequence[Line], steps: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, final
@@ -72,6 +73,16 @@ class MetaOptimizerSpec:
         for name in ("hidden", "layers"):
             if getattr(self, name) < 1:
                 raise UserError(f"expected {name} of 1 or more, got {getattr(self, name)}")
+        for name in ("damping", "gate", "norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"expected {name} of 0 or more, got {getattr(self, name)}")
+        if not 0 < self.bound < math.inf:
+            raise UserError(f"expected a positive bound, got {self.bound}")
+        if self.damping and self.action != "pre_activation":
+            raise UserError(
+                f"expected damping of 0 for the action {self.action!r}, got {self.damping}: only "
+                f"pre_activation (eq. 79) is damped"
+            )
         if min(self.flat_widths) < 1:
             raise UserError(f"expected positive flat_widths, got {self.flat_widths}")
         if self.action == "rescaling":

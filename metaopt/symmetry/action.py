@@ -131,8 +131,10 @@ class GroupAction(ABC):
         small = element.detach().double().square().sum(dim=matrix) < MAX_ELEMENT**2  # NaN: False
         pair = Pair(incoming, outgoing, layer_input)
         trusted = small & pair.finite
-        element = torch.where(_expand(trusted, element), element.double(), 0.0)
-        w_in, w_out = (torch.where(_expand(trusted, w), w, 0.0) for w in (pair.w_in, pair.w_out))
+        element = torch.where(per_problem(trusted, element), element.double(), 0.0)
+        w_in, w_out = (
+            torch.where(per_problem(trusted, w), w, 0.0) for w in (pair.w_in, pair.w_out)
+        )
 
         candidate = self._candidate(element, w_in, w_out, pair, activation)
         with torch.no_grad():
@@ -194,8 +196,9 @@ def _sound(matrix: Tensor) -> Tensor:
     return sound
 
 
-def _expand(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.reshape(mask.shape + (1,) * (like.dim() - mask.dim()))
+def per_problem(value: Tensor, like: Tensor) -> Tensor:
+    """One value a problem, ``(*batch,)``, shaped to broadcast against ``like``."""
+    return value.reshape(value.shape + (1,) * (like.dim() - value.dim()))
 
 
 def _keep_where(refused: Tensor, layer: Layer, joined: Tensor) -> Layer:

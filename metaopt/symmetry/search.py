@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metaopt.chain import Layer, LayerChain
 from metaopt.errors import UserError
-from metaopt.symmetry.action import GroupAction, LayerInput
+from metaopt.symmetry.action import GroupAction, LayerInput, per_problem
 from metaopt.symmetry.objectives import LossFunction, Objective, gradient_norm
 from metaopt.symmetry.teleport import Teleportation, teleport
 
@@ -62,7 +62,7 @@ class GradientAscent:
             directions = self._directions(chain, current, layer_input, loss, action)
             climbing = torch.ones_like(refused)
             for _ in range(self.halvings + 1):
-                elements = [_per_problem(size * climbing, d) * d for d in directions]
+                elements = [per_problem(size * climbing, d) * d for d in directions]
                 with torch.no_grad():
                     move = teleport(chain, current, layer_input, elements, action)
                 layers_tried = [layer.map(Tensor.detach) for layer in move.layers]
@@ -110,16 +110,12 @@ class GradientAscent:
         gradients = tuple(g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for g in gradients)
         squares = [g.square().flatten(start_dim=chain.batch_dims).sum(-1) for g in gradients]
         norm = torch.stack(squares).sum(dim=0).sqrt().clamp(min=1e-300)
-        return [g / _per_problem(norm, g) for g in gradients]
-
-
-def _per_problem(value: Tensor, like: Tensor) -> Tensor:
-    return value.reshape(value.shape + (1,) * (like.dim() - value.dim()))
+        return [g / per_problem(norm, g) for g in gradients]
 
 
 def _choose(mask: Tensor, new: Layer, old: Layer) -> Layer:
     chosen = [
-        None if a is None or b is None else torch.where(_per_problem(mask, a), a, b)
+        None if a is None or b is None else torch.where(per_problem(mask, a), a, b)
         for a, b in zip(new, old, strict=True)
     ]
     weight, bias = chosen

@@ -46,6 +46,8 @@ def run_training(trainer: Trainer, out: Path, resume: bool, overwrite: bool) -> 
         if trainer.finished:
             return
     out.mkdir(parents=True, exist_ok=True)
+    for stale in (*out.glob(f".{LAST}.*"), *out.glob(f".{BEST}.*")):
+        stale.unlink()  # of a write that was killed
     spec = trainer.spec
     curves = SummaryWriter(str(out / CURVES), purge_step=trainer.trajectories + 1)
     with (
