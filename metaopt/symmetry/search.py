@@ -52,12 +52,13 @@ class GradientAscent:
     ) -> Teleportation:
         """The move from ``layers`` to where the ascent ends.
 
-        ``refused`` marks problems whose action was refused in the last attempt of a step.
+        ``refused`` marks problems that stayed where they were because their last move was refused.
         """
         current = [layer.map(Tensor.detach) for layer in layers]
         value = self._value(chain, current, loss)
         size = torch.full_like(value, self.size, dtype=torch.float64)
         refused = torch.zeros_like(value, dtype=torch.bool)
+        moved = torch.zeros_like(refused)
         for _ in range(self.iterations):
             directions = self._directions(chain, current, layer_input, loss, action)
             climbing = torch.ones_like(refused)
@@ -73,12 +74,13 @@ class GradientAscent:
                     for new, old in zip(layers_tried, current, strict=True)
                 ]
                 value = torch.where(better, tried, value)
+                moved = moved | better
                 refused = torch.where(climbing, move.refused, refused)
                 climbing = climbing & ~better
                 size = torch.where(climbing, size / 2, size)
                 if not climbing.any():
                     break
-        return Teleportation(chain, layer_input.original, list(layers), current, refused)
+        return Teleportation(chain, layer_input.original, list(layers), current, refused & ~moved)
 
     def _value(self, chain: LayerChain, layers: Sequence[Layer], loss: LossFunction) -> Tensor:
         with torch.enable_grad():
