@@ -19,6 +19,7 @@ from metaopt.evaluation.evaluate import (
 from metaopt.evaluation.figure import loss_figure
 from metaopt.evaluation.methods import default_methods, known_methods, resolve
 from metaopt.evaluation.report import html_report
+from metaopt.evaluation.statistics import FLOOR
 from metaopt.evaluation.table import as_text, summarise
 from metaopt.learned.checkpoint import write_atomically
 from metaopt.problems import PAPER_TEST_SEEDS, TwoLayerFamily, first_seeds
@@ -126,7 +127,7 @@ def write_curves(out: Path, results: Sequence[Result]) -> None:
         with SummaryWriter(
             str(out / "tensorboard" / result.method.name.replace("/", "_"))
         ) as writer:
-            logs = result.trajectory.losses.clamp(min=1e-30).log10().mean(dim=1)
+            logs = result.trajectory.losses.clamp(min=FLOOR).log10().mean(dim=1)
             for step, value in enumerate(logs.tolist()):
                 writer.add_scalar("log10_loss", value, step)
 

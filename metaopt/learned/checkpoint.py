@@ -35,6 +35,14 @@ class Checkpoint(NamedTuple):
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
 
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names start with ``prefix``, under what follows it."""
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
+
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write to a temporary name, sync, rename; the old file stays whole until the new one is.
@@ -138,12 +146,7 @@ def build_meta_optimizer(checkpoint: Checkpoint, source: str) -> MetaOptimizer:
     """
     try:
         meta = MetaOptimizer(MetaOptimizerSpec.from_dict(checkpoint.facts["spec"]))
-        own = {
-            name.removeprefix(META): tensor
-            for name, tensor in checkpoint.tensors.items()
-            if name.startswith(META)
-        }
-        meta.load_state_dict(own)
+        meta.load_state_dict(checkpoint.under(META))
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

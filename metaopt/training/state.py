@@ -66,23 +66,13 @@ def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
 def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     facts = checkpoint.facts
-    own = {
-        name.removeprefix(META): tensor
-        for name, tensor in checkpoint.tensors.items()
-        if name.startswith(META)
-    }
-    trainer.meta.load_state_dict(own)
-    trainer.best = {
-        name.removeprefix(BEST): tensor
-        for name, tensor in checkpoint.tensors.items()
-        if name.startswith(BEST)
-    }
+    trainer.meta.load_state_dict(checkpoint.under(META))
+    trainer.best = checkpoint.under(BEST)
     adam = trainer.adam.state_dict()
     moments: dict[int, dict[str, Any]] = {}
-    for name, tensor in checkpoint.tensors.items():
-        if name.startswith(ADAM):
-            index, moment = name.removeprefix(ADAM).split("/")
-            moments.setdefault(int(index), {})[moment] = tensor
+    for name, tensor in checkpoint.under(ADAM).items():
+        index, moment = name.split("/")
+        moments.setdefault(int(index), {})[moment] = tensor
     trainer.adam.load_state_dict({"state": moments, "param_groups": adam["param_groups"]})
     trainer.generator.set_state(checkpoint.tensors["generator"].to(torch.uint8))
     for name in COUNTERS:

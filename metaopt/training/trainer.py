@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaopt.errors import UserError
 from metaopt.evaluation.rollout import rollout
+from metaopt.evaluation.statistics import FLOOR
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.problems import check_seeds, first_seeds
@@ -100,7 +101,7 @@ class Trainer:
             max(self.spec.validation_at),
             measure_defects=False,
         )
-        logs = trajectory.losses.clamp(min=1e-30, max=10**DIVERGED).log10()
+        logs = trajectory.losses.clamp(min=FLOOR, max=10**DIVERGED).log10()
         logs = logs.nan_to_num(nan=DIVERGED, posinf=DIVERGED).mean(dim=1)
         score = logs[list(self.spec.validation_at)].mean().item()
         if score < self.best_score:
