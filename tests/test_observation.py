@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import jacrev
 
 from metaopt.chain import Identity, LayerChain, LeakyReLU
-from metaopt.learned.element import FEATURES
+from metaopt.learned.element import FEATURES, channels
 from metaopt.learned.observation import Observation, flatten, log_sign, unflatten
 
 SLOPE = 0.1
@@ -218,12 +218,12 @@ def test_every_feature_has_a_naive_twin():
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_each_feature_equals_its_naive_formula_at_each_site(name):
-    channels, feature = FEATURES[name]
+    count, feature = FEATURES[name]
     seen = observe("three layers, biases", (1,))
     for site in seen.chain.sites:
-        own = feature(seen, site)
+        own = channels([feature], seen, site)
         naive = NAIVE_FEATURES[name](seen, site)
-        assert len(own) == len(naive) == channels
+        assert len(own) == len(naive) == count
         for a, b in zip(own, naive, strict=True):
             torch.testing.assert_close(a[0], b, rtol=1e-4, atol=1e-5)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metaopt.chain import LayerChain, Site
 from metaopt.errors import UserError
 from metaopt.learned.lstm import LSTM
-from metaopt.learned.observation import TINY, Observation, flatten, log_sign, unflatten
+from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
 from metaopt.learned.update import State, flat_gradient
 
 
@@ -28,33 +28,39 @@ class ElementRule(nn.Module, ABC):
         """(T_t of each site, ``(*batch, k, k)``; next state)."""
 
 
-Feature = Callable[[Observation, Site], list[Tensor]]
-"""What m2 sees at entry (i, j) of a site: tensors ``(*batch, k, k)``."""
+class Seen(NamedTuple):
+    """What m2 sees at entry (i, j) of a site; each tensor ``(*batch, k, k)``."""
+
+    by_log: list[Tensor]  # through log_sign, two channels each
+    plain: list[Tensor]  # as they are
 
 
-def gradients(seen: Observation, site: Site) -> list[Tensor]:
+Feature = Callable[[Observation, Site], Seen]
+
+
+def gradients(seen: Observation, site: Site) -> Seen:
     """Products of gradients on both sides.
 
     Their difference is the derivative of ||grad L||^2 along the orbit of a linear network.
     """
     incoming = seen.layer_gradients[site.incoming].joined()
     outgoing = seen.layer_gradients[site.outgoing].weight
-    return [*log_sign(incoming @ incoming.mT), *log_sign(outgoing.mT @ outgoing)]
+    return Seen([incoming @ incoming.mT, outgoing.mT @ outgoing], [])
 
 
-def balance(seen: Observation, site: Site) -> list[Tensor]:
+def balance(seen: Observation, site: Site) -> Seen:
     """Products of weights on both sides; GL's gradient flow conserves their difference."""
     incoming = seen.layers[site.incoming].joined()
     outgoing = seen.layers[site.outgoing].weight
-    return [*log_sign(incoming @ incoming.mT), *log_sign(outgoing.mT @ outgoing)]
+    return Seen([incoming @ incoming.mT, outgoing.mT @ outgoing], [])
 
 
-def covariance(seen: Observation, site: Site) -> list[Tensor]:
+def covariance(seen: Observation, site: Site) -> Seen:
     """C = h h^T of the hidden features, alone and over its mean diagonal, and the identity."""
     c = hidden_covariance(seen, site)
     mean_diagonal = c.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     identity = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
-    return [*log_sign(c), (c / (mean_diagonal + TINY)).clamp(-3.0, 3.0), identity.expand_as(c)]
+    return Seen([c], [(c / (mean_diagonal + TINY)).clamp(-3.0, 3.0), identity.expand_as(c)])
 
 
 FEATURES: dict[str, tuple[int, Feature]] = {
@@ -63,6 +69,15 @@ FEATURES: dict[str, tuple[int, Feature]] = {
     "covariance": (4, covariance),
 }
 """Features of m2 by name, each with its number of channels."""
+
+
+def channels(features: Sequence[Feature], seen: Observation, site: Site) -> Tensor:
+    """All that m2 sees of a site, ``(channels, *batch, k, k)``."""
+    parts = [feature(seen, site) for feature in features]
+    logs = torch.stack([matrix for part in parts for matrix in part.by_log])
+    plain = [matrix for part in parts for matrix in part.plain]
+    pairs = torch.stack(log_sign(logs), dim=1).flatten(0, 1)
+    return torch.cat((pairs, torch.stack(plain))) if plain else pairs
 
 
 def hidden_covariance(seen: Observation, site: Site) -> Tensor:
@@ -108,8 +123,8 @@ class CoordinatewiseElement(ElementRule):
         self.features = [FEATURES[name][1] for name in features]
         self.bound = bound
         self.gain = gain
-        channels = sum(FEATURES[name][0] for name in features)
-        self.lstm = LSTM(channels, hidden, layers, 1, generator)
+        inputs = sum(FEATURES[name][0] for name in features)
+        self.lstm = LSTM(inputs, hidden, layers, 1, generator)
         self.lstm.zero_head()
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
@@ -121,13 +136,10 @@ class CoordinatewiseElement(ElementRule):
         return self.lstm.init_state(sum(entries))
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
-        channels = [
-            [channel for feature in self.features for channel in feature(seen, site)]
-            for site in seen.chain.sites
-        ]
-        x = torch.stack([flatten(per_site) for per_site in zip(*channels, strict=True)])
+        per_site = [channels(self.features, seen, site) for site in seen.chain.sites]
+        x = torch.cat([tensor.flatten(start_dim=1) for tensor in per_site], dim=1)
         output, following = self.lstm(x, state)
-        raw = unflatten(output[0], [per_site[0] for per_site in channels])
+        raw = unflatten(output[0], [tensor[0] for tensor in per_site])
         return [
             self._bounded(seen, site, entries)
             for site, entries in zip(seen.chain.sites, raw, strict=True)

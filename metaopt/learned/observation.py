@@ -112,12 +112,10 @@ def unflatten(row: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 def log_sign(values: Tensor, p: float = 10.0) -> tuple[Tensor, Tensor]:
     """The preprocessing of Andrychowicz et al. (2016), appendix A.
 
-    (log|v| / p, sign v) where |v| >= e^-p, else (-1, e^p v).
+    (log|v| / p, sign v) where |v| >= e^-p, else (-1, e^p v); written without a branch.
     """
-    size = values.abs()
-    large = size >= math.exp(-p)
-    magnitude = torch.where(large, size.clamp(min=TINY).log() / p, -1.0)
-    direction = torch.where(large, values.sign(), values * math.exp(p))
+    magnitude = values.abs().clamp_(min=math.exp(-p)).log_().div_(p)
+    direction = (values * math.exp(p)).clamp_(-1.0, 1.0)
     return magnitude, direction
 
 

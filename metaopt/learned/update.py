@@ -29,29 +29,30 @@ class UpdateRule(nn.Module, ABC):
         """(f_t of each parameter, next state)."""
 
 
-Head = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(output of the LSTM, gradient, kappa, r) -> its part of -f; all of shape (N,)."""
+Head = Callable[[Tensor, Tensor, Observation], Tensor]
+"""(output of the LSTM, gradient, what is seen) -> its part of -f; all rows of N coordinates."""
 
 
-def plain(output: Tensor, gradient: Tensor, kappa: Tensor, r: Tensor) -> Tensor:
+def plain(output: Tensor, gradient: Tensor, seen: Observation) -> Tensor:
     """A free step that nothing scales."""
     return 0.01 * output
 
 
-def free(output: Tensor, gradient: Tensor, kappa: Tensor, r: Tensor) -> Tensor:
+def free(output: Tensor, gradient: Tensor, seen: Observation) -> Tensor:
     """A free step that vanishes with the layer's gradient, so that it leaves no floor."""
-    return 0.01 * output * torch.tanh(100.0 * r)
+    return output * seen.coordinates([0.01 * torch.tanh(100.0 * r) for r in seen.relative_rms])
 
 
-def gradient(output: Tensor, gradient: Tensor, kappa: Tensor, r: Tensor) -> Tensor:
+def gradient(output: Tensor, gradient: Tensor, seen: Observation) -> Tensor:
     """A bounded gradient step with a learned step size a coordinate."""
     return 0.1 * torch.tanh(10.0 * gradient * (4.0 * output - 9.0).clamp(max=0.0).exp())
 
 
-def scaled_gradient(output: Tensor, gradient: Tensor, kappa: Tensor, r: Tensor) -> Tensor:
+def scaled_gradient(output: Tensor, gradient: Tensor, seen: Observation) -> Tensor:
     """The same, with the step size in units of 1 / kappa, which carries over to other widths."""
+    unit = 10.0 * gradient / seen.coordinates([kappa + TINY for kappa in seen.curvature])
     size = (4.0 * output - 1.0).clamp(max=3.0).exp()
-    return 0.1 * torch.tanh(10.0 * (gradient / (kappa + TINY)) * size)
+    return 0.1 * torch.tanh(unit * size)
 
 
 HEADS: dict[str, Head] = {
@@ -85,11 +86,10 @@ class CoordinatewiseUpdate(UpdateRule):
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
         gradient = flatten(seen.gradients)
         outputs, following = self.lstm(torch.stack(log_sign(gradient)), state)
-        kappa = seen.coordinates(seen.curvature)
-        r = seen.coordinates(seen.relative_rms)
-        step = torch.zeros_like(gradient)
-        for head, output in zip(self.heads, outputs, strict=True):
-            step = step + head(output, gradient, kappa, r)
+        parts = [
+            head(output, gradient, seen) for head, output in zip(self.heads, outputs, strict=True)
+        ]
+        step = parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
         return unflatten(-step, seen.parameters), following
 
 

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from metaopt.chain import Activation, Layer
 from metaopt.errors import UserError
-from metaopt.symmetry.exponential import EXPONENTIALS
+from metaopt.symmetry.exponential import EXPONENTIALS, MAX_ELEMENT
 
-MAX_ELEMENT = 100.0  # Frobenius norm of T above which exp(T) is not attempted
-MAX_ENTRY = 1e50  # entries of W and h above which float64 products could overflow
+MAX_SIZE = 1e50  # Frobenius norm of W and h above which float64 products could overflow
 
 
 class LayerInput:
@@ -95,9 +94,7 @@ class GroupAction(ABC):
         """``exact_when`` as a predicate on shapes and activation (for data in general position)."""
 
     @abstractmethod
-    def _candidate(
-        self, element: Tensor, w_in: Tensor, w_out: Tensor, pair: Pair, activation: Activation
-    ) -> Candidate: ...
+    def _candidate(self, element: Tensor, pair: Pair) -> Candidate: ...
 
     def act(
         self,
@@ -128,47 +125,54 @@ class GroupAction(ABC):
                 f"got {tuple(element.shape)}"
             )
         matrix = tuple(range(len(batch), element.dim()))
-        small = element.detach().double().square().sum(dim=matrix) < MAX_ELEMENT**2  # NaN: False
-        pair = Pair(incoming, outgoing, layer_input)
-        trusted = small & pair.finite
-        element = torch.where(per_problem(trusted, element), element.double(), 0.0)
-        w_in, w_out = (
-            torch.where(per_problem(trusted, w), w, 0.0) for w in (pair.w_in, pair.w_out)
-        )
-
-        candidate = self._candidate(element, w_in, w_out, pair, activation)
+        size = torch.linalg.vector_norm(element.detach(), dim=matrix, dtype=torch.float64)
+        pair = Pair(incoming, outgoing, layer_input, activation, size <= MAX_ELEMENT)
+        element = torch.where(per_problem(pair.trusted, element), element.double(), 0.0)
+        candidate = self._candidate(element, pair)
+        # As they will be stored: rounding and overflow count too.
+        moved_in = candidate.incoming.to(incoming.weight.dtype)
+        moved_out = candidate.outgoing.to(outgoing.weight.dtype)
         with torch.no_grad():
-            before = w_out @ pair.hidden(activation(w_in @ pair.h))
-            stored_in, stored_out = (  # as they will be stored: rounding and overflow count too
-                joined.to(layer.weight.dtype).double()
-                for joined, layer in (
-                    (candidate.incoming, incoming),
-                    (candidate.outgoing, outgoing),
-                )
-            )
-            after = stored_out @ pair.hidden(activation(stored_in @ pair.h))
-            defect = relative_change(before, after)
-            refused = ~(trusted & candidate.solved & (defect <= self.max_defect))
+            after = moved_out.double() @ pair.hidden(activation(moved_in.double() @ pair.h))
+            defect = relative_change(pair.w_out @ pair.hidden(pair.features), after)
+            refused = ~(pair.trusted & candidate.solved & (defect <= self.max_defect))
         return Move(
-            _keep_where(refused, incoming, candidate.incoming),
-            _keep_where(refused, outgoing, candidate.outgoing),
+            _keep_where(refused, incoming, moved_in),
+            _keep_where(refused, outgoing, moved_out),
             defect,
             refused,
         )
 
 
 class Pair:
-    """Both layers of a site as joined float64 matrices, and their inputs with rows of ones."""
+    """Both layers of a site as joined float64 matrices, and their inputs with rows of ones.
 
-    def __init__(self, incoming: Layer, outgoing: Layer, layer_input: LayerInput) -> None:
+    Weights of a problem that is not ``trusted`` are 0 here.
+    """
+
+    def __init__(
+        self,
+        incoming: Layer,
+        outgoing: Layer,
+        layer_input: LayerInput,
+        activation: Activation,
+        sound: Tensor,
+    ) -> None:
         self.layer_input = layer_input.for_layer(incoming)
         self.h = self.layer_input.h
-        self.w_in = incoming.joined().double()
-        self.w_out = outgoing.joined().double()
-        self.outgoing_biased = outgoing.bias is not None
-        self.finite = (
-            self.layer_input.finite & layer_input.finite & _sound(self.w_in) & _sound(self.w_out)
+        self.activation = activation
+        w_in, w_out = incoming.joined().double(), outgoing.joined().double()
+        self.trusted = (
+            sound & self.layer_input.finite & layer_input.finite & _sound(w_in) & _sound(w_out)
         )
+        mask = self.trusted[..., None, None]
+        self.w_in, self.w_out = torch.where(mask, w_in, 0.0), torch.where(mask, w_out, 0.0)
+        self.outgoing_biased = outgoing.bias is not None
+
+    @cached_property
+    def features(self) -> Tensor:
+        """sigma(W_{m-1} h), ``(*batch, k, samples)``."""
+        return self.activation(self.w_in @ self.h)
 
     def hidden(self, features: Tensor) -> Tensor:
         """Hidden features as the outgoing layer sees them: with ones where it has a bias."""
@@ -176,11 +180,11 @@ class Pair:
             return features
         return torch.cat((features, torch.ones_like(features[..., :1, :])), dim=-2)
 
-    def times_inverse(self, w_out: Tensor, g_inverse: Tensor) -> Tensor:
+    def times_inverse(self, g_inverse: Tensor) -> Tensor:
         """[W_m g^-1, b_m]: the group acts on the weight alone."""
         if not self.outgoing_biased:
-            return w_out @ g_inverse
-        return torch.cat((w_out[..., :-1] @ g_inverse, w_out[..., -1:]), dim=-1)
+            return self.w_out @ g_inverse
+        return torch.cat((self.w_out[..., :-1] @ g_inverse, self.w_out[..., -1:]), dim=-1)
 
 
 def relative_change(before: Tensor, after: Tensor) -> Tensor:
@@ -192,8 +196,8 @@ def relative_change(before: Tensor, after: Tensor) -> Tensor:
 
 def _sound(matrix: Tensor) -> Tensor:
     """No NaN and nothing whose products overflow, ``(*batch,)``."""
-    sound: Tensor = (matrix.detach().abs() < MAX_ENTRY).all(dim=-1).all(dim=-1)
-    return sound
+    size: Tensor = torch.linalg.vector_norm(matrix.detach(), dim=(-2, -1))
+    return size < MAX_SIZE  # NaN: False
 
 
 def per_problem(value: Tensor, like: Tensor) -> Tensor:
@@ -201,9 +205,8 @@ def per_problem(value: Tensor, like: Tensor) -> Tensor:
     return value.reshape(value.shape + (1,) * (like.dim() - value.dim()))
 
 
-def _keep_where(refused: Tensor, layer: Layer, joined: Tensor) -> Layer:
-    """The layer from its joined matrix, or the old layer where refused; in the layer's dtype."""
-    moved = joined.to(layer.weight.dtype)
+def _keep_where(refused: Tensor, layer: Layer, moved: Tensor) -> Layer:
+    """The layer from its joined matrix, or the old layer where refused."""
     mask = refused[..., None, None]
     if layer.bias is None:
         return Layer(torch.where(mask, layer.weight, moved))

@@ -36,24 +36,21 @@ class PostActivationAction(GroupAction):
         inverses = self.exponential is exact  # to first order, (I - T)(I + T) is not I
         return activation.inverse is not None and samples <= inputs and inverses
 
-    def _candidate(
-        self, element: Tensor, w_in: Tensor, w_out: Tensor, pair: Pair, activation: Activation
-    ) -> Candidate:
-        inverse = activation.inverse
+    def _candidate(self, element: Tensor, pair: Pair) -> Candidate:
+        inverse = pair.activation.inverse
         if inverse is None:
             raise UserError(
-                f"expected a bijective activation for eq. 78, got {activation}: "
+                f"expected a bijective activation for eq. 78, got {pair.activation}: "
                 f"use the rescaling or the pre-activation action"
             )
         g, g_inverse = self.exponential(element)
-        features = activation(w_in @ pair.h)
         # sigma^-1(sigma(z)) rather than z: equal in exact arithmetic, and at g = I the
         # difference is then zero bit for bit.
-        change = inverse(g @ features) - inverse(features)
+        change = inverse(g @ pair.features) - inverse(pair.features)
         return Candidate(
-            w_in + change @ pair.layer_input.pseudo_inverse,
-            pair.times_inverse(w_out, g_inverse),
-            _all_true(w_in),
+            pair.w_in + change @ pair.layer_input.pseudo_inverse,
+            pair.times_inverse(g_inverse),
+            _all_true(pair.w_in),
         )
 
 
@@ -89,14 +86,12 @@ class PreActivationAction(GroupAction):
         hidden = incoming.weight.shape[-2] + (outgoing.bias is not None)
         return self.damping == 0 and samples <= hidden
 
-    def _candidate(
-        self, element: Tensor, w_in: Tensor, w_out: Tensor, pair: Pair, activation: Activation
-    ) -> Candidate:
+    def _candidate(self, element: Tensor, pair: Pair) -> Candidate:
         g, g_inverse = self.exponential(element)
-        moved_in = g @ w_in
-        hidden = pair.hidden(activation(moved_in @ pair.h))
-        linear = pair.times_inverse(w_out, g_inverse)
-        residual = w_out @ pair.hidden(activation(w_in @ pair.h)) - linear @ hidden
+        moved_in = g @ pair.w_in
+        hidden = pair.hidden(pair.activation(moved_in @ pair.h))
+        linear = pair.times_inverse(g_inverse)
+        residual = pair.w_out @ pair.hidden(pair.features) - linear @ hidden
         if self.damping:
             correction, solved = _damped(residual, hidden, self.damping)
         else:
@@ -120,18 +115,16 @@ class RescalingAction(GroupAction):
     ) -> bool:
         return activation.homogeneous
 
-    def _candidate(
-        self, element: Tensor, w_in: Tensor, w_out: Tensor, pair: Pair, activation: Activation
-    ) -> Candidate:
-        if not activation.homogeneous:
+    def _candidate(self, element: Tensor, pair: Pair) -> Candidate:
+        if not pair.activation.homogeneous:
             raise UserError(
-                f"expected a positively homogeneous activation for rescaling, got {activation}: "
-                f"use the pre-activation action"
+                f"expected a positively homogeneous activation for rescaling, got "
+                f"{pair.activation}: use the pre-activation action"
             )
         scale = element.exp()
-        weight = w_out[..., : scale.shape[-1]] / scale.unsqueeze(-2)
-        outgoing = torch.cat((weight, w_out[..., scale.shape[-1] :]), dim=-1)
-        return Candidate(scale.unsqueeze(-1) * w_in, outgoing, _all_true(w_in))
+        weight = pair.w_out[..., : scale.shape[-1]] / scale.unsqueeze(-2)
+        outgoing = torch.cat((weight, pair.w_out[..., scale.shape[-1] :]), dim=-1)
+        return Candidate(scale.unsqueeze(-1) * pair.w_in, outgoing, _all_true(pair.w_in))
 
 
 def _damped(residual: Tensor, hidden: Tensor, damping: float) -> tuple[Tensor, Tensor]:
