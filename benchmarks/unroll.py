@@ -13,7 +13,7 @@ from interleaved import interleaved
 
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import TwoLayerFamily, TwoLayerRegression
+from metaopt.problems import Regression, RegressionFamily
 from metaopt.symmetry import LayerInput
 from metaopt.training.meta_loss import log_mean
 from metaopt.training.unroll import unroll
@@ -21,12 +21,12 @@ from metaopt.training.unroll import unroll
 WINDOW, FLOOR = 10, 1e-6
 
 
-def through_higher(problem: TwoLayerRegression, meta: MetaOptimizer, steps: int) -> None:
+def through_higher(problem: Regression, meta: MetaOptimizer, steps: int) -> None:
     for _ in unroll(problem, LearnedOptimizer(problem, meta), steps, WINDOW, log_mean(FLOOR)):
         pass
 
 
-def by_hand(problem: TwoLayerRegression, meta: MetaOptimizer, steps: int) -> None:
+def by_hand(problem: Regression, meta: MetaOptimizer, steps: int) -> None:
     layer_input, sigma = LayerInput(problem.x), problem.chain.activations[0]
     weights = [p.detach().clone().requires_grad_() for p in problem.parameters()]
     state = meta.init_state(problem.chain, weights)
@@ -56,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     meta = MetaOptimizer(MetaOptimizerSpec(element=options.element), seed=0)
-    problem = TwoLayerFamily().sample(range(10**7, 10**7 + options.batch))
+    problem = RegressionFamily().sample(range(10**7, 10**7 + options.batch))
     result = interleaved(
         lambda: through_higher(problem, meta, options.steps),
         lambda: by_hand(problem, meta, options.steps),

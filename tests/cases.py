@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metaopt.chain import Layer, LeakyReLU
-from metaopt.problems import TwoLayerRegression
+from metaopt.problems import RegressionFamily
 from metaopt.symmetry import ACTIONS, GroupAction, make_action
 
 POST_SPAN = "eq. 78 solves W h = z for W, and the columns of h are linearly dependent"
@@ -130,19 +130,11 @@ def assert_layers_close(moved: list[Layer], expected: list[Layer], rtol: float =
             assert (a - b).norm() <= rtol * b.norm()
 
 
-class MixedSigns:
-    """Problems with Gaussian data: with the paper's, no feature is ever on the other side."""
-
-    def __init__(self, samples, inputs, hidden, output, dtype=torch.float64):
-        self.shapes = (hidden, inputs), (output, hidden), (inputs, samples), (output, samples)
-        self.dtype = dtype
-
-    def sample(self, seeds):
-        drawn = []
-        for seed in seeds:
-            generator = torch.Generator().manual_seed(seed)
-            drawn.append([torch.randn(s, generator=generator).to(self.dtype) for s in self.shapes])
-        return TwoLayerRegression(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
+def mixed_signs(
+    samples: int, inputs: int, hidden: int, output: int, dtype: str = "float64"
+) -> RegressionFamily:
+    """Problems with normal data: with the paper's, no feature is ever on the other side."""
+    return RegressionFamily(samples, inputs, hidden, output, distribution="normal", dtype=dtype)
 
 
 # Ways to break the middle one of three problems: (element, drawn) -> (element, drawn).

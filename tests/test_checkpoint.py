@@ -26,7 +26,7 @@ from metaopt.learned.checkpoint import (
     write_checkpoint,
 )
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
-from metaopt.problems import TwoLayerFamily
+from metaopt.problems import RegressionFamily
 
 SPEC = MetaOptimizerSpec(hidden=3, layers=1, heads=("plain",), features=("balance",), gate=2.5)
 FACTS = {"a": [1, 2.5, None], "b": {"c": "text, \u03c3"}}
@@ -273,7 +273,7 @@ def test_every_shipped_optimizer_loads_by_name_and_steps():
     assert pretrained_names() == metaopt.list_pretrained() != []
     for name in pretrained_names():
         meta = metaopt.load_pretrained(name)
-        problem = TwoLayerFamily.square(20).sample([0])
+        problem = RegressionFamily.square(20).sample([0])
         before = problem().item()
         optimizer = LearnedOptimizer(problem, meta)
         for _ in range(3):

@@ -10,9 +10,9 @@ from metaopt.errors import UserError
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import TeleportingOptimizer
-from metaopt.problems import TwoLayerFamily
+from metaopt.problems import RegressionFamily
 
-FAMILY = TwoLayerFamily(samples=4, input=5, hidden=6, output=3)
+FAMILY = RegressionFamily(samples=4, input=5, hidden=6, output=3)
 
 
 def learned(problem, element="coordinatewise"):

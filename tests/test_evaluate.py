@@ -38,12 +38,12 @@ from metaopt.evaluation.rollout import Trajectory, rollout
 from metaopt.evaluation.sweep import Swept, best, sweep
 from metaopt.evaluation.table import summarise
 from metaopt.learned.checkpoint import pretrained_path
-from metaopt.problems import PAPER_TEST_SEEDS, TwoLayerFamily
+from metaopt.problems import PAPER_TEST_SEEDS, RegressionFamily
 from metaopt.problems.seeds import TEST, TRAINING, VALIDATION
 
 torch.set_num_threads(1)  # the tensors are tiny; more threads only wait for one another
 
-FAMILY = TwoLayerFamily(samples=4, input=5, hidden=3, output=2)
+FAMILY = RegressionFamily(samples=4, input=5, hidden=3, output=2)
 SIZES = ["--samples", "4", "--input", "5", "--hidden", "3", "--output", "2"]
 SEEDS = [7, 11]
 STEPS = 7
@@ -143,7 +143,7 @@ def test_the_manifest_says_how_to_get_the_same_numbers_again(tmp_path: Path) -> 
         assert facts["rate"] == result.method.rate
         assert facts["learned"] == result.method.learned
     assert manifest["methods"][path]["checkpoint"]["spec"]["update"] == "coordinatewise"
-    problem = TwoLayerFamily(**manifest["config"]["problem"]).sample(manifest["problem_seeds"])
+    problem = RegressionFamily(**manifest["config"]["problem"]).sample(manifest["problem_seeds"])
     again = rollout(problem, resolve("adam@0.05").optimizer(problem), STEPS)
     assert torch.equal(again.losses, made[0].trajectory.losses)
 
@@ -263,13 +263,13 @@ def test_the_command_without_methods_runs_the_learned_ones_and_gd(tmp_path: Path
 
 def test_the_sweep_draws_validation_problems_only(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[list[int]] = []
-    original = TwoLayerFamily.sample
+    original = RegressionFamily.sample
 
-    def spy(self: TwoLayerFamily, seeds: Iterable[int]) -> Any:
+    def spy(self: RegressionFamily, seeds: Iterable[int]) -> Any:
         drawn.append(list(seeds))
         return original(self, drawn[-1])
 
-    monkeypatch.setattr(TwoLayerFamily, "sample", spy)
+    monkeypatch.setattr(RegressionFamily, "sample", spy)
     swept = list(sweep(["gd", "adam"], FAMILY, problems=3, steps=2, rates=(1e-3, 1e25)))
     assert drawn == [list(VALIDATION[:3])] * 4
     assert [(s.method, s.rate) for s in swept] == [
@@ -290,7 +290,7 @@ def test_the_best_is_the_lowest_finite_loss_of_each_method() -> None:
 def test_the_sweep_command_prints_the_best_rate_of_each_method(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep_command, "TwoLayerFamily", lambda: FAMILY)
+    monkeypatch.setattr(sweep_command, "RegressionFamily", lambda: FAMILY)
     sweep_command.main(["--methods", "gd", "--problems", "1", "--steps", "1"])
     (line,) = capsys.readouterr().out.splitlines()
     found = json.loads(line)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from metaopt import LearnedOptimizer, UserError
 from metaopt.learned.differentiable import DifferentiableLearnedOptimizer, differentiable
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
-from metaopt.problems import TwoLayerFamily, TwoLayerRegression
+from metaopt.problems import Regression, RegressionFamily
 from metaopt.training.meta_loss import log_mean
 from metaopt.training.unroll import unroll
 
@@ -33,11 +33,11 @@ def build(seed: int = 0, **fields) -> MetaOptimizer:
     return meta
 
 
-def make_problem(dtype: str = "float64", seeds=SEEDS) -> TwoLayerRegression:
-    return TwoLayerFamily(2, *WIDTHS, dtype=dtype).sample(seeds)
+def make_problem(dtype: str = "float64", seeds=SEEDS) -> Regression:
+    return RegressionFamily(2, *WIDTHS, dtype=dtype).sample(seeds)
 
 
-def train(problem: TwoLayerRegression, optimizer: LearnedOptimizer, steps: int) -> Tensor:
+def train(problem: Regression, optimizer: LearnedOptimizer, steps: int) -> Tensor:
     """The ordinary loop; losses before each step and after the last, (steps + 1, B)."""
     losses = []
     for _ in range(steps):
@@ -49,7 +49,7 @@ def train(problem: TwoLayerRegression, optimizer: LearnedOptimizer, steps: int) 
     return torch.stack([*losses, problem().detach()])
 
 
-def weights(problem: TwoLayerRegression) -> list[Tensor]:
+def weights(problem: Regression) -> list[Tensor]:
     return [p.detach().clone() for p in problem.parameters()]
 
 
@@ -230,7 +230,7 @@ SHAPES = [(4, 4, 4, 4), (7, 3, 5, 2)]
 def test_with_a_zero_head_of_m2_drop_in_equals_lstm_update_bit_for_bit(dtype, shape, action):
     ends = []
     for meta in twins(**action):
-        model = TwoLayerFamily(*shape, dtype=dtype).sample([5, 6])
+        model = RegressionFamily(*shape, dtype=dtype).sample([5, 6])
         optimizer = LearnedOptimizer(model, meta)
         for _ in range(20):
             optimizer.zero_grad()
@@ -238,14 +238,14 @@ def test_with_a_zero_head_of_m2_drop_in_equals_lstm_update_bit_for_bit(dtype, sh
             optimizer.step()
         ends.append([p.detach() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
-    assert not torch.equal(ends[0][0], TwoLayerFamily(*shape, dtype=dtype).sample([5, 6]).W1)
+    assert not torch.equal(ends[0][0], RegressionFamily(*shape, dtype=dtype).sample([5, 6]).W1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_with_a_zero_head_of_m2_the_differentiable_twin_equals_lstm_update_bit_for_bit(dtype):
     losses = []
     for meta in twins():
-        model = TwoLayerFamily(7, 3, 5, 2, dtype=dtype).sample([5, 6])
+        model = RegressionFamily(7, 3, 5, 2, dtype=dtype).sample([5, 6])
         windows = unroll(model, LearnedOptimizer(model, meta), 20, 10, log_mean(1e-6))
         losses.append(torch.cat([window.losses for window in windows]))
     assert losses[0].shape == (20, 2)

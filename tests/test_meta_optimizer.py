@@ -18,10 +18,10 @@ from metaopt.learned.meta_optimizer import (
 )
 from metaopt.learned.observation import Observation, flatten, log_sign
 from metaopt.learned.update import HEADS, CoordinatewiseUpdate, StepSizeUpdate
-from metaopt.problems import TwoLayerFamily
+from metaopt.problems import RegressionFamily
 
 INPUT, HIDDEN, OUTPUT, SAMPLES = 3, 4, 5, 2
-FAMILY = TwoLayerFamily(SAMPLES, INPUT, HIDDEN, OUTPUT)
+FAMILY = RegressionFamily(SAMPLES, INPUT, HIDDEN, OUTPUT)
 RULES = list(product(UPDATE_RULES, ELEMENT_RULES))
 
 
@@ -108,7 +108,7 @@ def test_shapes_on_a_problem_that_is_not_square(update, element):
 @pytest.mark.parametrize(("update", "element"), RULES)
 def test_flat_rules_refuse_other_sizes_and_the_others_take_any(update, element):
     meta = build(update=update, element=element)
-    model = TwoLayerFamily(4, 4, 3, 2).sample([1])
+    model = RegressionFamily(4, 4, 3, 2).sample([1])
     optimizer = LearnedOptimizer(model, meta)
     model().sum().backward()
     if "flat" in update or element == "flat":
@@ -121,7 +121,7 @@ def test_flat_rules_refuse_other_sizes_and_the_others_take_any(update, element):
 
 
 def test_flat_element_refuses_another_width_with_as_many_weights():
-    model = TwoLayerFamily(2, 8, 2, 8).sample([1])  # 2 * (8 + 8) = 4 * (3 + 5)
+    model = RegressionFamily(2, 8, 2, 8).sample([1])  # 2 * (8 + 8) = 4 * (3 + 5)
     optimizer = LearnedOptimizer(model, build(update="coordinatewise", element="flat"))
     model().sum().backward()
     with pytest.raises(UserError, match="site of width 2"):

@@ -20,14 +20,14 @@ from metaopt.evaluation.methods import (
 )
 from metaopt.evaluation.rollout import Trajectory, rollout
 from metaopt.learned.checkpoint import pretrained_names, pretrained_path
-from metaopt.problems import TwoLayerFamily, TwoLayerRegression
+from metaopt.problems import Regression, RegressionFamily
 
 torch.set_num_threads(1)  # the tensors are tiny; more threads only wait for one another
 
 SEEDS = (0, 1, 2)
-SMALL = TwoLayerFamily(samples=6, input=7, hidden=5, output=4, dtype="float64")
-SINGLE = TwoLayerFamily(samples=6, input=7, hidden=5, output=4, dtype="float32")
-SQUARE = TwoLayerFamily.square(12)  # lstm_lr_tele diverges on some narrower problems
+SMALL = RegressionFamily(samples=6, input=7, hidden=5, output=4, dtype="float64")
+SINGLE = RegressionFamily(samples=6, input=7, hidden=5, output=4, dtype="float32")
+SQUARE = RegressionFamily.square(12)  # lstm_lr_tele diverges on some narrower problems
 STEPS = max(TELEPORT_STEPS) + 2  # past the teleportation
 
 ALL = known_methods()
@@ -52,11 +52,11 @@ PLAIN: dict[str, Build] = {
 ROUNDING = {"lbfgs": 1e-3}
 
 
-def run(name: str, problem: TwoLayerRegression, steps: int = STEPS) -> Trajectory:
+def run(name: str, problem: Regression, steps: int = STEPS) -> Trajectory:
     return rollout(problem, resolve(name).optimizer(problem), steps)
 
 
-def plain_loop(build: Build, rate: float, problem: TwoLayerRegression, steps: int) -> Tensor:
+def plain_loop(build: Build, rate: float, problem: Regression, steps: int) -> Tensor:
     """Losses of one unbatched problem under ``zero_grad``, ``backward``, ``step``."""
     w1, w2 = (nn.Parameter(w.detach()[0].clone()) for w in (problem.W1, problem.W2))
     x, y = problem.x[0], problem.y[0]
@@ -109,7 +109,7 @@ def test_resolves_to_a_fresh_torch_optimizer_for_each_problem(name: str) -> None
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("family", [SMALL, SINGLE, SQUARE], ids=["float64", "float32", "square"])
 def test_lowers_the_loss_of_every_problem_within_five_steps(
-    name: str, family: TwoLayerFamily
+    name: str, family: RegressionFamily
 ) -> None:
     losses = run(name, family.sample(SEEDS)).losses
     assert losses.isfinite().all()
@@ -135,7 +135,7 @@ def test_a_problem_that_overflows_leaves_the_others_alone(name: str) -> None:
     whole = SMALL.sample(SEEDS)
     w1 = whole.W1.detach().clone()
     w1[1] *= 1e200
-    batch = run(name, TwoLayerRegression(w1, whole.W2.detach(), whole.x, whole.y))
+    batch = run(name, Regression([w1, whole.W2.detach()], whole.x, whole.y))
     healthy = run(name, SMALL.sample([SEEDS[0], SEEDS[2]]))
     assert not batch.losses[-1, 1].isfinite()
     torch.testing.assert_close(batch.losses[:, [0, 2]], healthy.losses, rtol=1e-4, atol=0)

@@ -6,8 +6,8 @@ import torch
 from metaopt import UserError
 from metaopt.problems import (
     PAPER_TEST_SEEDS,
-    TwoLayerFamily,
-    TwoLayerRegression,
+    Regression,
+    RegressionFamily,
     check_seeds,
     first_seeds,
 )
@@ -30,7 +30,7 @@ def naive_squared_residual(w1, w2, x, y, slope):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("seed", [0, 12345, 10**7])
 def test_a_seed_draws_weights_then_data_uniformly_in_a_fixed_order(seed, dtype):
-    problem = TwoLayerFamily(**SIZES, dtype=dtype).sample([seed])
+    problem = RegressionFamily(**SIZES, dtype=dtype).sample([seed])
     generator = torch.Generator().manual_seed(seed)
     for name, shape in SHAPES.items():
         expected = torch.rand(shape, generator=generator)  # float32, whatever the dtype asked for
@@ -40,7 +40,7 @@ def test_a_seed_draws_weights_then_data_uniformly_in_a_fixed_order(seed, dtype):
 
 
 def test_batching_does_not_change_a_problem():
-    family = TwoLayerFamily(**SIZES, dtype="float64")
+    family = RegressionFamily(**SIZES, dtype="float64")
     batch, alone = family.sample([3, 7, 5]), family.sample([7])
     for name in SHAPES:
         assert torch.equal(getattr(batch, name)[1], getattr(alone, name)[0])
@@ -50,7 +50,7 @@ def test_batching_does_not_change_a_problem():
 
 def test_drawing_leaves_the_global_generator_alone():
     before = torch.random.get_rng_state()
-    TwoLayerFamily(**SIZES).sample([1])
+    RegressionFamily(**SIZES).sample([1])
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -62,7 +62,7 @@ def test_the_loss_equals_the_naive_formula(loss, slope):
         torch.randn(2, *shape, generator=generator, dtype=torch.float64)
         for shape in SHAPES.values()
     ]
-    losses = TwoLayerRegression(*data, slope=slope, loss=loss)()
+    losses = Regression(data[:2], *data[2:], slope=slope, loss=loss)()
     assert losses.shape == (2,)
     for index in range(2):
         squared = naive_squared_residual(*(t[index].tolist() for t in data), slope)
@@ -71,13 +71,13 @@ def test_the_loss_equals_the_naive_formula(loss, slope):
 
 
 def test_the_family_hands_its_slope_and_loss_on():
-    problem = TwoLayerFamily(**SIZES, slope=0.3, loss="norm").sample([0])
+    problem = RegressionFamily(**SIZES, slope=0.3, loss="norm").sample([0])
     assert problem.loss == "norm"
     assert problem.chain.activations[0].slope == 0.3
 
 
 def test_the_chain_computes_what_the_loss_compares_with_y():
-    problem = TwoLayerFamily(**SIZES, dtype="float64").sample([0, 1])
+    problem = RegressionFamily(**SIZES, dtype="float64").sample([0, 1])
     layers = problem.chain.layers(list(problem.parameters()))
     residual = problem.y - problem.chain.output(layers, problem.x)
     torch.testing.assert_close(0.5 * residual.square().sum((1, 2)), problem())
@@ -86,7 +86,7 @@ def test_the_chain_computes_what_the_loss_compares_with_y():
 
 def test_the_weights_are_copies_of_what_was_given():
     data = [torch.ones(1, *shape) for shape in SHAPES.values()]
-    problem = TwoLayerRegression(*data)
+    problem = Regression(data[:2], *data[2:])
     with torch.no_grad():
         problem.W1.zero_()
     assert data[0].eq(1).all()
@@ -94,7 +94,7 @@ def test_the_weights_are_copies_of_what_was_given():
 
 def test_gradient_descent_reproduces_the_papers_released_code():
     assert PAPER_TEST_SEEDS == (0, 12345, 4 * 12345, 9 * 12345, 16 * 12345)
-    problem = TwoLayerFamily().sample(PAPER_TEST_SEEDS)
+    problem = RegressionFamily().sample(PAPER_TEST_SEEDS)
     optimizer = torch.optim.SGD(problem.parameters(), lr=3e-4)
     means = []
     for _ in range(30):
@@ -109,17 +109,17 @@ def test_gradient_descent_reproduces_the_papers_released_code():
 
 
 def test_square_sets_each_size_and_coordinates_counts_weights():
-    family = TwoLayerFamily.square(3, slope=0.2)
+    family = RegressionFamily.square(3, slope=0.2)
     assert (family.samples, family.input, family.hidden, family.output) == (3, 3, 3, 3)
     assert family.slope == 0.2
-    assert TwoLayerFamily(**SIZES).coordinates == 3 * 4 + 2 * 3
+    assert RegressionFamily(**SIZES).coordinates == 3 * 4 + 2 * 3
 
 
 @pytest.mark.parametrize("size", [0, -1])
 @pytest.mark.parametrize("name", SIZES)
 def test_each_size_must_be_positive(name, size):
     with pytest.raises(UserError, match=f"got {name}={size}"):
-        TwoLayerFamily(**{**SIZES, name: size})
+        RegressionFamily(**{**SIZES, name: size})
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_each_size_must_be_positive(name, size):
 )
 def test_bad_options_of_a_family_are_refused(option, message):
     with pytest.raises(UserError, match=message):
-        TwoLayerFamily(**SIZES, **option)
+        RegressionFamily(**SIZES, **option)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -144,17 +144,17 @@ def test_data_that_are_not_finite_are_refused_by_name(position, value):
     data = [torch.ones(1, *shape) for shape in SHAPES.values()]
     data[position][0, 0, 1] = value
     with pytest.raises(UserError, match=f"infinity in {('W1', 'W2', 'X', 'Y')[position]}"):
-        TwoLayerRegression(*data)
+        Regression(data[:2], *data[2:])
 
 
 def test_an_unknown_loss_is_refused_where_data_are_given():
     with pytest.raises(UserError, match="got 'huber'"):
-        TwoLayerRegression(*(torch.ones(1, *shape) for shape in SHAPES.values()), loss="huber")
+        Regression([torch.ones(1, 1, 1)] * 2, *[torch.ones(1, 1, 1)] * 2, loss="huber")
 
 
 def test_no_seed_is_no_problem():
     with pytest.raises(UserError, match="at least one problem seed"):
-        TwoLayerFamily(**SIZES).sample([])
+        RegressionFamily(**SIZES).sample([])
 
 
 @pytest.mark.parametrize(

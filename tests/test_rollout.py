@@ -11,20 +11,20 @@ import torch
 from metaopt.evaluation.methods import HAND_MADE, Method, known_methods, resolve
 from metaopt.evaluation.rollout import Trajectory, rollout
 from metaopt.optim import TeleportingOptimizer
-from metaopt.problems import TwoLayerFamily, TwoLayerRegression
+from metaopt.problems import Regression, RegressionFamily
 from metaopt.symmetry.search import GradientAscent
 
 torch.set_num_threads(1)  # the tensors are tiny; more threads only wait for one another
 
 SEEDS = (3, 4, 5)
-FAMILY = TwoLayerFamily(samples=5, input=6, hidden=4, output=3, dtype="float64")
+FAMILY = RegressionFamily(samples=5, input=6, hidden=4, output=3, dtype="float64")
 RATE = 1e-3
 
 PLAIN = ["gd", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam"]
 TELEPORTING = [name for name in HAND_MADE if name.endswith("_tele")]
 
 
-def run(name: str, steps: int, family: TwoLayerFamily = FAMILY) -> Trajectory:
+def run(name: str, steps: int, family: RegressionFamily = FAMILY) -> Trajectory:
     problem = family.sample(SEEDS)
     return rollout(problem, resolve(name).optimizer(problem), steps)
 
@@ -158,7 +158,7 @@ def test_defects_are_left_out_on_request_and_nothing_else_changes() -> None:
 @pytest.mark.parametrize("name", HAND_MADE)
 def test_divergence_gives_non_finite_losses_and_raises_nothing(name: str) -> None:
     method = replace(HAND_MADE[name], rate=1e25)
-    problem = TwoLayerFamily(samples=5, input=6, hidden=4, output=3).sample(SEEDS)
+    problem = RegressionFamily(samples=5, input=6, hidden=4, output=3).sample(SEEDS)
     trajectory = rollout(problem, method.optimizer(problem), 8)
     assert trajectory.losses[0].isfinite().all()
     assert not trajectory.losses[-1].isfinite().any()
@@ -185,7 +185,7 @@ def test_the_norm_of_a_problem_is_its_own() -> None:
     whole = FAMILY.sample(SEEDS)
     y = whole.y.clone()
     y[2] *= 10
-    scaled = TwoLayerRegression(whole.W1.detach(), whole.W2.detach(), whole.x, y)
+    scaled = Regression([whole.W1.detach(), whole.W2.detach()], whole.x, y)
     norms = rollout(scaled, torch.optim.SGD(scaled.parameters(), lr=RATE), 1).grad_norms[0]
     before = run("gd", 1).grad_norms[0]
     assert torch.equal(norms[:2], before[:2])

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from cases import MixedSigns, naive_leaky
+from cases import mixed_signs, naive_leaky
 
 from metaopt import UserError
 from metaopt.chain import Identity, Layer, LayerChain, LeakyReLU
@@ -8,7 +8,7 @@ from metaopt.symmetry import ACTIONS, LayerInput, make_action, teleport
 from metaopt.symmetry.objectives import gradient_norm
 from metaopt.symmetry.search import GradientAscent
 
-FAMILY = MixedSigns(4, 6, 5, 3)
+FAMILY = mixed_signs(4, 6, 5, 3)
 SEEDS = (0, 1, 2)
 
 
@@ -60,10 +60,10 @@ def test_the_objective_equals_the_closed_form():
 
 @pytest.mark.parametrize("size", [0.1, 5.0])
 @pytest.mark.parametrize("samples", [4, 9])  # exact, and not
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ACTIONS)
 def test_no_problem_ends_below_its_start(name, dtype, samples, size):
-    problem = MixedSigns(samples, 6, 5, 3, dtype).sample(range(8))
+    problem = mixed_signs(samples, 6, 5, 3, dtype).sample(range(8))
     chain, layers, layer_input, loss = setting(problem)
     move = GradientAscent(iterations=3, size=size)(
         chain, layers, layer_input, loss, make_action(name)
@@ -172,7 +172,7 @@ def test_a_broken_problem_is_refused_and_the_others_climb_as_if_alone(name):
 
 @pytest.mark.parametrize("name", ["post_activation", "pre_activation"])  # rescaling: never inexact
 def test_a_problem_whose_output_would_change_too_much_is_refused_and_stays(name):
-    setup = setting(MixedSigns(9, 4, 3, 5).sample(SEEDS))
+    setup = setting(mixed_signs(9, 4, 3, 5).sample(SEEDS))
     move = GradientAscent(iterations=2)(*setup, make_action(name, max_defect=1e-13))
     assert move.refused.all()
     for moved, layer in zip(move.layers, setup[1], strict=True):

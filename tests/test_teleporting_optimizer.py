@@ -3,14 +3,14 @@ import io
 
 import pytest
 import torch
-from cases import MixedSigns
+from cases import mixed_signs
 
 from metaopt import TeleportingOptimizer, UserError
-from metaopt.problems import PAPER_TEST_SEEDS, TwoLayerFamily
+from metaopt.problems import PAPER_TEST_SEEDS, RegressionFamily
 from metaopt.symmetry import ACTIONS, LayerInput, make_action
 from metaopt.symmetry.search import GradientAscent
 
-FAMILY = MixedSigns(4, 6, 5, 3)
+FAMILY = mixed_signs(4, 6, 5, 3)
 SEEDS = (0, 1)
 QUICK = GradientAscent(iterations=2)
 BASES = {
@@ -131,8 +131,8 @@ def test_a_step_that_teleports_evaluates_before_and_after_and_returns_the_loss_b
     ("name", "family"),
     [
         *((name, FAMILY) for name in ACTIONS),
-        *((name, TwoLayerFamily(dtype="float64")) for name in ACTIONS),
-        *((name, TwoLayerFamily()) for name in ACTIONS if name != "pre_activation"),
+        *((name, RegressionFamily(dtype="float64")) for name in ACTIONS),
+        *((name, RegressionFamily()) for name in ACTIONS if name != "pre_activation"),
     ],
 )
 def test_a_teleport_keeps_the_loss_and_does_not_lower_the_gradient_norm(name, family):

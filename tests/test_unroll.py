@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metaopt import LearnedOptimizer, UserError
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import Observation
-from metaopt.problems import TwoLayerFamily, TwoLayerRegression
+from metaopt.problems import Regression, RegressionFamily
 from metaopt.symmetry import LayerInput
 from metaopt.training import unroll as unroll_module
 from metaopt.training.meta_loss import META_LOSSES, log_mean, paper_sum
@@ -35,8 +35,8 @@ def build(method: str) -> MetaOptimizer:
     return meta
 
 
-def make_problem() -> TwoLayerRegression:
-    return TwoLayerFamily(2, 3, 4, 5, dtype="float64").sample([1, 2, 3])
+def make_problem() -> Regression:
+    return RegressionFamily(2, 3, 4, 5, dtype="float64").sample([1, 2, 3])
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def float64_networks(monkeypatch):
     monkeypatch.setattr(Observation, "of", classmethod(of))
 
 
-def losses_at(problem: TwoLayerRegression, w: list[Tensor]) -> Tensor:
+def losses_at(problem: Regression, w: list[Tensor]) -> Tensor:
     hidden = w[0] @ problem.x
     hidden = torch.where(hidden > 0, hidden, 0.1 * hidden)
     return 0.5 * ((problem.y - w[1] @ hidden) ** 2).sum(dim=(-2, -1))
@@ -121,7 +121,7 @@ def check_finite_differences(meta: MetaOptimizer, steps: int, eps: float = 1e-5)
             values.append(run().meta_loss.item())
         parameter[entry] = kept
         slope = (values[0] - values[1]) / (2 * eps)
-        own = gradients[index].view(-1)[entry].item()
+        own = gradients[index].reshape(-1)[entry].item()
         assert own == pytest.approx(slope, rel=1e-4, abs=1e-9)
 
 

@@ -22,7 +22,7 @@ from metaopt.evaluation.report import html_report
 from metaopt.evaluation.statistics import FLOOR
 from metaopt.evaluation.table import as_text, summarise
 from metaopt.learned.checkpoint import write_atomically
-from metaopt.problems import PAPER_TEST_SEEDS, TwoLayerFamily, first_seeds
+from metaopt.problems import PAPER_TEST_SEEDS, RegressionFamily, first_seeds
 
 FIGURE = "loss.png"
 REPORT = "report.html"
@@ -59,7 +59,7 @@ def build_parser() -> Parser:
     parser.add_switch("--overwrite", "replace the results in --out")
     parser.add_switch("--tensorboard", "also write mean log10 losses as TensorBoard scalars")
     parser.add_threads()
-    parser.add_class_arguments(TwoLayerFamily)
+    parser.add_class_arguments(RegressionFamily)
     return parser
 
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, build, run, save."""
     values = build_parser().parse_args(arguments)
     set_threads(values.threads)
-    family = take(TwoLayerFamily, values)
+    family = take(RegressionFamily, values)
     if values.steps < 1:
         raise UserError(f"expected --steps of 1 or more, got {values.steps}")
     names = values.methods  # a string on the command line, perhaps a list in a config

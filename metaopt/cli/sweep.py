@@ -13,7 +13,7 @@ from metaopt.cli.common import Parser, guarded, set_threads
 from metaopt.errors import UserError
 from metaopt.evaluation.methods import HAND_MADE
 from metaopt.evaluation.sweep import RATES, best, sweep
-from metaopt.problems import TwoLayerFamily
+from metaopt.problems import RegressionFamily
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"expected methods of {', '.join(HAND_MADE)}, got {unknown[0]!r}")
     swept = list(
         tqdm(
-            sweep(names, TwoLayerFamily(), values.problems, values.steps),
+            sweep(names, RegressionFamily(), values.problems, values.steps),
             total=len(names) * len(RATES),
             unit="run",
         )

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from metaopt.evaluation.methods import Method, describe
 from metaopt.evaluation.rollout import Trajectory, rollout
 from metaopt.learned.checkpoint import write_atomically
-from metaopt.problems import TwoLayerFamily, check_seeds
+from metaopt.problems import RegressionFamily, check_seeds
 
 RESULTS = "results.jsonl"
 MANIFEST = "manifest.json"
@@ -41,7 +41,7 @@ class Result:
 
 
 def evaluate(
-    methods: Sequence[Method], family: TwoLayerFamily, seeds: Iterable[int], steps: int
+    methods: Sequence[Method], family: RegressionFamily, seeds: Iterable[int], steps: int
 ) -> Iterator[Result]:
     """Each method in turn, on fresh copies of the same problems.
 
@@ -87,7 +87,7 @@ def write_results(out: Path, results: Sequence[Result], seeds: Sequence[int]) ->
 
 
 def write_manifest(
-    out: Path, results: Sequence[Result], seeds: Sequence[int], family: TwoLayerFamily, steps: int
+    out: Path, results: Sequence[Result], seeds: Sequence[int], family: RegressionFamily, steps: int
 ) -> None:
     """``manifest.json``: what is needed to get the same numbers again."""
     manifest = {

@@ -20,10 +20,10 @@ from metaopt.learned.checkpoint import (
 )
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import TeleportingOptimizer
-from metaopt.problems import TwoLayerRegression
+from metaopt.problems import Regression
 from metaopt.symmetry.search import GradientAscent
 
-Build = Callable[[TwoLayerRegression, float], torch.optim.Optimizer]
+Build = Callable[[Regression, float], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Method:
     learned: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def optimizer(self, problem: TwoLayerRegression) -> torch.optim.Optimizer:
+    def optimizer(self, problem: Regression) -> torch.optim.Optimizer:
         """The method's optimizer for this problem."""
         return self.build(problem, math.nan if self.rate is None else self.rate)
 

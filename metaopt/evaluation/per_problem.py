@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaopt.problems import TwoLayerRegression
+from metaopt.problems import Regression
 
 
 class PerProblemOptimizer(torch.optim.Optimizer):
@@ -20,7 +20,7 @@ class PerProblemOptimizer(torch.optim.Optimizer):
 
     def __init__(
         self,
-        problem: TwoLayerRegression,
+        problem: Regression,
         build: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
     ) -> None:
         super().__init__(list(problem.parameters()), {})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from metaopt.problems import TwoLayerRegression
+from metaopt.problems import Regression
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Trajectory:
 class _Recorder:
     """The closure of one run; it keeps the first evaluation of each step, which is at w_t."""
 
-    def __init__(self, problem: TwoLayerRegression) -> None:
+    def __init__(self, problem: Regression) -> None:
         self.problem = problem
         self.losses: list[Tensor] = []
         self.grad_norms: list[Tensor] = []
@@ -61,7 +61,7 @@ class _Recorder:
 
 
 def rollout(
-    problem: TwoLayerRegression,
+    problem: Regression,
     optimizer: torch.optim.Optimizer,
     steps: int,
     measure_defects: bool = True,

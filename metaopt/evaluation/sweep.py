@@ -11,7 +11,7 @@ import numpy as np
 from metaopt.evaluation.methods import HAND_MADE
 from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import geometric_mean
-from metaopt.problems import TwoLayerFamily, first_seeds
+from metaopt.problems import RegressionFamily, first_seeds
 
 RATES = tuple(
     float(f"{rate:.0e}")
@@ -30,7 +30,7 @@ class Swept(NamedTuple):
 
 def sweep(
     names: Sequence[str],
-    family: TwoLayerFamily,
+    family: RegressionFamily,
     problems: int,
     steps: int,
     rates: Sequence[float] = RATES,

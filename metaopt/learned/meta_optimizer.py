@@ -53,7 +53,7 @@ class MetaOptimizerSpec:
     damping: float = 0.0
     exponential: str = "exact"
     hidden: int = 20
-    layers: int = 2
+    layers: int = 1
     heads: tuple[str, ...] = ("free", "scaled_gradient")
     features: tuple[str, ...] = ("gradients", "balance", "covariance")
     bound: float = 8.0

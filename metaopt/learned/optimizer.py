@@ -51,7 +51,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     Example:
         >>> import metaopt
-        >>> problem = metaopt.problems.TwoLayerFamily().sample([0, 1])
+        >>> problem = metaopt.problems.RegressionFamily().sample([0, 1])
         >>> optimizer = metaopt.LearnedOptimizer(problem, "lstm_update_tele")
         >>> for _ in range(3):
         ...     optimizer.zero_grad()

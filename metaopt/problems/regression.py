@@ -1,13 +1,15 @@
-"""The two-layer regression of section 5.2: L(W1, W2) = 1/2 ||Y - W2 sigma(W1 X)||_F^2.
+"""Regression with a LeakyReLU network, as in section 5.2: 1/2 ||Y - W_L sigma(... W_1 X)||_F^2.
 
 The paper prints the norm itself; its released code, and its learning rates, fit the squared
-form, which is the default here (``loss="norm"`` gives the printed one).
+form, which is the default here (``loss="norm"`` gives the printed one). Two layers are the
+paper's; more are there to see how learned optimizers carry over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -17,36 +19,46 @@ from metaopt.errors import UserError
 
 LOSSES = ("half_squared", "norm")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DISTRIBUTIONS: dict[str, Callable[..., Tensor]] = {"uniform": torch.rand, "normal": torch.randn}
 
 
-class TwoLayerRegression(nn.Module):
-    """A batch of independent problems; calling it gives their losses, shape ``(B,)``."""
+class Regression(nn.Module):
+    """A batch of independent problems; calling it gives their losses, shape ``(B,)``.
+
+    Args:
+        weights: W_1 ... W_L, each ``(B, out, in)``; they become the parameters ``W1``, ``W2``, ...
+        x: ``(B, input, samples)``.
+        y: ``(B, output, samples)``.
+    """
 
     def __init__(
         self,
-        w1: Tensor,  # (B, hidden, input)
-        w2: Tensor,  # (B, output, hidden)
-        x: Tensor,  # (B, input, samples)
-        y: Tensor,  # (B, output, samples)
+        weights: Sequence[Tensor],
+        x: Tensor,
+        y: Tensor,
         slope: float = 0.1,
         loss: str = "half_squared",
     ) -> None:
         super().__init__()
         if loss not in LOSSES:
             raise UserError(f"expected a loss of {', '.join(LOSSES)}, got {loss!r}: name one")
-        for name, tensor in (("W1", w1), ("W2", w2), ("X", x), ("Y", y)):
+        named = {f"W{m}": weight for m, weight in enumerate(weights, start=1)}
+        for name, tensor in {**named, "X": x, "Y": y}.items():
             if not torch.isfinite(tensor).all():
                 raise UserError(
                     f"expected finite data, got NaN or infinity in {name}: clean the data first"
                 )
-        self.W1 = nn.Parameter(w1.clone())
-        self.W2 = nn.Parameter(w2.clone())
+        for name, weight in named.items():
+            self.register_parameter(name, nn.Parameter(weight.clone()))
+        self.depth = len(named)
         self.register_buffer("x", x)
         self.register_buffer("y", y)
         self.x: Tensor
         self.y: Tensor
         self.chain = LayerChain(
-            activations=(LeakyReLU(slope), Identity()), biased=(False, False), batch_dims=1
+            activations=(*[LeakyReLU(slope)] * (self.depth - 1), Identity()),
+            biased=(False,) * self.depth,
+            batch_dims=1,
         )
         self.loss = loss
 
@@ -56,8 +68,11 @@ class TwoLayerRegression(nn.Module):
         return self.x.shape[0]
 
     def forward(self) -> Tensor:
-        residual = self.y - self.W2 @ self.chain.activations[0](self.W1 @ self.x)
-        squared = residual.square().sum(dim=(-2, -1))
+        first, *later = (getattr(self, f"W{m}") for m in range(1, self.depth + 1))
+        output = first @ self.x
+        for weight, activation in zip(later, self.chain.activations, strict=False):
+            output = weight @ activation(output)
+        squared: Tensor = (self.y - output).square().sum(dim=(-2, -1))
         if self.loss == "half_squared":
             return 0.5 * squared
         # At a residual of 0 the root has no gradient: masked on its way in, it is 0, not NaN.
@@ -66,16 +81,18 @@ class TwoLayerRegression(nn.Module):
 
 
 @dataclass(frozen=True)
-class TwoLayerFamily:
+class RegressionFamily:
     """Draws problems; the same seed always gives the same problem, whatever it is batched with.
 
     Attributes:
         samples: columns of X and Y.
         input: rows of X.
-        hidden: hidden units.
+        hidden: hidden units of each hidden layer.
         output: rows of Y.
+        depth: layers, 2 or more.
         slope: of LeakyReLU, for negative inputs.
         loss: "half_squared" or "norm".
+        distribution: of weights and data, "uniform" on [0, 1) as in the paper, or "normal".
         dtype: "float32" or "float64".
     """
 
@@ -83,8 +100,10 @@ class TwoLayerFamily:
     input: int = 20
     hidden: int = 20
     output: int = 20
+    depth: int = 2
     slope: float = 0.1
     loss: str = "half_squared"
+    distribution: str = "uniform"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -94,43 +113,51 @@ class TwoLayerFamily:
                     f"expected a positive size, got {name}={getattr(self, name)}: "
                     f"use 1 or more for each of samples, input, hidden and output"
                 )
+        if self.depth < 2:
+            raise UserError(f"expected a depth of 2 layers or more, got {self.depth}")
         if not 0 < self.slope < float("inf"):
             raise UserError(f"expected a positive slope, got {self.slope}: the paper uses 0.1")
         if self.loss not in LOSSES:
             raise UserError(f"expected a loss of {', '.join(LOSSES)}, got {self.loss!r}: name one")
+        if self.distribution not in DISTRIBUTIONS:
+            raise UserError(
+                f"expected a distribution of {', '.join(DISTRIBUTIONS)}, got {self.distribution!r}"
+            )
         if self.dtype not in DTYPES:
             raise UserError(f"expected a dtype of {', '.join(DTYPES)}, got {self.dtype!r}")
 
     @classmethod
-    def square(cls, width: int, **options: float | str) -> TwoLayerFamily:
+    def square(cls, width: int, **options: float | str) -> RegressionFamily:
         """The family with samples = input = hidden = output = ``width``."""
         return cls(width, width, width, width, **options)  # type: ignore[arg-type]
 
     @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Of W_1 ... W_L."""
+        widths = [self.input, *[self.hidden] * (self.depth - 1), self.output]
+        return [(out, fan_in) for fan_in, out in pairwise(widths)]
+
+    @property
     def coordinates(self) -> int:
         """The number of weights of one problem."""
-        return self.hidden * (self.input + self.output)
+        return sum(out * fan_in for out, fan_in in self.shapes)
 
-    def sample(self, seeds: Iterable[int]) -> TwoLayerRegression:
-        """One problem a seed: W1, W2, X, Y uniform on [0, 1), drawn in that order.
+    def sample(self, seeds: Iterable[int]) -> Regression:
+        """One problem a seed: W_1 ... W_L, X, Y, drawn in that order.
 
         Drawn in float32 and then converted, so that a float64 problem is the same problem.
         """
         drawn = [self._draw(seed) for seed in seeds]
         if not drawn:
             raise UserError("expected at least one problem seed, got none: name a seed")
-        w1, w2, x, y = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
-        return TwoLayerRegression(w1, w2, x, y, self.slope, self.loss)
+        *weights, x, y = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
+        return Regression(weights, x, y, self.slope, self.loss)
 
-    def _draw(self, seed: int) -> tuple[Tensor, ...]:
+    def _draw(self, seed: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        shapes = (
-            (self.hidden, self.input),
-            (self.output, self.hidden),
-            (self.input, self.samples),
-            (self.output, self.samples),
-        )
-        return tuple(
-            torch.rand(shape, generator=generator, dtype=torch.float32).to(DTYPES[self.dtype])
+        draw = DISTRIBUTIONS[self.distribution]
+        shapes = [*self.shapes, (self.input, self.samples), (self.output, self.samples)]
+        return [
+            draw(shape, generator=generator, dtype=torch.float32).to(DTYPES[self.dtype])
             for shape in shapes
-        )
+        ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 from metaopt.errors import UserError
-from metaopt.problems import TwoLayerFamily
+from metaopt.problems import RegressionFamily
 from metaopt.training.meta_loss import META_LOSSES
 
 REFERENCE_WIDTH = 20
@@ -40,8 +41,10 @@ class TrainingSpec:
         steps: length of a trajectory.
         window: steps between two meta-steps, t_unroll.
         widths: the width of each batch is drawn from these (samples, input, hidden and output).
+        rectangular: draw the four sizes one by one instead, with samples <= input.
+        depths, slopes, distributions: those of each batch are drawn from these; validation
+            problems have the first of each, and width 20.
         loss: of the problems, "half_squared" or "norm".
-        slope: of LeakyReLU.
         dtype: of the problems' weights, "float32" or "float64"; the networks stay in float32.
         meta_loss: "log" (mean of log(L + floor)) or "sum" (of L, as in the paper).
         log_floor: the floor in the log meta-loss; below it nothing is left to learn.
@@ -58,12 +61,15 @@ class TrainingSpec:
     """
 
     trajectories: int = 720
-    batch_size: int = 8
+    batch_size: int = 4
     steps: int = 100
-    window: int = 10
+    window: int = 3
     widths: tuple[int, ...] = (8, 12, 16, 20, 28, 40)
+    rectangular: bool = False
+    depths: tuple[int, ...] = (2,)
+    slopes: tuple[float, ...] = (0.1,)
+    distributions: tuple[str, ...] = ("uniform",)
     loss: str = "half_squared"
-    slope: float = 0.1
     dtype: str = "float32"
     meta_loss: str = "log"
     log_floor: float = 1e-6
@@ -71,11 +77,11 @@ class TrainingSpec:
     learning_rate_element: float = 3e-3
     schedule: str = "cosine"
     learning_rate_final: float = 1e-5
-    clip: float = 0.1
+    clip: float = 0.02
     max_skips: int = 20
-    validation_problems: int = 32
-    validation_every: int = 80
-    validation_at: tuple[int, ...] = (30, 50, 100, 300)
+    validation_problems: int = 16
+    validation_every: int = 40
+    validation_at: tuple[int, ...] = (10, 20, 30, 50, 100, 300)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,7 +92,7 @@ class TrainingSpec:
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"expected {name} of 1 or more, got {getattr(self, name)}")
-        for name in ("widths", "validation_at"):
+        for name in ("widths", "depths", "validation_at"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise UserError(f"expected positive {name}, got {list(getattr(self, name))}")
         for name in ("learning_rate_update", "learning_rate_element"):
@@ -105,8 +111,20 @@ class TrainingSpec:
             )
         if not 0 <= self.seed < 2**63:
             raise UserError(f"expected a seed in [0, 2^63), got {self.seed}")
-        self.family(REFERENCE_WIDTH)
+        for name in ("slopes", "distributions"):
+            if not getattr(self, name):
+                raise UserError(f"expected {name} to draw from, got none: name at least one")
+        for depth, slope, distribution in product(self.depths, self.slopes, self.distributions):
+            replace(self.reference, depth=depth, slope=slope, distribution=distribution)
 
-    def family(self, width: int) -> TwoLayerFamily:
-        """The problems of one width."""
-        return TwoLayerFamily.square(width, slope=self.slope, loss=self.loss, dtype=self.dtype)
+    @property
+    def reference(self) -> RegressionFamily:
+        """The family of the validation problems; the budget counts in problems of its size."""
+        return RegressionFamily.square(
+            REFERENCE_WIDTH,
+            depth=self.depths[0],
+            slope=self.slopes[0],
+            distribution=self.distributions[0],
+            loss=self.loss,
+            dtype=self.dtype,
+        )

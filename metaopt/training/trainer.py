@@ -13,9 +13,9 @@ from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import FLOOR
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import check_seeds, first_seeds
-from metaopt.problems.seeds import TRAINING
+from metaopt.problems import first_seeds
 from metaopt.training.meta_loss import META_LOSSES
+from metaopt.training.mixture import draw_problems
 from metaopt.training.spec import REFERENCE_WIDTH, SCHEDULES, TrainingSpec
 from metaopt.training.unroll import unroll
 
@@ -60,7 +60,7 @@ class Trainer:
             UserError: after ``max_skips`` skipped steps in a row.
         """
         self._set_rates()
-        problem = self._draw()
+        problem = draw_problems(self.spec, self.generator)
         optimizer = LearnedOptimizer(problem, self.meta)
         meta_loss = META_LOSSES[self.spec.meta_loss](self.spec.log_floor)
         values: list[float] = []
@@ -94,7 +94,7 @@ class Trainer:
         The score is the mean log10 loss over problems and over ``validation_at``.
         """
         seeds = first_seeds("validation", self.spec.validation_problems)
-        problem = self.spec.family(REFERENCE_WIDTH).sample(seeds)
+        problem = self.spec.reference.sample(seeds)
         trajectory = rollout(
             problem,
             LearnedOptimizer(problem, self.meta),
@@ -110,17 +110,6 @@ class Trainer:
         return {"score": score} | {
             f"log10_loss_at_{t}": logs[t].item() for t in self.spec.validation_at
         }
-
-    def _draw(self) -> Any:
-        width = self.spec.widths[self._integer(0, len(self.spec.widths))]
-        family = self.spec.family(width)
-        budget = self.spec.batch_size * self.spec.family(REFERENCE_WIDTH).coordinates
-        count = max(1, round(budget / family.coordinates))
-        seeds = [self._integer(TRAINING.start, 2**53) for _ in range(count)]
-        return family.sample(check_seeds(seeds, "training"))
-
-    def _integer(self, low: int, high: int) -> int:
-        return int(torch.randint(low, high, (), generator=self.generator))
 
     def _set_rates(self) -> None:
         schedule = SCHEDULES[self.spec.schedule]
@@ -152,8 +141,10 @@ def _check_flat(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
     """Flat networks fit one size, and validation problems are of the reference width."""
     flat = networks.update.startswith("flat") or networks.element == "flat"
     size = (REFERENCE_WIDTH,) * 3
-    if flat and (spec.widths != size[:1] or networks.flat_widths != size):
+    one_size = spec.widths == size[:1] and spec.depths == (2,)
+    if flat and not (one_size and networks.flat_widths == size):
         raise UserError(
-            f"expected widths [{REFERENCE_WIDTH}] and flat_widths {list(size)} for flat networks, "
-            f"got {list(spec.widths)} and {list(networks.flat_widths)}: set both"
+            f"expected widths [{REFERENCE_WIDTH}], depths [2] and flat_widths {list(size)} for "
+            f"flat networks, got {list(spec.widths)}, {list(spec.depths)} and "
+            f"{list(networks.flat_widths)}: set all three"
         )

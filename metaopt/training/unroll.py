@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metaopt.learned.differentiable import differentiable
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import TwoLayerRegression
+from metaopt.problems import Regression
 from metaopt.training.meta_loss import MetaLoss
 
 
@@ -29,7 +29,7 @@ class Window(NamedTuple):
 
 
 def unroll(
-    problem: TwoLayerRegression,
+    problem: Regression,
     optimizer: LearnedOptimizer,
     steps: int,
     window: int,

@@ -1,0 +1,57 @@
+"""Which training problems are drawn: the mixture of sizes, depths, slopes and distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+
+from metaopt.problems import Regression, RegressionFamily, check_seeds
+from metaopt.problems.seeds import TRAINING
+from metaopt.training.spec import TrainingSpec
+
+Choice = TypeVar("Choice")
+
+
+def draw_problems(spec: TrainingSpec, generator: torch.Generator) -> Regression:
+    """The next batch: one family, as many problems of it as keep the number of weights."""
+    family = draw_family(spec, generator)
+    budget = spec.batch_size * spec.reference.coordinates
+    count = max(1, round(budget / family.coordinates))
+    seeds = [integer(generator, TRAINING.start, 2**53) for _ in range(count)]
+    return family.sample(check_seeds(seeds, "training"))
+
+
+def draw_family(spec: TrainingSpec, generator: torch.Generator) -> RegressionFamily:
+    """Square problems, or, if ``rectangular``, any sizes with at most as many samples as inputs.
+
+    (With more samples than inputs eq. 78 is not exact, and its moves are refused.)
+    """
+    width = _one_of(spec.widths, generator)
+    samples = inputs = hidden = output = width
+    if spec.rectangular:
+        inputs, hidden, output = (_one_of(spec.widths, generator) for _ in range(3))
+        samples = min(width, inputs)
+    return RegressionFamily(
+        samples,
+        inputs,
+        hidden,
+        output,
+        depth=_one_of(spec.depths, generator),
+        slope=_one_of(spec.slopes, generator),
+        distribution=_one_of(spec.distributions, generator),
+        loss=spec.loss,
+        dtype=spec.dtype,
+    )
+
+
+def _one_of(choices: Sequence[Choice], generator: torch.Generator) -> Choice:
+    if len(choices) == 1:
+        return choices[0]
+    return choices[integer(generator, 0, len(choices))]
+
+
+def integer(generator: torch.Generator, low: int, high: int) -> int:
+    """Uniform on [low, high)."""
+    return int(torch.randint(low, high, (), generator=generator))

@@ -1,0 +1,82 @@
+"""The mixture of training problems: sizes, seeds, and what the spec says."""
+
+import math
+
+import pytest
+import torch
+
+from metaopt import UserError
+from metaopt.problems.seeds import TEST, TRAINING, VALIDATION
+from metaopt.training import mixture
+from metaopt.training.mixture import draw_family, draw_problems
+from metaopt.training.spec import TrainingSpec
+
+DRAWS = 200
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def families(**fields):
+    drawn = generator()
+    return [draw_family(TrainingSpec(**fields), drawn) for _ in range(DRAWS)]
+
+
+def test_every_width_is_drawn_with_as_many_problems_as_keep_the_number_of_weights():
+    spec, drawn = TrainingSpec(widths=(10, 20, 28, 40), batch_size=4), generator()
+    problems = [draw_problems(spec, drawn) for _ in range(40)]
+    assert {(p.W1.shape[-1], p.batch) for p in problems} == {(10, 16), (20, 4), (28, 2), (40, 1)}
+
+
+def test_a_batch_has_at_least_one_problem_however_wide():
+    assert draw_problems(TrainingSpec(widths=(100,)), generator()).batch == 1
+
+
+def test_square_families_are_square():
+    for family in families():
+        assert family.samples == family.input == family.hidden == family.output
+
+
+def test_rectangular_families_have_all_sizes_and_never_more_samples_than_inputs():
+    drawn = families(rectangular=True, widths=(8, 12, 20))
+    assert all(family.samples <= family.input for family in drawn)
+    sizes = {(f.input, f.hidden, f.output) for f in drawn}
+    assert len(sizes) == 27
+    assert any(family.samples < family.input for family in drawn)
+
+
+def test_depths_slopes_and_distributions_are_drawn_from_those_named():
+    drawn = families(
+        depths=(2, 3), slopes=(0.1, 0.3), distributions=("uniform", "normal"), widths=(8,)
+    )
+    seen = {(f.depth, f.slope, f.distribution) for f in drawn}
+    assert len(seen) == 8
+    for choice in seen:
+        count = sum((f.depth, f.slope, f.distribution) == choice for f in drawn)
+        assert abs(count - DRAWS / 8) < 5 * math.sqrt(DRAWS / 8)
+
+
+def test_problems_are_as_the_spec_says():
+    spec = TrainingSpec(loss="norm", slopes=(0.3,), depths=(3,), dtype="float64")
+    problem = draw_problems(spec, generator())
+    assert problem.loss == "norm"
+    assert problem.depth == 3
+    assert problem.chain.activations[0].slope == 0.3
+    assert problem.W1.dtype == torch.float64
+
+
+def test_the_same_generator_draws_the_same_problems_with_training_seeds(monkeypatch):
+    seeds = []
+    check = mixture.check_seeds
+    monkeypatch.setattr(mixture, "check_seeds", lambda s, role: seeds.extend(s) or check(s, role))
+    first, second = (draw_problems(TrainingSpec(), generator(3)) for _ in range(2))
+    assert torch.equal(first.x, second.x)
+    assert seeds[: len(seeds) // 2] == seeds[len(seeds) // 2 :]
+    assert all(s in TRAINING and s not in TEST and s not in VALIDATION for s in seeds)
+
+
+def test_seeds_are_checked_where_they_are_drawn(monkeypatch):
+    monkeypatch.setattr(mixture, "integer", lambda generator, low, high: 0)
+    with pytest.raises(UserError, match="training seeds"):
+        draw_problems(TrainingSpec(), generator())
