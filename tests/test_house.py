@@ -34,6 +34,7 @@ FOLDERS = (
     "evaluation",
     "training",
     "cli",
+    "experiments",
 )
 """From low to high: each imports only from itself and from lower ones."""
 

@@ -55,7 +55,7 @@ def build(seed: int = 0, **fields) -> MetaOptimizer:
     """A meta-optimizer whose m2 has a head that is not zero."""
     fields = {"hidden": 5, "flat_widths": (INPUT, HIDDEN, OUTPUT), **fields}
     meta = MetaOptimizer(MetaOptimizerSpec(**fields), seed)
-    if meta.element is not None:
+    if hasattr(meta.element, "lstm"):
         generator = torch.Generator().manual_seed(seed + 1)
         nn.init.normal_(meta.element.lstm.head_weight, std=0.1, generator=generator)
     return meta
@@ -88,7 +88,9 @@ def test_propose_is_pure(update, element):
     torch.testing.assert_close(dict(meta.state_dict()), weights, rtol=0, atol=0)
     torch.testing.assert_close(list(seen.gradients), gradients, rtol=0, atol=0)
     for name in state:
-        assert not torch.equal(following[name][0], state[name][0])
+        assert all(
+            not torch.equal(new, old) for new, old in zip(following[name], state[name], strict=True)
+        )
 
 
 @pytest.mark.parametrize(("update", "element"), RULES)
@@ -149,7 +151,7 @@ NAIVE_HEADS = {
 @pytest.mark.parametrize("batch", [(), (2,)])
 @pytest.mark.parametrize("heads", [*((h,) for h in HEADS), ("gradient", "free"), tuple(HEADS)])
 def test_update_is_minus_the_sum_of_its_heads(heads, batch):
-    rule = CoordinatewiseUpdate(5, 2, heads, rule_generator())
+    rule = CoordinatewiseUpdate(5, 2, ["gradient"], heads, rule_generator())
     seen = observe(ThreeLayers(batch))
     row = flatten(seen.gradients)
     x, state = torch.stack(log_sign(row)), rule.lstm.init_state(row.numel())
@@ -284,6 +286,7 @@ def test_three_layers_with_biases_are_stepped(update, element, batch):
 BAD_SPECS = [
     {"update": "nope"}, {"element": "nope"}, {"action": "nope"}, {"action": "rescaling"},
     {"action": "pre_activation", "damping": -1.0}, {"exponential": "nope"}, {"hidden": 0},
+    {"inputs": ()}, {"inputs": ("nope",)}, {"element_size": 0.0}, {"bound": 17.0},
     {"layers": 0}, {"heads": ("free", "nope")}, {"heads": ()}, {"features": ("balance", "nope")},
     {"features": ()}, {"bound": 0.0}, {"bound": math.nan}, {"gate": -1.0},
     {"flat_widths": (3, 0, 3)},

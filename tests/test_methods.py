@@ -189,7 +189,8 @@ def test_a_rate_after_the_name_replaces_the_rate(name: str) -> None:
     assert HAND_MADE[name].rate == default
     optimizer = method.optimizer(SMALL.sample([0]))
     inner = getattr(optimizer, "optimizers", [optimizer])[0]
-    assert [group["lr"] for group in inner.param_groups] == [method.rate]
+    rates = [group.get("lr", group.get("damping")) for group in inner.param_groups]
+    assert rates == [method.rate]
 
 
 def test_a_rate_in_exponent_notation_steps_with_it() -> None:

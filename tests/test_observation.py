@@ -198,17 +198,28 @@ def naive_pair(layers, seen: Observation, site) -> list[Tensor]:
     return [channel for gram in grams for channel in log_sign(gram)]
 
 
-def naive_covariance(seen: Observation, site) -> list[Tensor]:
-    c = gram_of_rows(seen.inputs[site.outgoing][0])
+def naive_covariance_of(h: Tensor) -> list[Tensor]:
+    c = gram_of_rows(h)
     k = c.shape[0]
     scaled = [[min(3.0, max(-3.0, v * k / float(c.trace()))) for v in row] for row in c.tolist()]
     return [*log_sign(c), torch.tensor(scaled), torch.eye(k)]
+
+
+def naive_covariance(seen: Observation, site) -> list[Tensor]:
+    return naive_covariance_of(seen.inputs[site.outgoing][0])
+
+
+def naive_preactivations(seen: Observation, site) -> list[Tensor]:
+    layer, h = seen.layers[site.incoming], seen.inputs[site.incoming][0]
+    z = layer.weight[0] @ h
+    return naive_covariance_of(z if layer.bias is None else z + layer.bias[0][:, None])
 
 
 NAIVE_FEATURES = {
     "gradients": lambda seen, site: naive_pair(seen.layer_gradients, seen, site),
     "balance": lambda seen, site: naive_pair(seen.layers, seen, site),
     "covariance": naive_covariance,
+    "preactivations": naive_preactivations,
 }
 
 

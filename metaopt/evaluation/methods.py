@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from metaopt.learned.checkpoint import (
     read_checkpoint,
 )
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.optim import TeleportingOptimizer
+from metaopt.optim import LevenbergMarquardt, TeleportingOptimizer
 from metaopt.problems import Regression
 from metaopt.symmetry.search import GradientAscent
 
@@ -33,7 +34,8 @@ class Method:
     Attributes:
         name: what the user called it; it is written into the results.
         build: (problem, rate) -> optimizer, fresh for each problem.
-        rate: learning rate; None where there is none to choose.
+        rate: learning rate (of Levenberg-Marquardt, the initial damping); None where there is
+            none to choose.
         learned: whether it was meta-trained.
         facts: what its checkpoint says of itself.
     """
@@ -91,6 +93,7 @@ HAND_MADE: dict[str, Method] = {
         Method("adam", _ADAM, 0.7),
         Method("lbfgs", _single(torch.optim.LBFGS, max_iter=1, history_size=20), 1.0),
         Method("muon", _single(torch.optim.Muon, weight_decay=0.0), 0.2),
+        Method("levenberg_marquardt", LevenbergMarquardt, 1e-3),
         Method("gd_tele", _teleporting(_SGD, 0.01), 3e-4),
         Method("momentum_tele", _teleporting(_MOMENTUM, 0.01), 5e-5),
         Method("adagrad_tele", _teleporting(_ADAGRAD, 0.01), 2.0),
@@ -99,6 +102,14 @@ HAND_MADE: dict[str, Method] = {
     )
 }
 """Every hand-made method by name."""
+
+if find_spec("pytorch_optimizer"):  # the extra "rivals"
+    import pytorch_optimizer
+
+    HAND_MADE |= {
+        "shampoo": Method("shampoo", _single(pytorch_optimizer.Shampoo), 3.0),
+        "soap": Method("soap", _single(pytorch_optimizer.SOAP, weight_decay=0.0), 0.3),
+    }
 
 
 def known_methods() -> list[str]:

@@ -57,7 +57,16 @@ def balance(seen: Observation, site: Site) -> Seen:
 
 def covariance(seen: Observation, site: Site) -> Seen:
     """C = h h^T of the hidden features, alone and over its mean diagonal, and the identity."""
-    c = hidden_covariance(seen, site)
+    return _covariance(seen.inputs[site.outgoing])
+
+
+def preactivations(seen: Observation, site: Site) -> Seen:
+    """The same of z = W_{m-1} h + b, before the activation, where eq. 79 acts."""
+    return _covariance(seen.layers[site.incoming](seen.inputs[site.incoming]))
+
+
+def _covariance(h: Tensor) -> Seen:
+    c = h @ h.mT
     mean_diagonal = c.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     identity = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
     return Seen([c], [(c / (mean_diagonal + TINY)).clamp(-3.0, 3.0), identity.expand_as(c)])
@@ -67,6 +76,7 @@ FEATURES: dict[str, tuple[int, Feature]] = {
     "gradients": (4, gradients),
     "balance": (4, balance),
     "covariance": (4, covariance),
+    "preactivations": (4, preactivations),
 }
 """Features of m2 by name, each with its number of channels."""
 
@@ -78,12 +88,6 @@ def channels(features: Sequence[Feature], seen: Observation, site: Site) -> Tens
     plain = [matrix for part in parts for matrix in part.plain]
     pairs = torch.stack(log_sign(logs), dim=1).flatten(0, 1)
     return torch.cat((pairs, torch.stack(plain))) if plain else pairs
-
-
-def hidden_covariance(seen: Observation, site: Site) -> Tensor:
-    """C = h h^T with h the input of the outgoing layer, ``(*batch, k, k)``."""
-    h = seen.inputs[site.outgoing]
-    return h @ h.mT
 
 
 def gate(seen: Observation, site: Site, gain: float) -> Tensor:

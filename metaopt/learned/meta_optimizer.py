@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metaopt.chain import LayerChain
 from metaopt.errors import UserError
 from metaopt.learned.element import CoordinatewiseElement, ElementRule, FlatElement
+from metaopt.learned.hand_made import GradientDirection, Whitening
 from metaopt.learned.observation import Observation
 from metaopt.learned.update import (
     CoordinatewiseUpdate,
@@ -22,6 +23,7 @@ from metaopt.learned.update import (
     UpdateRule,
 )
 from metaopt.symmetry import LayerInput, Teleportation, make_action, teleport
+from metaopt.symmetry.exponential import MAX_ELEMENT
 
 State = dict[str, list[Tensor]]
 """LSTM states by network: "update" and, where g is learned, "element"."""
@@ -33,14 +35,17 @@ class MetaOptimizerSpec:
 
     Attributes:
         update: m1: "coordinatewise", "step_size", "flat" or "flat_step_size".
-        element: m2: "coordinatewise", "flat", or "none" for g = I.
+        element: m2: "coordinatewise", "flat", or "none" for g = I; or, as controls, one made by
+            hand: "whitening" or "gradient_direction".
+        element_size: of those, the fraction of whitening a step, or the Frobenius norm of T.
         action: of GL(k): "post_activation" (eq. 78) or "pre_activation" (eq. 79).
         damping: of eq. 79; 0 for none.
         exponential: "exact" or "first_order".
         hidden: hidden size of each LSTM.
         layers: layers of each LSTM.
+        inputs: what m1 sees of a coordinate: "gradient", and as a control "covariance".
         heads: parts of f: "plain", "free", "gradient", "scaled_gradient".
-        features: what m2 sees: "gradients", "balance", "covariance".
+        features: what m2 sees: "gradients", "balance", "covariance", "preactivations".
         bound: s in T = s tanh(output) / k.
         gate: gain of the gate on T; 0 for none.
         norm: Frobenius norm that flat networks give T; 0 leaves it as it comes.
@@ -49,11 +54,13 @@ class MetaOptimizerSpec:
 
     update: str = "coordinatewise"
     element: str = "coordinatewise"
+    element_size: float = 0.1
     action: str = "post_activation"
     damping: float = 0.0
     exponential: str = "exact"
     hidden: int = 20
     layers: int = 1
+    inputs: tuple[str, ...] = ("gradient",)
     heads: tuple[str, ...] = ("free", "scaled_gradient")
     features: tuple[str, ...] = ("gradients", "balance", "covariance")
     bound: float = 8.0
@@ -76,8 +83,12 @@ class MetaOptimizerSpec:
         for name in ("damping", "gate", "norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"expected {name} of 0 or more, got {getattr(self, name)}")
-        if not 0 < self.bound < math.inf:
-            raise UserError(f"expected a positive bound, got {self.bound}")
+        for name in ("bound", "element_size"):
+            if not 0 < getattr(self, name) <= MAX_ELEMENT:
+                raise UserError(
+                    f"expected {name} in (0, {MAX_ELEMENT:g}], got {getattr(self, name)}: "
+                    f"every action refuses larger elements"
+                )
         if self.damping and self.action != "pre_activation":
             raise UserError(
                 f"expected damping of 0 for the action {self.action!r}, got {self.damping}: only "
@@ -111,7 +122,7 @@ class MetaOptimizerSpec:
 
 UPDATE_RULES: dict[str, Callable[[MetaOptimizerSpec, torch.Generator], UpdateRule]] = {
     "coordinatewise": lambda spec, generator: CoordinatewiseUpdate(
-        spec.hidden, spec.layers, spec.heads, generator
+        spec.hidden, spec.layers, spec.inputs, spec.heads, generator
     ),
     "step_size": lambda spec, generator: StepSizeUpdate(spec.hidden, spec.layers, generator),
     "flat": lambda spec, generator: FlatUpdate(
@@ -131,6 +142,8 @@ ELEMENT_RULES: dict[str, Callable[[MetaOptimizerSpec, torch.Generator], ElementR
     "flat": lambda spec, generator: FlatElement(
         spec.hidden, spec.layers, spec.coordinates, spec.flat_widths[1], spec.norm, generator
     ),
+    "whitening": lambda spec, generator: Whitening(spec.element_size),
+    "gradient_direction": lambda spec, generator: GradientDirection(spec.element_size),
 }
 """m2 by name; "none" means g = I."""
 

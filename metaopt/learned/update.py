@@ -64,28 +64,68 @@ HEADS: dict[str, Head] = {
 """The parts an update can be a sum of."""
 
 
+def gradient_alone(seen: Observation) -> list[Tensor]:
+    """log_sign of the gradient, as in Andrychowicz et al. (2016)."""
+    return list(log_sign(flatten(seen.gradients)))
+
+
+def hidden_covariance(seen: Observation) -> list[Tensor]:
+    """What m2 sees of C = h h^T, in m1's coordinates: a control, can m1 do without g?
+
+    log_sign of the gradient times C over its mean diagonal, on the side of the hidden units
+    (0 where a coordinate has none), for the outgoing and the incoming layer of each site.
+    """
+    incoming, outgoing = (
+        [layer.map(torch.zeros_like) for layer in seen.layer_gradients] for _ in range(2)
+    )
+    for site in seen.chain.sites:
+        h = seen.inputs[site.outgoing]
+        c = h @ h.mT
+        c = c / (c.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + TINY)
+        below, above = seen.layer_gradients[site.incoming], seen.layer_gradients[site.outgoing]
+        incoming[site.incoming] = incoming[site.incoming]._replace(weight=c @ below.weight)
+        outgoing[site.outgoing] = outgoing[site.outgoing]._replace(weight=above.weight @ c)
+    rows = [flatten(seen.chain.parameters(layers)) for layers in (outgoing, incoming)]
+    return [channel for row in rows for channel in log_sign(row)]
+
+
+INPUTS: dict[str, tuple[int, Callable[[Observation], list[Tensor]]]] = {
+    "gradient": (2, gradient_alone),
+    "covariance": (4, hidden_covariance),
+}
+"""What m1 sees of each coordinate, by name, with its number of channels."""
+
+
 @final
 class CoordinatewiseUpdate(UpdateRule):
     """One LSTM shared by all coordinates (Andrychowicz et al., 2016); f is minus a sum of heads."""
 
     def __init__(
-        self, hidden: int, layers: int, heads: Sequence[str], generator: torch.Generator
+        self,
+        hidden: int,
+        layers: int,
+        inputs: Sequence[str],
+        heads: Sequence[str],
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
-        unknown = [head for head in heads if head not in HEADS]
-        if unknown or not heads:
-            raise UserError(
-                f"expected heads of {', '.join(HEADS)}, got {list(heads)}: name at least one"
-            )
+        for what, names, table in (("inputs", inputs, INPUTS), ("heads", heads, HEADS)):
+            if not names or any(name not in table for name in names):
+                raise UserError(
+                    f"expected {what} of {', '.join(table)}, got {list(names)}: name at least one"
+                )
+        self.inputs = [INPUTS[name][1] for name in inputs]
         self.heads = [HEADS[head] for head in heads]
-        self.lstm = LSTM(2, hidden, layers, len(heads), generator)
+        channels = sum(INPUTS[name][0] for name in inputs)
+        self.lstm = LSTM(channels, hidden, layers, len(heads), generator)
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
         return self.lstm.init_state(sum(parameter.numel() for parameter in parameters))
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
         gradient = flatten(seen.gradients)
-        outputs, following = self.lstm(torch.stack(log_sign(gradient)), state)
+        channels = [channel for see in self.inputs for channel in see(seen)]
+        outputs, following = self.lstm(torch.stack(channels), state)
         parts = [
             head(output, gradient, seen) for head, output in zip(self.heads, outputs, strict=True)
         ]

@@ -1,0 +1,96 @@
+"""Losses of a method on a set of problems, kept on disk so that a study can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metaopt.evaluation.rollout import rollout
+from metaopt.evaluation.statistics import FLOOR
+from metaopt.learned.checkpoint import write_atomically
+from metaopt.problems import Regression, RegressionFamily
+
+Build = Callable[[Regression], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a method did.
+
+    Attributes:
+        losses: ``(steps + 1, B)``.
+        defects: ``(steps + 1, B)``, NaN where nothing was teleported.
+        refused: teleportations refused, over steps and problems.
+        seconds: of a step of all problems together.
+    """
+
+    losses: NDArray[np.float64]
+    defects: NDArray[np.float64]
+    refused: int
+    seconds: float
+
+    def mean(self, step: int) -> float:
+        """Geometric mean over problems; inf where one is not finite."""
+        losses = self.losses[step]
+        if not np.isfinite(losses).all():
+            return float("inf")
+        return float(np.exp(np.log(np.maximum(losses, FLOOR)).mean()))
+
+    def worst(self, step: int) -> float:
+        """The largest loss; inf where one is not finite."""
+        losses = self.losses[step]
+        return float(losses.max()) if np.isfinite(losses).all() else float("inf")
+
+    @property
+    def median_defect(self) -> float:
+        """Over steps and problems; NaN where nothing was teleported."""
+        finite = self.defects[np.isfinite(self.defects)]
+        return float(np.median(finite)) if len(finite) else float("nan")
+
+
+def measure(
+    path: Path, what: str, build: Build, family: RegressionFamily, seeds: Sequence[int], steps: int
+) -> Curves:
+    """The curves of a method, from ``path`` if it holds those of the same method and problems.
+
+    Args:
+        what: says which method it is, with its rate or the checksum of its checkpoint.
+    """
+    facts = json.dumps([what, asdict(family), list(seeds), steps])
+    key = hashlib.sha256(facts.encode()).hexdigest()
+    if path.exists():
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["key"]) == key:
+                return Curves(
+                    kept["losses"], kept["defects"], int(kept["refused"]), float(kept["seconds"])
+                )
+    problem = family.sample(seeds)
+    run = rollout(problem, build(problem), steps)
+    curves = Curves(
+        run.losses.numpy(), run.defects.numpy(), int(run.refused.sum()), run.seconds_per_step
+    )
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        key=np.array(key),
+        losses=curves.losses,
+        defects=curves.defects,
+        refused=np.array(curves.refused),
+        seconds=np.array(curves.seconds),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+    return curves
+
+
+def checksum(path: Path) -> str:
+    """Of a checkpoint's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

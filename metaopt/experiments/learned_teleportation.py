@@ -1,0 +1,145 @@
+"""Figure 6 with the evidence: learned methods over meta-seeds against tuned hand-made ones.
+
+    python -m metaopt.experiments.learned_teleportation --out runs/study [--quick]
+
+Trains every method of Figure 6 with several meta-seeds, and the paper's own configuration; measures
+all on the same test problems; tunes hand-made optimizers on validation problems. Runs and curves
+are kept in --out, so it goes on where it was killed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaopt.cli.common import Parser, guarded, set_threads
+from metaopt.errors import UserError
+from metaopt.experiments.meta_seeds import Trained, mean_curve, measured
+from metaopt.experiments.recipes import PAPER, SHIPPED
+from metaopt.experiments.report import (
+    Band,
+    band_figure,
+    over_seeds,
+    write_json,
+    write_text,
+)
+from metaopt.experiments.rivals import SECOND_ORDER, Rivals
+from metaopt.experiments.scale import TITLES, Quick, Scale
+from metaopt.experiments.tables import meta_seed_table, method_table, rate_table, reach_table
+from metaopt.experiments.training_pool import seeded, train_all
+from metaopt.learned.checkpoint import write_atomically
+from metaopt.problems import RegressionFamily, first_seeds
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, measure, draw."""
+    parser = Parser(
+        prog="python -m metaopt.experiments.learned_teleportation",
+        description="Figure 6 and the paper's configuration, with meta-seeds and tuned rivals.",
+    )
+    parser.add_argument("--out", type=str, default="runs/study", help="folder of the study")
+    parser.add_switch("--quick", "a minute's worth of it, to see that it runs")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    parser.add_threads()
+    values = parser.parse_args(arguments)
+    if values.jobs < 1:
+        raise UserError(f"expected --jobs of 1 or more, got {values.jobs}")
+    set_threads(values.threads)
+    study(Path(values.out), Quick() if values.quick else Scale(), values.jobs)
+
+
+def study(out: Path, scale: Scale, jobs: int) -> None:
+    """All of it, into ``out``."""
+    recipes = {name: scale.recipe(recipe) for name, recipe in (SHIPPED | PAPER).items()}
+    if scale.long is not None:
+        long = SHIPPED["lstm_update_tele"].with_budget(scale.long)
+        recipes[f"lstm_update_tele x{scale.long}"] = long
+    seeds = {
+        name: range(scale.paper_seeds if name in PAPER else scale.meta_seeds) for name in recipes
+    }
+    runs = {
+        name: seeded(name.replace(" ", "_"), recipe, seeds[name], out / "runs")
+        for name, recipe in recipes.items()
+    }
+    train_all([job for name in runs for job in runs[name]], jobs)
+
+    family = RegressionFamily()
+    test = first_seeds("test", scale.problems)
+    learned = {
+        name: measured(
+            name,
+            [folder for _, folder in folders],
+            out / "curves" / name.replace("/", "-"),
+            family,
+            test,
+            scale.steps if name in PAPER else scale.far,
+        )
+        for name, folders in runs.items()
+    }
+    validation = first_seeds("validation", scale.validation, offset=1000)
+    rivals = Rivals(
+        out / "curves" / "hand-made",
+        family,
+        validation,
+        test,
+        scale.steps,
+        scale.rivals,
+        scale.rates,
+    )
+    _figures(out, scale, learned, rivals)
+    tables = {
+        "meta_seeds": meta_seed_table(learned, scale),
+        "methods": method_table(learned, rivals, scale),
+        "reach": reach_table(learned, rivals, scale),
+        "rates": rate_table(rivals),
+    }
+    for name, text in tables.items():
+        write_text(out / "tables" / f"{name}.md", text)
+        print(text)
+    facts = {
+        name: [
+            {
+                "seed": run.seed,
+                "score": run.score,
+                "skipped": run.skipped,
+                "folder": str(run.folder),
+            }
+            for run in trained
+        ]
+        for name, trained in learned.items()
+    }
+    write_json(out / "runs.json", facts)
+    print(f"{out}/figure6.png, {out}/paper.png, {out}/tables/")
+
+
+def _figures(out: Path, scale: Scale, learned: dict[str, list[Trained]], rivals: Rivals) -> None:
+    def band(name: str, title: str) -> Band:
+        return over_seeds(title, [mean_curve(run.best)[: scale.steps + 1] for run in learned[name]])
+
+    def single(label: str, curve: NDArray[np.float64]) -> Band:
+        return Band(label, curve, curve, curve)
+
+    hand_made = [
+        single("GD", mean_curve(rivals.tuned("gd").curves)),
+        single("envelope of hand-made", rivals.envelope().losses),
+        *(
+            single("Levenberg-Marquardt", mean_curve(rivals.tuned(name).curves))
+            for name in SECOND_ORDER
+            if name in rivals.names
+        ),
+    ]
+    problems = f"{scale.problems} test problems"
+    figure6 = [*(band(name, title) for name, title in TITLES.items()), *hand_made]
+    title = f"Median meta-seed, between the best and the worst of {scale.meta_seeds}; {problems}"
+    write_atomically(out / "figure6.png", band_figure(figure6, title))
+    paper = [*(band(name, name.removeprefix("paper/")) for name in PAPER), hand_made[0]]
+    title = f"The paper's configuration, {scale.paper_seeds} meta-seeds; {problems}"
+    write_atomically(out / "paper.png", band_figure(paper, title))
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main)())

@@ -1,0 +1,81 @@
+"""How each learned method of a study is made: its networks and its meta-training.
+
+``configs/`` holds the same recipes for ``train_meta.py``; a test compares them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from metaopt.learned.meta_optimizer import MetaOptimizerSpec
+from metaopt.training.spec import TrainingSpec
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a meta-seed turns into a learned optimizer."""
+
+    networks: MetaOptimizerSpec
+    training: TrainingSpec
+
+    def with_seed(self, seed: int) -> Recipe:
+        """The same with another meta-seed."""
+        return replace(self, training=replace(self.training, seed=seed))
+
+    def with_budget(self, trajectories: int) -> Recipe:
+        """The same with another budget; it is validated as often in all, 20 times."""
+        every = max(self.training.validation_every, trajectories // 20)
+        training = replace(self.training, trajectories=trajectories, validation_every=every)
+        return replace(self, training=training)
+
+
+SHIPPED: dict[str, Recipe] = {
+    "lstm_update_tele": Recipe(MetaOptimizerSpec(), TrainingSpec()),
+    "lstm_update": Recipe(
+        MetaOptimizerSpec(element="none", heads=("plain", "scaled_gradient"), layers=2),
+        TrainingSpec(batch_size=8, window=10, widths=(20,), clip=0.1),
+    ),
+    "lstm_lr_tele": Recipe(MetaOptimizerSpec(update="step_size"), TrainingSpec()),
+}
+"""The methods of Figure 6, each in the form that was best on validation problems."""
+
+_PAPER_TRAINING = TrainingSpec(
+    batch_size=1,
+    steps=100,
+    window=10,
+    widths=(20,),
+    meta_loss="sum",
+    learning_rate_update=1e-4,
+    learning_rate_element=1e-3,
+    schedule="constant",
+    clip=0.0,
+    validation_every=50,
+    validation_at=(30, 50, 100),
+)
+_FLAT = MetaOptimizerSpec(
+    update="flat", element="flat", action="pre_activation", hidden=300, layers=2
+)
+
+PAPER: dict[str, Recipe] = {
+    "paper/lstm_update_tele": Recipe(_FLAT, replace(_PAPER_TRAINING, trajectories=700)),
+    "paper/lstm_update": Recipe(
+        replace(_FLAT, element="none", action="post_activation"),
+        replace(_PAPER_TRAINING, trajectories=600),
+    ),
+    "paper/lstm_lr_tele": Recipe(
+        replace(_FLAT, update="flat_step_size"),
+        replace(_PAPER_TRAINING, trajectories=30, validation_every=5),
+    ),
+    "paper/released_code": Recipe(
+        replace(_FLAT, action="post_activation", exponential="first_order"),
+        replace(
+            _PAPER_TRAINING,
+            trajectories=700,
+            learning_rate_update=1e-3,
+            learning_rate_element=1e-4,
+        ),
+    ),
+}
+"""Section 5.2 as printed, and as in the released code: see ``configs/paper/``."""
+
+RECIPES = SHIPPED | PAPER

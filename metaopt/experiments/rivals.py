@@ -1,0 +1,110 @@
+"""Hand-made optimizers at their best rates, and how far they get.
+
+The protocol of google/learned_optimization: 14 learning rates on a log grid, five seeds each (here
+five validation problems or more), and the envelope over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from metaopt.evaluation.methods import HAND_MADE
+from metaopt.evaluation.statistics import FLOOR
+from metaopt.experiments.curves import Curves, measure
+from metaopt.problems import RegressionFamily
+
+RATES = tuple(float(f"{rate:.1e}") for rate in np.logspace(-5, 1.5, 14))
+"""Half a decade apart, from 1e-5 to 32."""
+
+SECOND_ORDER = ("levenberg_marquardt",)
+"""Shown as a reference; not part of the envelope, since a step of theirs costs much more."""
+
+
+class Tuned(NamedTuple):
+    """A hand-made optimizer at the rate that is best on validation problems at the last step."""
+
+    rate: float
+    curves: Curves  # on the problems reported
+
+
+class Envelope(NamedTuple):
+    """The lowest loss of any optimizer at each step, rates chosen anew for each step."""
+
+    losses: NDArray[np.float64]  # (steps + 1,) geometric means
+    methods: list[str]
+
+
+class Rivals:
+    """All hand-made optimizers on one family, with the rates that they may choose from."""
+
+    def __init__(
+        self,
+        out: Path,
+        family: RegressionFamily,
+        validation: Sequence[int],
+        test: Sequence[int],
+        steps: int,
+        names: Sequence[str] | None = None,
+        rates: Sequence[float] = RATES,
+    ) -> None:
+        self.out = out
+        self.family = family
+        self.steps = steps
+        self.test_seeds = test
+        self.names = list(HAND_MADE if names is None else names)
+        self.rates = {
+            name: sorted({*rates, HAND_MADE[name].rate or rates[0]}) for name in self.names
+        }
+        total = sum(len(rates) for rates in self.rates.values())
+        with tqdm(total=total, desc="hand-made optimizers", unit="rate") as bar:
+            self.validation, self.test = {}, {}
+            for name in self.names:
+                for rate in self.rates[name]:
+                    self.validation[name, rate] = self.run(name, rate, validation, "validation")
+                    self.test[name, rate] = self.run(name, rate, test, "test")
+                    bar.update()
+
+    def run(
+        self, name: str, rate: float, seeds: Sequence[int], role: str, steps: int | None = None
+    ) -> Curves:
+        """One method at one rate, from disk if it was run before."""
+        steps = self.steps if steps is None else steps
+        method = replace(HAND_MADE[name], rate=rate)
+        path = self.out / f"{name}@{rate:g}-{role}-{steps}.npz"
+        return measure(path, f"{name}@{rate!r}", method.optimizer, self.family, seeds, steps)
+
+    def best_rate(self, name: str, step: int) -> float:
+        """On validation problems at a step."""
+        return min(self.rates[name], key=lambda rate: self.validation[name, rate].mean(step))
+
+    def tuned(self, name: str) -> Tuned:
+        """At the best rate for the last step."""
+        rate = self.best_rate(name, self.steps)
+        return Tuned(rate, self.test[name, rate])
+
+    def envelope(self) -> Envelope:
+        """Of all but the second-order references."""
+        first = [name for name in self.names if name not in SECOND_ORDER]
+        losses, methods = [], []
+        for step in range(self.steps + 1):
+            winner = min(
+                first, key=lambda n: self.validation[n, self.best_rate(n, step)].mean(step)
+            )
+            methods.append(winner)
+            losses.append(self.test[winner, self.best_rate(winner, step)].mean(step))
+        return Envelope(np.array(losses), methods)
+
+
+def steps_to_reach(curves: Curves, target: float) -> int | None:
+    """The first step whose geometric mean is at most ``target``; None where there is none."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        means = np.exp(np.log(np.maximum(curves.losses, FLOOR)).mean(axis=1))
+    reached = np.flatnonzero(means <= target)
+    return int(reached[0]) if len(reached) else None

@@ -1,0 +1,66 @@
+"""How much of everything a study does: in full, or enough to see that it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from metaopt.evaluation.methods import HAND_MADE
+from metaopt.experiments.recipes import Recipe
+from metaopt.experiments.rivals import RATES
+
+LONG = 2800
+TITLES = {
+    "lstm_update_tele": "LSTM(update,tele)",
+    "lstm_update": "LSTM(update)",
+    "lstm_lr_tele": "LSTM(lr,tele)",
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything."""
+
+    meta_seeds: int = 5
+    paper_seeds: int = 3
+    problems: int = 64
+    validation: int = 32
+    steps: int = 100
+    far: int = 500
+    patience: int = 2000  # steps that rivals have to reach the learned optimizer's loss
+    marks: tuple[int, ...] = (30, 100)  # where the learned optimizer's loss is the target
+    rates: tuple[float, ...] = RATES
+    rivals: tuple[str, ...] = tuple(HAND_MADE)
+    long: int | None = LONG
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """As it is."""
+        return recipe
+
+
+@dataclass(frozen=True)
+class Quick(Scale):
+    """Enough to see that everything runs."""
+
+    meta_seeds: int = 2
+    paper_seeds: int = 1
+    problems: int = 4
+    validation: int = 4
+    steps: int = 20
+    far: int = 30
+    patience: int = 40
+    marks: tuple[int, ...] = (10, 20)
+    rates: tuple[float, ...] = (3e-4, 0.3)
+    rivals: tuple[str, ...] = ("gd", "adam", "lbfgs", "levenberg_marquardt")
+    long: int | None = None
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """A few trajectories of a few steps."""
+        training = replace(
+            recipe.training,
+            trajectories=2 * recipe.training.batch_size,
+            steps=10,
+            validation_problems=2,
+            validation_every=recipe.training.batch_size,
+            validation_at=(5, 10),
+        )
+        return replace(recipe, training=training)

@@ -1,0 +1,133 @@
+"""The tables of the study of learned teleportation."""
+
+from __future__ import annotations
+
+from metaopt.evaluation.table import number
+from metaopt.experiments.curves import Curves, checksum, measure
+from metaopt.experiments.meta_seeds import Trained, chosen
+from metaopt.experiments.report import markdown
+from metaopt.experiments.rivals import Rivals, steps_to_reach
+from metaopt.experiments.scale import TITLES, Scale
+from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.problems import first_seeds
+from metaopt.training.run import BEST
+
+
+def meta_seed_table(learned: dict[str, list[Trained]], scale: Scale) -> str:
+    """One line a run."""
+    steps = [t for t in (10, 20, 30, 50, 100) if t <= scale.steps]
+    far = [t for t in (300, 500) if t <= scale.far]
+    headings = [
+        "method", "meta-seed", *map(str, steps), *(f"{t}" for t in far),
+        f"worst at {steps[-1]}", *(f"worst at {t}" for t in far),
+        f"float64 at {steps[-1]}", f"last checkpoint at {steps[-1]}", "median defect", "skipped",
+    ]  # fmt: skip
+    rows = []
+    for name, runs in learned.items():
+        ship = chosen(runs)
+        for run in runs:
+            label = f"**{run.seed}**" if run is ship else str(run.seed)
+            there = [t for t in far if t < len(run.best.losses)]
+            blank = ["–"] * (len(far) - len(there))
+            rows.append(
+                [
+                    f"`{name}`",
+                    label,
+                    *(number(run.best.mean(t)) for t in (*steps, *there)),
+                    *blank,
+                    *(number(run.best.worst(t)) for t in (steps[-1], *there)),
+                    *blank,
+                    number(run.double.mean(steps[-1])),
+                    number(run.last.mean(steps[-1])),
+                    number(run.best.median_defect),
+                    str(run.skipped),
+                ]
+            )
+    return markdown(headings, rows)
+
+
+def method_table(learned: dict[str, list[Trained]], rivals: Rivals, scale: Scale) -> str:
+    """Chosen learned ones and every hand-made optimizer at its best rate."""
+    steps = [t for t in (10, 20, 30, 50, 100) if t <= scale.steps]
+    rows = []
+    for name in TITLES:
+        curves = chosen(learned[name]).best
+        rows.append(_method_row(f"`{name}`", "–", curves, steps))
+    envelope = rivals.envelope()
+    rows.append(["envelope", "all", *(number(float(envelope.losses[t])) for t in steps), "–", "–"])
+    for name in rivals.names:
+        tuned = rivals.tuned(name)
+        rows.append(_method_row(f"`{name}`", f"{tuned.rate:g}", tuned.curves, steps))
+    headings = ["method", "rate", *(f"step {t}" for t in steps), "worst at the last", "ms a step"]
+    return markdown(headings, rows)
+
+
+def _method_row(label: str, rate: str, curves: Curves, steps: list[int]) -> list[str]:
+    return [
+        label,
+        rate,
+        *(number(curves.mean(t)) for t in steps),
+        number(curves.worst(steps[-1])),
+        f"{1e3 * curves.seconds:.2f}",
+    ]
+
+
+def reach_table(learned: dict[str, list[Trained]], rivals: Rivals, scale: Scale) -> str:
+    """Steps and seconds to LSTM(update,tele)'s loss at the marks; seconds of one problem alone."""
+    ship = chosen(learned["lstm_update_tele"])
+    targets = [ship.best.mean(t) for t in scale.marks]
+    one = first_seeds("test", 1)
+    path = ship.folder / BEST
+    alone = measure(
+        rivals.out / "learned-alone.npz",
+        checksum(path),
+        lambda problem: LearnedOptimizer(problem, path),
+        rivals.family,
+        one,
+        scale.steps,
+    )
+    rows = [
+        [
+            "`lstm_update_tele`",
+            *(f"{t} steps, {number(t * alone.seconds)} s" for t in scale.marks),
+            f"{1e3 * alone.seconds:.2f}",
+        ]
+    ]
+    for name in rivals.names:
+        rate = rivals.best_rate(name, rivals.steps)
+        seconds = rivals.run(name, rate, one, "alone").seconds
+        curves = rivals.run(name, rate, rivals.test_seeds, "test", scale.patience)
+        cells = []
+        for target in targets:
+            steps = steps_to_reach(curves, target)
+            if steps is None:
+                loss = number(curves.mean(scale.patience))
+                cells.append(f"not in {scale.patience} ({loss} there)")
+            else:
+                cells.append(f"{steps} steps, {number(steps * seconds)} s")
+        rows.append([f"`{name}`", *cells, f"{1e3 * seconds:.2f}"])
+    headings = [
+        "method",
+        *(
+            f"to {number(target)}, its loss at {t}"
+            for t, target in zip(scale.marks, targets, strict=True)
+        ),
+        "ms a step, one problem",
+    ]
+    return markdown(headings, rows)
+
+
+def rate_table(rivals: Rivals) -> str:
+    """Loss on validation problems at the best rate and its neighbours."""
+    rows = []
+    for name in rivals.names:
+        rates = rivals.rates[name]
+        at = rates.index(rivals.best_rate(name, rivals.steps))
+        around = [
+            number(rivals.validation[name, rates[i]].mean(rivals.steps))
+            if 0 <= i < len(rates)
+            else "–"
+            for i in (at - 1, at, at + 1)
+        ]
+        rows.append([f"`{name}`", f"{rates[at]:g}", " / ".join(around)])
+    return markdown(["method", "rate", "loss at the rate below / at it / above"], rows)

@@ -1,0 +1,46 @@
+"""Train many recipes, several at a time; what is there already is resumed, or left as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from metaopt.experiments.recipes import Recipe
+from metaopt.training.run import run_training
+from metaopt.training.trainer import Trainer
+
+Job = tuple[Recipe, Path]
+"""A recipe, its seed in it, and the folder of its run."""
+
+
+def train_all(jobs: Sequence[Job], processes: int) -> None:
+    """Run the jobs, one thread each; a run's own progress goes to ``train.log`` in its folder.
+
+    Raises:
+        UserError: of the first run that cannot go on.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        futures = [pool.submit(train_one, *job) for job in jobs]
+        done = tqdm(as_completed(futures), total=len(futures), desc="training", unit="run")
+        for future in done:
+            future.result()
+
+
+def train_one(recipe: Recipe, out: Path) -> None:
+    """One run, from where it is."""
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "train.log").open("a") as log, contextlib.redirect_stderr(log):
+        run_training(Trainer(recipe.networks, recipe.training), out, resume=True, overwrite=False)
+
+
+def seeded(name: str, recipe: Recipe, seeds: Iterable[int], out: Path) -> list[Job]:
+    """One job a meta-seed, in ``out/NAME-SEED``."""
+    return [(recipe.with_seed(seed), out / f"{name}-{seed}") for seed in seeds]

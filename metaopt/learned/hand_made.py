@@ -1,0 +1,113 @@
+"""Elements that nothing is learned of: the controls that say what a learned m2 is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from metaopt.chain import LayerChain, Site
+from metaopt.learned.element import ElementRule
+from metaopt.learned.observation import TINY, Observation
+from metaopt.learned.update import State
+
+SMALLEST = (
+    1e-7  # of the eigenvalues of C over its mean diagonal; float32 does not know smaller ones
+)
+
+
+@final
+class Whitening(ElementRule):
+    """T = -fraction / 2 log(C / c), so that C = h h^T becomes C^(1 - fraction) c^fraction.
+
+    c is the mean diagonal of C. A fraction of 1 whitens at once, g = (C / c)^(-1/2).
+    """
+
+    def __init__(self, fraction: float) -> None:
+        super().__init__()
+        self.fraction = fraction
+
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        return []
+
+    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        return [self._element(seen, site) for site in seen.chain.sites], []
+
+    def _element(self, seen: Observation, site: Site) -> Tensor:
+        h = seen.inputs[site.outgoing].double()
+        c = h @ h.mT
+        scale = c.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+        sound = c.isfinite().all(dim=-1).all(dim=-1)[..., None, None]
+        identity = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
+        values, vectors = torch.linalg.eigh(torch.where(sound, c / (scale + TINY), identity))
+        logs = values.clamp(min=SMALLEST).log().unsqueeze(-2)
+        element: Tensor = -0.5 * self.fraction * (vectors * logs) @ vectors.mT
+        return element.float()
+
+
+@final
+class GradientDirection(ElementRule):
+    """T of a given Frobenius norm along D_m^T D_m - D_{m-1} D_{m-1}^T, with D = dL/dW.
+
+    The derivative of ||grad L||^2 along the orbit of a linear network at T = 0 (half of it), which
+    a network whose hidden units are all active is.
+    """
+
+    def __init__(self, norm: float) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        return []
+
+    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        elements = []
+        for site in seen.chain.sites:
+            incoming = seen.layer_gradients[site.incoming].joined()
+            outgoing = seen.layer_gradients[site.outgoing].weight
+            direction = outgoing.mT @ outgoing - incoming @ incoming.mT
+            size = torch.linalg.matrix_norm(direction, keepdim=True)
+            elements.append(self.norm * direction / (size + TINY))
+        return elements, []
+
+
+@final
+class Replaced(ElementRule):
+    """What another rule proposes, put through a control.
+
+    Args:
+        rule: the rule, usually a trained m2.
+        steps: T = 0 from this step on.
+        random: in its place a random T of the same Frobenius norm, from this seed.
+    """
+
+    def __init__(self, rule: ElementRule, steps: int | None = None, random: int | None = None):
+        super().__init__()
+        self.rule = rule
+        self.steps = steps
+        self.random = random
+
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        count = torch.zeros(1, dtype=torch.long)
+        return [count, *self.rule.init_state(chain, parameters)]
+
+    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        count, *inner = state
+        elements, following = self.rule.propose(seen, inner)
+        step = int(count)
+        if self.steps is not None and step >= self.steps:
+            elements = [torch.zeros_like(element) for element in elements]
+        elif self.random is not None:
+            generator = torch.Generator().manual_seed(self.random * 10**6 + step)
+            elements = [_random_like(element, generator) for element in elements]
+        return elements, [count + 1, *following]
+
+
+def _random_like(element: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal entries, scaled to the Frobenius norm of the element."""
+    drawn = torch.randn(element.shape, generator=generator, dtype=element.dtype).to(element.device)
+    size: Tensor = torch.linalg.matrix_norm(element, keepdim=True)
+    unit: Tensor = drawn / (torch.linalg.matrix_norm(drawn, keepdim=True) + TINY)
+    return unit * size

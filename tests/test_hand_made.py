@@ -1,0 +1,148 @@
+"""Controls: elements made by hand, what replaces a trained m2, and m1 with the covariance."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaopt.chain import Identity, LayerChain, LeakyReLU
+from metaopt.learned.element import CoordinatewiseElement
+from metaopt.learned.hand_made import GradientDirection, Replaced, Whitening
+from metaopt.learned.observation import Observation, log_sign
+from metaopt.learned.update import hidden_covariance
+from metaopt.problems import Regression, RegressionFamily
+from metaopt.symmetry import LayerInput, make_action, teleport
+
+FAMILY = RegressionFamily(samples=4, input=6, hidden=3, output=5, dtype="float64")
+SEEDS = (3, 4)
+
+
+def observe(problem: nn.Module) -> Observation:
+    parameters = list(problem.parameters())
+    gradients = torch.autograd.grad(problem().sum(), parameters)
+    return Observation.of(problem.chain, parameters, gradients, problem.x)
+
+
+def moved(problem: Regression, elements: list[Tensor]) -> list[Tensor]:
+    """The weights after the elements acted by eq. 78."""
+    layers = problem.chain.layers(list(problem.parameters()))
+    doubled = [element.double() for element in elements]
+    move = teleport(
+        problem.chain, layers, LayerInput(problem.x), doubled, make_action("post_activation")
+    )
+    assert not move.refused.any()
+    return problem.chain.parameters(move.layers)
+
+
+def features(problem: Regression, weights: list[Tensor]) -> Tensor:
+    return problem.chain.inputs(problem.chain.layers(weights), problem.x)[1]
+
+
+@pytest.mark.parametrize("fraction", [0.25, 1.0])
+def test_whitening_takes_a_power_of_the_covariance(fraction):
+    problem = FAMILY.sample(SEEDS)
+    before = features(problem, list(problem.parameters()))
+    elements, _ = Whitening(fraction).propose(observe(problem), [])
+    after = features(problem, moved(problem, elements))
+    for b in range(len(SEEDS)):
+        c = before[b] @ before[b].mT
+        scale = c.diagonal().mean()
+        values, vectors = torch.linalg.eigh(c / scale)
+        expected = scale * vectors @ torch.diag(values ** (1 - fraction)) @ vectors.mT
+        torch.testing.assert_close(after[b] @ after[b].mT, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_whitening_of_features_that_are_not_finite_proposes_nothing():
+    problem = FAMILY.sample(SEEDS)
+    with torch.no_grad():
+        problem.W1[1, 0, 0] = torch.nan
+    elements, _ = Whitening(0.5).propose(observe(problem), [])
+    assert elements[0][0].any()
+    assert torch.equal(elements[0][1], torch.zeros(3, 3))
+
+
+def linear(problem: Regression) -> Regression:
+    """The same problem without an activation."""
+    problem.chain = LayerChain((Identity(), Identity()), (False, False), 1)
+    return problem
+
+
+def test_gradient_direction_is_the_derivative_of_the_gradient_norm_of_a_linear_network():
+    problem = linear(FAMILY.sample(SEEDS))
+    (element,), _ = GradientDirection(0.3).propose(observe(problem), [])
+    parameters = [p.detach() for p in problem.parameters()]
+
+    def gradient_norm(t: Tensor) -> Tensor:
+        g = torch.linalg.matrix_exp(t)
+        w = [g @ parameters[0], parameters[1] @ torch.linalg.inv(g)]
+        loss = functional_call(problem, {"W1": w[0], "W2": w[1]}, ()).sum()
+        return sum(d.square().sum() for d in torch.autograd.grad(loss, w, create_graph=True))
+
+    t = torch.zeros(2, 3, 3).double().requires_grad_()
+    (derivative,) = torch.autograd.grad(gradient_norm(t), t)
+    assert torch.linalg.matrix_norm(element).tolist() == pytest.approx([0.3, 0.3], rel=1e-5)
+    for b in range(2):
+        cosine = torch.nn.functional.cosine_similarity(
+            element[b].double().flatten(), derivative[b].flatten(), dim=0
+        )
+        assert cosine.item() == pytest.approx(1.0, abs=1e-6)
+
+
+def trained_looking(seed: int = 0) -> CoordinatewiseElement:
+    generator = torch.Generator().manual_seed(seed)
+    rule = CoordinatewiseElement(4, 1, ["balance"], 2.0, 0.0, generator)
+    nn.init.normal_(rule.lstm.head_weight, generator=generator)
+    return rule
+
+
+def proposals(rule: Replaced, steps: int) -> list[Tensor]:
+    problem = FAMILY.sample(SEEDS)
+    seen = observe(problem)
+    state = rule.init_state(problem.chain, list(problem.parameters()))
+    elements = []
+    for _ in range(steps):
+        (element,), state = rule.propose(seen, state)
+        elements.append(element.detach())
+    return elements
+
+
+def test_an_element_can_be_cut_off_after_some_steps():
+    whole, cut = (
+        proposals(Replaced(trained_looking()), 4),
+        proposals(Replaced(trained_looking(), steps=2), 4),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(whole[:2], cut[:2], strict=True))
+    assert all(element.any() for element in whole)
+    assert not any(element.any() for element in cut[2:])
+
+
+def test_a_random_element_has_the_same_size_another_direction_and_its_own_seed():
+    whole = proposals(Replaced(trained_looking()), 3)
+    first, again, other = (proposals(Replaced(trained_looking(), random=s), 3) for s in (1, 1, 2))
+    for step in range(3):
+        torch.testing.assert_close(
+            torch.linalg.matrix_norm(first[step]), torch.linalg.matrix_norm(whole[step])
+        )
+        assert torch.equal(first[step], again[step])
+        assert not torch.equal(first[step], other[step])
+    assert not torch.equal(first[0] / first[0].norm(), first[1] / first[1].norm())
+
+
+def test_the_covariance_that_m1_sees_is_the_gradient_times_the_covariance_on_its_side():
+    problem = FAMILY.sample(SEEDS)
+    seen = observe(problem)
+    above = [[], []]
+    for b in range(2):
+        h = LeakyReLU(0.1)(seen.parameters[0][b] @ seen.x[b])
+        c = h @ h.mT
+        c = c / c.diagonal().mean()
+        above[0].append(c @ seen.gradients[0][b])
+        above[1].append(seen.gradients[1][b] @ c)
+    incoming, outgoing = (torch.stack(matrices).flatten() for matrices in above)
+    zeros = torch.zeros_like(incoming), torch.zeros_like(outgoing)
+    expected = [
+        *log_sign(torch.cat((zeros[0], outgoing))),
+        *log_sign(torch.cat((incoming, zeros[1]))),
+    ]
+    for own, twin in zip(hidden_covariance(seen), expected, strict=True):
+        torch.testing.assert_close(own, twin, rtol=1e-4, atol=1e-5)
