@@ -8,9 +8,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from metaopt.chain import LayerChain, Site
+from metaopt.chain import LayerChain
 from metaopt.learned.element import ElementRule
 from metaopt.learned.observation import TINY, Observation
+from metaopt.learned.spectral import Spectrum
 from metaopt.learned.update import State
 
 SMALLEST = (
@@ -33,18 +34,8 @@ class Whitening(ElementRule):
         return []
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
-        return [self._element(seen, site) for site in seen.chain.sites], []
-
-    def _element(self, seen: Observation, site: Site) -> Tensor:
-        h = seen.inputs[site.outgoing].double()
-        c = h @ h.mT
-        scale = c.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-        sound = c.isfinite().all(dim=-1).all(dim=-1)[..., None, None]
-        identity = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
-        values, vectors = torch.linalg.eigh(torch.where(sound, c / (scale + TINY), identity))
-        logs = values.clamp(min=SMALLEST).log().unsqueeze(-2)
-        element: Tensor = -0.5 * self.fraction * (vectors * logs) @ vectors.mT
-        return element.float()
+        spectra = [Spectrum.of(seen.inputs[site.outgoing]) for site in seen.chain.sites]
+        return [s.element(-0.5 * self.fraction * s.log_values) for s in spectra], []
 
 
 @final

@@ -15,6 +15,7 @@ from metaopt.errors import UserError
 from metaopt.learned.element import CoordinatewiseElement, ElementRule, FlatElement
 from metaopt.learned.hand_made import GradientDirection, Whitening
 from metaopt.learned.observation import Observation
+from metaopt.learned.spectral import SpectralElement
 from metaopt.learned.update import (
     CoordinatewiseUpdate,
     FlatStepSize,
@@ -35,8 +36,9 @@ class MetaOptimizerSpec:
 
     Attributes:
         update: m1: "coordinatewise", "step_size", "flat" or "flat_step_size".
-        element: m2: "coordinatewise", "flat", or "none" for g = I; or, as controls, one made by
-            hand: "whitening" or "gradient_direction".
+        element: m2: "spectral" (over eigen-directions of the hidden features), "coordinatewise"
+            (over entries of T), "flat", or "none" for g = I; or, as controls, one made by hand:
+            "whitening" or "gradient_direction".
         element_size: of those, the fraction of whitening a step, or the Frobenius norm of T.
         action: of GL(k): "post_activation" (eq. 78) or "pre_activation" (eq. 79).
         damping: of eq. 79; 0 for none.
@@ -44,16 +46,17 @@ class MetaOptimizerSpec:
         hidden: hidden size of each LSTM.
         layers: layers of each LSTM.
         inputs: what m1 sees of a coordinate: "gradient", and as a control "covariance".
-        heads: parts of f: "plain", "free", "gradient", "scaled_gradient".
-        features: what m2 sees: "gradients", "balance", "covariance", "preactivations".
-        bound: s in T = s tanh(output) / k.
+        heads: parts of f: "plain", "free", "gradient", "scaled_gradient", "spectral_gradient".
+        features: what m2 sees: "gradients", "balance", "covariance"; over entries also
+            "preactivations", which a spectral m2 sees as its covariance where eq. 79 acts.
+        bound: s in T = s tanh(output) / k; of a spectral T, its largest Frobenius norm.
         gate: gain of the gate on T; 0 for none.
         norm: Frobenius norm that flat networks give T; 0 leaves it as it comes.
         flat_widths: input, hidden, output of the one problem size that flat networks fit.
     """
 
     update: str = "coordinatewise"
-    element: str = "coordinatewise"
+    element: str = "spectral"
     element_size: float = 0.1
     action: str = "post_activation"
     damping: float = 0.0
@@ -61,7 +64,7 @@ class MetaOptimizerSpec:
     hidden: int = 20
     layers: int = 1
     inputs: tuple[str, ...] = ("gradient",)
-    heads: tuple[str, ...] = ("free", "scaled_gradient")
+    heads: tuple[str, ...] = ("free", "spectral_gradient")
     features: tuple[str, ...] = ("gradients", "balance", "covariance")
     bound: float = 8.0
     gate: float = 1000.0
@@ -141,6 +144,15 @@ ELEMENT_RULES: dict[str, Callable[[MetaOptimizerSpec, torch.Generator], ElementR
     ),
     "flat": lambda spec, generator: FlatElement(
         spec.hidden, spec.layers, spec.coordinates, spec.flat_widths[1], spec.norm, generator
+    ),
+    "spectral": lambda spec, generator: SpectralElement(
+        spec.hidden,
+        spec.layers,
+        spec.features,
+        spec.bound,
+        spec.gate,
+        spec.action == "pre_activation",
+        generator,
     ),
     "whitening": lambda spec, generator: Whitening(spec.element_size),
     "gradient_direction": lambda spec, generator: GradientDirection(spec.element_size),

@@ -7,7 +7,7 @@ Andrychowicz et al. (2016) and the paper's released code.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -71,13 +71,24 @@ class Observation:
         number of samples instead of ||h_{m-1}||_F^2. An upper bound on the largest eigenvalue of
         its block of the Gauss-Newton matrix of 1/2 ||Y - F||_F^2.
         """
+        return self._curvature(_square_norm)
+
+    @cached_property
+    def spectral_curvature(self) -> list[Tensor]:
+        """The same with :func:`square_spectral_norm` for ||.||_F^2: a tighter bound.
+
+        Where the features are white, ||h||_F^2 is k times the largest eigenvalue of h h^T.
+        """
+        return self._curvature(square_spectral_norm)
+
+    def _curvature(self, square: Callable[[Tensor], Tensor]) -> list[Tensor]:
         kappas: list[Tensor] = []
         downstream = self.x.new_ones(self.x.shape[: self.batch_dims])
         for layer, h in zip(reversed(self.layers), reversed(self.inputs), strict=True):
             if layer.bias is not None:
                 kappas.append(h.shape[-1] * downstream)
-            kappas.append(_square_norm(h) * downstream)
-            downstream = downstream * _square_norm(layer.weight)
+            kappas.append(square(h) * downstream)
+            downstream = downstream * square(layer.weight)
         return kappas[::-1]
 
     @cached_property
@@ -117,6 +128,20 @@ def log_sign(values: Tensor, p: float = 10.0) -> tuple[Tensor, Tensor]:
     magnitude = values.abs().clamp_(min=math.exp(-p)).log_().div_(p)
     direction = (values * math.exp(p)).clamp_(-1.0, 1.0)
     return magnitude, direction
+
+
+def square_spectral_norm(matrix: Tensor) -> Tensor:
+    """||A||_2^2, at most too large by a factor n^(1/8) for the smaller side n: ``(*batch,)``.
+
+    The Schatten-8 norm of the Gram matrix A A^T or A^T A: products alone, no decomposition.
+    """
+    rows, columns = matrix.shape[-2:]
+    gram = matrix @ matrix.mT if rows <= columns else matrix.mT @ matrix
+    scale = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    unit = gram / (scale[..., None, None] + TINY)
+    squared = unit @ unit
+    eighth: Tensor = torch.linalg.matrix_norm(squared @ squared)
+    return scale * eighth**0.25
 
 
 def _square_norm(matrix: Tensor) -> Tensor:

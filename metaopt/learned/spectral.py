@@ -1,0 +1,157 @@
+"""m2 in the eigenbasis of the hidden features: coordinate-wise over directions, not entries.
+
+With C = h h^T = V diag(lambda) V^T at a site, T = V diag(t) V^T, and one LSTM shared by all
+directions i proposes t_i. What it can do does not depend on the basis of the hidden units (for an
+orthogonal Q, h -> Q h gives T -> Q T Q^T), nor on how many there are, and there are k columns to
+step instead of k^2.
+
+t_i = -1/2 tanh(o_i) log(lambda_i / c), c the mean of lambda: o_i says how far the direction is
+whitened, with tanh(o_i) = 1 all the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from metaopt.chain import LayerChain, Site
+from metaopt.errors import UserError
+from metaopt.learned.element import ElementRule, gate
+from metaopt.learned.lstm import LSTM
+from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
+from metaopt.learned.update import State
+
+SMALLEST = 1e-7  # of lambda / c: float32 features know no smaller one
+
+
+class Spectrum(NamedTuple):
+    """C of a site over its mean eigenvalue, decomposed."""
+
+    log_values: Tensor  # (*batch, k), log(lambda / c)
+    vectors: Tensor  # (*batch, k, k), columns
+    log_scale: Tensor  # (*batch, 1), log c
+
+    @classmethod
+    def of(cls, features: Tensor) -> Spectrum:
+        """Of h ``(*batch, k, samples)``; a problem that is not finite has the spectrum of I."""
+        h = features.double()
+        c = h @ h.mT
+        scale = c.diagonal(dim1=-2, dim2=-1).mean(-1)
+        sound = c.isfinite().all(dim=-1).all(dim=-1) & (scale > 0)
+        identity = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
+        unit = torch.where(sound[..., None, None], c / (scale[..., None, None] + TINY), identity)
+        values, vectors = torch.linalg.eigh(unit)
+        logs = values.clamp(min=SMALLEST).log().float()
+        log_scale = torch.where(sound, scale, 1.0).log().float().unsqueeze(-1)
+        return cls(logs, vectors.float(), log_scale)
+
+    def element(self, t: Tensor) -> Tensor:
+        """V diag(t) V^T."""
+        return (self.vectors * t.unsqueeze(-2)) @ self.vectors.mT
+
+
+Feature = Callable[[Observation, Site, Spectrum], list[Tensor]]
+"""What m2 sees of a direction: channels ``(*batch, k)``."""
+
+
+def covariance(seen: Observation, site: Site, spectrum: Spectrum) -> list[Tensor]:
+    """log lambda / c and log c."""
+    logs = spectrum.log_values
+    return [logs / 10.0, (spectrum.log_scale / 10.0).expand_as(logs)]
+
+
+def gradients(seen: Observation, site: Site, spectrum: Spectrum) -> list[Tensor]:
+    """The square norm of the gradients on both sides along the direction."""
+    incoming = seen.layer_gradients[site.incoming].joined()
+    return _energies(incoming, seen.layer_gradients[site.outgoing].weight, spectrum)
+
+
+def balance(seen: Observation, site: Site, spectrum: Spectrum) -> list[Tensor]:
+    """The square norm of the weights on both sides along the direction."""
+    incoming = seen.layers[site.incoming].joined()
+    return _energies(incoming, seen.layers[site.outgoing].weight, spectrum)
+
+
+def _energies(incoming: Tensor, outgoing: Tensor, spectrum: Spectrum) -> list[Tensor]:
+    along_in = (spectrum.vectors.mT @ incoming).square().sum(dim=-1)
+    along_out = (outgoing @ spectrum.vectors).square().sum(dim=-2)
+    return [*log_sign(along_in), *log_sign(along_out)]
+
+
+DIRECTION_FEATURES: dict[str, tuple[int, Feature]] = {
+    "gradients": (4, gradients),
+    "balance": (4, balance),
+    "covariance": (2, covariance),
+}
+"""What a spectral m2 can see, by name, each with its number of channels."""
+
+
+@final
+class SpectralElement(ElementRule):
+    """One LSTM shared by the directions of every site.
+
+    The head starts at zero, so that LSTM(update,tele) starts as LSTM(update).
+
+    Args:
+        bound: Frobenius norm that T is held to.
+        gain: of the gate on T; 0 for none.
+        preactivations: decompose z = W_{m-1} h + b, where eq. 79 acts, instead of sigma(z).
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        layers: int,
+        features: Sequence[str],
+        bound: float,
+        gain: float,
+        preactivations: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        if not features or any(name not in DIRECTION_FEATURES for name in features):
+            raise UserError(
+                f"expected features of {', '.join(DIRECTION_FEATURES)} for a spectral m2, got "
+                f"{list(features)}: name at least one"
+            )
+        self.features = [DIRECTION_FEATURES[name][1] for name in features]
+        self.bound = bound
+        self.gain = gain
+        self.preactivations = preactivations
+        channels = sum(DIRECTION_FEATURES[name][0] for name in features)
+        self.lstm = LSTM(channels, hidden, layers, 1, generator)
+        self.lstm.zero_head()
+
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        layers = chain.layers(parameters)
+        units = [layers[site.incoming].weight.shape[:-1].numel() for site in chain.sites]
+        return self.lstm.init_state(sum(units))
+
+    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        sites = seen.chain.sites
+        spectra = [Spectrum.of(self._decomposed(seen, site)) for site in sites]
+        channels = [
+            torch.stack([c for see in self.features for c in see(seen, site, spectrum)]).flatten(1)
+            for site, spectrum in zip(sites, spectra, strict=True)
+        ]
+        output, following = self.lstm(torch.cat(channels, dim=1), state)
+        per_site = unflatten(output[0], [spectrum.log_values for spectrum in spectra])
+        return [
+            spectrum.element(self._bounded(seen, site, spectrum, o))
+            for site, spectrum, o in zip(sites, spectra, per_site, strict=True)
+        ], following
+
+    def _decomposed(self, seen: Observation, site: Site) -> Tensor:
+        if self.preactivations:
+            return seen.layers[site.incoming](seen.inputs[site.incoming])
+        return seen.inputs[site.outgoing]
+
+    def _bounded(self, seen: Observation, site: Site, spectrum: Spectrum, output: Tensor) -> Tensor:
+        t = -0.5 * torch.tanh(output) * spectrum.log_values
+        if self.gain > 0:
+            t = t * gate(seen, site, self.gain)[..., None]
+        size: Tensor = torch.linalg.vector_norm(t.detach(), dim=-1, keepdim=True)
+        return t * (self.bound / size.clamp(min=self.bound))

@@ -1,0 +1,167 @@
+"""m2 over eigen-directions: the decomposition, its symmetry, and what bounds it."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metaopt.learned.element import gate
+from metaopt.learned.observation import Observation, log_sign, square_spectral_norm
+from metaopt.learned.spectral import (
+    DIRECTION_FEATURES,
+    SMALLEST,
+    SpectralElement,
+    Spectrum,
+)
+from metaopt.problems import Regression, RegressionFamily
+
+FAMILY = RegressionFamily(samples=5, input=6, hidden=4, output=3, depth=3)
+FEATURES = tuple(DIRECTION_FEATURES)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+
+
+def observe(problem: nn.Module) -> Observation:
+    parameters = list(problem.parameters())
+    gradients = torch.autograd.grad(problem().sum(), parameters)
+    return Observation.of(problem.chain, parameters, gradients, problem.x)
+
+
+def make(bound: float = 8.0, gain: float = 0.0, features=FEATURES, pre=False) -> SpectralElement:
+    rule = SpectralElement(5, 1, features, bound, gain, pre, generator(1))
+    nn.init.normal_(rule.lstm.head_weight, generator=generator(2))
+    return rule
+
+
+def propose(rule: SpectralElement, seen: Observation, parameters) -> list[Tensor]:
+    return rule.propose(seen, rule.init_state(seen.chain, parameters))[0]
+
+
+def proposed(rule: SpectralElement, problem: Regression) -> list[Tensor]:
+    return propose(rule, observe(problem), list(problem.parameters()))
+
+
+@pytest.mark.parametrize("samples", [2, 9])  # of rank 2, and of full rank
+def test_the_spectrum_gives_the_covariance_back(samples):
+    h = normal(3, 4, samples)
+    spectrum = Spectrum.of(h)
+    scale = spectrum.log_scale.exp()[..., None]
+    again = (
+        scale * (spectrum.vectors * spectrum.log_values.exp().unsqueeze(-2)) @ spectrum.vectors.mT
+    )
+    torch.testing.assert_close(again.double(), h @ h.mT, rtol=1e-4, atol=1e-4)
+    assert (spectrum.log_values >= math.log(SMALLEST) - 1e-5).all()
+    assert spectrum.log_values.exp().mean(-1).tolist() == pytest.approx([1.0] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, 1e30])
+def test_a_problem_without_a_spectrum_has_that_of_the_identity_and_leaves_the_others_alone(value):
+    h = normal(3, 4, 6)
+    whole = Spectrum.of(h)
+    h[1] = value
+    spectrum = Spectrum.of(h)
+    assert all(tensor.isfinite().all() for tensor in spectrum)
+    if value != 1e30:  # that one has a spectrum, of rank one
+        assert not spectrum.log_values[1].any()
+    for own, before in zip(spectrum, whole, strict=True):
+        torch.testing.assert_close(own[[0, 2]], before[[0, 2]])
+
+
+def test_t_is_the_fraction_of_whitening_that_the_network_says_in_the_eigenbasis():
+    problem = FAMILY.sample([1, 2])
+    seen, rule = observe(problem), make(bound=16.0, gain=30.0)
+    elements = propose(rule, seen, list(problem.parameters()))
+    columns = []
+    for site in problem.chain.sites:
+        h = seen.inputs[site.outgoing].double()
+        for b in range(2):
+            c = h[b] @ h[b].mT
+            scale = c.diagonal().mean()
+            values, vectors = torch.linalg.eigh(c / scale)
+            for i in range(4):
+                v = vectors[:, i].float()
+                sides = []
+                for layers in (seen.layer_gradients, seen.layers):
+                    sides.append((v @ layers[site.incoming].weight[b]).square().sum())
+                    sides.append((layers[site.outgoing].weight[b] @ v).square().sum())
+                pairs = [x for side in sides for x in log_sign(side)]
+                columns.append(
+                    [
+                        *(float(x) for x in pairs),
+                        float(values[i].log()) / 10,
+                        float(scale.log()) / 10,
+                    ]
+                )
+    x = torch.tensor(columns).T
+    output = rule.lstm(x, rule.lstm.init_state(x.shape[1]))[0][0].view(2, 2, 4)
+    for s, site in enumerate(problem.chain.sites):
+        h = seen.inputs[site.outgoing].double()
+        gates = gate(seen, site, 30.0)
+        for b in range(2):
+            c = h[b] @ h[b].mT
+            values, vectors = torch.linalg.eigh(c / c.diagonal().mean())
+            t = -0.5 * torch.tanh(output[s, b]).double() * values.log() * gates[b]
+            expected = vectors @ torch.diag(t) @ vectors.mT
+            torch.testing.assert_close(elements[s][b].double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("features", [*((name,) for name in FEATURES), FEATURES])
+def test_hidden_units_turned_turn_the_element_with_them(features):
+    """In a linear network a turn of the hidden units is a symmetry too."""
+    problem = RegressionFamily(samples=5, input=6, hidden=4, output=3, slope=1.0).sample([1])
+    q, _ = torch.linalg.qr(normal(4, 4, seed=5).float())
+    w1, w2 = (p.detach() for p in problem.parameters())
+    turned = Regression([q @ w1, w2 @ q.mT], problem.x, problem.y, slope=1.0)
+    rule = make(features=features)
+    (element,), (other,) = proposed(rule, problem), proposed(rule, turned)
+    assert element.abs().max() > 0.01
+    torch.testing.assert_close(other, q @ element @ q.mT, rtol=1e-2, atol=2e-3)
+
+
+def test_elements_are_symmetric_and_within_the_bound():
+    problem = FAMILY.sample(range(6))
+    free, held = (torch.stack(proposed(make(bound=b), problem)) for b in (16.0, 0.3))
+    torch.testing.assert_close(held, held.mT, rtol=0, atol=1e-5)
+    size = torch.linalg.matrix_norm(free)
+    assert (size > 0.3).any()
+    assert (size < 0.3).any()
+    expected = free * (0.3 / size.clamp(min=0.3))[..., None, None]
+    torch.testing.assert_close(held, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_zero_head_proposes_nothing():
+    rule = SpectralElement(5, 1, FEATURES, 8.0, 1000.0, False, generator())
+    assert not any(element.any() for element in proposed(rule, FAMILY.sample([1])))
+
+
+def test_eq_79_sees_the_features_before_the_activation():
+    problem = RegressionFamily(
+        samples=5, input=6, hidden=4, output=3, distribution="normal"
+    ).sample([1])
+    seen = observe(problem)
+    rule = make(pre=True)
+    (element,) = propose(rule, seen, list(problem.parameters()))
+    z = problem.W1.detach() @ problem.x
+    c = (z @ z.mT)[0]
+    torch.testing.assert_close(element[0] @ c, c @ element[0], rtol=1e-3, atol=1e-2)
+    h = seen.inputs[1]
+    other = (h @ h.mT)[0]
+    assert (element[0] @ other - other @ element[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (4, 4), (2, 2, 3, 8)])
+def test_the_spectral_norm_is_bounded_from_both_sides(shape):
+    matrix = normal(*shape, seed=3)
+    exact = torch.linalg.matrix_norm(matrix, ord=2) ** 2
+    own = square_spectral_norm(matrix)
+    assert (own >= exact * (1 - 1e-9)).all()
+    assert (own <= exact * min(shape[-2:]) ** 0.125 * (1 + 1e-9)).all()
+    assert square_spectral_norm(torch.zeros(3, 2)).item() == 0.0
+    assert square_spectral_norm(torch.full((3, 2), 1e15)).isfinite()
