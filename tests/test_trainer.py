@@ -12,6 +12,7 @@ from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.problems import RegressionFamily
 from metaopt.problems.seeds import TEST, TRAINING, VALIDATION
 from metaopt.training import trainer as trainer_module
+from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.spec import TrainingSpec, constant, cosine
 from metaopt.training.trainer import Trainer
 from metaopt.training.unroll import Window
@@ -140,7 +141,7 @@ def fake_windows(monkeypatch, windows: list[list[tuple[float, float]]]) -> None:
             losses = torch.ones(window, problem.batch)
             yield Window(torch.tensor(value), gradients, losses, torch.tensor(0))
 
-    monkeypatch.setattr(trainer_module, "unroll", unroll)
+    monkeypatch.setitem(ESTIMATORS, "truncated", lambda spec, generator: unroll)
 
 
 @pytest.mark.parametrize(("clip", "entry"), [(0.1, 3.0), (0.1, 1e-6), (0.0, 3.0)])
@@ -260,6 +261,7 @@ BAD_SPECS = [
     {"clip": math.nan}, {"schedule": "nope"}, {"meta_loss": "nope"}, {"loss": "nope"},
     {"dtype": "nope"}, {"slopes": (0.1, 0.0)}, {"slopes": ()}, {"depths": (2, 1)},
     {"distributions": ("nope",)}, {"seed": -1}, {"log_floor": -1.0}, {"max_skips": 0},
+    {"estimator": "nope"}, {"pes_sigma": 0.0}, {"pes_sigma": math.nan}, {"pes_pairs": 0},
 ]  # fmt: skip
 
 

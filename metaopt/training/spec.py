@@ -9,6 +9,7 @@ from itertools import product
 
 from metaopt.errors import UserError
 from metaopt.problems import RegressionFamily
+from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.meta_loss import META_LOSSES
 
 REFERENCE_WIDTH = 20
@@ -46,6 +47,10 @@ class TrainingSpec:
             problems have the first of each, and width 20.
         loss: of the problems, "half_squared" or "norm".
         dtype: of the problems' weights, "float32" or "float64"; the networks stay in float32.
+        estimator: of the meta-gradient, "truncated" (backpropagation through each window) or "pes"
+            (persistent evolution strategies).
+        pes_sigma: standard deviation of the perturbations of the meta-parameters under "pes".
+        pes_pairs: antithetic pairs of trajectories under "pes".
         meta_loss: "log" (mean of log(L + floor)) or "sum" (of L, as in the paper).
         log_floor: the floor in the log meta-loss; below it nothing is left to learn.
         learning_rate_update: of Adam on m1.
@@ -71,6 +76,9 @@ class TrainingSpec:
     distributions: tuple[str, ...] = ("uniform",)
     loss: str = "half_squared"
     dtype: str = "float32"
+    estimator: str = "truncated"
+    pes_sigma: float = 0.01
+    pes_pairs: int = 1
     meta_loss: str = "log"
     log_floor: float = 1e-6
     learning_rate_update: float = 3e-3
@@ -86,7 +94,7 @@ class TrainingSpec:
 
     def __post_init__(self) -> None:
         positive = (
-            "trajectories", "batch_size", "steps", "window", "max_skips",
+            "trajectories", "batch_size", "steps", "window", "pes_pairs", "max_skips",
             "validation_problems", "validation_every",
         )  # fmt: skip
         for name in positive:
@@ -95,7 +103,7 @@ class TrainingSpec:
         for name in ("widths", "depths", "validation_at"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise UserError(f"expected positive {name}, got {list(getattr(self, name))}")
-        for name in ("learning_rate_update", "learning_rate_element"):
+        for name in ("pes_sigma", "learning_rate_update", "learning_rate_element"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"expected a positive {name}, got {getattr(self, name)}")
         for name in ("learning_rate_final", "clip", "log_floor"):
@@ -104,6 +112,10 @@ class TrainingSpec:
         if self.schedule not in SCHEDULES:
             raise UserError(
                 f"expected a schedule of {', '.join(SCHEDULES)}, got {self.schedule!r}: name one"
+            )
+        if self.estimator not in ESTIMATORS:
+            raise UserError(
+                f"expected an estimator of {', '.join(ESTIMATORS)}, got {self.estimator!r}"
             )
         if self.meta_loss not in META_LOSSES:
             raise UserError(

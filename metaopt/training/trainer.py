@@ -1,4 +1,4 @@
-"""Meta-training: draw problems, unroll, step m1 and m2, validate, keep the best."""
+"""Meta-training: draw problems, take meta-gradients, step m1 and m2, validate, keep the best."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from metaopt.evaluation.statistics import FLOOR
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.problems import first_seeds
+from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.meta_loss import META_LOSSES
 from metaopt.training.mixture import draw_problems
 from metaopt.training.spec import REFERENCE_WIDTH, SCHEDULES, TrainingSpec
-from metaopt.training.unroll import unroll
 
 DIVERGED = 38.0  # log10 loss that stands for a problem whose loss is not finite
 
@@ -25,8 +25,9 @@ DIVERGED = 38.0  # log10 loss that stands for a problem whose loss is not finite
 class Trainer:
     """One meta-training run; ``metaopt.training.state`` packs all it needs to go on.
 
-    Each call of :meth:`train_batch` trains on one batch of trajectories. The rates are a
-    function of progress, problem seeds come from ``generator``; nothing else is random.
+    Each call of :meth:`train_batch` trains on one batch of trajectories. The rates are a function
+    of progress; problem seeds and an estimator's draws come from ``generator``, and nothing else
+    is random.
     """
 
     def __init__(self, networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
@@ -67,7 +68,8 @@ class Trainer:
         norms: list[float] = []
         refused = 0
         losses = torch.full((1, problem.batch), math.nan)
-        for window in unroll(problem, optimizer, self.spec.steps, self.spec.window, meta_loss):
+        estimate = ESTIMATORS[self.spec.estimator](self.spec, self.generator)
+        for window in estimate(problem, optimizer, self.spec.steps, self.spec.window, meta_loss):
             losses, refused = window.losses, int(window.refused)
             norm = torch.linalg.vector_norm(
                 torch.stack([torch.linalg.vector_norm(g) for g in window.gradients])

@@ -1,0 +1,97 @@
+"""LSTM(update) training here against JAX, jit and scan, doing the same mathematics; one thread.
+
+JAX is no dependency: install it where the script runs. Before anything is timed, both start from
+the same networks and problems and must agree: on the losses of 30 steps, and on the meta-gradient
+of the first window. Compilation is not timed. JAX is faster when it recomputes the steps of a
+window in their backward pass, so it does, unless --no-recompute is given.
+
+python benchmarks/against_jax.py [--layers 2] [--batch 8] [--no-recompute]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+import numpy as np
+import torch
+from interleaved import interleaved
+from trajectory import FLOOR, WINDOW, training_problem
+
+from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.problems import Regression, RegressionFamily
+from metaopt.training.meta_loss import log_mean
+from metaopt.training.unroll import Window, unroll
+
+ONE_THREAD = {
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    "OMP_NUM_THREADS": "1",
+    "NPROC": "1",  # the size of XLA's own pool of threads
+    "JAX_PLATFORMS": "cpu",
+}
+CHECKED_STEPS, TOLERANCE = 30, 1e-3
+
+
+def run_here(problem: Regression, meta: MetaOptimizer, steps: int) -> list[Window]:
+    optimizer = LearnedOptimizer(problem, meta)
+    return list(unroll(problem, optimizer, steps, WINDOW, log_mean(FLOOR)))
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest, relative to the largest entry."""
+    return float(np.abs(ours - theirs).max() / np.abs(ours).max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True)
+    options = parser.parse_args()
+    if options.steps % WINDOW:
+        sys.exit(f"expected --steps in whole windows of {WINDOW}, got {options.steps}")
+    os.environ.update(ONE_THREAD)  # read when JAX is imported
+    try:
+        from jax_trajectory import Training, networks_of, start_of
+    except ImportError:
+        sys.exit("this benchmark needs JAX: pip install jax")
+    torch.set_num_threads(1)
+    heads = ("plain", "scaled_gradient")
+    spec = MetaOptimizerSpec(element="none", heads=heads, layers=options.layers)
+    meta, problem = MetaOptimizer(spec, seed=0), training_problem(options.batch)
+    networks, start = networks_of(meta), start_of(meta, problem)
+    training = Training(problem, RegressionFamily().slope, WINDOW, FLOOR, options.recompute)
+
+    here = run_here(problem, meta, CHECKED_STEPS)
+    losses, gradients = training.run(networks, start, CHECKED_STEPS)
+    ours = np.concatenate([window.losses.numpy() for window in here])
+    agreement = {
+        "losses_difference": float(np.abs(losses / ours - 1).max()),
+        "meta_gradient_difference": max(
+            difference(gradient.numpy(), np.asarray(gradients[name]))
+            for (name, _), gradient in zip(meta.named_parameters(), here[0].gradients, strict=True)
+        ),
+    }
+    if not max(agreement.values()) < TOLERANCE:
+        sys.exit(f"expected both to agree within {TOLERANCE}, got {agreement}")
+
+    result = interleaved(
+        lambda: run_here(problem, meta, options.steps),
+        lambda: training.run(networks, start, options.steps),
+        options.repeats,
+    )
+    seconds = {
+        "seconds_per_trajectory_here": result["first_seconds"] / options.batch,
+        "seconds_per_trajectory_jax": result["second_seconds"] / options.batch,
+    }
+    name = "LSTM(update) training, here / JAX"
+    print(json.dumps({"benchmark": name, **vars(options), **agreement, **result, **seconds}))
+
+
+if __name__ == "__main__":
+    main()
