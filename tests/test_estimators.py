@@ -316,7 +316,7 @@ def test_one_lost_trajectory_of_several_makes_the_estimate_not_finite(monkeypatc
 
 def test_a_little_training_lowers_the_loss_of_the_validation_problems():
     trainer = make_trainer(
-        trajectories=16, widths=(6,), steps=10, window=5, learning_rate_update=1e-2,
+        trajectories=16, widths=(6,), steps=10, window=5, average=0.0, learning_rate_update=1e-2,
         learning_rate_element=1e-2,
     )  # fmt: skip
     before = trainer.validate()["score"]

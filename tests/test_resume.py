@@ -34,7 +34,7 @@ def make_trainer(**fields) -> Trainer:
     spec = {
         "trajectories": BATCHES, "batch_size": 1, "steps": 4, "window": 2, "widths": (8, 10),
         "validation_every": 2, "validation_problems": 2, "validation_at": (2, 4),
-        "learning_rate_update": 0.3, "learning_rate_element": 0.1, **fields,
+        "learning_rate_update": 0.3, "learning_rate_element": 0.1, "average": 0.3, **fields,
     }  # fmt: skip
     return Trainer(MetaOptimizerSpec(hidden=4), TrainingSpec(**spec))
 

@@ -35,7 +35,7 @@ def observe(problem: nn.Module) -> Observation:
 
 
 def make(bound: float = 8.0, gain: float = 0.0, features=FEATURES, pre=False) -> SpectralElement:
-    rule = SpectralElement(5, 1, features, bound, gain, pre, generator(1))
+    rule = SpectralElement(5, 1, features, 0.1, bound, gain, pre, generator(1))
     nn.init.normal_(rule.lstm.head_weight, generator=generator(2))
     return rule
 
@@ -74,7 +74,7 @@ def test_a_problem_without_a_spectrum_has_that_of_the_identity_and_leaves_the_ot
         torch.testing.assert_close(own[[0, 2]], before[[0, 2]])
 
 
-def test_t_is_the_fraction_of_whitening_that_the_network_says_in_the_eigenbasis():
+def test_t_whitens_and_stretches_as_the_network_says_in_the_eigenbasis():
     problem = FAMILY.sample([1, 2])
     seen, rule = observe(problem), make(bound=16.0, gain=30.0)
     elements = propose(rule, seen, list(problem.parameters()))
@@ -100,14 +100,15 @@ def test_t_is_the_fraction_of_whitening_that_the_network_says_in_the_eigenbasis(
                     ]
                 )
     x = torch.tensor(columns).T
-    output = rule.lstm(x, rule.lstm.init_state(x.shape[1]))[0][0].view(2, 2, 4)
+    output = torch.tanh(rule.lstm(x, rule.lstm.init_state(x.shape[1]))[0]).double()
+    whiten, stretch = output.view(2, 2, 2, 4)
     for s, site in enumerate(problem.chain.sites):
         h = seen.inputs[site.outgoing].double()
         gates = gate(seen, site, 30.0)
         for b in range(2):
             c = h[b] @ h[b].mT
             values, vectors = torch.linalg.eigh(c / c.diagonal().mean())
-            t = -0.5 * torch.tanh(output[s, b]).double() * values.log() * gates[b]
+            t = (0.1 * stretch[s, b] - 0.5 * whiten[s, b] * values.log()) * gates[b]
             expected = vectors @ torch.diag(t) @ vectors.mT
             torch.testing.assert_close(elements[s][b].double(), expected, rtol=1e-3, atol=1e-4)
 
@@ -137,7 +138,7 @@ def test_elements_are_symmetric_and_within_the_bound():
 
 
 def test_a_zero_head_proposes_nothing():
-    rule = SpectralElement(5, 1, FEATURES, 8.0, 1000.0, False, generator())
+    rule = SpectralElement(5, 1, FEATURES, 0.1, 8.0, 1000.0, False, generator())
     assert not any(element.any() for element in proposed(rule, FAMILY.sample([1])))
 
 

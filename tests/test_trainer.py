@@ -216,8 +216,8 @@ def test_validation_score_is_the_mean_log10_loss_and_the_best_networks_are_kept(
     trainer, seen, scores = make(), [], []
     for _ in runs:
         with torch.no_grad():
-            trainer.meta.update.lstm.head_bias.add_(1.0)
-        seen.append(copies(trainer.meta))
+            trainer.averaged.update.lstm.head_bias.add_(1.0)
+        seen.append(copies(trainer.averaged))
         scores.append(trainer.validate()["score"])
     assert scores == pytest.approx([-(1.5 + n) / 2 for n in (3.0, 5.0, -17.5, 4.0)])
     assert trainer.best_score == scores[1]
@@ -234,10 +234,10 @@ def test_validation_reports_what_a_rollout_of_the_same_problems_gives():
         assert numbers[f"log10_loss_at_{step}"] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("element", ["none", "coordinatewise"])
+@pytest.mark.parametrize("element", ["none", "coordinatewise", "spectral"])
 def test_a_little_meta_training_lowers_the_loss_of_unseen_problems(element):
     trainer = make(
-        {"hidden": 8, "element": element},
+        {"hidden": 8, "element": element, "heads": ("free", "scaled_gradient")},
         trajectories=12, widths=(6,), steps=20, window=5, learning_rate_update=1e-2, seed=2,
     )  # fmt: skip
     problem = RegressionFamily.square(6)

@@ -29,13 +29,17 @@ class Recipe:
         return replace(self, training=training)
 
 
+_ENTRIES = TrainingSpec(learning_rate_update=3e-3, learning_rate_element=3e-3, log_floor=1e-6)
+
 SHIPPED: dict[str, Recipe] = {
     "lstm_update_tele": Recipe(MetaOptimizerSpec(), TrainingSpec()),
     "lstm_update": Recipe(
         MetaOptimizerSpec(element="none", heads=("plain", "scaled_gradient"), layers=2),
-        TrainingSpec(batch_size=8, window=10, widths=(20,), clip=0.1),
+        replace(_ENTRIES, batch_size=8, window=10, widths=(20,), clip=0.1),
     ),
-    "lstm_lr_tele": Recipe(MetaOptimizerSpec(update="step_size"), TrainingSpec()),
+    "lstm_lr_tele": Recipe(
+        MetaOptimizerSpec(update="step_size", element="coordinatewise"), _ENTRIES
+    ),
 }
 """The methods of Figure 6, each in the form that was best on validation problems."""
 
@@ -48,6 +52,7 @@ _PAPER_TRAINING = TrainingSpec(
     learning_rate_update=1e-4,
     learning_rate_element=1e-3,
     schedule="constant",
+    average=0.0,
     clip=0.0,
     validation_every=50,
     validation_at=(30, 50, 100),
@@ -78,4 +83,12 @@ PAPER: dict[str, Recipe] = {
 }
 """Section 5.2 as printed, and as in the released code: see ``configs/paper/``."""
 
-RECIPES = SHIPPED | PAPER
+FURTHER: dict[str, Recipe] = {
+    "lstm_update_tele_entries": Recipe(
+        MetaOptimizerSpec(element="coordinatewise", heads=("free", "scaled_gradient")), _ENTRIES
+    ),
+    "lstm_update_tele_eq79": Recipe(MetaOptimizerSpec(action="pre_activation"), TrainingSpec()),
+}
+"""LSTM(update,tele) with m2 over the entries of T, and with the action of eq. 79."""
+
+RECIPES = SHIPPED | FURTHER | PAPER

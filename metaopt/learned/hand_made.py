@@ -34,7 +34,10 @@ class Whitening(ElementRule):
         return []
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
-        spectra = [Spectrum.of(seen.inputs[site.outgoing]) for site in seen.chain.sites]
+        spectra = [
+            Spectrum.of(seen.double_inputs[site.outgoing], seen.x.dtype)
+            for site in seen.chain.sites
+        ]
         return [s.element(-0.5 * self.fraction * s.log_values) for s in spectra], []
 
 

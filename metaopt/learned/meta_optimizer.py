@@ -50,6 +50,7 @@ class MetaOptimizerSpec:
         features: what m2 sees: "gradients", "balance", "covariance"; over entries also
             "preactivations", which a spectral m2 sees as its covariance where eq. 79 acts.
         bound: s in T = s tanh(output) / k; of a spectral T, its largest Frobenius norm.
+        stretch: of a spectral T, the most that a direction moves besides being whitened.
         gate: gain of the gate on T; 0 for none.
         norm: Frobenius norm that flat networks give T; 0 leaves it as it comes.
         flat_widths: input, hidden, output of the one problem size that flat networks fit.
@@ -67,6 +68,7 @@ class MetaOptimizerSpec:
     heads: tuple[str, ...] = ("free", "spectral_gradient")
     features: tuple[str, ...] = ("gradients", "balance", "covariance")
     bound: float = 8.0
+    stretch: float = 0.0
     gate: float = 1000.0
     norm: float = 0.01
     flat_widths: tuple[int, int, int] = (20, 20, 20)
@@ -83,7 +85,7 @@ class MetaOptimizerSpec:
         for name in ("hidden", "layers"):
             if getattr(self, name) < 1:
                 raise UserError(f"expected {name} of 1 or more, got {getattr(self, name)}")
-        for name in ("damping", "gate", "norm"):
+        for name in ("damping", "stretch", "gate", "norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"expected {name} of 0 or more, got {getattr(self, name)}")
         for name in ("bound", "element_size"):
@@ -149,6 +151,7 @@ ELEMENT_RULES: dict[str, Callable[[MetaOptimizerSpec, torch.Generator], ElementR
         spec.hidden,
         spec.layers,
         spec.features,
+        spec.stretch,
         spec.bound,
         spec.gate,
         spec.action == "pre_activation",

@@ -27,6 +27,7 @@ class Observation:
     parameters: Sequence[Tensor]
     gradients: Sequence[Tensor]
     x: Tensor  # (*batch, d_0, samples)
+    as_given: tuple[Sequence[Tensor], Tensor] | None = None  # parameters and x before rounding
 
     @classmethod
     def of(
@@ -42,6 +43,7 @@ class Observation:
             [parameter.detach().float() for parameter in parameters],
             [gradient.detach().float() for gradient in gradients],
             x.detach().float(),
+            ([parameter.detach() for parameter in parameters], x.detach()),
         )
 
     @property
@@ -62,6 +64,18 @@ class Observation:
     def inputs(self) -> list[Tensor]:
         """h_0 ... h_{L-1}."""
         return self.chain.inputs(self.layers, self.x)
+
+    @cached_property
+    def double_layers(self) -> list[Layer]:
+        """W and b of each layer in float64, for what cannot bear the rounding of float32."""
+        parameters = self.parameters if self.as_given is None else self.as_given[0]
+        return self.chain.layers([parameter.double() for parameter in parameters])
+
+    @cached_property
+    def double_inputs(self) -> list[Tensor]:
+        """h_0 ... h_{L-1} in float64."""
+        x = self.x if self.as_given is None else self.as_given[1]
+        return self.chain.inputs(self.double_layers, x.double())
 
     @cached_property
     def curvature(self) -> list[Tensor]:

@@ -5,8 +5,8 @@ directions i proposes t_i. What it can do does not depend on the basis of the hi
 orthogonal Q, h -> Q h gives T -> Q T Q^T), nor on how many there are, and there are k columns to
 step instead of k^2.
 
-t_i = -1/2 tanh(o_i) log(lambda_i / c), c the mean of lambda: o_i says how far the direction is
-whitened, with tanh(o_i) = 1 all the way.
+t_i = -1/2 tanh(o_i) log(lambda_i / c) + stretch tanh(p_i), c the mean of lambda: o_i says how far
+the direction is whitened, with tanh(o_i) = 1 all the way; p_i stretches it.
 """
 
 from __future__ import annotations
@@ -35,18 +35,21 @@ class Spectrum(NamedTuple):
     log_scale: Tensor  # (*batch, 1), log c
 
     @classmethod
-    def of(cls, features: Tensor) -> Spectrum:
-        """Of h ``(*batch, k, samples)``; a problem that is not finite has the spectrum of I."""
-        h = features.double()
+    def of(cls, h: Tensor, dtype: torch.dtype = torch.float32) -> Spectrum:
+        """Of h ``(*batch, k, samples)`` in float64, given in ``dtype``.
+
+        Rounding h to float32 would turn the directions of its small eigenvalues at random. A
+        problem that is not finite has the spectrum of I.
+        """
         c = h @ h.mT
         scale = c.diagonal(dim1=-2, dim2=-1).mean(-1)
         sound = c.isfinite().all(dim=-1).all(dim=-1) & (scale > 0)
         identity = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
         unit = torch.where(sound[..., None, None], c / (scale[..., None, None] + TINY), identity)
         values, vectors = torch.linalg.eigh(unit)
-        logs = values.clamp(min=SMALLEST).log().float()
-        log_scale = torch.where(sound, scale, 1.0).log().float().unsqueeze(-1)
-        return cls(logs, vectors.float(), log_scale)
+        logs = values.clamp(min=SMALLEST).log()
+        log_scale = torch.where(sound, scale, 1.0).log().unsqueeze(-1)
+        return cls(*(part.to(dtype) for part in (logs, vectors, log_scale)))
 
     def element(self, t: Tensor) -> Tensor:
         """V diag(t) V^T."""
@@ -96,6 +99,7 @@ class SpectralElement(ElementRule):
     The head starts at zero, so that LSTM(update,tele) starts as LSTM(update).
 
     Args:
+        stretch: the most that t_i moves besides whitening; at 1, meta-training explodes.
         bound: Frobenius norm that T is held to.
         gain: of the gate on T; 0 for none.
         preactivations: decompose z = W_{m-1} h + b, where eq. 79 acts, instead of sigma(z).
@@ -106,6 +110,7 @@ class SpectralElement(ElementRule):
         hidden: int,
         layers: int,
         features: Sequence[str],
+        stretch: float,
         bound: float,
         gain: float,
         preactivations: bool,
@@ -118,11 +123,12 @@ class SpectralElement(ElementRule):
                 f"{list(features)}: name at least one"
             )
         self.features = [DIRECTION_FEATURES[name][1] for name in features]
+        self.stretch = stretch
         self.bound = bound
         self.gain = gain
         self.preactivations = preactivations
         channels = sum(DIRECTION_FEATURES[name][0] for name in features)
-        self.lstm = LSTM(channels, hidden, layers, 1, generator)
+        self.lstm = LSTM(channels, hidden, layers, 2, generator)
         self.lstm.zero_head()
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
@@ -132,25 +138,27 @@ class SpectralElement(ElementRule):
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
         sites = seen.chain.sites
-        spectra = [Spectrum.of(self._decomposed(seen, site)) for site in sites]
+        spectra = [Spectrum.of(self._decomposed(seen, site), seen.x.dtype) for site in sites]
         channels = [
             torch.stack([c for see in self.features for c in see(seen, site, spectrum)]).flatten(1)
             for site, spectrum in zip(sites, spectra, strict=True)
         ]
         output, following = self.lstm(torch.cat(channels, dim=1), state)
-        per_site = unflatten(output[0], [spectrum.log_values for spectrum in spectra])
+        like = [spectrum.log_values for spectrum in spectra]
+        whiten, stretch = (unflatten(row, like) for row in torch.tanh(output))
         return [
-            spectrum.element(self._bounded(seen, site, spectrum, o))
-            for site, spectrum, o in zip(sites, spectra, per_site, strict=True)
+            spectrum.element(
+                self._bounded(seen, site, self.stretch * p - 0.5 * o * spectrum.log_values)
+            )
+            for site, spectrum, o, p in zip(sites, spectra, whiten, stretch, strict=True)
         ], following
 
     def _decomposed(self, seen: Observation, site: Site) -> Tensor:
-        if self.preactivations:
-            return seen.layers[site.incoming](seen.inputs[site.incoming])
-        return seen.inputs[site.outgoing]
+        if not self.preactivations:
+            return seen.double_inputs[site.outgoing]
+        return seen.double_layers[site.incoming](seen.double_inputs[site.incoming])
 
-    def _bounded(self, seen: Observation, site: Site, spectrum: Spectrum, output: Tensor) -> Tensor:
-        t = -0.5 * torch.tanh(output) * spectrum.log_values
+    def _bounded(self, seen: Observation, site: Site, t: Tensor) -> Tensor:
         if self.gain > 0:
             t = t * gate(seen, site, self.gain)[..., None]
         size: Tensor = torch.linalg.vector_norm(t.detach(), dim=-1, keepdim=True)

@@ -146,8 +146,8 @@ class CoordinatewiseUpdate(UpdateRule):
 class StepSizeUpdate(UpdateRule):
     """f = -eta_t * gradient with one learned step size a problem, for LSTM(lr,tele).
 
-    eta_t = exp(min(4 o, 1)) / max_m kappa_m, kappa the spectral curvature; the LSTM sees the
-    logarithms of the gradient's norm, of that curvature and of their ratio, so it knows no width.
+    eta_t = exp(min(4 o, 4)) / max_m kappa_m; the LSTM sees the logarithms of the gradient's norm,
+    of that curvature and of their ratio, so it knows no width.
     """
 
     def __init__(self, hidden: int, layers: int, generator: torch.Generator) -> None:
@@ -159,10 +159,10 @@ class StepSizeUpdate(UpdateRule):
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
         norm = _batch_norm(seen)
-        kappa = torch.stack(seen.spectral_curvature).amax(dim=0).reshape(-1) + TINY
+        kappa = torch.stack(seen.curvature).amax(dim=0).reshape(-1) + TINY
         logs = torch.stack((norm + TINY, kappa, norm / kappa + TINY)).log() / 10.0
         output, following = self.lstm(logs, state)
-        rate = (4.0 * output[0]).clamp(max=1.0).exp() / kappa
+        rate = (4.0 * output[0]).clamp(max=4.0).exp() / kappa
         return _scaled(seen, rate), following
 
 

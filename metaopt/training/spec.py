@@ -57,6 +57,8 @@ class TrainingSpec:
         learning_rate_element: of Adam on m2.
         schedule: of both rates, "cosine" down to the final rate or "constant".
         learning_rate_final: where the cosine ends.
+        average: decay of the moving average of the networks over meta-steps, which is what is
+            validated and shipped; 0 for the networks as they are.
         clip: bound on the norm of the whole meta-gradient; 0 for none.
         max_skips: end the run after so many non-finite meta-gradients in a row.
         validation_problems: how many.
@@ -80,11 +82,12 @@ class TrainingSpec:
     pes_sigma: float = 0.01
     pes_pairs: int = 1
     meta_loss: str = "log"
-    log_floor: float = 1e-6
-    learning_rate_update: float = 3e-3
-    learning_rate_element: float = 3e-3
+    log_floor: float = 1e-9
+    learning_rate_update: float = 1e-3
+    learning_rate_element: float = 1e-3
     schedule: str = "cosine"
     learning_rate_final: float = 1e-5
+    average: float = 0.99
     clip: float = 0.02
     max_skips: int = 20
     validation_problems: int = 16
@@ -109,6 +112,8 @@ class TrainingSpec:
         for name in ("learning_rate_final", "clip", "log_floor"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"expected {name} of 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.average < 1:
+            raise UserError(f"expected an average in [0, 1), got {self.average}")
         if self.schedule not in SCHEDULES:
             raise UserError(
                 f"expected a schedule of {', '.join(SCHEDULES)}, got {self.schedule!r}: name one"

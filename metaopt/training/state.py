@@ -15,12 +15,17 @@ from metaopt.training.trainer import Trainer
 
 COUNTERS = ("trajectories", "meta_steps", "skipped", "skipped_in_row")
 BEST = "best/"
+RAW = "raw/"
 ADAM = "adam/"
 
 
 def pack(trainer: Trainer) -> Checkpoint:
-    """Everything the trainer needs to go on: networks, best networks, Adam, generator, counters."""
-    tensors = meta_tensors(trainer.meta)
+    """Everything the trainer needs to go on.
+
+    The networks that a reader of the file gets are the averaged ones, as in the best checkpoint.
+    """
+    tensors = meta_tensors(trainer.averaged)
+    tensors |= {RAW + name: tensor for name, tensor in trainer.meta.state_dict().items()}
     tensors |= {BEST + name: tensor for name, tensor in trainer.best.items()}
     for index, moments in trainer.adam.state_dict()["state"].items():
         tensors |= {f"{ADAM}{index}/{name}": tensor for name, tensor in moments.items()}
@@ -66,7 +71,8 @@ def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
 def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     facts = checkpoint.facts
-    trainer.meta.load_state_dict(checkpoint.under(META))
+    trainer.averaged.load_state_dict(checkpoint.under(META))
+    trainer.meta.load_state_dict(checkpoint.under(RAW))
     trainer.best = checkpoint.under(BEST)
     adam = trainer.adam.state_dict()
     moments: dict[int, dict[str, Any]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -40,6 +41,7 @@ class Trainer:
         if element:
             groups.append({"params": element})
         self.adam = torch.optim.Adam(groups, lr=spec.learning_rate_update)
+        self.averaged = copy.deepcopy(self.meta)  # what is validated and shipped
         self.trajectories = 0
         self.meta_steps = 0
         self.skipped = 0
@@ -91,7 +93,7 @@ class Trainer:
         }
 
     def validate(self) -> dict[str, float]:
-        """Score the present networks on the validation problems; remember them if best.
+        """Score the averaged networks on the validation problems; remember them if best.
 
         The score is the mean log10 loss over problems and over ``validation_at``.
         """
@@ -99,7 +101,7 @@ class Trainer:
         problem = self.spec.reference.sample(seeds)
         trajectory = rollout(
             problem,
-            LearnedOptimizer(problem, self.meta),
+            LearnedOptimizer(problem, self.averaged),
             max(self.spec.validation_at),
             measure_defects=False,
         )
@@ -108,7 +110,7 @@ class Trainer:
         score = logs[list(self.spec.validation_at)].mean().item()
         if score < self.best_score:
             self.best_score = score
-            self.best = {k: v.clone() for k, v in self.meta.state_dict().items()}
+            self.best = {k: v.clone() for k, v in self.averaged.state_dict().items()}
         return {"score": score} | {
             f"log10_loss_at_{t}": logs[t].item() for t in self.spec.validation_at
         }
@@ -125,6 +127,11 @@ class Trainer:
         for parameter, gradient in zip(self.meta.parameters(), gradients, strict=True):
             parameter.grad = gradient * scale
         self.adam.step()
+        with torch.no_grad():
+            for mean, parameter in zip(
+                self.averaged.parameters(), self.meta.parameters(), strict=True
+            ):
+                mean.lerp_(parameter, 1.0 - self.spec.average)
         self.meta_steps += 1
         self.skipped_in_row = 0
 
