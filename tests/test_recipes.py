@@ -14,9 +14,9 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def test_every_recipe_has_a_config_and_every_config_of_training_a_recipe():
-    files = {
-        str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml")
-    } - {"demo"}
+    files = {str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml")} - {
+        "demo"
+    }
     assert files == set(RECIPES)
 
 
