@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint train pretrained clean
+.PHONY: help demo test lint train study controls publish clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -32,8 +32,14 @@ lint: $(STAMP) ## style and types
 train: $(STAMP) ## meta-train LSTM(update,tele), resuming what is there
 	$(BIN)/python train_meta.py --config configs/lstm_update_tele.yaml --resume
 
-pretrained: $(STAMP) ## train and install every shipped optimizer again (an hour on two cores)
-	$(BIN)/python scripts/make_pretrained.py
+study: $(STAMP) ## train, tune and measure all of Figure 6, resuming what is there (hours)
+	$(BIN)/python -m metaopt.experiments.learned_teleportation --out runs/study
+
+controls: $(STAMP) ## why it wins: the same with one thing changed, resuming what is there (hours)
+	$(BIN)/python -m metaopt.experiments.controls --out runs/controls
+
+publish: $(STAMP) ## ship the study's best optimizers, and put its tables and pictures into the docs
+	$(BIN)/python scripts/publish.py --study runs/study
 
 clean: ## remove what make and runs leave
 	rm -rf $(VENV) runs build *.egg-info

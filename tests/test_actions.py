@@ -207,9 +207,9 @@ def test_a_broken_problem_leaves_gradients_in_its_element_and_of_the_others_fini
         assert leaf.grad[OTHERS].any()
 
 
-@pytest.mark.parametrize(("size", "refused"), [(15.9, False), (16.1, True)])
+@pytest.mark.parametrize(("size", "refused"), [(31.9, False), (32.1, True)])
 @pytest.mark.parametrize("variant", PLAIN, ids=str)
-def test_an_element_is_attempted_up_to_norm_16(variant, size, refused):
+def test_an_element_is_attempted_up_to_norm_32(variant, size, refused):
     case = Case("two units", 3, 2, 2, 2)
     if ACTIONS[variant.name].diagonal:
         element = torch.tensor([size, 0.0]).double()

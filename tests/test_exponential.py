@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
-from metaopt.symmetry.exponential import MAX_ELEMENT, exact, first_order
+from metaopt.symmetry.exponential import MAX_ELEMENT, Spectral, exact, first_order
 
 FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own
 
@@ -81,3 +81,14 @@ def test_first_order_is_the_series_cut_after_its_linear_term():
     g, inverse = first_order(t)
     assert torch.equal(g, torch.eye(3).double() + t)
     assert torch.equal(inverse, torch.eye(3).double() - t)
+
+
+def test_a_spectral_element_exponentiates_as_its_matrix_does():
+    values = element(2, 3, 4, norm=3.0)[:, 0]
+    vectors = torch.linalg.qr(element(2, 4, 4, norm=1.0, seed=5))[0]
+    spectral = Spectral(values, vectors)
+    torch.testing.assert_close(spectral.exponential(), exact(spectral.dense()))
+    g, inverse = spectral.exponential()
+    torch.testing.assert_close(
+        g @ inverse, torch.eye(4).double().expand(2, 4, 4), atol=1e-13, rtol=0
+    )

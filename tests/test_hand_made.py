@@ -26,9 +26,8 @@ def observe(problem: nn.Module) -> Observation:
 def moved(problem: Regression, elements: list[Tensor]) -> list[Tensor]:
     """The weights after the elements acted by eq. 78."""
     layers = problem.chain.layers(list(problem.parameters()))
-    doubled = [element.double() for element in elements]
     move = teleport(
-        problem.chain, layers, LayerInput(problem.x), doubled, make_action("post_activation")
+        problem.chain, layers, LayerInput(problem.x), elements, make_action("post_activation")
     )
     assert not move.refused.any()
     return problem.chain.parameters(move.layers)
@@ -57,8 +56,8 @@ def test_whitening_of_features_that_are_not_finite_proposes_nothing():
     with torch.no_grad():
         problem.W1[1, 0, 0] = torch.nan
     elements, _ = Whitening(0.5).propose(observe(problem), [])
-    assert elements[0][0].any()
-    assert torch.equal(elements[0][1], torch.zeros(3, 3))
+    assert elements[0].values[0].any()
+    assert torch.equal(elements[0].values[1], torch.zeros(3))
 
 
 def linear(problem: Regression) -> Regression:

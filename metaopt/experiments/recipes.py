@@ -29,16 +29,18 @@ class Recipe:
         return replace(self, training=training)
 
 
-_ENTRIES = TrainingSpec(learning_rate_update=3e-3, learning_rate_element=3e-3, log_floor=1e-6)
+_SQUARE = TrainingSpec(
+    rectangular=False, learning_rate_update=3e-3, learning_rate_element=3e-3, log_floor=1e-6
+)
 
 SHIPPED: dict[str, Recipe] = {
     "lstm_update_tele": Recipe(MetaOptimizerSpec(), TrainingSpec()),
     "lstm_update": Recipe(
         MetaOptimizerSpec(element="none", heads=("plain", "scaled_gradient"), layers=2),
-        replace(_ENTRIES, batch_size=8, window=10, widths=(20,), clip=0.1),
+        replace(_SQUARE, batch_size=8, window=10, widths=(20,), clip=0.1),
     ),
     "lstm_lr_tele": Recipe(
-        MetaOptimizerSpec(update="step_size", element="coordinatewise"), _ENTRIES
+        MetaOptimizerSpec(update="step_size", element="coordinatewise", bound=8.0), _SQUARE
     ),
 }
 """The methods of Figure 6, each in the form that was best on validation problems."""
@@ -48,6 +50,8 @@ _PAPER_TRAINING = TrainingSpec(
     steps=100,
     window=10,
     widths=(20,),
+    rectangular=False,
+    log_floor=1e-6,
     meta_loss="sum",
     learning_rate_update=1e-4,
     learning_rate_element=1e-3,
@@ -85,7 +89,8 @@ PAPER: dict[str, Recipe] = {
 
 FURTHER: dict[str, Recipe] = {
     "lstm_update_tele_entries": Recipe(
-        MetaOptimizerSpec(element="coordinatewise", heads=("free", "scaled_gradient")), _ENTRIES
+        MetaOptimizerSpec(element="coordinatewise", bound=8.0, heads=("free", "scaled_gradient")),
+        _SQUARE,
     ),
     "lstm_update_tele_eq79": Recipe(MetaOptimizerSpec(action="pre_activation"), TrainingSpec()),
 }

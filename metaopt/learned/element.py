@@ -14,6 +14,7 @@ from metaopt.errors import UserError
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
 from metaopt.learned.update import State, flat_gradient
+from metaopt.symmetry.exponential import Element
 
 
 class ElementRule(nn.Module, ABC):
@@ -24,8 +25,8 @@ class ElementRule(nn.Module, ABC):
         """The state before the first step."""
 
     @abstractmethod
-    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
-        """(T_t of each site, ``(*batch, k, k)``; next state)."""
+    def propose(self, seen: Observation, state: State) -> tuple[Sequence[Element], State]:
+        """(T_t of each site, ``(*batch, k, k)`` or spectral; next state)."""
 
 
 class Seen(NamedTuple):

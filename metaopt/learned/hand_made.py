@@ -13,6 +13,7 @@ from metaopt.learned.element import ElementRule
 from metaopt.learned.observation import TINY, Observation
 from metaopt.learned.spectral import Spectrum
 from metaopt.learned.update import State
+from metaopt.symmetry.exponential import Spectral
 
 SMALLEST = (
     1e-7  # of the eigenvalues of C over its mean diagonal; float32 does not know smaller ones
@@ -33,12 +34,12 @@ class Whitening(ElementRule):
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
         return []
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+    def propose(self, seen: Observation, state: State) -> tuple[list[Spectral], State]:
         spectra = [
             Spectrum.of(seen.double_inputs[site.outgoing], seen.x.dtype)
             for site in seen.chain.sites
         ]
-        return [s.element(-0.5 * self.fraction * s.log_values) for s in spectra], []
+        return [Spectral(-0.5 * self.fraction * s.log_values, s.basis) for s in spectra], []
 
 
 @final
@@ -89,7 +90,8 @@ class Replaced(ElementRule):
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
         count, *inner = state
-        elements, following = self.rule.propose(seen, inner)
+        proposed, following = self.rule.propose(seen, inner)
+        elements = [e.dense() if isinstance(e, Spectral) else e for e in proposed]
         step = int(count)
         if self.steps is not None and step >= self.steps:
             elements = [torch.zeros_like(element) for element in elements]

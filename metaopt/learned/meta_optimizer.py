@@ -24,7 +24,7 @@ from metaopt.learned.update import (
     UpdateRule,
 )
 from metaopt.symmetry import LayerInput, Teleportation, make_action, teleport
-from metaopt.symmetry.exponential import MAX_ELEMENT
+from metaopt.symmetry.exponential import MAX_ELEMENT, Element
 
 State = dict[str, list[Tensor]]
 """LSTM states by network: "update" and, where g is learned, "element"."""
@@ -49,7 +49,7 @@ class MetaOptimizerSpec:
         heads: parts of f: "plain", "free", "gradient", "scaled_gradient", "spectral_gradient".
         features: what m2 sees: "gradients", "balance", "covariance"; over entries also
             "preactivations", which a spectral m2 sees as its covariance where eq. 79 acts.
-        bound: s in T = s tanh(output) / k; of a spectral T, its largest Frobenius norm.
+        bound: s in T = s tanh(output) / k; of a spectral T, of each |t_i|.
         stretch: of a spectral T, the most that a direction moves besides being whitened.
         gate: gain of the gate on T; 0 for none.
         norm: Frobenius norm that flat networks give T; 0 leaves it as it comes.
@@ -67,7 +67,7 @@ class MetaOptimizerSpec:
     inputs: tuple[str, ...] = ("gradient",)
     heads: tuple[str, ...] = ("free", "spectral_gradient")
     features: tuple[str, ...] = ("gradients", "balance", "covariance")
-    bound: float = 8.0
+    bound: float = 3.0
     stretch: float = 0.0
     gate: float = 1000.0
     norm: float = 0.01
@@ -167,7 +167,7 @@ class Proposal(NamedTuple):
     """f_t of each parameter and T_t of each site (none where g = I)."""
 
     update: list[Tensor]
-    elements: list[Tensor]
+    elements: Sequence[Element]
 
 
 class Advanced(NamedTuple):

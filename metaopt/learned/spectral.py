@@ -23,6 +23,7 @@ from metaopt.learned.element import ElementRule, gate
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
 from metaopt.learned.update import State
+from metaopt.symmetry.exponential import Spectral
 
 SMALLEST = 1e-7  # of lambda / c: float32 features know no smaller one
 
@@ -33,6 +34,7 @@ class Spectrum(NamedTuple):
     log_values: Tensor  # (*batch, k), log(lambda / c)
     vectors: Tensor  # (*batch, k, k), columns
     log_scale: Tensor  # (*batch, 1), log c
+    basis: Tensor  # the vectors in float64, so that exp(T) exp(-T) is I to that precision
 
     @classmethod
     def of(cls, h: Tensor, dtype: torch.dtype = torch.float32) -> Spectrum:
@@ -49,11 +51,7 @@ class Spectrum(NamedTuple):
         values, vectors = torch.linalg.eigh(unit)
         logs = values.clamp(min=SMALLEST).log()
         log_scale = torch.where(sound, scale, 1.0).log().unsqueeze(-1)
-        return cls(*(part.to(dtype) for part in (logs, vectors, log_scale)))
-
-    def element(self, t: Tensor) -> Tensor:
-        """V diag(t) V^T."""
-        return (self.vectors * t.unsqueeze(-2)) @ self.vectors.mT
+        return cls(logs.to(dtype), vectors.to(dtype), log_scale.to(dtype), vectors)
 
 
 Feature = Callable[[Observation, Site, Spectrum], list[Tensor]]
@@ -100,7 +98,7 @@ class SpectralElement(ElementRule):
 
     Args:
         stretch: the most that t_i moves besides whitening; at 1, meta-training explodes.
-        bound: Frobenius norm that T is held to.
+        bound: of |t_i|, smoothly.
         gain: of the gate on T; 0 for none.
         preactivations: decompose z = W_{m-1} h + b, where eq. 79 acts, instead of sigma(z).
     """
@@ -136,7 +134,7 @@ class SpectralElement(ElementRule):
         units = [layers[site.incoming].weight.shape[:-1].numel() for site in chain.sites]
         return self.lstm.init_state(sum(units))
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+    def propose(self, seen: Observation, state: State) -> tuple[list[Spectral], State]:
         sites = seen.chain.sites
         spectra = [Spectrum.of(self._decomposed(seen, site), seen.x.dtype) for site in sites]
         channels = [
@@ -147,8 +145,9 @@ class SpectralElement(ElementRule):
         like = [spectrum.log_values for spectrum in spectra]
         whiten, stretch = (unflatten(row, like) for row in torch.tanh(output))
         return [
-            spectrum.element(
-                self._bounded(seen, site, self.stretch * p - 0.5 * o * spectrum.log_values)
+            Spectral(
+                self._bounded(seen, site, self.stretch * p - 0.5 * o * spectrum.log_values),
+                spectrum.basis,
             )
             for site, spectrum, o, p in zip(sites, spectra, whiten, stretch, strict=True)
         ], following
@@ -159,7 +158,7 @@ class SpectralElement(ElementRule):
         return seen.double_layers[site.incoming](seen.double_inputs[site.incoming])
 
     def _bounded(self, seen: Observation, site: Site, t: Tensor) -> Tensor:
-        if self.gain > 0:
-            t = t * gate(seen, site, self.gain)[..., None]
-        size: Tensor = torch.linalg.vector_norm(t.detach(), dim=-1, keepdim=True)
-        return t * (self.bound / size.clamp(min=self.bound))
+        bounded = self.bound * torch.tanh(t / self.bound)
+        if self.gain == 0:
+            return bounded
+        return bounded * gate(seen, site, self.gain)[..., None]

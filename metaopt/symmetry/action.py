@@ -22,7 +22,7 @@ from torch import Tensor
 
 from metaopt.chain import Activation, Layer
 from metaopt.errors import UserError
-from metaopt.symmetry.exponential import EXPONENTIALS, MAX_ELEMENT
+from metaopt.symmetry.exponential import EXPONENTIALS, MAX_ELEMENT, Element, Spectral
 
 MAX_SIZE = 1e50  # Frobenius norm of W and h above which float64 products could overflow
 
@@ -84,8 +84,17 @@ class GroupAction(ABC):
             )
         if not max_defect > 0:
             raise UserError(f"expected a positive max_defect, got {max_defect}")
-        self.exponential = EXPONENTIALS[exponential]
+        self.exact_inverse = exponential == "exact"
+        self._exponential = EXPONENTIALS[exponential]
         self.max_defect = max_defect
+
+    def exponential(self, element: Element) -> tuple[Tensor, Tensor]:
+        """(g, g^-1)."""
+        if not isinstance(element, Spectral):
+            return self._exponential(element)
+        if self.exact_inverse:
+            return element.exponential()
+        return self._exponential(element.dense())
 
     @abstractmethod
     def is_exact(
@@ -94,11 +103,11 @@ class GroupAction(ABC):
         """``exact_when`` as a predicate on shapes and activation (for data in general position)."""
 
     @abstractmethod
-    def _candidate(self, element: Tensor, pair: Pair) -> Candidate: ...
+    def _candidate(self, element: Element, pair: Pair) -> Candidate: ...
 
     def act(
         self,
-        element: Tensor,
+        element: Element,
         incoming: Layer,
         outgoing: Layer,
         layer_input: LayerInput,
@@ -118,16 +127,20 @@ class GroupAction(ABC):
         """
         width = incoming.weight.shape[-2]
         batch = incoming.weight.shape[:-2]
-        expected = (*batch, width) if self.diagonal else (*batch, width, width)
-        if element.shape != expected:
+        spectral = isinstance(element, Spectral)
+        values = element.values if isinstance(element, Spectral) else element
+        vector = spectral or self.diagonal
+        expected = (*batch, width) if vector else (*batch, width, width)
+        if values.shape != expected or (spectral and self.diagonal):
             raise UserError(
                 f"expected an element of shape {expected} for a site of width {width}, "
-                f"got {tuple(element.shape)}"
+                f"got {tuple(values.shape)}{' in spectral form' if spectral else ''}"
             )
-        matrix = tuple(range(len(batch), element.dim()))
-        size = torch.linalg.vector_norm(element.detach(), dim=matrix, dtype=torch.float64)
+        matrix = tuple(range(len(batch), values.dim()))
+        size = torch.linalg.vector_norm(values.detach(), dim=matrix, dtype=torch.float64)
         pair = Pair(incoming, outgoing, layer_input, activation, size <= MAX_ELEMENT)
-        element = torch.where(per_problem(pair.trusted, element), element.double(), 0.0)
+        values = torch.where(per_problem(pair.trusted, values), values.double(), 0.0)
+        element = element._replace(values=values) if isinstance(element, Spectral) else values
         candidate = self._candidate(element, pair)
         # As they will be stored: rounding and overflow count too.
         moved_in = candidate.incoming.to(incoming.weight.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 from metaopt.chain import Activation, Layer
 from metaopt.errors import UserError
 from metaopt.symmetry.action import Candidate, GroupAction, Pair
-from metaopt.symmetry.exponential import exact
+from metaopt.symmetry.exponential import Element, Spectral
 
 
 @final
@@ -33,10 +33,10 @@ class PostActivationAction(GroupAction):
         self, incoming: Layer, outgoing: Layer, samples: int, activation: Activation
     ) -> bool:
         inputs = incoming.weight.shape[-1] + (incoming.bias is not None)
-        inverses = self.exponential is exact  # to first order, (I - T)(I + T) is not I
+        inverses = self.exact_inverse  # to first order, (I - T)(I + T) is not I
         return activation.inverse is not None and samples <= inputs and inverses
 
-    def _candidate(self, element: Tensor, pair: Pair) -> Candidate:
+    def _candidate(self, element: Element, pair: Pair) -> Candidate:
         inverse = pair.activation.inverse
         if inverse is None:
             raise UserError(
@@ -86,7 +86,7 @@ class PreActivationAction(GroupAction):
         hidden = incoming.weight.shape[-2] + (outgoing.bias is not None)
         return self.damping == 0 and samples <= hidden
 
-    def _candidate(self, element: Tensor, pair: Pair) -> Candidate:
+    def _candidate(self, element: Element, pair: Pair) -> Candidate:
         g, g_inverse = self.exponential(element)
         moved_in = g @ pair.w_in
         hidden = pair.hidden(pair.activation(moved_in @ pair.h))
@@ -115,12 +115,13 @@ class RescalingAction(GroupAction):
     ) -> bool:
         return activation.homogeneous
 
-    def _candidate(self, element: Tensor, pair: Pair) -> Candidate:
+    def _candidate(self, element: Element, pair: Pair) -> Candidate:
         if not pair.activation.homogeneous:
             raise UserError(
                 f"expected a positively homogeneous activation for rescaling, got "
                 f"{pair.activation}: use the pre-activation action"
             )
+        assert not isinstance(element, Spectral)  # act() refuses it
         scale = element.exp()
         weight = pair.w_out[..., : scale.shape[-1]] / scale.unsqueeze(-2)
         outgoing = torch.cat((weight, pair.w_out[..., scale.shape[-1] :]), dim=-1)

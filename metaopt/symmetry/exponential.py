@@ -5,14 +5,41 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Exponential = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-MAX_ELEMENT = 16.0  # Frobenius norm of T that the exponential is made for
-SQUARINGS = 5  # so that the series is summed at a norm of 1/2 or less
+
+class Spectral(NamedTuple):
+    """T = V diag(t) V^T with an orthogonal V, which exponentiates entry by entry."""
+
+    values: Tensor  # t, (*batch, k)
+    vectors: Tensor  # V, (*batch, k, k), float64
+
+    def dense(self) -> Tensor:
+        """T as a matrix, ``(*batch, k, k)``."""
+        return self._with(self.values)
+
+    def exponential(self) -> tuple[Tensor, Tensor]:
+        """(exp(T), exp(-T)), each I + V diag(e^t - 1) V^T: at T = 0 that is I bit for bit."""
+        identity = torch.eye(
+            self.vectors.shape[-1], dtype=self.vectors.dtype, device=self.vectors.device
+        )
+        g, inverse = (identity + self._with(torch.expm1(t)) for t in (self.values, -self.values))
+        return g, inverse
+
+    def _with(self, values: Tensor) -> Tensor:
+        return (self.vectors * values.unsqueeze(-2)) @ self.vectors.mT
+
+
+Element = Tensor | Spectral
+"""In the Lie algebra of a site: ``(*batch, k, k)``, ``(*batch, k)`` if diagonal, or spectral."""
+
+MAX_ELEMENT = 32.0  # Frobenius norm of T that the exponential is made for
+SQUARINGS = 6  # so that the series is summed at a norm of 1/2 or less
 
 
 def exact(element: Tensor) -> tuple[Tensor, Tensor]:

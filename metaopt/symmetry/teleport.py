@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaopt.chain import Layer, LayerChain
 from metaopt.symmetry.action import GroupAction, LayerInput, relative_change
+from metaopt.symmetry.exponential import Element
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def teleport(
     chain: LayerChain,
     layers: Sequence[Layer],
     layer_input: LayerInput,
-    elements: Sequence[Tensor],
+    elements: Sequence[Element],
     action: GroupAction,
 ) -> Teleportation:
     """Let exp(elements[s]) act at each site s, in order from the input.

@@ -41,8 +41,8 @@ class TrainingSpec:
         batch_size: 20x20 problems trained on together.
         steps: length of a trajectory.
         window: steps between two meta-steps, t_unroll.
-        widths: the width of each batch is drawn from these (samples, input, hidden and output).
-        rectangular: draw the four sizes one by one instead, with samples <= input.
+        widths: the sizes of each batch (samples, input, hidden, output) are drawn from these.
+        rectangular: draw the four one by one, with samples <= input, instead of one for all.
         depths, slopes, distributions: those of each batch are drawn from these; validation
             problems have the first of each, and width 20.
         loss: of the problems, "half_squared" or "norm".
@@ -72,7 +72,7 @@ class TrainingSpec:
     steps: int = 100
     window: int = 3
     widths: tuple[int, ...] = (8, 12, 16, 20, 28, 40)
-    rectangular: bool = False
+    rectangular: bool = True
     depths: tuple[int, ...] = (2,)
     slopes: tuple[float, ...] = (0.1,)
     distributions: tuple[str, ...] = ("uniform",)
