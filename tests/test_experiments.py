@@ -8,14 +8,17 @@ import pytest
 
 from metaopt.evaluation.methods import HAND_MADE
 from metaopt.experiments import controls as controls_module
+from metaopt.experiments import families as families_module
 from metaopt.experiments.controls import REPLACED, controls, trained_controls
 from metaopt.experiments.curves import measure
+from metaopt.experiments.families import FAMILIES, families
 from metaopt.experiments.learned_teleportation import study
 from metaopt.experiments.meta_seeds import chosen
 from metaopt.experiments.recipes import PAPER, SHIPPED, Recipe
 from metaopt.experiments.report import band_figure, markdown, over_seeds, write_json
 from metaopt.experiments.rivals import Rivals, steps_to_reach
 from metaopt.experiments.scale import Quick
+from metaopt.learned.checkpoint import pretrained_path
 from metaopt.problems import RegressionFamily
 
 
@@ -150,3 +153,12 @@ def test_reports_are_plain(tmp_path):
     assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
     write_json(tmp_path / "x.json", {"a": float("nan"), "b": (1, np.float64(2.0))})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [1, 2.0]}
+
+
+def test_the_families_run(tmp_path, monkeypatch):
+    few = {name: FAMILIES[name] for name in ("width 8", "width 64", "3 layers")}
+    monkeypatch.setattr(families_module, "FAMILIES", few)
+    table = families(tmp_path, pretrained_path("lstm_update_tele"), quick=True)
+    lines = table.strip().splitlines()
+    assert len(lines) == 2 + 2  # the wide ones are left out when it has to be quick
+    assert len({line.count("|") for line in lines}) == 1

@@ -24,7 +24,8 @@ def families(**fields):
 
 
 def test_every_width_is_drawn_with_as_many_problems_as_keep_the_number_of_weights():
-    spec, drawn = TrainingSpec(widths=(10, 20, 28, 40), batch_size=4), generator()
+    spec = TrainingSpec(widths=(10, 20, 28, 40), rectangular=False, batch_size=4)
+    drawn = generator()
     problems = [draw_problems(spec, drawn) for _ in range(40)]
     assert {(p.W1.shape[-1], p.batch) for p in problems} == {(10, 16), (20, 4), (28, 2), (40, 1)}
 
@@ -34,12 +35,12 @@ def test_a_batch_has_at_least_one_problem_however_wide():
 
 
 def test_square_families_are_square():
-    for family in families():
+    for family in families(rectangular=False):
         assert family.samples == family.input == family.hidden == family.output
 
 
 def test_rectangular_families_have_all_sizes_and_never_more_samples_than_inputs():
-    drawn = families(rectangular=True, widths=(8, 12, 20))
+    drawn = families(widths=(8, 12, 20))
     assert all(family.samples <= family.input for family in drawn)
     sizes = {(f.input, f.hidden, f.output) for f in drawn}
     assert len(sizes) == 27

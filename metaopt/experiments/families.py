@@ -1,0 +1,116 @@
+"""One learned optimizer on problems unlike those it was trained on.
+
+    python -m metaopt.experiments.families --out runs/families [--checkpoint PATH] [--quick]
+
+Other widths, more hidden units than inputs and fewer, fewer samples, another slope, normal data,
+and deeper networks; beside it Adam at the best of 14 rates for each family, chosen on validation
+problems of that family.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from metaopt.cli.common import Parser, guarded, set_threads
+from metaopt.evaluation.table import number
+from metaopt.experiments.curves import checksum, measure
+from metaopt.experiments.report import markdown, write_text
+from metaopt.experiments.rivals import RATES, Rivals
+from metaopt.learned.checkpoint import load_meta_optimizer, pretrained_path
+from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.problems import RegressionFamily as Family
+from metaopt.problems import first_seeds
+
+FAMILIES: dict[str, Family] = {
+    "width 8": Family.square(8),
+    "width 20": Family(),
+    "width 32": Family.square(32),
+    "width 64": Family.square(64),
+    "width 100": Family.square(100),
+    "hidden 40, the rest 20": Family(hidden=40),
+    "hidden 10, the rest 20": Family(hidden=10),
+    "16 samples, input 24, hidden 32, output 8": Family(16, 24, 32, 8),
+    "8 samples": Family(samples=8),
+    "40 samples: eq. 78 is not exact": Family(samples=40),
+    "slope 0.3": Family(slope=0.3),
+    "normal data and weights": Family(distribution="normal"),
+    "3 layers": Family(depth=3),
+    "4 layers": Family(depth=4),
+}
+"""Problems by what sets them apart; the rest is as in section 5.2."""
+
+RIVALS = ("adam", "levenberg_marquardt")
+DENSE = 32  # hidden units up to which Levenberg-Marquardt is run: its steps grow with the 6th power
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print the table."""
+    parser = Parser(prog="python -m metaopt.experiments.families", description=__doc__)
+    parser.add_argument("--out", type=str, default="runs/families", help="folder of the study")
+    parser.add_argument(
+        "--checkpoint", type=str, default="", help="default: the shipped lstm_update_tele"
+    )
+    parser.add_switch("--quick", "a few steps of a few problems, to see that it runs")
+    parser.add_threads()
+    values = parser.parse_args(arguments)
+    set_threads(values.threads)
+    checkpoint = Path(values.checkpoint or pretrained_path("lstm_update_tele"))
+    table = families(Path(values.out), checkpoint, values.quick)
+    write_text(Path(values.out) / "tables" / "families.md", table)
+    print(table)
+
+
+def families(out: Path, checkpoint: Path, quick: bool) -> str:
+    """A line a family: the learned optimizer at some steps, and Adam beside it."""
+    meta = load_meta_optimizer(checkpoint)
+    rows = []
+    for name, family in tqdm(FAMILIES.items(), unit="family"):
+        if quick and family.hidden > DENSE:
+            continue
+        problems = 2 if quick else 16 if family.hidden <= DENSE else 4
+        steps, far = (5, 8) if quick else (100, 300)
+        test = first_seeds("test", problems)
+        folder = out / "curves" / "".join(c if c.isalnum() else "_" for c in name)
+        learned = measure(
+            folder / "learned.npz",
+            checksum(checkpoint),
+            lambda problem: LearnedOptimizer(problem, meta),
+            family,
+            test,
+            far,
+        )
+        rivals = Rivals(
+            folder,
+            family,
+            first_seeds("validation", problems, offset=1000),
+            test,
+            steps,
+            RIVALS if family.hidden <= DENSE else RIVALS[:1],
+            (0.1, 1.0) if quick else RATES[5:],  # 3e-3 to 30
+        )
+        rivals_at = [number(rivals.tuned(rival).curves.mean(steps)) for rival in rivals.names]
+        rows.append(
+            [
+                name,
+                number(learned.mean(0)),
+                *(number(learned.mean(t)) for t in (steps // 5, steps // 2, steps, far)),
+                number(learned.worst(far)),
+                number(learned.median_defect),
+                str(learned.refused),
+                *[*rivals_at, "–"][: len(RIVALS)],
+            ]
+        )
+    headings = [
+        "family", "start", *(f"step {t}" for t in (steps // 5, steps // 2, steps, far)),
+        f"worst at {far}", "median defect", "refused", f"Adam at {steps}",
+        f"Levenberg-Marquardt at {steps}",
+    ]  # fmt: skip
+    return markdown(headings, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main)())
