@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint train study controls publish clean
+.PHONY: help demo test lint train study controls families publish clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -38,8 +38,11 @@ study: $(STAMP) ## train, tune and measure all of Figure 6, resuming what is the
 controls: $(STAMP) ## why it wins: the same with one thing changed, resuming what is there (hours)
 	$(BIN)/python -m metaopt.experiments.controls --out runs/controls
 
+families: $(STAMP) ## the shipped optimizer on problems unlike those it was trained on
+	$(BIN)/python -m metaopt.experiments.families --out runs/families
+
 publish: $(STAMP) ## ship the study's best optimizers, and put its tables and pictures into the docs
-	$(BIN)/python scripts/publish.py --study runs/study
+	$(BIN)/python scripts/publish.py --study runs/study --more runs/families runs/controls
 
 clean: ## remove what make and runs leave
 	rm -rf $(VENV) runs build *.egg-info

@@ -1,9 +1,9 @@
 """Make what the repository shows of a study again: shipped optimizers, pictures and tables.
 
-    python scripts/publish.py --study runs/study
+    python scripts/publish.py --study runs/study [--more runs/families runs/controls]
 
-Of each method of Figure 6 the meta-seed that is best on validation problems is shipped. A table of
-the study replaces what stands between `<!-- table: NAME -->` and `<!-- end -->` in README.md and
+Of each method of Figure 6 the meta-seed that is best on validation problems is shipped. A table
+of the studies replaces what is between `<!-- table: NAME -->` and `<!-- end -->` in README.md and
 docs/results.md.
 """
 
@@ -36,13 +36,18 @@ def ship(study: Path) -> None:
         print(f"shipped meta-seed {best['seed']} of {name}, validation score {best['score']:.3f}")
 
 
-def show(study: Path) -> None:
-    """Put tables and pictures where the pages show them."""
+def show(study: Path, more: list[Path]) -> None:
+    """Put tables and pictures where the pages show them; a table that is not there stays."""
+    tables = {p.stem: p for folder in (study, *more) for p in (folder / "tables").glob("*.md")}
     for picture in study.glob("*.png"):
         shutil.copyfile(picture, ROOT / "docs" / "figures" / picture.name)
     for page in PAGES:
         text = BLOCK.sub(
-            lambda match: match[1] + (study / "tables" / f"{match[2]}.md").read_text() + match[3],
+            lambda match: (
+                match[1] + tables[match[2]].read_text() + match[3]
+                if match[2] in tables
+                else match[0]
+            ),
             page.read_text(),
         )
         write_atomically(page, text.encode())
@@ -53,9 +58,10 @@ def main() -> None:
     """Ship, then show."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", type=Path, default=ROOT / "runs" / "study")
-    study = parser.parse_args().study.resolve()
-    ship(study)
-    show(study)
+    parser.add_argument("--more", type=Path, nargs="*", default=[], help="other studies' folders")
+    options = parser.parse_args()
+    ship(options.study.resolve())
+    show(options.study, options.more)
 
 
 if __name__ == "__main__":

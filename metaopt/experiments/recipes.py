@@ -30,7 +30,11 @@ class Recipe:
 
 
 _SQUARE = TrainingSpec(
-    rectangular=False, learning_rate_update=3e-3, learning_rate_element=3e-3, log_floor=1e-6
+    rectangular=False,
+    dtype="float32",
+    learning_rate_update=3e-3,
+    learning_rate_element=3e-3,
+    log_floor=1e-6,
 )
 
 SHIPPED: dict[str, Recipe] = {
@@ -51,6 +55,7 @@ _PAPER_TRAINING = TrainingSpec(
     window=10,
     widths=(20,),
     rectangular=False,
+    dtype="float32",
     log_floor=1e-6,
     meta_loss="sum",
     learning_rate_update=1e-4,

@@ -24,7 +24,10 @@ RATES = tuple(float(f"{rate:.1e}") for rate in np.logspace(-5, 1.5, 14))
 """Half a decade apart, from 1e-5 to 32."""
 
 SECOND_ORDER = ("levenberg_marquardt",)
-"""Shown as a reference; not part of the envelope, since a step of theirs costs much more."""
+"""Shown as a reference; not part of the envelope, since a step of theirs costs much more. For the
+same reason they try three dampings, and have no more steps than the figure."""
+
+DAMPINGS = (1e-4, 1e-3, 1e-2)
 
 
 class Tuned(NamedTuple):
@@ -60,7 +63,10 @@ class Rivals:
         self.test_seeds = test
         self.names = list(HAND_MADE if names is None else names)
         self.rates = {
-            name: sorted({*rates, HAND_MADE[name].rate or rates[0]}) for name in self.names
+            name: list(DAMPINGS)
+            if name in SECOND_ORDER
+            else sorted({*rates, HAND_MADE[name].rate or rates[0]})
+            for name in self.names
         }
         total = sum(len(rates) for rates in self.rates.values())
         with tqdm(total=total, desc="hand-made optimizers", unit="rate") as bar:

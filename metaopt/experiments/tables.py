@@ -6,7 +6,7 @@ from metaopt.evaluation.table import number
 from metaopt.experiments.curves import Curves, checksum, measure
 from metaopt.experiments.meta_seeds import Trained, chosen
 from metaopt.experiments.report import markdown
-from metaopt.experiments.rivals import Rivals, steps_to_reach
+from metaopt.experiments.rivals import SECOND_ORDER, Rivals, steps_to_reach
 from metaopt.experiments.scale import TITLES, Scale
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.problems import first_seeds
@@ -96,13 +96,14 @@ def reach_table(learned: dict[str, list[Trained]], rivals: Rivals, scale: Scale)
     for name in rivals.names:
         rate = rivals.best_rate(name, rivals.steps)
         seconds = rivals.run(name, rate, one, "alone").seconds
-        curves = rivals.run(name, rate, rivals.test_seeds, "test", scale.patience)
+        patience = scale.steps if name in SECOND_ORDER else scale.patience
+        curves = rivals.run(name, rate, rivals.test_seeds, "test", patience)
         cells = []
         for target in targets:
             steps = steps_to_reach(curves, target)
             if steps is None:
-                loss = number(curves.mean(scale.patience))
-                cells.append(f"not in {scale.patience} ({loss} there)")
+                loss = number(curves.mean(patience))
+                cells.append(f"not in {patience} ({loss} there)")
             else:
                 cells.append(f"{steps} steps, {number(steps * seconds)} s")
         rows.append([f"`{name}`", *cells, f"{1e3 * seconds:.2f}"])

@@ -46,7 +46,8 @@ class TrainingSpec:
         depths, slopes, distributions: those of each batch are drawn from these; validation
             problems have the first of each, and width 20.
         loss: of the problems, "half_squared" or "norm".
-        dtype: of the problems' weights, "float32" or "float64"; the networks stay in float32.
+        dtype: of the training problems' weights, "float32" or "float64"; in float64 no rounding
+            noise hides what is left to learn. Validation problems and networks are float32.
         estimator: of the meta-gradient, "truncated" (backpropagation through each window) or "pes"
             (persistent evolution strategies).
         pes_sigma: standard deviation of the perturbations of the meta-parameters under "pes".
@@ -77,12 +78,12 @@ class TrainingSpec:
     slopes: tuple[float, ...] = (0.1,)
     distributions: tuple[str, ...] = ("uniform",)
     loss: str = "half_squared"
-    dtype: str = "float32"
+    dtype: str = "float64"
     estimator: str = "truncated"
     pes_sigma: float = 0.01
     pes_pairs: int = 1
     meta_loss: str = "log"
-    log_floor: float = 1e-9
+    log_floor: float = 1e-12
     learning_rate_update: float = 1e-3
     learning_rate_element: float = 1e-3
     schedule: str = "cosine"
@@ -132,7 +133,13 @@ class TrainingSpec:
             if not getattr(self, name):
                 raise UserError(f"expected {name} to draw from, got none: name at least one")
         for depth, slope, distribution in product(self.depths, self.slopes, self.distributions):
-            replace(self.reference, depth=depth, slope=slope, distribution=distribution)
+            replace(
+                self.reference,
+                depth=depth,
+                slope=slope,
+                distribution=distribution,
+                dtype=self.dtype,
+            )
 
     @property
     def reference(self) -> RegressionFamily:
@@ -143,5 +150,4 @@ class TrainingSpec:
             slope=self.slopes[0],
             distribution=self.distributions[0],
             loss=self.loss,
-            dtype=self.dtype,
         )
