@@ -208,6 +208,8 @@ def test_the_switches_of_the_command_line(cli, tmp_path):
 
     assert cli(out, "--resume", **SHORT)[0] == 0  # finished: nothing to do, nothing changed
     assert snapshot(out) == finished
+    assert run_training(make_trainer(), tmp_path / "other", resume=True, overwrite=False) is False
+    assert run_training(make_trainer(), tmp_path / "other", resume=True, overwrite=False) is True
 
     code, message = cli(out, **SHORT)
     assert code == 2

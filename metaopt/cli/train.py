@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     values = build_parser().parse_args(arguments)
     set_threads(values.threads)
     trainer = Trainer(take(MetaOptimizerSpec, values), take(TrainingSpec, values))
-    run_training(trainer, Path(values.out), values.resume, values.overwrite)
+    done_before = run_training(trainer, Path(values.out), values.resume, values.overwrite)
+    if done_before:
+        print(f"the run in {values.out} was finished already; nothing was trained")
     print(f"best validation score (mean log10 loss): {trainer.best_score:.3f}")
     print(f"skipped meta-steps: {trainer.skipped} of {trainer.skipped + trainer.meta_steps}")
     print(f"checkpoints: {values.out}/best.safetensors, {values.out}/last.safetensors")

@@ -19,11 +19,14 @@ BEST = "best.safetensors"
 CURVES = "tensorboard"
 
 
-def run_training(trainer: Trainer, out: Path, resume: bool, overwrite: bool) -> None:
+def run_training(trainer: Trainer, out: Path, resume: bool, overwrite: bool) -> bool:
     """Train to the end of the budget, leaving ``best`` and ``last`` checkpoints in ``out``.
 
     ``last`` holds all that is needed to go on, the best networks among it; ``best`` is written
     from it and after it, so a kill between the two loses nothing.
+
+    Returns:
+        Whether the run was finished before.
 
     Raises:
         UserError: if ``out`` holds a run and neither ``resume`` nor ``overwrite`` was asked for.
@@ -44,7 +47,7 @@ def run_training(trainer: Trainer, out: Path, resume: bool, overwrite: bool) -> 
         unpack(trainer, read_checkpoint(last))
         _restore_best(trainer, out)
         if trainer.finished:
-            return
+            return True
     out.mkdir(parents=True, exist_ok=True)
     for stale in (*out.glob(f".{LAST}.*"), *out.glob(f".{BEST}.*")):
         stale.unlink()  # of a write that was killed
@@ -71,6 +74,7 @@ def run_training(trainer: Trainer, out: Path, resume: bool, overwrite: bool) -> 
                 curves.add_scalar(name, value, trainer.trajectories)
             bar.update(trainer.trajectories - before)
             bar.set_postfix(loss=f"{numbers['final_loss']:.2e}", skipped=trainer.skipped)
+    return False
 
 
 def _restore_best(trainer: Trainer, out: Path) -> None:
