@@ -17,6 +17,7 @@ import sys
 
 import numpy as np
 import torch
+from command import integers
 from interleaved import interleaved
 from trajectory import FLOOR, WINDOW, training_problem
 
@@ -47,10 +48,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=7)
+    integers(parser, layers=2, batch=8, steps=100, repeats=7)
     parser.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     if options.steps % WINDOW:

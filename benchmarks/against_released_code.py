@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from command import integers
 from interleaved import interleaved
 from trajectory import WINDOW, train, training_problem
 
@@ -57,9 +58,7 @@ def main() -> None:
     parser.add_argument("--code", type=Path, required=True, help="the folder learn-to-teleport")
     parser.add_argument("--batch", type=int, default=8, help="problems trained together here")
     parser.add_argument("--runs", type=int, default=4, help="trajectories of the released code")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
+    integers(parser, steps=100, repeats=7, threads=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     theirs = released(options.code, options.runs, options.steps)

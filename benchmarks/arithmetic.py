@@ -9,12 +9,12 @@ python benchmarks/arithmetic.py [--layers 2] [--hidden 20] [--batch 8] [--thread
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable
 
 import torch
+from command import parse
 from interleaved import interleaved
 from trajectory import WINDOW, train, training_problem
 
@@ -57,15 +57,7 @@ def matrix_products(hidden: int, flop: int) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--hidden", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse(__doc__, layers=1, hidden=20, batch=8, steps=100, repeats=7, threads=1)
     spec = MetaOptimizerSpec(element="none", layers=options.layers, hidden=options.hidden)
     meta, problem = MetaOptimizer(spec, seed=0), training_problem(options.batch)
     columns = sum(parameter.numel() for parameter in problem.parameters())

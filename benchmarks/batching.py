@@ -9,6 +9,7 @@ import argparse
 import json
 
 import torch
+from command import integers
 from interleaved import interleaved
 
 from metaopt.evaluation.rollout import rollout
@@ -26,10 +27,7 @@ def evaluate(meta: MetaOptimizer, seeds: range, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--optimizer", default="lstm_update_tele")
-    parser.add_argument("--problems", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
+    integers(parser, problems=64, steps=30, repeats=7, threads=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     meta = load_meta_optimizer(options.optimizer)

@@ -5,10 +5,10 @@ python benchmarks/lstm_step.py [--rows 6400] [--threads 1]
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import torch
+from command import parse
 from interleaved import interleaved
 from torch import nn
 
@@ -43,11 +43,7 @@ def cells(rows: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=6400)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse(__doc__, rows=6400, threads=1)
     result = interleaved(lambda: fused(options.rows), lambda: cells(options.rows))
     print(json.dumps({"benchmark": "fused LSTM step / nn.LSTMCell", **vars(options), **result}))
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 
 import torch
+from command import integers
 from trajectory import training_problem, windows
 
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
@@ -60,12 +61,9 @@ def in_a_process(options: argparse.Namespace, steps: int) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--element", default="coordinatewise", choices=["coordinatewise", "none"])
-    parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=8)
+    integers(parser, layers=1, batch=8, repeats=3, threads=1)
     parser.add_argument("--steps", type=int, default=100, help="of the shorter trajectory")
     parser.add_argument("--times", type=int, default=10, help="how much longer the other one is")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--alone", action="store_true", help="run one trajectory here")
     options = parser.parse_args()
     if options.alone:

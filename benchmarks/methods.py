@@ -5,10 +5,9 @@ python benchmarks/methods.py [--layers 2] [--batch 8] [--threads 1]
 
 from __future__ import annotations
 
-import argparse
 import json
 
-import torch
+from command import parse
 from interleaved import interleaved
 from trajectory import train, training_problem
 
@@ -16,14 +15,7 @@ from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse(__doc__, layers=1, batch=8, steps=100, repeats=7, threads=1)
     problem = training_problem(options.batch)
     update_tele, update = (
         MetaOptimizer(MetaOptimizerSpec(element=element, layers=options.layers), seed=0)

@@ -9,16 +9,16 @@ import argparse
 import json
 
 import torch
+from command import integers
 from interleaved import interleaved
+from trajectory import FLOOR, WINDOW, training_problem
 
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import Regression, RegressionFamily
+from metaopt.problems import Regression
 from metaopt.symmetry import LayerInput
 from metaopt.training.meta_loss import log_mean
 from metaopt.training.unroll import unroll
-
-WINDOW, FLOOR = 10, 1e-6
 
 
 def through_higher(problem: Regression, meta: MetaOptimizer, steps: int) -> None:
@@ -50,13 +50,11 @@ def by_hand(problem: Regression, meta: MetaOptimizer, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--element", default="coordinatewise", choices=["coordinatewise", "none"])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=1)
+    integers(parser, batch=8, steps=100, threads=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     meta = MetaOptimizer(MetaOptimizerSpec(element=options.element), seed=0)
-    problem = RegressionFamily().sample(range(10**7, 10**7 + options.batch))
+    problem = training_problem(options.batch)
     result = interleaved(
         lambda: through_higher(problem, meta, options.steps),
         lambda: by_hand(problem, meta, options.steps),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-HELPERS = {"interleaved", "trajectory", "jax_trajectory"}  # imported by the others
+HELPERS = {"command", "interleaved", "trajectory", "jax_trajectory"}  # imported by the others
 JAX = ["against_jax", "--batch=1", "--steps=10", "--repeats=1"]
 TINY = [
     ["against_released_code", "--code=.", "--batch=1", "--runs=1", "--steps=2", "--repeats=1"],

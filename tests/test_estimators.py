@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_trainer import assert_same, copies
 from test_unroll import METHODS, build, float64_networks, make_problem  # noqa: F401
 from torch import Tensor, nn
 
-from metaopt.learned.checkpoint import read_checkpoint
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import flatten
 from metaopt.learned.optimizer import LearnedOptimizer
@@ -18,9 +18,7 @@ from metaopt.problems import Regression, RegressionFamily
 from metaopt.training import estimators
 from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.meta_loss import log_mean
-from metaopt.training.run import LAST, run_training
 from metaopt.training.spec import TrainingSpec
-from metaopt.training.trainer import Trainer
 from metaopt.training.unroll import Window
 
 LOG = log_mean(1e-6)
@@ -55,14 +53,6 @@ def perturbations(meta: MetaOptimizer, sigma: float, generator: torch.Generator)
     return sigma * flatten(
         [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in meta.parameters()]
     )
-
-
-def copies(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    torch.testing.assert_close(dict(first), dict(second), rtol=0, atol=0)
 
 
 # What PES estimates.
@@ -246,57 +236,6 @@ def test_backpropagation_draws_nothing_and_pes_from_its_generator_alone():
     assert torch.equal(torch.get_rng_state(), globally)
 
 
-# Training with PES.
-
-
-def make_trainer(**fields) -> Trainer:
-    spec = {
-        "estimator": "pes", "pes_pairs": 2, "trajectories": 6, "batch_size": 1, "steps": 4,
-        "window": 2, "widths": (6, 8), "validation_problems": 2, "validation_at": (2, 4),
-        "validation_every": 2, **fields,
-    }  # fmt: skip
-    return Trainer(MetaOptimizerSpec(hidden=4), TrainingSpec(**spec))
-
-
-def trained(out, **fields) -> dict[str, bytes]:
-    """The checkpoints of a run, resumed if there is one."""
-    run_training(make_trainer(**fields), out, resume=True, overwrite=False)
-    return {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
-
-
-def test_a_run_is_repeatable_and_resumes_to_the_same_bytes(monkeypatch, tmp_path):
-    alone = trained(tmp_path / "alone")
-    assert len(alone) == 2
-    assert trained(tmp_path / "again") == alone
-    assert trained(tmp_path / "other", seed=1) != alone
-
-    with monkeypatch.context() as patched:
-        real, calls = Trainer.train_batch, []
-
-        def train_batch(self):
-            numbers = real(self)
-            calls.append(self)
-            if len(calls) == 3:
-                raise KeyboardInterrupt
-            return numbers
-
-        patched.setattr(Trainer, "train_batch", train_batch)
-        with pytest.raises(KeyboardInterrupt):
-            trained(tmp_path / "killed")
-    assert read_checkpoint(tmp_path / "killed" / LAST).facts["trajectories"] == 2
-    assert trained(tmp_path / "killed") == alone
-
-
-def test_losses_that_are_not_finite_are_skipped_and_counted():
-    trainer = make_trainer()
-    nn.init.constant_(trainer.meta.update.lstm.head_bias, 1e38)
-    before = copies(trainer.meta)
-    numbers = trainer.train_batch()
-    assert numbers["skipped"] == trainer.skipped == 1
-    assert trainer.meta_steps == 0
-    assert_same(trainer.meta.state_dict(), before)
-
-
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_one_lost_trajectory_of_several_makes_the_estimate_not_finite(monkeypatch, value):
     real, calls = estimators.rollout, []
@@ -312,15 +251,3 @@ def test_one_lost_trajectory_of_several_makes_the_estimate_not_finite(monkeypatc
     (window,) = estimate("pes", build("LSTM(update)"), make_problem(), 2, 2, pes_pairs=3)
     assert not any(g.isfinite().any() for g in window.gradients)
     assert not window.meta_loss.isfinite()
-
-
-def test_a_little_training_lowers_the_loss_of_the_validation_problems():
-    trainer = make_trainer(
-        trajectories=16, widths=(6,), steps=10, window=5, average=0.0, learning_rate_update=1e-2,
-        learning_rate_element=1e-2,
-    )  # fmt: skip
-    before = trainer.validate()["score"]
-    while not trainer.finished:
-        trainer.train_batch()
-    assert trainer.skipped == 0
-    assert trainer.validate()["score"] < before - 0.1

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from metaopt.evaluation.figure import band_figure
 from metaopt.evaluation.methods import HAND_MADE
 from metaopt.experiments import controls as controls_module
 from metaopt.experiments import families as families_module
@@ -15,7 +16,7 @@ from metaopt.experiments.families import FAMILIES, families
 from metaopt.experiments.learned_teleportation import study
 from metaopt.experiments.meta_seeds import chosen
 from metaopt.experiments.recipes import PAPER, SHIPPED, Recipe
-from metaopt.experiments.report import band_figure, markdown, over_seeds, write_json
+from metaopt.experiments.report import markdown, over_seeds, write_json
 from metaopt.experiments.rivals import Rivals, steps_to_reach
 from metaopt.experiments.scale import Quick
 from metaopt.learned.checkpoint import pretrained_path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,13 @@ def _single(kind: type[torch.optim.Optimizer], **options: Any) -> Build:
     )
 
 
+def _from_rivals(kind: str, **options: Any) -> Build:
+    """Of the library of the extra, imported when it is used: that takes seconds."""
+    return lambda problem, rate: _single(
+        getattr(import_module("pytorch_optimizer"), kind), **options
+    )(problem, rate)
+
+
 def _teleporting(base: Build, size: float) -> Build:
     return lambda problem, rate: TeleportingOptimizer(
         base(problem, rate),
@@ -104,11 +112,9 @@ HAND_MADE: dict[str, Method] = {
 """Every hand-made method by name."""
 
 if find_spec("pytorch_optimizer"):  # the extra "rivals"
-    import pytorch_optimizer
-
     HAND_MADE |= {
-        "shampoo": Method("shampoo", _single(pytorch_optimizer.Shampoo), 3.0),
-        "soap": Method("soap", _single(pytorch_optimizer.SOAP, weight_decay=0.0), 0.3),
+        "shampoo": Method("shampoo", _from_rivals("Shampoo"), 3.0),
+        "soap": Method("soap", _from_rivals("SOAP", weight_decay=0.0), 0.3),
     }
 
 

@@ -33,6 +33,18 @@ def geometric_mean(losses: NDArray[np.float64], seed: int = 0) -> GeometricMean:
     return GeometricMean(mean, float(np.exp(interval[0])), float(np.exp(interval[1])))
 
 
+def geometric_means(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the last axis, of problems; NaN where one of them is not finite."""
+    return np.asarray(np.exp(_logs(losses).mean(axis=-1)))
+
+
+def _logs(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithms, all NaN at a step where a problem is not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        logs = np.log(np.maximum(losses, FLOOR))
+    return np.where(np.isfinite(losses).all(axis=-1, keepdims=True), logs, np.nan)
+
+
 def log_mean_bands(
     losses: NDArray[np.float64], seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -40,17 +52,15 @@ def log_mean_bands(
 
     A step where a problem is not finite gives NaN, and so a gap in the figure.
     """
-    with np.errstate(invalid="ignore", over="ignore"):
-        logs = np.log(np.maximum(losses, FLOOR))
-    logs = np.where(np.isfinite(losses).all(axis=1, keepdims=True), logs, np.nan)
+    mean = geometric_means(losses)
     if losses.shape[1] < 2:
-        mean = np.exp(logs.mean(axis=1))
         return mean, mean, mean
+    logs = _logs(losses)
     rng = np.random.default_rng(seed)
     draws = rng.integers(losses.shape[1], size=(RESAMPLES // 4, losses.shape[1]))
     resampled = np.stack([logs[:, draw].mean(axis=1) for draw in draws])
     low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
-    return np.exp(logs.mean(axis=1)), np.exp(low), np.exp(high)
+    return mean, np.exp(low), np.exp(high)
 
 
 def _bootstrap(logs: NDArray[np.float64], seed: int) -> tuple[float, float]:

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from metaopt.cli.common import Parser, guarded, set_threads
+from metaopt.cli.common import guarded, set_threads
 from metaopt.errors import UserError
 from metaopt.evaluation.table import number
-from metaopt.experiments.curves import Curves, checksum, measure
+from metaopt.experiments.command import add_jobs, study_parser
+from metaopt.experiments.curves import Build, Curves, checksum, file_name, measure
 from metaopt.experiments.meta_seeds import chosen, measured
 from metaopt.experiments.recipes import SHIPPED, Recipe
 from metaopt.experiments.report import markdown, write_text
@@ -29,7 +30,6 @@ from metaopt.experiments.training_pool import seeded, train_all
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.element import ElementRule
 from metaopt.learned.hand_made import GradientDirection, Replaced, Whitening
-from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.problems import RegressionFamily, first_seeds
 from metaopt.training.run import BEST
@@ -93,12 +93,9 @@ def trained_controls() -> dict[str, Recipe]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, replace, measure."""
-    parser = Parser(prog="python -m metaopt.experiments.controls", description=__doc__)
-    parser.add_argument("--out", type=str, default="runs/controls", help="folder of the study")
-    parser.add_switch("--quick", "a minute's worth of it, to see that it runs")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    parser = study_parser("controls", __doc__)
+    add_jobs(parser)
     parser.add_argument("--seeds", type=int, default=3, help="meta-seeds of each trained control")
-    parser.add_threads()
     values = parser.parse_args(arguments)
     if min(values.jobs, values.seeds) < 1:
         raise UserError(
@@ -113,7 +110,7 @@ def controls(out: Path, scale: Scale, jobs: int) -> None:
     """All of it, into ``out``."""
     recipes = {name: scale.recipe(recipe) for name, recipe in trained_controls().items()}
     folders = {
-        name: seeded(_file(name), recipe, range(scale.meta_seeds), out / "runs")
+        name: seeded(file_name(name), recipe, range(scale.meta_seeds), out / "runs")
         for name, recipe in recipes.items()
     }
     train_all([job for name in folders for job in folders[name]], jobs)
@@ -121,11 +118,11 @@ def controls(out: Path, scale: Scale, jobs: int) -> None:
     test = first_seeds("test", scale.problems)
     learned = {
         name: measured(
-            name, [f for _, f in runs], out / "curves" / _file(name), family, test, scale.steps
+            name, [f for _, f in runs], out / "curves" / file_name(name), family, test, scale.steps
         )
         for name, runs in folders.items()
     }
-    steps = [t for t in (10, 20, 30, 50, 100) if t <= scale.steps]
+    steps = scale.reported
     rows = []
     for name, runs in learned.items():
         at = [sorted(run.best.mean(t) for run in runs) for t in steps]
@@ -155,27 +152,23 @@ def replaced(
 ) -> dict[str, Curves]:
     """Curves of the trained optimizer with its m2 changed."""
 
-    def changed(change: Change) -> MetaOptimizer:
+    def changed(change: Change) -> Build:
         meta = load_meta_optimizer(checkpoint)
         assert meta.element is not None
         meta.element = change(meta.element)
-        return meta
+        return lambda problem: LearnedOptimizer(problem, meta)
 
     return {
         name: measure(
-            out / f"{_file(name)}.npz",
+            out / f"{file_name(name)}.npz",
             f"{checksum(checkpoint)} {name}",
-            lambda problem, change=change: LearnedOptimizer(problem, changed(change)),  # type: ignore[misc]
+            changed(change),
             family,
             test,
             scale.steps,
         )
         for name, change in REPLACED.items()
     }
-
-
-def _file(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in name)
 
 
 if __name__ == "__main__":

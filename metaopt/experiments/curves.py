@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from metaopt.evaluation.rollout import rollout
-from metaopt.evaluation.statistics import FLOOR
-from metaopt.learned.checkpoint import write_atomically
+from metaopt.evaluation.statistics import geometric_means
+from metaopt.learned.checkpoint import load_meta_optimizer, write_atomically
+from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.problems import Regression, RegressionFamily
 
 Build = Callable[[Regression], torch.optim.Optimizer]
@@ -37,12 +39,15 @@ class Curves:
     refused: int
     seconds: float
 
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """Geometric means over problems, ``(steps + 1,)``; NaN where one is not finite."""
+        return geometric_means(self.losses)
+
     def mean(self, step: int) -> float:
         """Geometric mean over problems; inf where one is not finite."""
-        losses = self.losses[step]
-        if not np.isfinite(losses).all():
-            return float("inf")
-        return float(np.exp(np.log(np.maximum(losses, FLOOR)).mean()))
+        mean = float(geometric_means(self.losses[step]))
+        return math.inf if math.isnan(mean) else mean
 
     def worst(self, step: int) -> float:
         """The largest loss; inf where one is not finite."""
@@ -89,6 +94,25 @@ def measure(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
     return curves
+
+
+def measure_checkpoint(
+    path: Path, checkpoint: Path, family: RegressionFamily, seeds: Sequence[int], steps: int
+) -> Curves:
+    """The curves of a learned optimizer."""
+    return measure(
+        path,
+        checksum(checkpoint),
+        lambda problem: LearnedOptimizer(problem, load_meta_optimizer(checkpoint)),
+        family,
+        seeds,
+        steps,
+    )
+
+
+def file_name(text: str) -> str:
+    """The text with all but letters, digits, dots and hyphens replaced by underscores."""
+    return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in text)
 
 
 def checksum(path: Path) -> str:

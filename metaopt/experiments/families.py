@@ -15,13 +15,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from metaopt.cli.common import Parser, guarded, set_threads
+from metaopt.cli.common import guarded, set_threads
 from metaopt.evaluation.table import number
-from metaopt.experiments.curves import checksum, measure
+from metaopt.experiments.command import study_parser
+from metaopt.experiments.curves import file_name, measure_checkpoint
 from metaopt.experiments.report import markdown, write_text
 from metaopt.experiments.rivals import RATES, Rivals
-from metaopt.learned.checkpoint import load_meta_optimizer, pretrained_path
-from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.learned.checkpoint import pretrained_path
 from metaopt.problems import RegressionFamily as Family
 from metaopt.problems import first_seeds
 
@@ -49,13 +49,10 @@ DENSE = 32  # hidden units up to which Levenberg-Marquardt is run: its steps gro
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print the table."""
-    parser = Parser(prog="python -m metaopt.experiments.families", description=__doc__)
-    parser.add_argument("--out", type=str, default="runs/families", help="folder of the study")
+    parser = study_parser("families", __doc__)
     parser.add_argument(
         "--checkpoint", type=str, default="", help="default: the shipped lstm_update_tele"
     )
-    parser.add_switch("--quick", "a few steps of a few problems, to see that it runs")
-    parser.add_threads()
     values = parser.parse_args(arguments)
     set_threads(values.threads)
     checkpoint = Path(values.checkpoint or pretrained_path("lstm_update_tele"))
@@ -66,7 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def families(out: Path, checkpoint: Path, quick: bool) -> str:
     """A line a family: the learned optimizer at some steps, and Adam beside it."""
-    meta = load_meta_optimizer(checkpoint)
     rows = []
     for name, family in tqdm(FAMILIES.items(), unit="family"):
         if quick and family.hidden > DENSE:
@@ -74,15 +70,8 @@ def families(out: Path, checkpoint: Path, quick: bool) -> str:
         problems = 2 if quick else 16 if family.hidden <= DENSE else 4
         steps, far = (5, 8) if quick else (100, 300)
         test = first_seeds("test", problems)
-        folder = out / "curves" / "".join(c if c.isalnum() else "_" for c in name)
-        learned = measure(
-            folder / "learned.npz",
-            checksum(checkpoint),
-            lambda problem: LearnedOptimizer(problem, meta),
-            family,
-            test,
-            far,
-        )
+        folder = out / "curves" / file_name(name)
+        learned = measure_checkpoint(folder / "learned.npz", checkpoint, family, test, far)
         rivals = Rivals(
             folder,
             family,

@@ -16,17 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from metaopt.cli.common import Parser, guarded, set_threads
+from metaopt.cli.common import guarded, set_threads
 from metaopt.errors import UserError
-from metaopt.experiments.meta_seeds import Trained, mean_curve, measured
+from metaopt.evaluation.figure import Band, band_figure
+from metaopt.experiments.command import add_jobs, study_parser
+from metaopt.experiments.meta_seeds import Trained, measured
 from metaopt.experiments.recipes import PAPER, SHIPPED
-from metaopt.experiments.report import (
-    Band,
-    band_figure,
-    over_seeds,
-    write_json,
-    write_text,
-)
+from metaopt.experiments.report import over_seeds, write_json, write_text
 from metaopt.experiments.rivals import SECOND_ORDER, Rivals
 from metaopt.experiments.scale import TITLES, Quick, Scale
 from metaopt.experiments.tables import meta_seed_table, method_table, rate_table, reach_table
@@ -37,14 +33,9 @@ from metaopt.problems import RegressionFamily, first_seeds
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure, draw."""
-    parser = Parser(
-        prog="python -m metaopt.experiments.learned_teleportation",
-        description="Figure 6 and the paper's configuration, with meta-seeds and tuned rivals.",
-    )
-    parser.add_argument("--out", type=str, default="runs/study", help="folder of the study")
-    parser.add_switch("--quick", "a minute's worth of it, to see that it runs")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
-    parser.add_threads()
+    parser = study_parser("learned_teleportation", __doc__)
+    parser.set_defaults(out="runs/study")
+    add_jobs(parser)
     values = parser.parse_args(arguments)
     if values.jobs < 1:
         raise UserError(f"expected --jobs of 1 or more, got {values.jobs}")
@@ -118,16 +109,16 @@ def study(out: Path, scale: Scale, jobs: int) -> None:
 
 def _figures(out: Path, scale: Scale, learned: dict[str, list[Trained]], rivals: Rivals) -> None:
     def band(name: str, title: str) -> Band:
-        return over_seeds(title, [mean_curve(run.best)[: scale.steps + 1] for run in learned[name]])
+        return over_seeds(title, [run.best.means[: scale.steps + 1] for run in learned[name]])
 
     def single(label: str, curve: NDArray[np.float64]) -> Band:
         return Band(label, curve, curve, curve)
 
     hand_made = [
-        single("GD", mean_curve(rivals.tuned("gd").curves)),
+        single("GD", rivals.tuned("gd").curves.means),
         single("envelope of hand-made", rivals.envelope().losses),
         *(
-            single("Levenberg-Marquardt", mean_curve(rivals.tuned(name).curves))
+            single("Levenberg-Marquardt", rivals.tuned(name).curves.means)
             for name in SECOND_ORDER
             if name in rivals.names
         ),

@@ -6,14 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from metaopt.evaluation.statistics import log_mean_bands
-from metaopt.experiments.curves import Curves, checksum, measure
-from metaopt.learned.checkpoint import load_meta_optimizer, read_checkpoint
-from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.experiments.curves import Curves, measure_checkpoint
+from metaopt.learned.checkpoint import read_checkpoint
 from metaopt.problems import RegressionFamily
 from metaopt.training.run import BEST, LAST
 
@@ -53,32 +49,25 @@ def measured(
     Args:
         steps: of the best checkpoint; the others are measured to step 100 or so far.
     """
+
+    def curves(folder: Path, which: str, family: RegressionFamily, steps: int) -> Curves:
+        path = folder / which
+        kept = out / f"{folder.name}-{path.stem}-{family.dtype}-{steps}.npz"
+        return measure_checkpoint(kept, path, family, problems, steps)
+
+    double = replace(family, dtype="float64")
+    short = min(steps, 100)
     results = []
     for seed, folder in enumerate(tqdm(folders, desc=name, unit="meta-seed")):
-
-        def curves(
-            which: str, steps: int, dtype: str = family.dtype, folder: Path = folder
-        ) -> Curves:
-            path = folder / which
-            return measure(
-                out / f"{folder.name}-{path.stem}-{dtype}-{steps}.npz",
-                checksum(path),
-                lambda problem: LearnedOptimizer(problem, load_meta_optimizer(path)),
-                replace(family, dtype=dtype),
-                problems,
-                steps,
-            )
-
-        short = min(steps, 100)
         results.append(
             Trained(
                 seed,
                 folder,
                 read_checkpoint(folder / BEST).facts["validation_score"],
                 read_checkpoint(folder / LAST).facts["skipped"],
-                curves(BEST, steps),
-                curves(LAST, short),
-                curves(BEST, short, "float64"),
+                curves(folder, BEST, family, steps),
+                curves(folder, LAST, family, short),
+                curves(folder, BEST, double, short),
             )
         )
     return results
@@ -87,8 +76,3 @@ def measured(
 def chosen(runs: Sequence[Trained]) -> Trained:
     """The one to ship: best on validation problems."""
     return min(runs, key=lambda run: run.score)
-
-
-def mean_curve(curves: Curves) -> NDArray[np.float64]:
-    """Geometric means over problems, ``(steps + 1,)``; NaN where one is not finite."""
-    return log_mean_bands(curves.losses)[0]

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from metaopt.evaluation.methods import HAND_MADE
-from metaopt.evaluation.statistics import FLOOR
 from metaopt.experiments.curves import Curves, measure
 from metaopt.problems import RegressionFamily
 
@@ -110,7 +109,5 @@ class Rivals:
 
 def steps_to_reach(curves: Curves, target: float) -> int | None:
     """The first step whose geometric mean is at most ``target``; None where there is none."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        means = np.exp(np.log(np.maximum(curves.losses, FLOOR)).mean(axis=1))
-    reached = np.flatnonzero(means <= target)
+    reached = np.flatnonzero(curves.means <= target)
     return int(reached[0]) if len(reached) else None

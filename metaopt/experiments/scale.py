@@ -32,6 +32,11 @@ class Scale:
     rivals: tuple[str, ...] = tuple(HAND_MADE)
     long: int | None = LONG
 
+    @property
+    def reported(self) -> tuple[int, ...]:
+        """Steps that tables show."""
+        return tuple(t for t in (10, 20, 30, 50, 100) if t <= self.steps)
+
     def recipe(self, recipe: Recipe) -> Recipe:
         """As it is."""
         return recipe

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from metaopt.evaluation.table import number
-from metaopt.experiments.curves import Curves, checksum, measure
+from metaopt.experiments.curves import Curves, measure_checkpoint
 from metaopt.experiments.meta_seeds import Trained, chosen
 from metaopt.experiments.report import markdown
 from metaopt.experiments.rivals import SECOND_ORDER, Rivals, steps_to_reach
 from metaopt.experiments.scale import TITLES, Scale
-from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.problems import first_seeds
 from metaopt.training.run import BEST
 
 
 def meta_seed_table(learned: dict[str, list[Trained]], scale: Scale) -> str:
     """One line a run."""
-    steps = [t for t in (10, 20, 30, 50, 100) if t <= scale.steps]
+    steps = scale.reported
     far = [t for t in (300, 500) if t <= scale.far]
     headings = [
         "method", "meta-seed", *map(str, steps), *(f"{t}" for t in far),
@@ -48,7 +49,7 @@ def meta_seed_table(learned: dict[str, list[Trained]], scale: Scale) -> str:
 
 def method_table(learned: dict[str, list[Trained]], rivals: Rivals, scale: Scale) -> str:
     """Chosen learned ones and every hand-made optimizer at its best rate."""
-    steps = [t for t in (10, 20, 30, 50, 100) if t <= scale.steps]
+    steps = scale.reported
     rows = []
     for name in TITLES:
         curves = chosen(learned[name]).best
@@ -62,7 +63,7 @@ def method_table(learned: dict[str, list[Trained]], rivals: Rivals, scale: Scale
     return markdown(headings, rows)
 
 
-def _method_row(label: str, rate: str, curves: Curves, steps: list[int]) -> list[str]:
+def _method_row(label: str, rate: str, curves: Curves, steps: Sequence[int]) -> list[str]:
     return [
         label,
         rate,
@@ -77,14 +78,8 @@ def reach_table(learned: dict[str, list[Trained]], rivals: Rivals, scale: Scale)
     ship = chosen(learned["lstm_update_tele"])
     targets = [ship.best.mean(t) for t in scale.marks]
     one = first_seeds("test", 1)
-    path = ship.folder / BEST
-    alone = measure(
-        rivals.out / "learned-alone.npz",
-        checksum(path),
-        lambda problem: LearnedOptimizer(problem, path),
-        rivals.family,
-        one,
-        scale.steps,
+    alone = measure_checkpoint(
+        rivals.out / "learned-alone.npz", ship.folder / BEST, rivals.family, one, scale.steps
     )
     rows = [
         [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.chain import LayerChain, Site
-from metaopt.errors import UserError
+from metaopt.errors import UserError, check_names
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
 from metaopt.learned.update import State, flat_gradient
@@ -115,12 +115,7 @@ class CoordinatewiseElement(ElementRule):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        unknown = [name for name in features if name not in FEATURES]
-        if unknown or not features:
-            raise UserError(
-                f"expected features of {', '.join(FEATURES)}, got {list(features)}: "
-                f"name at least one"
-            )
+        check_names("features", features, FEATURES)
         if not bound > 0 or not gain >= 0:
             raise UserError(
                 f"expected bound > 0 and gate >= 0 (0: no gate), got bound={bound}, gate={gain}"

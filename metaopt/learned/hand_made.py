@@ -15,10 +15,6 @@ from metaopt.learned.spectral import Spectrum
 from metaopt.learned.update import State
 from metaopt.symmetry.exponential import Spectral
 
-SMALLEST = (
-    1e-7  # of the eigenvalues of C over its mean diagonal; float32 does not know smaller ones
-)
-
 
 @final
 class Whitening(ElementRule):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from metaopt.chain import LayerChain, Site
-from metaopt.errors import UserError
+from metaopt.errors import check_names
 from metaopt.learned.element import ElementRule, gate
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
@@ -115,11 +115,7 @@ class SpectralElement(ElementRule):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        if not features or any(name not in DIRECTION_FEATURES for name in features):
-            raise UserError(
-                f"expected features of {', '.join(DIRECTION_FEATURES)} for a spectral m2, got "
-                f"{list(features)}: name at least one"
-            )
+        check_names("features of a spectral m2", features, DIRECTION_FEATURES)
         self.features = [DIRECTION_FEATURES[name][1] for name in features]
         self.stretch = stretch
         self.bound = bound

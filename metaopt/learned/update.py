@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.chain import LayerChain
-from metaopt.errors import UserError
+from metaopt.errors import UserError, check_names
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, flatten, log_sign, unflatten
 
@@ -119,10 +119,7 @@ class CoordinatewiseUpdate(UpdateRule):
     ) -> None:
         super().__init__()
         for what, names, table in (("inputs", inputs, INPUTS), ("heads", heads, HEADS)):
-            if not names or any(name not in table for name in names):
-                raise UserError(
-                    f"expected {what} of {', '.join(table)}, got {list(names)}: name at least one"
-                )
+            check_names(what, names, table)
         self.inputs = [INPUTS[name][1] for name in inputs]
         self.heads = [HEADS[head] for head in heads]
         channels = sum(INPUTS[name][0] for name in inputs)

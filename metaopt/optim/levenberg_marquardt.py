@@ -6,7 +6,7 @@ matrix as large as the smaller of residuals and weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import jacrev
 
 from metaopt.errors import UserError
+from metaopt.learned.observation import flatten, unflatten
 from metaopt.problems import Regression
 
 TRIES = 10  # dampings tried in a step before it stays where it is
@@ -54,10 +55,10 @@ class LevenbergMarquardt(torch.optim.Optimizer):
 
     def _step_one(self, index: int) -> None:
         weights = [parameter[index] for parameter in self.problem.parameters()]
-        flat = torch.cat([weight.reshape(-1) for weight in weights]).double()
+        flat = flatten(weights).double()
 
         def residuals(vector: Tensor) -> Tensor:
-            shaped = _unflatten(vector, weights)
+            shaped = unflatten(vector, weights)
             x, y = self.problem.x[index].double(), self.problem.y[index].double()
             layers = self.problem.chain.layers(shaped)
             return (self.problem.chain.output(layers, x) - y).reshape(-1)
@@ -79,14 +80,9 @@ class LevenbergMarquardt(torch.optim.Optimizer):
                 # Judged as it will be stored: float32 weights round it.
                 trial = trial.to(weights[0].dtype).double()
                 if residuals(trial).square().sum() < r.square().sum():
-                    for weight, value in zip(weights, _unflatten(trial, weights), strict=True):
+                    for weight, value in zip(weights, unflatten(trial, weights), strict=True):
                         weight.copy_(value)
                     self.dampings[index] = damping / self.factor
                     return
             damping = damping * self.factor
         self.dampings[index] = damping
-
-
-def _unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    pieces = torch.split(vector, [tensor.numel() for tensor in like])
-    return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]

@@ -18,7 +18,7 @@ from metaopt.evaluation.rollout import rollout
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.problems import Regression
 from metaopt.training.meta_loss import MetaLoss
-from metaopt.training.unroll import Window, unroll
+from metaopt.training.unroll import Window, meta_parameters, unroll
 
 if TYPE_CHECKING:  # the spec checks its ``estimator`` against the table below
     from metaopt.training.spec import TrainingSpec
@@ -56,7 +56,7 @@ def persistent_evolution(
         Windows whose meta-loss is the mean over all trajectories; their losses stand side by side,
         ``(K, 2 pairs B)``, and refusals are counted over all of them.
     """
-    theta = _learned(optimizer)
+    theta = meta_parameters(optimizer)
     runs = [[copy.deepcopy((problem, optimizer)) for _ in range(2)] for _ in range(pairs)]
     sums = [[torch.zeros_like(p) for p in theta] for _ in range(pairs)]
     refused = torch.zeros((), dtype=torch.long)
@@ -80,14 +80,10 @@ def persistent_evolution(
         yield Window(torch.stack(values).mean(), gradients, torch.cat(losses, dim=1), refused)
 
 
-def _learned(optimizer: LearnedOptimizer) -> list[Tensor]:
-    return [p for p in optimizer.meta.parameters() if p.requires_grad]
-
-
 @torch.no_grad()
 def _perturb(copied: LearnedOptimizer, theta: list[Tensor], eps: list[Tensor], sign: int) -> None:
     """Write theta + sign eps into a copy of the optimizer."""
-    for own, parameter, shift in zip(_learned(copied), theta, eps, strict=True):
+    for own, parameter, shift in zip(meta_parameters(copied), theta, eps, strict=True):
         own.copy_(parameter + sign * shift)
 
 

@@ -28,6 +28,11 @@ class Window(NamedTuple):
     refused: Tensor  # scalar: refused teleportations so far in the trajectory, over problems
 
 
+def meta_parameters(optimizer: LearnedOptimizer) -> list[Tensor]:
+    """Those that are trained."""
+    return [p for p in optimizer.meta.parameters() if p.requires_grad]
+
+
 def unroll(
     problem: Regression,
     optimizer: LearnedOptimizer,
@@ -40,7 +45,7 @@ def unroll(
     Change the meta-parameters in place between windows: the next window uses them. Memory does
     not grow with the number of windows.
     """
-    meta_parameters = [p for p in optimizer.meta.parameters() if p.requires_grad]
+    trained = meta_parameters(optimizer)
     with differentiable(problem, optimizer) as run:
         done = 0
         while done < steps:
@@ -54,7 +59,7 @@ def unroll(
             done += count
             value = meta_loss(torch.stack(after))
             gradients = torch.autograd.grad(
-                value, meta_parameters, allow_unused=True, materialize_grads=True
+                value, trained, allow_unused=True, materialize_grads=True
             )
             run.truncate()
             yield Window(
