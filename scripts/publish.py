@@ -29,7 +29,7 @@ def ship(study: Path) -> None:
     runs = json.loads((study / "runs.json").read_text())
     for name in SHIPPED:
         best = min(runs[name], key=lambda run: run["score"])
-        path = Path(best["folder"]) / BEST
+        path = study / best["folder"] / BEST
         read_checkpoint(path)  # whole
         target = ROOT / "metaopt" / "learned" / "pretrained" / f"{name}.safetensors"
         write_atomically(target, path.read_bytes())
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=ROOT / "runs" / "study")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="other studies' folders")
     options = parser.parse_args()
-    ship(options.study.resolve())
+    ship(options.study)
     show(options.study, options.more)
 
 

@@ -92,9 +92,16 @@ def test_curves_come_from_disk_only_for_the_same_method_and_problems(tmp_path):
     assert len(built) == 1
     assert np.array_equal(first.losses, again.losses)
     assert first.seconds == again.seconds
-    for changed in (("gd@2", family, [0, 1], 3), ("gd@2", family, [0, 2], 3)):
-        measure(path, changed[0], build, *changed[1:])
-    assert len(built) == 3
+    other = replace(family, slope=0.2)
+    for changed in (
+        ("gd@2", family, [0, 1], 3),
+        ("gd@2", family, [0, 2], 3),
+        ("gd@2", other, [0, 2], 3),
+        ("gd@2", other, [0, 2], 4),
+    ):
+        curves = measure(path, changed[0], build, *changed[1:])
+        assert len(curves.losses) == changed[3] + 1
+    assert len(built) == 5
 
 
 @pytest.fixture(scope="module")

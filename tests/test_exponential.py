@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
+from metaopt.symmetry import exponential
 from metaopt.symmetry.exponential import MAX_ELEMENT, Spectral, exact, first_order
 
 FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own
@@ -30,6 +31,15 @@ def test_equals_matrix_exp_and_its_inverse_up_to_the_largest_norm(shape, norm):
     torch.testing.assert_close(g / scale, expected / scale, rtol=0, atol=1e-12)
     identity = torch.eye(shape[-1]).double().expand(shape)
     torch.testing.assert_close(g @ inverse / size, identity / size, rtol=0, atol=1e-13)
+
+
+def test_a_first_call_in_inference_mode_leaves_later_ones_differentiable():
+    exponential._coefficients.cache_clear()
+    with torch.inference_mode():
+        exact(element(3, 3, norm=1.0))
+    t = element(3, 3, norm=1.0).requires_grad_()
+    (gradient,) = torch.autograd.grad(exact(t)[0].sum(), t)
+    assert gradient.any()
 
 
 def test_zero_gives_the_identity_bit_for_bit():

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from metaopt.chain import Identity, Layer
 from metaopt.cli import evaluate, train
 from metaopt.evaluation.methods import HAND_MADE
+from metaopt.symmetry import GroupAction, LayerInput
 
 torch.set_num_threads(1)  # the tensors are tiny; more threads only wait for one another
 
@@ -215,3 +217,26 @@ def test_links_between_pages_lead_somewhere() -> None:
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert not broken
+
+
+def test_the_example_of_a_new_action_acts() -> None:
+    text = (ROOT / "docs" / "extending.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    namespace: dict[str, object] = {}
+    exec(compile(block, "docs/extending.md", "exec"), namespace)
+    (action,) = (
+        value
+        for value in namespace.values()
+        if isinstance(value, type) and issubclass(value, GroupAction) and value is not GroupAction
+    )
+    incoming, outgoing = (Layer(torch.rand(3, 3).double()) for _ in range(2))
+    move = action().act(
+        0.1 * torch.rand(3, 3).double(),
+        incoming,
+        outgoing,
+        LayerInput(torch.rand(3, 2).double()),
+        Identity(),
+    )
+    assert not move.refused
+    assert move.defect < 1e-12
+    assert not torch.equal(move.incoming.weight, incoming.weight)

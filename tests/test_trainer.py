@@ -274,3 +274,21 @@ def test_bad_specs_raise_a_user_error_of_one_line(fields):
 def test_flat_networks_are_refused_before_training_where_sizes_differ():
     with pytest.raises(UserError, match="flat_widths"):
         Trainer(MetaOptimizerSpec(update="flat", element="none"), TrainingSpec(widths=(8,)))
+
+
+def test_what_is_shipped_is_the_moving_average_over_meta_steps():
+    trainer = make(average=0.75, batch_size=1, steps=4, window=2)
+    name, parameter = next(iter(trainer.meta.named_parameters()))
+    expected = parameter.detach().clone()
+    real = trainer.adam.step
+
+    def step() -> None:
+        real()
+        expected.mul_(0.75).add_(parameter.detach(), alpha=0.25)
+
+    trainer.adam.step = step
+    trainer.train_batch()
+    trainer.train_batch()
+    assert trainer.meta_steps == 4
+    torch.testing.assert_close(dict(trainer.averaged.named_parameters())[name].detach(), expected)
+    assert not torch.equal(expected, parameter)

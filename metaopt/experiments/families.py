@@ -3,8 +3,8 @@
     python -m metaopt.experiments.families --out runs/families [--checkpoint PATH] [--quick]
 
 Other widths, more hidden units than inputs and fewer, fewer samples, another slope, normal data,
-and deeper networks; beside it Adam at the best of 14 rates for each family, chosen on validation
-problems of that family.
+and deeper networks; beside it Adam at the best of nine rates and its default for each family,
+chosen on validation problems of that family.
 """
 
 from __future__ import annotations

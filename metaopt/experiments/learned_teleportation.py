@@ -97,7 +97,7 @@ def study(out: Path, scale: Scale, jobs: int) -> None:
                 "seed": run.seed,
                 "score": run.score,
                 "skipped": run.skipped,
-                "folder": str(run.folder),
+                "folder": str(run.folder.relative_to(out)),
             }
             for run in trained
         ]

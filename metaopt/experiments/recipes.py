@@ -23,7 +23,7 @@ class Recipe:
         return replace(self, training=replace(self.training, seed=seed))
 
     def with_budget(self, trajectories: int) -> Recipe:
-        """The same with another budget; it is validated as often in all, 20 times."""
+        """The same with another budget, validated 20 times in all if it is longer than now."""
         every = max(self.training.validation_every, trajectories // 20)
         training = replace(self.training, trajectories=trajectories, validation_every=every)
         return replace(self, training=training)

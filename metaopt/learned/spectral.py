@@ -1,9 +1,9 @@
 """m2 in the eigenbasis of the hidden features: coordinate-wise over directions, not entries.
 
 With C = h h^T = V diag(lambda) V^T at a site, T = V diag(t) V^T, and one LSTM shared by all
-directions i proposes t_i. What it can do does not depend on the basis of the hidden units (for an
-orthogonal Q, h -> Q h gives T -> Q T Q^T), nor on how many there are, and there are k columns to
-step instead of k^2.
+directions i proposes t_i: k columns to step instead of k^2. Where the eigenvalues differ, what it
+does depends on no basis of the hidden units (for an orthogonal Q, h -> Q h gives T -> Q T Q^T); with
+fewer samples than hidden units the directions without features have a basis of chance.
 
 t_i = -1/2 tanh(o_i) log(lambda_i / c) + stretch tanh(p_i), c the mean of lambda: o_i says how far
 the direction is whitened, with tanh(o_i) = 1 all the way; p_i stretches it.
@@ -25,7 +25,7 @@ from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
 from metaopt.learned.update import State
 from metaopt.symmetry.exponential import Spectral
 
-SMALLEST = 1e-7  # of lambda / c: float32 features know no smaller one
+SMALLEST = 1e-7  # of lambda / c; a smaller one is whitened as if it were this large
 
 
 class Spectrum(NamedTuple):

@@ -68,6 +68,7 @@ def exact(element: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache
+@torch.inference_mode(False)  # what is kept must serve callers outside it too
 def _coefficients(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Rows: the low part of cosh and of sinh / T in (I, T^2, T^4, T^6), then the high parts.
 

@@ -1,0 +1,61 @@
+"""``scripts/publish.py``: ships the best on validation problems, and fills the pages."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from metaopt.experiments.recipes import SHIPPED
+from metaopt.learned.checkpoint import pretrained_path
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "publish.py"
+
+
+@pytest.fixture
+def publish(tmp_path, monkeypatch):
+    """The script, with a root of its own."""
+    spec = importlib.util.spec_from_file_location("publish", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    root = tmp_path / "root"
+    for folder in ("docs/figures", "metaopt/learned/pretrained"):
+        (root / folder).mkdir(parents=True)
+    page = (
+        "before\n<!-- table: one -->\nold\n<!-- end -->\n<!-- table: none -->\nkept\n<!-- end -->\n"
+    )
+    for name in ("README.md", "docs/results.md"):
+        (root / name).write_text(page)
+    monkeypatch.setattr(module, "ROOT", root)
+    monkeypatch.setattr(module, "PAGES", (root / "README.md", root / "docs" / "results.md"))
+    return module
+
+
+def test_a_study_is_shipped_and_shown_wherever_it_lies(publish, tmp_path, monkeypatch):
+    study = tmp_path / "study"
+    runs = {}
+    for name in SHIPPED:
+        runs[name] = []
+        for seed, source in enumerate(("lstm_update", "lstm_lr_tele")):
+            folder = study / "runs" / f"{name}-{seed}"
+            folder.mkdir(parents=True)
+            shutil.copy(pretrained_path(source), folder / "best.safetensors")
+            runs[name].append({"seed": seed, "score": -seed, "folder": f"runs/{name}-{seed}"})
+    (study / "runs.json").write_text(json.dumps(runs))
+    (study / "tables").mkdir()
+    (study / "tables" / "one.md").write_text("| new |\n")
+    (study / "figure6.png").write_bytes(b"picture")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["publish.py", "--study", str(study)])
+    publish.main()
+    for name in SHIPPED:
+        shipped = publish.ROOT / "metaopt" / "learned" / "pretrained" / f"{name}.safetensors"
+        assert shipped.read_bytes() == pretrained_path("lstm_lr_tele").read_bytes()
+    assert (publish.ROOT / "docs" / "figures" / "figure6.png").read_bytes() == b"picture"
+    for page in publish.PAGES:
+        assert page.read_text() == (
+            "before\n<!-- table: one -->\n| new |\n<!-- end -->\n"
+            "<!-- table: none -->\nkept\n<!-- end -->\n"
+        )
