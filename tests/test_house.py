@@ -220,8 +220,7 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 
 def test_the_example_of_a_new_action_acts() -> None:
-    text = (ROOT / "docs" / "extending.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (block,) = blocks("python", ROOT / "docs" / "extending.md")
     namespace: dict[str, object] = {}
     exec(compile(block, "docs/extending.md", "exec"), namespace)
     (action,) = (

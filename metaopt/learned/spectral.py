@@ -2,8 +2,8 @@
 
 With C = h h^T = V diag(lambda) V^T at a site, T = V diag(t) V^T, and one LSTM shared by all
 directions i proposes t_i: k columns to step instead of k^2. Where the eigenvalues differ, what it
-does depends on no basis of the hidden units (for an orthogonal Q, h -> Q h gives T -> Q T Q^T); with
-fewer samples than hidden units the directions without features have a basis of chance.
+does depends on no basis of the hidden units (for an orthogonal Q, h -> Q h gives T -> Q T Q^T);
+with fewer samples than hidden units the directions without features have a basis of chance.
 
 t_i = -1/2 tanh(o_i) log(lambda_i / c) + stretch tanh(p_i), c the mean of lambda: o_i says how far
 the direction is whitened, with tanh(o_i) = 1 all the way; p_i stretches it.
