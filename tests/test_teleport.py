@@ -15,7 +15,7 @@ from cases import (
 )
 
 from metaopt import UserError
-from metaopt.chain import Identity, LayerChain, LeakyReLU
+from metaopt.chain import Identity, Layer, LayerChain, LeakyReLU
 from metaopt.symmetry import ACTIONS, LayerInput, make_action, teleport
 
 WIDTHS, SAMPLES = (5, 4, 6, 4, 2), 4  # every action is exact at every site
@@ -205,3 +205,28 @@ def test_inputs_that_are_not_finite_are_marked_and_masked_per_problem():
     assert layer_input.h[1].eq(0).all()
     assert layer_input.with_ones.h[:, -1].eq(1).all()
     assert layer_input.with_ones.h.shape == (3, 3, 4)
+
+
+def test_a_move_that_undoes_the_update_before_it_is_held_and_the_others_are_kept():
+    """Eq. 79 with too many samples changes the output; the updates are of three sizes."""
+    layers, x = drawn_chain(CHAIN, samples=9)
+    sizes = torch.tensor([1e-3, 1.0, 1e3], dtype=torch.float64)
+    start = [
+        Layer(*(None if t is None else t - sizes.view(-1, *(1,) * (t.dim() - 1)) for t in layer))
+        for layer in layers
+    ]
+    action = make_action("pre_activation", max_defect=1e9)
+    elements = drawn_elements("pre_activation", layers, scale=0.05)
+    move = teleport(CHAIN, layers, LayerInput(x), elements, action)
+    first, updated, moved = (naive_outputs(CHAIN, at, x) for at in (start, layers, move.layers))
+    ratio = (moved - updated).norm(dim=(1, 2)) / (updated - first).norm(dim=(1, 2))
+    fraction = ratio.sort().values[1:].mean().item()  # between the second and the third
+    judged = move.hold(start, fraction)
+    assert judged.held.tolist() == (ratio > fraction).tolist() == [True, False, False]
+    for before, after, kept in zip(layers, move.layers, judged.layers, strict=True):
+        for old, new, now in zip(before, after, kept, strict=True):
+            if old is not None:
+                expected = torch.cat((old[:1], new[1:]))
+                torch.testing.assert_close(now, expected, rtol=0, atol=0)
+    assert judged.defect()[0] == 0
+    assert judged.defect()[1:].tolist() == move.defect()[1:].tolist()

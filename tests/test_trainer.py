@@ -224,6 +224,30 @@ def test_validation_score_is_the_mean_log10_loss_and_the_best_networks_are_kept(
     assert_same(trainer.best, seen[1])
 
 
+def test_much_worse_networks_are_given_up_for_the_best_and_training_goes_on_at_half_rate(
+    monkeypatch,
+):
+    trainer, scores = make(rollback=0.5, learning_rate_update=1e-3, schedule="constant"), []
+    monkeypatch.setattr(trainer_module, "rollout", lambda *a, **k: scores.pop(0))
+
+    def scored(score):
+        losses = torch.full((5, 2), 10.0**score, dtype=torch.float64)
+        scores.append(Trajectory(losses, losses, losses, losses.bool(), 0.0))
+        trainer.train_batch()
+        trainer.validate()
+        return copies(trainer.averaged), {k: v.clone() for k, v in trainer.state().items()}
+
+    best = scored(-3.0)
+    a_little_worse = scored(-2.6)
+    assert trainer.rollbacks == 0
+    assert any(not torch.equal(v, best[1][k]) for k, v in a_little_worse[1].items())
+    lost = scored(-2.4)
+    for then, now in zip(best, lost, strict=True):
+        assert_same(now, then)
+    assert trainer.rollbacks == 1
+    assert trainer.train_batch()["learning_rate"] == 0.5e-3
+
+
 def test_validation_reports_what_a_rollout_of_the_same_problems_gives():
     trainer = make()
     numbers = trainer.validate()

@@ -43,9 +43,10 @@ def make_problem() -> Regression:
 def float64_networks(monkeypatch):
     """Networks see float64 (the package gives them float32), so that 1e-10 can be asked for."""
 
-    def of(cls, chain, parameters, gradients, x):
-        parameters, gradients = ([t.detach().double() for t in g] for g in (parameters, gradients))
-        return cls(chain, parameters, gradients, x.detach().double())
+    def of(cls, chain, parameters, gradients, x, second_order=False):
+        parameters, gradients = ([t.double() for t in g] for g in (parameters, gradients))
+        seen = cls(chain, parameters, gradients, x.detach().double())
+        return seen if second_order else seen.numbers
 
     monkeypatch.setattr(Observation, "of", classmethod(of))
 
@@ -56,7 +57,7 @@ def losses_at(problem: Regression, w: list[Tensor]) -> Tensor:
     return 0.5 * ((problem.y - w[1] @ hidden) ** 2).sum(dim=(-2, -1))
 
 
-def by_hand(problem, meta, steps, window, meta_loss):
+def by_hand(problem, meta, steps, window, meta_loss, second_order):
     """Algorithm 1 with plain tensors: (losses, meta-gradients) of each window."""
     x = LayerInput(problem.x)
     w = [p.detach().clone() for p in problem.parameters()]
@@ -67,18 +68,21 @@ def by_hand(problem, meta, steps, window, meta_loss):
         after = []
         for _ in range(min(window, steps - start)):
             total = losses_at(problem, w).sum()
-            gradients = torch.autograd.grad(total, w, retain_graph=True)
-            w, state, _ = meta.advance(problem.chain, w, gradients, x, state)
+            gradients = torch.autograd.grad(total, w, retain_graph=True, create_graph=second_order)
+            w, state, _ = meta.advance(problem.chain, w, gradients, x, state, second_order)
             after.append(losses_at(problem, w))
         value = meta_loss(torch.stack(after))
         found = torch.autograd.grad(value, list(meta.parameters()))
         yield value.detach(), list(found), torch.stack(after).detach()
 
 
-def check_against_loop(meta: MetaOptimizer, loss: str, tolerance: float) -> None:
+def check_against_loop(
+    meta: MetaOptimizer, loss: str, tolerance: float, second_order: bool = True
+) -> None:
     problem = make_problem()
-    windows = list(unroll(problem, LearnedOptimizer(problem, meta), 11, 4, LOSSES[loss]))
-    expected = list(by_hand(make_problem(), meta, 11, 4, LOSSES[loss]))
+    optimizer = LearnedOptimizer(problem, meta)
+    windows = list(unroll(problem, optimizer, 11, 4, LOSSES[loss], second_order))
+    expected = list(by_hand(make_problem(), meta, 11, 4, LOSSES[loss], second_order))
     assert [len(window.losses) for window in windows] == [4, 4, 3]
     for window, (value, gradients, losses) in zip(windows, expected, strict=True):
         torch.testing.assert_close(window.meta_loss, value, rtol=tolerance, atol=0)
@@ -90,10 +94,11 @@ def check_against_loop(meta: MetaOptimizer, loss: str, tolerance: float) -> None
 
 
 @pytest.mark.usefixtures("float64_networks")
+@pytest.mark.parametrize("second_order", [True, False])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("method", METHODS)
-def test_losses_and_meta_gradients_equal_those_of_a_hand_written_loop(method, loss):
-    check_against_loop(build(method).double(), loss, tolerance=1e-10)
+def test_losses_and_meta_gradients_equal_those_of_a_hand_written_loop(method, loss, second_order):
+    check_against_loop(build(method).double(), loss, 1e-10, second_order)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -106,10 +111,13 @@ def largest_entries(gradients: list[Tensor]) -> list[tuple[int, int]]:
     return [(i, int(g.abs().argmax())) for i, g in enumerate(gradients)]
 
 
-def check_finite_differences(meta: MetaOptimizer, steps: int, eps: float = 1e-5) -> None:
+def check_finite_differences(
+    meta: MetaOptimizer, steps: int, second_order: bool, eps: float = 1e-5
+) -> None:
     def run():
         problem = make_problem()
-        (window,) = unroll(problem, LearnedOptimizer(problem, meta), steps, steps, log_mean(1e-6))
+        optimizer = LearnedOptimizer(problem, meta)
+        (window,) = unroll(problem, optimizer, steps, steps, log_mean(1e-6), second_order)
         return window
 
     gradients = run().gradients
@@ -129,7 +137,7 @@ def check_finite_differences(meta: MetaOptimizer, steps: int, eps: float = 1e-5)
 @pytest.mark.parametrize("method", METHODS)
 def test_meta_gradient_of_one_step_equals_finite_differences(method):
     """What the networks see at w_0 depends on no meta-parameter, so first order is exact here."""
-    check_finite_differences(build(method).double(), steps=1)
+    check_finite_differences(build(method).double(), steps=1, second_order=False)
 
 
 @pytest.mark.usefixtures("float64_networks")
@@ -154,8 +162,31 @@ def test_meta_gradient_of_a_window_equals_finite_differences_with_frozen_observa
         return seen
 
     monkeypatch.setattr(Observation, "of", classmethod(of))
-    check_finite_differences(build(method).double(), steps=3)
+    check_finite_differences(build(method).double(), steps=3, second_order=False)
     assert not torch.equal(recorded[0].parameters[0], recorded[2].parameters[0])
+
+
+@pytest.mark.usefixtures("float64_networks")
+@pytest.mark.parametrize("method", METHODS)
+def test_second_order_equals_finite_differences_with_what_the_lstms_see_frozen(method, monkeypatch):
+    """The step that the heads make of gradients and scales moves with the weights; the numbers
+    that enter the LSTMs are recorded in the first run and replayed in the shifted ones."""
+    recorded: list[Observation] = []
+    steps, at = 3, [0]
+    original, own_numbers = Observation.of, Observation.numbers.func
+
+    def of(cls, *arguments):
+        seen = original(*arguments)
+        if len(recorded) < steps:
+            recorded.append(own_numbers(seen))
+        seen.__dict__["numbers"] = recorded[at[0] % steps]
+        at[0] += 1
+        return seen
+
+    monkeypatch.setattr(Observation, "of", classmethod(of))
+    check_finite_differences(build(method).double(), steps, second_order=True)
+    assert not torch.equal(recorded[0].parameters[0], recorded[2].parameters[0])
+    assert not any(t.requires_grad for seen in recorded for t in seen.parameters)
 
 
 class Saved:
@@ -185,7 +216,7 @@ def test_memory_does_not_grow_with_the_number_of_windows(method, monkeypatch):
     def pack(tensor: Tensor) -> Saved:
         nonlocal packed
         packed += 1
-        saved = Saved(tensor)
+        saved = Saved(tensor.detach())  # with its graph it would hold itself
         kept.add(saved)
         return saved
 
@@ -209,7 +240,7 @@ def test_memory_does_not_grow_with_the_number_of_windows(method, monkeypatch):
 
 
 def test_gradients_reach_the_networks_without_a_graph_of_their_own(monkeypatch):
-    """First order: their graph would only cost time and memory."""
+    """In first order, their graph would only cost time and memory."""
     seen, real = [], MetaOptimizer.advance
 
     def advance(self, chain, parameters, gradients, *rest):
@@ -218,7 +249,8 @@ def test_gradients_reach_the_networks_without_a_graph_of_their_own(monkeypatch):
 
     monkeypatch.setattr(MetaOptimizer, "advance", advance)
     problem = make_problem()
-    list(unroll(problem, LearnedOptimizer(problem, build("LSTM(update)")), 4, 2, LOSSES["log"]))
+    optimizer = LearnedOptimizer(problem, build("LSTM(update)"))
+    list(unroll(problem, optimizer, 4, 2, LOSSES["log"], second_order=False))
     assert len(seen) == 8
     assert not any(gradient.requires_grad for gradient in seen)
 

@@ -2,9 +2,8 @@
 
 ``higher`` has no types and is imported here alone. Three of its ways are worked around:
 
-- It asks for second derivatives at each step whenever it tracks; the twin is first order, so its
-  ``step`` asks for gradients without their graph and keeps the graph of the loss for the
-  meta-loss.
+- It asks for second derivatives at each step whenever it tracks; the twin's ``step`` does only
+  where it is of second order, and keeps the graph of the loss for the meta-loss in any case.
 - It deep-copies ``param_groups`` once, which would cut m1 and m2 off; they are attributes.
 - It keeps the weights of every step while tracking; :meth:`Unroll.truncate` drops them.
 """
@@ -34,17 +33,20 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
         self.chain = other.chain
         self.layer_input = other.layer_input
         self.refused = torch.zeros((), dtype=torch.long)
+        self.second_order = False
         self.learned_state: State = {
             name: [tensor.detach().clone() for tensor in tensors]
             for name, tensors in other.learned_state.items()
         }
 
     def step(self, loss: Tensor, **kwargs: Any) -> list[Tensor]:
-        """One first-order step of the patched model, from the summed loss."""
+        """One step of the patched model, from the summed loss."""
         if kwargs:
-            raise TypeError(f"the first-order twin takes a loss alone, got {sorted(kwargs)}")
+            raise TypeError(f"the differentiable twin takes a loss alone, got {sorted(kwargs)}")
         parameters = list(self._fmodel.fast_params)
-        gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+        gradients = torch.autograd.grad(
+            loss, parameters, retain_graph=True, create_graph=self.second_order
+        )
         for group, indices in zip(self.param_groups, self._group_to_param_list, strict=True):
             group["params"] = [parameters[index] for index in indices]
         self._update([list(gradients)])
@@ -57,7 +59,12 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
     def _update(self, grouped_grads: list[list[Tensor]], **kwargs: Any) -> None:
         group = self.param_groups[0]
         advanced = self.meta.advance(
-            self.chain, group["params"], grouped_grads[0], self.layer_input, self.learned_state
+            self.chain,
+            group["params"],
+            grouped_grads[0],
+            self.layer_input,
+            self.learned_state,
+            self.second_order,
         )
         group["params"] = advanced.parameters
         self.learned_state = advanced.state
@@ -96,7 +103,14 @@ class Unroll:
 
 
 @contextmanager
-def differentiable(model: nn.Module, optimizer: LearnedOptimizer) -> Iterator[Unroll]:
-    """The model and its optimizer, patched by ``higher``, starting from their present state."""
+def differentiable(
+    model: nn.Module, optimizer: LearnedOptimizer, second_order: bool = False
+) -> Iterator[Unroll]:
+    """The model and its optimizer, patched by ``higher``, starting from their present state.
+
+    Args:
+        second_order: whether the meta-gradient goes through the inner gradients.
+    """
     with higher.innerloop_ctx(model, optimizer, copy_initial_weights=True) as (network, twin):
+        twin.second_order = second_order
         yield Unroll(network, twin)

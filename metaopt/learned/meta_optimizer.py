@@ -52,6 +52,8 @@ class MetaOptimizerSpec:
         bound: s in T = s tanh(output) / k; of a spectral T, of each |t_i|.
         stretch: of a spectral T, the most that a direction moves besides being whitened.
         gate: gain of the gate on T; 0 for none.
+        hold: a teleportation that changes the network's output by more than this fraction of what
+            f changed it is taken back; 0 lets all pass.
         norm: Frobenius norm that flat networks give T; 0 leaves it as it comes.
         flat_widths: input, hidden, output of the one problem size that flat networks fit.
     """
@@ -70,6 +72,7 @@ class MetaOptimizerSpec:
     bound: float = 3.0
     stretch: float = 0.0
     gate: float = 1000.0
+    hold: float = 0.03
     norm: float = 0.01
     flat_widths: tuple[int, int, int] = (20, 20, 20)
 
@@ -85,7 +88,7 @@ class MetaOptimizerSpec:
         for name in ("hidden", "layers"):
             if getattr(self, name) < 1:
                 raise UserError(f"expected {name} of 1 or more, got {getattr(self, name)}")
-        for name in ("damping", "stretch", "gate", "norm"):
+        for name in ("damping", "stretch", "gate", "hold", "norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"expected {name} of 0 or more, got {getattr(self, name)}")
         for name in ("bound", "element_size"):
@@ -204,7 +207,7 @@ class MetaOptimizer(nn.Module):
         update, following = self.update.propose(seen, state["update"])
         if self.element is None:
             return Proposal(update, []), {"update": following}
-        elements, element_state = self.element.propose(seen, state["element"])
+        elements, element_state = self.element.propose(seen.numbers, state["element"])
         return Proposal(update, elements), {"update": following, "element": element_state}
 
     def advance(
@@ -214,6 +217,7 @@ class MetaOptimizer(nn.Module):
         gradients: Sequence[Tensor],
         layer_input: LayerInput,
         state: State,
+        second_order: bool = False,
     ) -> Advanced:
         """One step, w <- g_t . (w + f_t); the same code serves use and meta-training.
 
@@ -221,8 +225,10 @@ class MetaOptimizer(nn.Module):
             parameters: weight, bias, weight, ... of the chain.
             gradients: of the summed loss, one a parameter.
             layer_input: the chain's input x; pass the same object again while x is the same.
+            second_order: let a meta-gradient through the gradients, given with their graph, and
+                through the scales of the step; else both are constants.
         """
-        seen = Observation.of(chain, parameters, gradients, layer_input.original)
+        seen = Observation.of(chain, parameters, gradients, layer_input.original, second_order)
         proposal, following = self.propose(seen, state)
         updated = [
             parameter + step.to(parameter.dtype)
@@ -231,4 +237,6 @@ class MetaOptimizer(nn.Module):
         if self.element is None:
             return Advanced(updated, following, None)
         moved = teleport(chain, chain.layers(updated), layer_input, proposal.elements, self.action)
+        if self.spec.hold:
+            moved = moved.hold(chain.layers(parameters), self.spec.hold)
         return Advanced(chain.parameters(moved.layers), following, moved)

@@ -1,7 +1,9 @@
 """What a meta-optimizer sees of a network at one step, and the scales that make it comparable.
 
-Everything here is detached: gradients enter the LSTMs as numbers (first order), as in
-Andrychowicz et al. (2016) and the paper's released code.
+Gradients, weights and features enter the LSTMs as numbers (:attr:`Observation.numbers`), as in
+Andrychowicz et al. (2016) and the paper's released code; else a meta-gradient explodes. The step
+that m1's heads make of the gradient and of its scales is a function of the weights: a meta-gradient
+of second order goes through it.
 """
 
 from __future__ import annotations
@@ -36,15 +38,36 @@ class Observation:
         parameters: Sequence[Tensor],
         gradients: Sequence[Tensor],
         x: Tensor,
+        second_order: bool = False,
     ) -> Observation:
-        """Detached, and in float32 whatever the dtype of the weights: the networks are float32."""
+        """In float32 whatever the dtype of the weights: the networks are float32.
+
+        Detached, unless ``second_order``.
+        """
+        if not second_order:
+            parameters, gradients = (
+                [tensor.detach() for tensor in tensors] for tensors in (parameters, gradients)
+            )
         return cls(
             chain,
-            [parameter.detach().float() for parameter in parameters],
-            [gradient.detach().float() for gradient in gradients],
+            [parameter.float() for parameter in parameters],
+            [gradient.float() for gradient in gradients],
             x.detach().float(),
-            ([parameter.detach() for parameter in parameters], x.detach()),
+            (parameters, x.detach()),
         )
+
+    @cached_property
+    def numbers(self) -> Observation:
+        """The same without its graph: what the LSTMs see."""
+        if not any(tensor.requires_grad for tensor in (*self.parameters, *self.gradients)):
+            return self
+        parameters, gradients = (
+            [tensor.detach() for tensor in tensors] for tensors in (self.parameters, self.gradients)
+        )
+        given = None
+        if self.as_given is not None:
+            given = ([tensor.detach() for tensor in self.as_given[0]], self.as_given[1])
+        return Observation(self.chain, parameters, gradients, self.x, given)
 
     @property
     def batch_dims(self) -> int:

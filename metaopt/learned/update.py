@@ -130,7 +130,7 @@ class CoordinatewiseUpdate(UpdateRule):
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
         gradient = flatten(seen.gradients)
-        channels = [channel for see in self.inputs for channel in see(seen)]
+        channels = [channel for see in self.inputs for channel in see(seen.numbers)]
         outputs, following = self.lstm(torch.stack(channels), state)
         parts = [
             head(output, gradient, seen) for head, output in zip(self.heads, outputs, strict=True)
@@ -155,11 +155,10 @@ class StepSizeUpdate(UpdateRule):
         return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
-        norm = _batch_norm(seen)
-        kappa = torch.stack(seen.curvature).amax(dim=0).reshape(-1) + TINY
+        norm, kappa = _batch_norm(seen.numbers), _largest_curvature(seen.numbers)
         logs = torch.stack((norm + TINY, kappa, norm / kappa + TINY)).log() / 10.0
         output, following = self.lstm(logs, state)
-        rate = (4.0 * output[0]).clamp(max=4.0).exp() / kappa
+        rate = (4.0 * output[0]).clamp(max=4.0).exp() / _largest_curvature(seen)
         return _scaled(seen, rate), following
 
 
@@ -177,7 +176,7 @@ class FlatUpdate(UpdateRule):
         return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
-        x = flat_gradient(seen, self.lstm)
+        x = flat_gradient(seen.numbers, self.lstm)
         outputs, following = self.lstm(x, state)
         columns = outputs.clamp(-1e7, 1e7).mT.split(
             [gradient.shape[seen.batch_dims :].numel() for gradient in seen.gradients], dim=1
@@ -206,7 +205,7 @@ class FlatStepSize(UpdateRule):
         return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
-        output, following = self.lstm(flat_gradient(seen, self.lstm), state)
+        output, following = self.lstm(flat_gradient(seen.numbers, self.lstm), state)
         return _scaled(seen, 1e-7 * 5e4 ** torch.sigmoid(output[0])), following
 
 
@@ -224,6 +223,11 @@ def flat_gradient(seen: Observation, lstm: LSTM) -> Tensor:
             f"{column.shape[0]}: use a coordinate-wise meta-optimizer for other sizes"
         )
     return column.contiguous()
+
+
+def _largest_curvature(seen: Observation) -> Tensor:
+    """The largest kappa of each problem, (B,)."""
+    return torch.stack(seen.curvature).amax(dim=0).reshape(-1) + TINY
 
 
 def _batch_norm(seen: Observation) -> Tensor:

@@ -150,8 +150,8 @@ class GroupAction(ABC):
             defect = relative_change(pair.w_out @ pair.hidden(pair.features), after)
             refused = ~(pair.trusted & candidate.solved & (defect <= self.max_defect))
         return Move(
-            _keep_where(refused, incoming, moved_in),
-            _keep_where(refused, outgoing, moved_out),
+            keep_where(refused, incoming, unjoined(moved_in, incoming)),
+            keep_where(refused, outgoing, unjoined(moved_out, outgoing)),
             defect,
             refused,
         )
@@ -218,12 +218,14 @@ def per_problem(value: Tensor, like: Tensor) -> Tensor:
     return value.reshape(value.shape + (1,) * (like.dim() - value.dim()))
 
 
-def _keep_where(refused: Tensor, layer: Layer, moved: Tensor) -> Layer:
-    """The layer from its joined matrix, or the old layer where refused."""
-    mask = refused[..., None, None]
-    if layer.bias is None:
-        return Layer(torch.where(mask, layer.weight, moved))
-    return Layer(
-        torch.where(mask, layer.weight, moved[..., :-1]),
-        torch.where(mask[..., 0], layer.bias, moved[..., -1]),
-    )
+def unjoined(matrix: Tensor, like: Layer) -> Layer:
+    """The layer of a joined matrix [W b]."""
+    return Layer(matrix) if like.bias is None else Layer(matrix[..., :-1], matrix[..., -1])
+
+
+def keep_where(kept: Tensor, old: Layer, new: Layer) -> Layer:
+    """``old`` for the problems that are ``kept``, ``(*batch,)``, ``new`` for the others."""
+    weight = torch.where(kept[..., None, None], old.weight, new.weight)
+    if old.bias is None or new.bias is None:
+        return Layer(weight)
+    return Layer(weight, torch.where(kept[..., None], old.bias, new.bias))

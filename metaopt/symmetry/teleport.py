@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from metaopt.chain import Layer, LayerChain
-from metaopt.symmetry.action import GroupAction, LayerInput, relative_change
+from metaopt.symmetry.action import GroupAction, LayerInput, keep_where, relative_change
 from metaopt.symmetry.exponential import Element
 
 
@@ -22,6 +22,7 @@ class Teleportation:
     before: list[Layer]
     layers: list[Layer]  # after
     refused: Tensor  # (*batch,) bool: at least one site kept its weights for this problem
+    held: Tensor | None = None  # (*batch,) bool: taken back by :meth:`hold`
 
     @torch.no_grad()
     def defect(self) -> Tensor:
@@ -30,11 +31,32 @@ class Teleportation:
         Measured in float64 at the weights as they are stored, so the rounding of float32
         weights is part of it.
         """
-        outputs = [
-            self.chain.output([layer.map(Tensor.double) for layer in layers], self.x.double())
-            for layers in (self.before, self.layers)
+        return relative_change(self._output(self.before), self._output(self.layers))
+
+    def hold(self, updated_from: Sequence[Layer], fraction: float) -> Teleportation:
+        """Take the move back where it changes the output too much, by its defect or by rounding.
+
+        Too much is more than ``fraction`` of what the update before it changed. Where nothing is
+        left to gain by an update, moving along the orbit would only round the weights again.
+
+        Args:
+            updated_from: the layers before that update, which ended at ``before``.
+            fraction: above 0.
+        """
+        with torch.no_grad():
+            first, updated, moved = (
+                self._output(layers) for layers in (updated_from, self.before, self.layers)
+            )
+            step, change = (torch.linalg.matrix_norm(d) for d in (updated - first, moved - updated))
+            held = change > fraction * step
+        layers = [
+            keep_where(held, before, after)
+            for before, after in zip(self.before, self.layers, strict=True)
         ]
-        return relative_change(*outputs)
+        return replace(self, layers=layers, held=held)
+
+    def _output(self, layers: Sequence[Layer]) -> Tensor:
+        return self.chain.output([layer.map(Tensor.double) for layer in layers], self.x.double())
 
 
 def teleport(

@@ -1,7 +1,9 @@
 """Estimators of the meta-gradient, behind one interface: the windows of a trajectory.
 
-"truncated" backpropagates through each window. It is first order and ends at the window's start,
-so it is biased, with little variance. "pes" only compares losses: unbiased, with much variance.
+"truncated" backpropagates through each window. It ends at the window's start and goes through no
+input of an LSTM, so it is biased, with little variance. "first_order" goes through no gradient
+either, as in Andrychowicz et al. (2016) and the paper's released code. "pes" only compares losses:
+unbiased, with much variance.
 """
 
 from __future__ import annotations
@@ -89,6 +91,7 @@ def _perturb(copied: LearnedOptimizer, theta: list[Tensor], eps: list[Tensor], s
 
 ESTIMATORS: dict[str, Callable[[TrainingSpec, torch.Generator], Estimator]] = {
     "truncated": lambda spec, generator: unroll,
+    "first_order": lambda spec, generator: partial(unroll, second_order=False),
     "pes": lambda spec, generator: partial(
         persistent_evolution, sigma=spec.pes_sigma, pairs=spec.pes_pairs, generator=generator
     ),

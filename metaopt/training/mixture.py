@@ -24,15 +24,16 @@ def draw_problems(spec: TrainingSpec, generator: torch.Generator) -> Regression:
 
 
 def draw_family(spec: TrainingSpec, generator: torch.Generator) -> RegressionFamily:
-    """Square problems, or, if ``rectangular``, any sizes with at most as many samples as inputs.
+    """Square problems, or, if ``rectangular``, sizes drawn one by one.
 
-    (With more samples than inputs eq. 78 is not exact, and its moves are refused.)
+    There are at most as many samples as inputs and as hidden units: with more than inputs eq. 78
+    is not exact, with more than hidden units eq. 79 is not, and the loss cannot reach zero.
     """
     width = _one_of(spec.widths, generator)
     samples = inputs = hidden = output = width
     if spec.rectangular:
         inputs, hidden, output = (_one_of(spec.widths, generator) for _ in range(3))
-        samples = min(width, inputs)
+        samples = min(width, inputs, hidden)
     return RegressionFamily(
         samples,
         inputs,

@@ -48,8 +48,9 @@ class TrainingSpec:
         loss: of the problems, "half_squared" or "norm".
         dtype: of the training problems' weights, "float32" or "float64"; in float64 no rounding
             noise hides what is left to learn. Validation problems and networks are float32.
-        estimator: of the meta-gradient, "truncated" (backpropagation through each window) or "pes"
-            (persistent evolution strategies).
+        estimator: of the meta-gradient, "truncated" (backpropagation through each window),
+            "first_order" (the same, with the gradients that steps are made of as constants) or
+            "pes" (persistent evolution strategies).
         pes_sigma: standard deviation of the perturbations of the meta-parameters under "pes".
         pes_pairs: antithetic pairs of trajectories under "pes".
         meta_loss: "log" (mean of log(L + floor)) or "sum" (of L, as in the paper).
@@ -62,6 +63,9 @@ class TrainingSpec:
             validated and shipped; 0 for the networks as they are.
         clip: bound on the norm of the whole meta-gradient; 0 for none.
         max_skips: end the run after so many non-finite meta-gradients in a row.
+        rollback: go back to the best networks, as they and Adam were then, and on at half the
+            rates, where a validation score is worse than theirs by more than this (in decades of
+            loss); 0: never.
         validation_problems: how many.
         validation_every: trajectories between two validations, and two checkpoints.
         validation_at: steps whose mean log10 loss is the score that chooses the best checkpoint.
@@ -91,6 +95,7 @@ class TrainingSpec:
     average: float = 0.99
     clip: float = 0.02
     max_skips: int = 20
+    rollback: float = 1.0
     validation_problems: int = 16
     validation_every: int = 40
     validation_at: tuple[int, ...] = (10, 20, 30, 50, 100, 300)
@@ -110,7 +115,7 @@ class TrainingSpec:
         for name in ("pes_sigma", "learning_rate_update", "learning_rate_element"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"expected a positive {name}, got {getattr(self, name)}")
-        for name in ("learning_rate_final", "clip", "log_floor"):
+        for name in ("learning_rate_final", "clip", "log_floor", "rollback"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"expected {name} of 0 or more, got {getattr(self, name)}")
         if not 0 <= self.average < 1:

@@ -13,10 +13,9 @@ from metaopt.learned.checkpoint import META, Checkpoint, meta_tensors
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer
 
-COUNTERS = ("trajectories", "meta_steps", "skipped", "skipped_in_row")
+COUNTERS = ("trajectories", "meta_steps", "skipped", "skipped_in_row", "rollbacks")
 BEST = "best/"
-RAW = "raw/"
-ADAM = "adam/"
+BEST_STATE = "best_state/"
 
 
 def pack(trainer: Trainer) -> Checkpoint:
@@ -24,11 +23,9 @@ def pack(trainer: Trainer) -> Checkpoint:
 
     The networks that a reader of the file gets are the averaged ones, as in the best checkpoint.
     """
-    tensors = meta_tensors(trainer.averaged)
-    tensors |= {RAW + name: tensor for name, tensor in trainer.meta.state_dict().items()}
+    tensors = meta_tensors(trainer.averaged) | trainer.state()
     tensors |= {BEST + name: tensor for name, tensor in trainer.best.items()}
-    for index, moments in trainer.adam.state_dict()["state"].items():
-        tensors |= {f"{ADAM}{index}/{name}": tensor for name, tensor in moments.items()}
+    tensors |= {BEST_STATE + name: tensor for name, tensor in trainer.best_state.items()}
     tensors["generator"] = trainer.generator.get_state()
     best = trainer.best_score
     facts: dict[str, Any] = {
@@ -72,14 +69,9 @@ def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
 def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     facts = checkpoint.facts
     trainer.averaged.load_state_dict(checkpoint.under(META))
-    trainer.meta.load_state_dict(checkpoint.under(RAW))
+    trainer.set_state(checkpoint.tensors)
     trainer.best = checkpoint.under(BEST)
-    adam = trainer.adam.state_dict()
-    moments: dict[int, dict[str, Any]] = {}
-    for name, tensor in checkpoint.under(ADAM).items():
-        index, moment = name.split("/")
-        moments.setdefault(int(index), {})[moment] = tensor
-    trainer.adam.load_state_dict({"state": moments, "param_groups": adam["param_groups"]})
+    trainer.best_state = checkpoint.under(BEST_STATE)
     trainer.generator.set_state(checkpoint.tensors["generator"].to(torch.uint8))
     for name in COUNTERS:
         setattr(trainer, name, facts[name])

@@ -20,6 +20,8 @@ from metaopt.training.meta_loss import META_LOSSES
 from metaopt.training.mixture import draw_problems
 from metaopt.training.spec import REFERENCE_WIDTH, SCHEDULES, TrainingSpec
 
+RAW = "raw/"
+ADAM = "adam/"
 DIVERGED = 38.0  # log10 loss that stands for a problem whose loss is not finite
 
 
@@ -47,7 +49,9 @@ class Trainer:
         self.skipped = 0
         self.skipped_in_row = 0
         self.best_score = math.inf
-        self.best: dict[str, Tensor] = {}
+        self.best: dict[str, Tensor] = {}  # the averaged networks
+        self.best_state: dict[str, Tensor] = {}  # what training goes on from there with
+        self.rollbacks = 0
 
     @property
     def finished(self) -> bool:
@@ -90,12 +94,14 @@ class Trainer:
             "skipped": float(self.skipped),
             "refused_teleportations": float(refused),
             "learning_rate": self.adam.param_groups[0]["lr"],
+            "rollbacks": float(self.rollbacks),
         }
 
     def validate(self) -> dict[str, float]:
         """Score the averaged networks on the validation problems; remember them if best.
 
-        The score is the mean log10 loss over problems and over ``validation_at``.
+        The score is the mean log10 loss over problems and over ``validation_at``. Much worse
+        networks than the best are given up for those.
         """
         seeds = first_seeds("validation", self.spec.validation_problems)
         problem = self.spec.reference.sample(seeds)
@@ -111,16 +117,47 @@ class Trainer:
         if score < self.best_score:
             self.best_score = score
             self.best = {k: v.clone() for k, v in self.averaged.state_dict().items()}
+            self.best_state = {k: v.clone() for k, v in self.state().items()}
+        elif 0 < self.spec.rollback < score - self.best_score:
+            self.averaged.load_state_dict(self.best)
+            self.set_state(self.best_state)
+            self.rollbacks += 1
         return {"score": score} | {
             f"log10_loss_at_{t}": logs[t].item() for t in self.spec.validation_at
         }
+
+    def state(self) -> dict[str, Tensor]:
+        """The networks in training and Adam's moments, by name."""
+        tensors: dict[str, Tensor] = {RAW + k: v for k, v in self.meta.state_dict().items()}
+        for index, moments in self.adam.state_dict()["state"].items():
+            tensors |= {f"{ADAM}{index}/{name}": tensor for name, tensor in moments.items()}
+        return tensors
+
+    def set_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take over copies of what :meth:`state` gave.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: if it is of other networks.
+        """
+        networks, adam = (
+            {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
+            for prefix in (RAW, ADAM)
+        )
+        self.meta.load_state_dict(networks)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in adam.items():
+            index, moment = name.split("/")
+            moments.setdefault(int(index), {})[moment] = tensor
+        groups = self.adam.state_dict()["param_groups"]
+        self.adam.load_state_dict({"state": moments, "param_groups": groups})
 
     def _set_rates(self) -> None:
         schedule = SCHEDULES[self.spec.schedule]
         progress = min(1.0, self.trajectories / self.spec.trajectories)
         rates = (self.spec.learning_rate_update, self.spec.learning_rate_element)
         for group, rate in zip(self.adam.param_groups, rates, strict=False):
-            group["lr"] = schedule(rate, self.spec.learning_rate_final, progress)
+            scheduled = schedule(rate, self.spec.learning_rate_final, progress)
+            group["lr"] = scheduled * 0.5**self.rollbacks
 
     def _step(self, gradients: list[Tensor], norm: float) -> None:
         scale = self.spec.clip / norm if 0 < self.spec.clip < norm else 1.0

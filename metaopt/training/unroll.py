@@ -39,14 +39,20 @@ def unroll(
     steps: int,
     window: int,
     meta_loss: MetaLoss,
+    second_order: bool = True,
 ) -> Iterator[Window]:
     """Run ``steps`` steps in windows of ``window``, yielding the meta-gradient of each.
 
     Change the meta-parameters in place between windows: the next window uses them. Memory does
     not grow with the number of windows.
+
+    Args:
+        second_order: whether the meta-gradient goes through the gradients and scales that steps
+            are made of. Without (as in the paper's released code), m2 learns of nothing but what
+            g does to a step that stays the same, and drifts away from what helps.
     """
     trained = meta_parameters(optimizer)
-    with differentiable(problem, optimizer) as run:
+    with differentiable(problem, optimizer, second_order) as run:
         done = 0
         while done < steps:
             count = min(window, steps - done)
