@@ -164,7 +164,7 @@ def test_reports_are_plain(tmp_path):
 
 
 def test_the_families_run(tmp_path, monkeypatch):
-    few = {name: FAMILIES[name] for name in ("width 8", "width 64", "3 layers")}
+    few = {name: FAMILIES[name] for name in ("width_8", "width_64", "three_layers")}
     monkeypatch.setattr(families_module, "FAMILIES", few)
     table = families(tmp_path, pretrained_path("lstm_update_tele"), quick=True)
     lines = table.strip().splitlines()

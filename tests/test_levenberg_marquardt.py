@@ -1,5 +1,6 @@
 """Levenberg-Marquardt: its step, its descent, and what it refuses."""
 
+import copy
 import math
 
 import pytest
@@ -53,6 +54,25 @@ def test_the_loss_never_rises_and_reaches_the_floor(dtype, depth):
     losses = rollout(problem, LevenbergMarquardt(problem), 40).losses
     assert (losses[1:] <= losses[:-1] + 1e-9).all()  # float32 forward passes round
     assert losses[-1].max() < (1e-20 if dtype == "float64" else 1e-7)
+
+
+@pytest.mark.parametrize("how", ["state_dict", "deepcopy"])
+def test_dampings_come_along_with_the_optimizer(how):
+    def make():
+        problem = RegressionFamily(5, 6, 5, 4, dtype="float64").sample(SEEDS)
+        return problem, LevenbergMarquardt(problem)
+
+    problem, optimizer = make()
+    rollout(problem, optimizer, 3)
+    if how == "deepcopy":
+        other, copied = copy.deepcopy((problem, optimizer))
+    else:
+        other, copied = make()
+        other.load_state_dict(problem.state_dict())
+        copied.load_state_dict(optimizer.state_dict())
+    expected = rollout(problem, optimizer, 3).losses
+    assert torch.equal(rollout(other, copied, 3).losses, expected)
+    assert torch.equal(copied.dampings, optimizer.dampings)
 
 
 def test_a_problem_that_is_not_finite_stays_where_it_is():

@@ -15,6 +15,8 @@ from metaopt.learned.spectral import (
     Spectrum,
 )
 from metaopt.problems import Regression, RegressionFamily
+from metaopt.symmetry import LayerInput, make_action, teleport
+from metaopt.symmetry.exponential import Spectral
 
 FAMILY = RegressionFamily(samples=5, input=6, hidden=4, output=3, depth=3)
 FEATURES = tuple(DIRECTION_FEATURES)
@@ -114,10 +116,11 @@ def test_t_whitens_and_stretches_as_the_network_says_in_the_eigenbasis():
             torch.testing.assert_close(elements[s][b].double(), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("samples", [2, 5])  # with two directions without features, and with none
 @pytest.mark.parametrize("features", [*((name,) for name in FEATURES), FEATURES])
-def test_hidden_units_turned_turn_the_element_with_them(features):
+def test_hidden_units_turned_turn_the_element_with_them(features, samples):
     """In a linear network a turn of the hidden units is a symmetry too."""
-    problem = RegressionFamily(samples=5, input=6, hidden=4, output=3, slope=1.0).sample([1])
+    problem = RegressionFamily(samples, input=6, hidden=4, output=3, slope=1.0).sample([1])
     q, _ = torch.linalg.qr(normal(4, 4, seed=5).float())
     w1, w2 = (p.detach() for p in problem.parameters())
     turned = Regression([q @ w1, w2 @ q.mT], problem.x, problem.y, slope=1.0)
@@ -138,6 +141,21 @@ def test_elements_are_symmetric_and_each_direction_is_held_to_the_bound():
     torch.testing.assert_close(held, 0.1 * torch.tanh(free / 0.1), rtol=1e-4, atol=1e-5)
     for element in proposed(make(), problem):
         torch.testing.assert_close(element, element.mT, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "refused"), [(3.0, False), (7.9, False), (8.1, True)])
+def test_wide_sites_take_spectral_elements_as_large_in_each_direction_as_narrow_ones(size, refused):
+    problem = RegressionFamily(5, 5, 150, 3, dtype="float64").sample([1])
+    values = torch.full((1, 150), size, dtype=torch.float64)
+    basis = torch.linalg.qr(normal(1, 150, 150))[0]
+    move = teleport(
+        problem.chain,
+        problem.chain.layers([p.detach() for p in problem.parameters()]),
+        LayerInput(problem.x),
+        [Spectral(values, basis)],
+        make_action("post_activation"),
+    )
+    assert move.refused.tolist() == [refused]
 
 
 def test_a_zero_head_proposes_nothing():

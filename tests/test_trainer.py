@@ -4,42 +4,16 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from training_cases import assert_same, copies, make
 
 from metaopt import LearnedOptimizer, UserError
-from metaopt.evaluation.rollout import Trajectory, rollout
-from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.evaluation.rollout import rollout
 from metaopt.problems import RegressionFamily
 from metaopt.problems.seeds import TEST, TRAINING, VALIDATION
-from metaopt.training import trainer as trainer_module
 from metaopt.training.estimators import ESTIMATORS
-from metaopt.training.spec import TrainingSpec, constant, cosine
 from metaopt.training.trainer import Trainer
 from metaopt.training.unroll import Window
-
-TINY = {
-    "trajectories": 8,
-    "batch_size": 1,
-    "steps": 6,
-    "window": 3,
-    "widths": (8,),
-    "validation_problems": 2,
-    "validation_at": (2, 4),
-}
-
-
-def make(networks: dict | None = None, **fields) -> Trainer:
-    return Trainer(
-        MetaOptimizerSpec(**{"hidden": 4, **(networks or {})}), TrainingSpec(**{**TINY, **fields})
-    )
-
-
-def copies(meta: MetaOptimizer) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in meta.state_dict().items()}
-
-
-def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    torch.testing.assert_close(dict(first), second, rtol=0, atol=0)
 
 
 @pytest.fixture
@@ -64,11 +38,6 @@ def test_training_takes_training_seeds_only_and_does_not_repeat_them(sampled):
     seeds = [seed for _, batch in sampled for seed in batch]
     assert all(s in TRAINING and s not in TEST and s not in VALIDATION for s in seeds)
     assert len(set(seeds)) == len(seeds) >= len(sampled) == 4
-
-
-def test_validation_takes_the_first_validation_seeds_at_the_reference_width(sampled):
-    make(validation_problems=3).validate()
-    assert sampled == [(20, [VALIDATION.start + i for i in range(3)])]
 
 
 def trained(seed: int, global_seed: int) -> Trainer:
@@ -109,15 +78,6 @@ def test_without_m2_there_is_one_group():
         len(list(trainer.meta.update.parameters()))
     ]
     trainer.train_batch()
-
-
-def test_cosine_goes_from_the_rate_to_the_final_rate_and_constant_stays():
-    assert cosine(3e-3, 1e-5, 0.0) == pytest.approx(3e-3)
-    assert cosine(3e-3, 1e-5, 0.5) == pytest.approx((3e-3 + 1e-5) / 2)
-    assert cosine(3e-3, 1e-5, 1.0) == pytest.approx(1e-5)
-    rates = [cosine(3e-3, 1e-5, i / 10) for i in range(11)]
-    assert rates == sorted(rates, reverse=True)
-    assert {constant(3e-3, 1e-5, i / 10) for i in range(11)} == {3e-3}
 
 
 @pytest.mark.parametrize(
@@ -180,6 +140,22 @@ def test_a_non_finite_meta_gradient_is_skipped_and_counted_and_ends_its_batch(mo
     assert (trainer.skipped, trainer.skipped_in_row, trainer.meta_steps) == (1, 0, 2)
 
 
+def test_a_batch_ends_where_its_losses_are_far_below_the_floor_and_not_before(monkeypatch):
+    levels = [[1e-16, 1e-14], [1e-16, 0.9e-15], [1e-16, 1e-16]]
+
+    def unroll(problem, optimizer, steps, window, meta_loss):
+        for level in levels:
+            gradients = [torch.ones_like(p) for p in optimizer.meta.parameters()]
+            losses = torch.tensor([[1.0, 1.0], level], dtype=torch.float64)
+            yield Window(torch.tensor(1.0), gradients, losses, torch.tensor(0))
+
+    monkeypatch.setitem(ESTIMATORS, "truncated", lambda spec, generator: unroll)
+    trainer = make(log_floor=1e-12)
+    trainer.train_batch()
+    assert trainer.meta_steps == 2
+    assert (trainer.trajectories, trainer.skipped) == (1, 0)
+
+
 def test_max_skips_in_a_row_end_the_run_with_a_message_and_a_good_step_starts_the_count_anew(
     monkeypatch,
 ):
@@ -204,60 +180,6 @@ def test_enormous_networks_are_skipped_without_poisoning_the_weights():
         trainer.train_batch()
 
 
-def test_validation_score_is_the_mean_log10_loss_and_the_best_networks_are_kept(monkeypatch):
-    """Losses at steps 2 and 4 count; a lost problem counts as 1e38."""
-    runs = []
-    for level in (1e-3, 1e-7, math.nan, 1e-5):
-        losses = torch.full((5, 2), 1e30, dtype=torch.float64)
-        losses[2], losses[4] = torch.tensor([1e-1, 1e-2]), torch.tensor([level, 1e-3])
-        runs.append(Trajectory(losses, losses, losses, losses.bool(), 0.0))
-    remaining = iter(runs)
-    monkeypatch.setattr(trainer_module, "rollout", lambda *a, **k: next(remaining))
-    trainer, seen, scores = make(), [], []
-    for _ in runs:
-        with torch.no_grad():
-            trainer.averaged.update.lstm.head_bias.add_(1.0)
-        seen.append(copies(trainer.averaged))
-        scores.append(trainer.validate()["score"])
-    assert scores == pytest.approx([-(1.5 + n) / 2 for n in (3.0, 5.0, -17.5, 4.0)])
-    assert trainer.best_score == scores[1]
-    assert_same(trainer.best, seen[1])
-
-
-def test_much_worse_networks_are_given_up_for_the_best_and_training_goes_on_at_half_rate(
-    monkeypatch,
-):
-    trainer, scores = make(rollback=0.5, learning_rate_update=1e-3, schedule="constant"), []
-    monkeypatch.setattr(trainer_module, "rollout", lambda *a, **k: scores.pop(0))
-
-    def scored(score):
-        losses = torch.full((5, 2), 10.0**score, dtype=torch.float64)
-        scores.append(Trajectory(losses, losses, losses, losses.bool(), 0.0))
-        trainer.train_batch()
-        trainer.validate()
-        return copies(trainer.averaged), {k: v.clone() for k, v in trainer.state().items()}
-
-    best = scored(-3.0)
-    a_little_worse = scored(-2.6)
-    assert trainer.rollbacks == 0
-    assert any(not torch.equal(v, best[1][k]) for k, v in a_little_worse[1].items())
-    lost = scored(-2.4)
-    for then, now in zip(best, lost, strict=True):
-        assert_same(now, then)
-    assert trainer.rollbacks == 1
-    assert trainer.train_batch()["learning_rate"] == 0.5e-3
-
-
-def test_validation_reports_what_a_rollout_of_the_same_problems_gives():
-    trainer = make()
-    numbers = trainer.validate()
-    problem = RegressionFamily.square(20).sample([VALIDATION.start, VALIDATION.start + 1])
-    losses = rollout(problem, LearnedOptimizer(problem, trainer.meta), 4).losses
-    for step in (2, 4):
-        expected = losses[step].log10().mean().item()
-        assert numbers[f"log10_loss_at_{step}"] == pytest.approx(expected, abs=1e-5)
-
-
 @pytest.mark.parametrize("element", ["none", "coordinatewise", "spectral"])
 def test_a_little_meta_training_lowers_the_loss_of_unseen_problems(element):
     trainer = make(
@@ -277,27 +199,6 @@ def test_a_little_meta_training_lowers_the_loss_of_unseen_problems(element):
         trainer.train_batch()
     assert trainer.skipped == 0
     assert score() < before - 0.5
-
-
-BAD_SPECS = [
-    {"trajectories": 0}, {"window": 0}, {"widths": ()}, {"widths": (0,)}, {"validation_at": ()},
-    {"learning_rate_update": 0.0}, {"learning_rate_element": math.inf}, {"clip": -1.0},
-    {"clip": math.nan}, {"schedule": "nope"}, {"meta_loss": "nope"}, {"loss": "nope"},
-    {"dtype": "nope"}, {"slopes": (0.1, 0.0)}, {"slopes": ()}, {"depths": (2, 1)},
-    {"distributions": ("nope",)}, {"seed": -1}, {"log_floor": -1.0}, {"max_skips": 0},
-    {"estimator": "nope"}, {"pes_sigma": 0.0}, {"pes_sigma": math.nan}, {"pes_pairs": 0},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("fields", BAD_SPECS, ids=str)
-def test_bad_specs_raise_a_user_error_of_one_line(fields):
-    with pytest.raises(UserError, match=r"^expected .*, got .*$"):
-        TrainingSpec(**fields)
-
-
-def test_flat_networks_are_refused_before_training_where_sizes_differ():
-    with pytest.raises(UserError, match="flat_widths"):
-        Trainer(MetaOptimizerSpec(update="flat", element="none"), TrainingSpec(widths=(8,)))
 
 
 def test_what_is_shipped_is_the_moving_average_over_meta_steps():

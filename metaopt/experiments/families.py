@@ -22,26 +22,7 @@ from metaopt.experiments.curves import file_name, measure_checkpoint
 from metaopt.experiments.report import markdown, write_text
 from metaopt.experiments.rivals import RATES, Rivals
 from metaopt.learned.checkpoint import pretrained_path
-from metaopt.problems import RegressionFamily as Family
-from metaopt.problems import first_seeds
-
-FAMILIES: dict[str, Family] = {
-    "width 8": Family.square(8),
-    "width 20": Family(),
-    "width 32": Family.square(32),
-    "width 64": Family.square(64),
-    "width 100": Family.square(100),
-    "hidden 40, the rest 20": Family(hidden=40),
-    "hidden 10, the rest 20": Family(hidden=10),
-    "16 samples, input 24, hidden 32, output 8": Family(16, 24, 32, 8),
-    "8 samples": Family(samples=8),
-    "40 samples: eq. 78 is not exact": Family(samples=40),
-    "slope 0.3": Family(slope=0.3),
-    "normal data and weights": Family(distribution="normal"),
-    "3 layers": Family(depth=3),
-    "4 layers": Family(depth=4),
-}
-"""Problems by what sets them apart; the rest is as in section 5.2."""
+from metaopt.problems import FAMILIES, first_seeds
 
 RIVALS = ("adam", "levenberg_marquardt")
 DENSE = 32  # hidden units up to which Levenberg-Marquardt is run: its steps grow with the 6th power
@@ -84,7 +65,7 @@ def families(out: Path, checkpoint: Path, quick: bool) -> str:
         rivals_at = [number(rivals.tuned(rival).curves.mean(steps)) for rival in rivals.names]
         rows.append(
             [
-                name,
+                name.replace("_", " "),
                 number(learned.mean(0)),
                 *(number(learned.mean(t)) for t in (steps // 5, steps // 2, steps, far)),
                 number(learned.worst(far)),

@@ -35,6 +35,7 @@ _SQUARE = TrainingSpec(
     learning_rate_update=3e-3,
     learning_rate_element=3e-3,
     log_floor=1e-6,
+    validation_families=(),
 )
 
 SHIPPED: dict[str, Recipe] = {
@@ -65,9 +66,12 @@ _PAPER_TRAINING = TrainingSpec(
     clip=0.0,
     validation_every=50,
     validation_at=(30, 50, 100),
+    validation_families=(),
+    estimator="first_order",
+    rollback=0.0,
 )
 _FLAT = MetaOptimizerSpec(
-    update="flat", element="flat", action="pre_activation", hidden=300, layers=2
+    update="flat", element="flat", action="pre_activation", hidden=300, layers=2, hold=0.0
 )
 
 PAPER: dict[str, Recipe] = {

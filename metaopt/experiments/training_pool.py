@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from metaopt.errors import UserError
 from metaopt.experiments.recipes import Recipe
 from metaopt.training.run import run_training
 from metaopt.training.trainer import Trainer
@@ -23,14 +24,19 @@ def train_all(jobs: Sequence[Job], processes: int) -> None:
     """Run the jobs, one thread each; a run's own progress goes to ``train.log`` in its folder.
 
     Raises:
-        UserError: of the first run that cannot go on.
+        UserError: after all others are done, if a run could not go on, saying which.
     """
+    failed = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        futures = [pool.submit(train_one, *job) for job in jobs]
-        done = tqdm(as_completed(futures), total=len(futures), desc="training", unit="run")
-        for future in done:
-            future.result()
+        futures = {pool.submit(train_one, *job): job[1] for job in jobs}
+        for future in tqdm(as_completed(futures), total=len(futures), desc="training", unit="run"):
+            try:
+                future.result()
+            except UserError as error:
+                failed.append(f"{futures[future]}: {error}")
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 def train_one(recipe: Recipe, out: Path) -> None:

@@ -24,7 +24,7 @@ from metaopt.learned.update import (
     UpdateRule,
 )
 from metaopt.symmetry import LayerInput, Teleportation, make_action, teleport
-from metaopt.symmetry.exponential import MAX_ELEMENT, Element
+from metaopt.symmetry.exponential import MAX_DIRECTION, MAX_ELEMENT, Element
 
 State = dict[str, list[Tensor]]
 """LSTM states by network: "update" and, where g is learned, "element"."""
@@ -91,11 +91,12 @@ class MetaOptimizerSpec:
         for name in ("damping", "stretch", "gate", "hold", "norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"expected {name} of 0 or more, got {getattr(self, name)}")
+        largest = MAX_DIRECTION if self.element == "spectral" else MAX_ELEMENT
         for name in ("bound", "element_size"):
-            if not 0 < getattr(self, name) <= MAX_ELEMENT:
+            if not 0 < getattr(self, name) <= largest:
                 raise UserError(
-                    f"expected {name} in (0, {MAX_ELEMENT:g}], got {getattr(self, name)}: "
-                    f"every action refuses larger elements"
+                    f"expected {name} in (0, {largest:g}] for element={self.element!r}, got "
+                    f"{getattr(self, name)}: every action refuses larger elements"
                 )
         if self.damping and self.action != "pre_activation":
             raise UserError(

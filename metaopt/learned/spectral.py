@@ -2,8 +2,9 @@
 
 With C = h h^T = V diag(lambda) V^T at a site, T = V diag(t) V^T, and one LSTM shared by all
 directions i proposes t_i: k columns to step instead of k^2. Where the eigenvalues differ, what it
-does depends on no basis of the hidden units (for an orthogonal Q, h -> Q h gives T -> Q T Q^T);
-with fewer samples than hidden units the directions without features have a basis of chance.
+does depends on no basis of the hidden units (for an orthogonal Q, h -> Q h gives T -> Q T Q^T).
+With fewer samples than hidden units the directions without features have a basis of chance: m2
+sees the same of each of them, the mean over all.
 
 t_i = -1/2 tanh(o_i) log(lambda_i / c) + stretch tanh(p_i), c the mean of lambda: o_i says how far
 the direction is whitened, with tanh(o_i) = 1 all the way; p_i stretches it.
@@ -26,6 +27,7 @@ from metaopt.learned.update import State
 from metaopt.symmetry.exponential import Spectral
 
 SMALLEST = 1e-7  # of lambda / c; a smaller one is whitened as if it were this large
+EMPTY = 1e-12  # of lambda / c; at or below it nothing but rounding is left
 
 
 class Spectrum(NamedTuple):
@@ -35,6 +37,7 @@ class Spectrum(NamedTuple):
     vectors: Tensor  # (*batch, k, k), columns
     log_scale: Tensor  # (*batch, 1), log c
     basis: Tensor  # the vectors in float64, so that exp(T) exp(-T) is I to that precision
+    empty: Tensor  # (*batch, k), bool: no features along this direction
 
     @classmethod
     def of(cls, h: Tensor, dtype: torch.dtype = torch.float32) -> Spectrum:
@@ -50,8 +53,9 @@ class Spectrum(NamedTuple):
         unit = torch.where(sound[..., None, None], c / (scale[..., None, None] + TINY), identity)
         values, vectors = torch.linalg.eigh(unit)
         logs = values.clamp(min=SMALLEST).log()
+        empty = values <= EMPTY
         log_scale = torch.where(sound, scale, 1.0).log().unsqueeze(-1)
-        return cls(logs.to(dtype), vectors.to(dtype), log_scale.to(dtype), vectors)
+        return cls(logs.to(dtype), vectors.to(dtype), log_scale.to(dtype), vectors, empty)
 
 
 Feature = Callable[[Observation, Site, Spectrum], list[Tensor]]
@@ -79,7 +83,18 @@ def balance(seen: Observation, site: Site, spectrum: Spectrum) -> list[Tensor]:
 def _energies(incoming: Tensor, outgoing: Tensor, spectrum: Spectrum) -> list[Tensor]:
     along_in = (spectrum.vectors.mT @ incoming).square().sum(dim=-1)
     along_out = (outgoing @ spectrum.vectors).square().sum(dim=-2)
-    return [*log_sign(along_in), *log_sign(along_out)]
+    return [
+        channel
+        for along in (along_in, along_out)
+        for channel in log_sign(_level(along, spectrum.empty))
+    ]
+
+
+def _level(values: Tensor, empty: Tensor) -> Tensor:
+    """``values`` with those of the empty directions replaced by their mean."""
+    count = empty.sum(dim=-1, keepdim=True).clamp(min=1)
+    mean = (values * empty).sum(dim=-1, keepdim=True) / count
+    return torch.where(empty, mean, values)
 
 
 DIRECTION_FEATURES: dict[str, tuple[int, Feature]] = {

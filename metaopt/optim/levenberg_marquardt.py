@@ -6,6 +6,7 @@ matrix as large as the smaller of residuals and weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,19 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         super().__init__(list(problem.parameters()), {"damping": damping})
         self.problem = problem
         self.factor = factor
-        self.dampings: list[Tensor | None] = [None] * problem.batch
+
+    @property
+    def dampings(self) -> Tensor:
+        """lambda of each problem, (B,); NaN before its first step."""
+        kept: dict[Any, Any] = self.state  # keys that are no parameters pass through state_dict
+        if "dampings" not in kept:
+            kept["dampings"] = torch.full((self.problem.batch,), math.nan, dtype=torch.float64)
+        dampings: Tensor = kept["dampings"]
+        return dampings
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What torch keeps, and what it would lose."""
+        return {**super().__getstate__(), "problem": self.problem, "factor": self.factor}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -49,6 +62,8 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        kept: dict[Any, Any] = self.state
+        kept["dampings"] = self.dampings.clone()  # a state_dict taken before keeps its own
         for index in range(self.problem.batch):
             self._step_one(index)
         return loss
@@ -67,8 +82,8 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         jacobian: Tensor = jacrev(residuals)(flat)
         wide = jacobian.shape[0] <= jacobian.shape[1]
         gram = jacobian @ jacobian.mT if wide else jacobian.mT @ jacobian
-        damping = self.dampings[index]
-        if damping is None:
+        damping = self.dampings[index].clone()
+        if damping.isnan():
             damping = self.param_groups[0]["damping"] * gram.diagonal().mean()
         identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         for _ in range(TRIES):

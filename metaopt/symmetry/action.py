@@ -22,7 +22,13 @@ from torch import Tensor
 
 from metaopt.chain import Activation, Layer
 from metaopt.errors import UserError
-from metaopt.symmetry.exponential import EXPONENTIALS, MAX_ELEMENT, Element, Spectral
+from metaopt.symmetry.exponential import (
+    EXPONENTIALS,
+    MAX_DIRECTION,
+    MAX_ELEMENT,
+    Element,
+    Spectral,
+)
 
 MAX_SIZE = 1e50  # Frobenius norm of W and h above which float64 products could overflow
 
@@ -136,9 +142,13 @@ class GroupAction(ABC):
                 f"expected an element of shape {expected} for a site of width {width}, "
                 f"got {tuple(values.shape)}{' in spectral form' if spectral else ''}"
             )
-        matrix = tuple(range(len(batch), values.dim()))
-        size = torch.linalg.vector_norm(values.detach(), dim=matrix, dtype=torch.float64)
-        pair = Pair(incoming, outgoing, layer_input, activation, size <= MAX_ELEMENT)
+        detached = values.detach().double()
+        if vector:
+            largest = MAX_DIRECTION if spectral else MAX_ELEMENT
+            small = detached.abs().amax(dim=-1) <= largest
+        else:
+            small = torch.linalg.matrix_norm(detached) <= MAX_ELEMENT
+        pair = Pair(incoming, outgoing, layer_input, activation, small)
         values = torch.where(per_problem(pair.trusted, values), values.double(), 0.0)
         element = element._replace(values=values) if isinstance(element, Spectral) else values
         candidate = self._candidate(element, pair)

@@ -39,6 +39,7 @@ Element = Tensor | Spectral
 """In the Lie algebra of a site: ``(*batch, k, k)``, ``(*batch, k)`` if diagonal, or spectral."""
 
 MAX_ELEMENT = 32.0  # Frobenius norm of T that the exponential is made for
+MAX_DIRECTION = 8.0  # of each |t_i|: exp(T) exp(-T) is off by 2e-16 e^(2 max |t_i|)
 SQUARINGS = 6  # so that the series is summed at a norm of 1/2 or less
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 
-from metaopt.errors import UserError
-from metaopt.problems import RegressionFamily
+from metaopt.errors import UserError, check_names
+from metaopt.problems import FAMILIES, RegressionFamily
 from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.meta_loss import META_LOSSES
 
@@ -39,7 +39,7 @@ class TrainingSpec:
         trajectories: the budget, in 20x20 problems. A batch of another width holds as many
             problems as keep the number of weights, and so the work, the same.
         batch_size: 20x20 problems trained on together.
-        steps: length of a trajectory.
+        steps: length of a trajectory, which ends before where its losses are far below log_floor.
         window: steps between two meta-steps, t_unroll.
         widths: the sizes of each batch (samples, input, hidden, output) are drawn from these.
         rectangular: draw the four one by one, with samples <= input, instead of one for all.
@@ -66,9 +66,11 @@ class TrainingSpec:
         rollback: go back to the best networks, as they and Adam were then, and on at half the
             rates, where a validation score is worse than theirs by more than this (in decades of
             loss); 0: never.
-        validation_problems: how many.
+        validation_problems: how many, of width 20.
+        validation_families: of ``metaopt.problems.FAMILIES``, each validated on a quarter as many.
         validation_every: trajectories between two validations, and two checkpoints.
-        validation_at: steps whose mean log10 loss is the score that chooses the best checkpoint.
+        validation_at: steps whose mean log10 loss, over these and over families, is the score
+            that chooses the best checkpoint.
         seed: of the initial networks and of the training problems.
     """
 
@@ -97,8 +99,9 @@ class TrainingSpec:
     max_skips: int = 20
     rollback: float = 1.0
     validation_problems: int = 16
+    validation_families: tuple[str, ...] = ("width_40", "wide_hidden", "three_layers")
     validation_every: int = 40
-    validation_at: tuple[int, ...] = (10, 20, 30, 50, 100, 300)
+    validation_at: tuple[int, ...] = (10, 20, 30, 50, 100)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -134,6 +137,8 @@ class TrainingSpec:
             )
         if not 0 <= self.seed < 2**63:
             raise UserError(f"expected a seed in [0, 2^63), got {self.seed}")
+        if self.validation_families:
+            check_names("validation_families", self.validation_families, FAMILIES)
         for name in ("slopes", "distributions"):
             if not getattr(self, name):
                 raise UserError(f"expected {name} to draw from, got none: name at least one")

@@ -14,7 +14,7 @@ from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import FLOOR
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import first_seeds
+from metaopt.problems import FAMILIES, RegressionFamily, first_seeds
 from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.meta_loss import META_LOSSES
 from metaopt.training.mixture import draw_problems
@@ -22,6 +22,7 @@ from metaopt.training.spec import REFERENCE_WIDTH, SCHEDULES, TrainingSpec
 
 RAW = "raw/"
 ADAM = "adam/"
+SETTLED = 1e-3  # of the log floor: below it the meta-gradient is 0 but for a thousandth
 DIVERGED = 38.0  # log10 loss that stands for a problem whose loss is not finite
 
 
@@ -61,7 +62,9 @@ class Trainer:
     def train_batch(self) -> dict[str, float]:
         """Train on the next batch; the numbers to log.
 
-        A non-finite meta-gradient skips the step and ends this batch, whose weights are lost.
+        A non-finite meta-gradient skips the step and ends this batch, whose weights are lost. A
+        batch whose losses are all far below the floor in the meta-loss ends too: there is nothing
+        left to learn of it.
 
         Raises:
             UserError: after ``max_skips`` skipped steps in a row.
@@ -86,6 +89,8 @@ class Trainer:
             self._step(window.gradients, norm)
             values.append(window.meta_loss.item())
             norms.append(norm)
+            if (losses[-1] < SETTLED * self.spec.log_floor).all():
+                break
         self.trajectories += self.spec.batch_size
         return {
             "meta_loss": sum(values) / len(values) if values else math.nan,
@@ -100,20 +105,17 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Score the averaged networks on the validation problems; remember them if best.
 
-        The score is the mean log10 loss over problems and over ``validation_at``. Much worse
-        networks than the best are given up for those.
+        The score is the mean log10 loss over problems, over ``validation_at`` and over families.
+        Much worse networks than the best are given up for those.
         """
-        seeds = first_seeds("validation", self.spec.validation_problems)
-        problem = self.spec.reference.sample(seeds)
-        trajectory = rollout(
-            problem,
-            LearnedOptimizer(problem, self.averaged),
-            max(self.spec.validation_at),
-            measure_defects=False,
-        )
-        logs = trajectory.losses.clamp(min=FLOOR, max=10**DIVERGED).log10()
-        logs = logs.nan_to_num(nan=DIVERGED, posinf=DIVERGED).mean(dim=1)
-        score = logs[list(self.spec.validation_at)].mean().item()
+        count = self.spec.validation_problems
+        logs = self._mean_logs(self.spec.reference, count)
+        others = [
+            self._mean_logs(FAMILIES[name], max(1, count // 4))
+            for name in self.spec.validation_families
+        ]
+        at = list(self.spec.validation_at)
+        score = torch.stack([logs, *others])[:, at].mean().item()
         if score < self.best_score:
             self.best_score = score
             self.best = {k: v.clone() for k, v in self.averaged.state_dict().items()}
@@ -125,6 +127,15 @@ class Trainer:
         return {"score": score} | {
             f"log10_loss_at_{t}": logs[t].item() for t in self.spec.validation_at
         }
+
+    def _mean_logs(self, family: RegressionFamily, count: int) -> Tensor:
+        """Mean log10 loss of the first validation problems of a family, by step."""
+        problem = family.sample(first_seeds("validation", count))
+        steps = max(self.spec.validation_at)
+        optimizer = LearnedOptimizer(problem, self.averaged)
+        losses = rollout(problem, optimizer, steps, measure_defects=False).losses
+        logs = losses.clamp(min=FLOOR, max=10**DIVERGED).log10()
+        return logs.nan_to_num(nan=DIVERGED, posinf=DIVERGED).mean(dim=1)
 
     def state(self) -> dict[str, Tensor]:
         """The networks in training and Adam's moments, by name."""
@@ -187,10 +198,11 @@ def _check_flat(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
     """Flat networks fit one size, and validation problems are of the reference width."""
     flat = networks.update.startswith("flat") or networks.element == "flat"
     size = (REFERENCE_WIDTH,) * 3
-    one_size = spec.widths == size[:1] and spec.depths == (2,)
+    one_size = spec.widths == size[:1] and spec.depths == (2,) and not spec.validation_families
     if flat and not (one_size and networks.flat_widths == size):
         raise UserError(
-            f"expected widths [{REFERENCE_WIDTH}], depths [2] and flat_widths {list(size)} for "
-            f"flat networks, got {list(spec.widths)}, {list(spec.depths)} and "
-            f"{list(networks.flat_widths)}: set all three"
+            f"expected widths [{REFERENCE_WIDTH}], depths [2], no validation_families and "
+            f"flat_widths {list(size)} for flat networks, got {list(spec.widths)}, "
+            f"{list(spec.depths)}, {list(spec.validation_families)} and "
+            f"{list(networks.flat_widths)}: set all four"
         )
