@@ -31,6 +31,7 @@ class Recipe:
 
 _SQUARE = TrainingSpec(
     rectangular=False,
+    depths=(2,),
     dtype="float32",
     learning_rate_update=3e-3,
     learning_rate_element=3e-3,
@@ -42,7 +43,7 @@ SHIPPED: dict[str, Recipe] = {
     "lstm_update_tele": Recipe(MetaOptimizerSpec(), TrainingSpec()),
     "lstm_update": Recipe(
         MetaOptimizerSpec(element="none", heads=("plain", "scaled_gradient"), layers=2),
-        replace(_SQUARE, batch_size=8, window=10, widths=(20,), clip=0.1),
+        replace(_SQUARE, batch_size=8, window=10, widths=(20,), clip=0.1, estimator="first_order"),
     ),
     "lstm_lr_tele": Recipe(
         MetaOptimizerSpec(update="step_size", element="coordinatewise", bound=8.0), _SQUARE
@@ -56,6 +57,7 @@ _PAPER_TRAINING = TrainingSpec(
     window=10,
     widths=(20,),
     rectangular=False,
+    depths=(2,),
     dtype="float32",
     log_floor=1e-6,
     meta_loss="sum",
@@ -99,7 +101,7 @@ PAPER: dict[str, Recipe] = {
 FURTHER: dict[str, Recipe] = {
     "lstm_update_tele_entries": Recipe(
         MetaOptimizerSpec(element="coordinatewise", bound=8.0, heads=("free", "scaled_gradient")),
-        _SQUARE,
+        replace(_SQUARE, estimator="first_order"),
     ),
     "lstm_update_tele_eq79": Recipe(MetaOptimizerSpec(action="pre_activation"), TrainingSpec()),
 }

@@ -43,8 +43,8 @@ class TrainingSpec:
         window: steps between two meta-steps, t_unroll.
         widths: the sizes of each batch (samples, input, hidden, output) are drawn from these.
         rectangular: draw the four one by one, with samples <= input, instead of one for all.
-        depths, slopes, distributions: those of each batch are drawn from these; validation
-            problems have the first of each, and width 20.
+        depths, slopes, distributions: those of each batch are drawn from these, one named twice
+            twice as often; validation problems have the first of each, and width 20.
         loss: of the problems, "half_squared" or "norm".
         dtype: of the training problems' weights, "float32" or "float64"; in float64 no rounding
             noise hides what is left to learn. Validation problems and networks are float32.
@@ -80,7 +80,7 @@ class TrainingSpec:
     window: int = 3
     widths: tuple[int, ...] = (8, 12, 16, 20, 28, 40)
     rectangular: bool = True
-    depths: tuple[int, ...] = (2,)
+    depths: tuple[int, ...] = (2, 2, 3)
     slopes: tuple[float, ...] = (0.1,)
     distributions: tuple[str, ...] = ("uniform",)
     loss: str = "half_squared"
@@ -90,14 +90,14 @@ class TrainingSpec:
     pes_pairs: int = 1
     meta_loss: str = "log"
     log_floor: float = 1e-12
-    learning_rate_update: float = 1e-3
-    learning_rate_element: float = 1e-3
+    learning_rate_update: float = 5e-4
+    learning_rate_element: float = 5e-4
     schedule: str = "cosine"
     learning_rate_final: float = 1e-5
     average: float = 0.99
     clip: float = 0.02
     max_skips: int = 20
-    rollback: float = 1.0
+    rollback: float = 4.0
     validation_problems: int = 16
     validation_families: tuple[str, ...] = ("width_40", "wide_hidden", "three_layers")
     validation_every: int = 40
