@@ -71,7 +71,7 @@ def test_the_controls_run(tmp_path, monkeypatch):
     }
     assert len(few) == 4
     monkeypatch.setattr(controls_module, "trained_controls", lambda: few)
-    controls(tmp_path, Tiny(), jobs=1)
+    controls(tmp_path, Tiny(), jobs=1, trajectories=2)
     trained = (tmp_path / "tables" / "trained.md").read_text()
     assert all(name in trained for name in few)
     replaced = (tmp_path / "tables" / "replaced.md").read_text()

@@ -96,19 +96,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study_parser("controls", __doc__)
     add_jobs(parser)
     parser.add_argument("--seeds", type=int, default=3, help="meta-seeds of each trained control")
+    parser.add_argument(
+        "--trajectories", type=int, default=240, help="of each; more change little (default: 240)"
+    )
     values = parser.parse_args(arguments)
-    if min(values.jobs, values.seeds) < 1:
-        raise UserError(
-            f"expected --jobs and --seeds of 1 or more, got {values.jobs} and {values.seeds}"
-        )
+    for name in ("jobs", "seeds", "trajectories"):
+        if getattr(values, name) < 1:
+            raise UserError(f"expected --{name} of 1 or more, got {getattr(values, name)}")
     set_threads(values.threads)
     scale = replace(Quick() if values.quick else Scale(), meta_seeds=values.seeds)
-    controls(Path(values.out), scale, values.jobs)
+    controls(Path(values.out), scale, values.jobs, values.trajectories)
 
 
-def controls(out: Path, scale: Scale, jobs: int) -> None:
+def controls(out: Path, scale: Scale, jobs: int, trajectories: int) -> None:
     """All of it, into ``out``."""
-    recipes = {name: scale.recipe(recipe) for name, recipe in trained_controls().items()}
+    recipes = {
+        name: scale.recipe(recipe.with_budget(trajectories))
+        for name, recipe in trained_controls().items()
+    }
     folders = {
         name: seeded(file_name(name), recipe, range(scale.meta_seeds), out / "runs")
         for name, recipe in recipes.items()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metaopt import __version__
 from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import geometric_means
 from metaopt.learned.checkpoint import load_meta_optimizer, write_atomically
@@ -69,7 +70,8 @@ def measure(
     Args:
         what: says which method it is, with its rate or the checksum of its checkpoint.
     """
-    facts = json.dumps([what, asdict(family), list(seeds), steps])
+    made_by = [torch.__version__, __version__]
+    facts = json.dumps([what, asdict(family), list(seeds), steps, made_by])
     key = hashlib.sha256(facts.encode()).hexdigest()
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:

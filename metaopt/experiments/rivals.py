@@ -27,6 +27,7 @@ SECOND_ORDER = ("levenberg_marquardt",)
 same reason they try three dampings, and have no more steps than the figure."""
 
 DAMPINGS = (1e-4, 1e-3, 1e-2)
+RACED = 8  # validation problems that choose the rate of a race
 
 
 class Tuned(NamedTuple):
@@ -59,6 +60,7 @@ class Rivals:
         self.out = out
         self.family = family
         self.steps = steps
+        self.validation_seeds = validation
         self.test_seeds = test
         self.names = list(HAND_MADE if names is None else names)
         self.rates = {
@@ -88,6 +90,23 @@ class Rivals:
     def best_rate(self, name: str, step: int) -> float:
         """On validation problems at a step."""
         return min(self.rates[name], key=lambda rate: self.validation[name, rate].mean(step))
+
+    def race(self, name: str, steps: int) -> Tuned:
+        """Over many steps, at the best rate for these, on a few validation problems.
+
+        Of the best rate for the usual steps and its two neighbours. Second-order references keep
+        to the usual steps.
+        """
+        if name in SECOND_ORDER or steps <= self.steps:
+            return self.tuned(name)
+        rates = self.rates[name]
+        at = rates.index(self.best_rate(name, self.steps))
+        few = self.validation_seeds[:RACED]
+        rate = min(
+            rates[max(at - 1, 0) : at + 2],
+            key=lambda rate: self.run(name, rate, few, "validation", steps).mean(steps),
+        )
+        return Tuned(rate, self.run(name, rate, self.test_seeds, "test", steps))
 
     def tuned(self, name: str) -> Tuned:
         """At the best rate for the last step."""

@@ -8,7 +8,7 @@ from metaopt.evaluation.table import number
 from metaopt.experiments.curves import Curves, measure_checkpoint
 from metaopt.experiments.meta_seeds import Trained, chosen
 from metaopt.experiments.report import markdown
-from metaopt.experiments.rivals import SECOND_ORDER, Rivals, steps_to_reach
+from metaopt.experiments.rivals import Rivals, steps_to_reach
 from metaopt.experiments.scale import TITLES, Scale
 from metaopt.problems import first_seeds
 from metaopt.training.run import BEST
@@ -89,10 +89,9 @@ def reach_table(learned: dict[str, list[Trained]], rivals: Rivals, scale: Scale)
         ]
     ]
     for name in rivals.names:
-        rate = rivals.best_rate(name, rivals.steps)
+        rate, curves = rivals.race(name, scale.patience)
         seconds = rivals.run(name, rate, one, "alone").seconds
-        patience = scale.steps if name in SECOND_ORDER else scale.patience
-        curves = rivals.run(name, rate, rivals.test_seeds, "test", patience)
+        patience = len(curves.losses) - 1
         cells = []
         for target in targets:
             steps = steps_to_reach(curves, target)

@@ -20,10 +20,21 @@ def log_mean(floor: float) -> MetaLoss:
     return lambda losses: (losses + floor).log().mean()
 
 
+def log_last(floor: float) -> MetaLoss:
+    """mean log(L + floor) of the last step alone: what a window leaves behind. Where it counts on
+    the way, networks learn to be quick within a window and not over several."""
+    mean = log_mean(floor)
+    return lambda losses: mean(losses[-1:])
+
+
 def paper_sum(floor: float) -> MetaLoss:
     """Algorithm 1: the sum of L over the window, averaged over problems."""
     return lambda losses: losses.sum(dim=0).mean()
 
 
-META_LOSSES: dict[str, Callable[[float], MetaLoss]] = {"log": log_mean, "sum": paper_sum}
+META_LOSSES: dict[str, Callable[[float], MetaLoss]] = {
+    "log": log_mean,
+    "log_last": log_last,
+    "sum": paper_sum,
+}
 """Meta-losses by name."""
