@@ -30,6 +30,8 @@ class Recipe:
 
 
 _SQUARE = TrainingSpec(
+    window=3,
+    meta_loss="log",
     rectangular=False,
     depths=(2,),
     dtype="float32",

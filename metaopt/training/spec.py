@@ -53,7 +53,8 @@ class TrainingSpec:
             "pes" (persistent evolution strategies).
         pes_sigma: standard deviation of the perturbations of the meta-parameters under "pes".
         pes_pairs: antithetic pairs of trajectories under "pes".
-        meta_loss: "log" (mean of log(L + floor)) or "sum" (of L, as in the paper).
+        meta_loss: of a window: "log_last" (log(L + floor) at its end), "log" (the mean of that over
+            its steps) or "sum" (of L, as in the paper).
         log_floor: the floor in the log meta-loss; below it nothing is left to learn.
         learning_rate_update: of Adam on m1.
         learning_rate_element: of Adam on m2.
@@ -77,7 +78,7 @@ class TrainingSpec:
     trajectories: int = 720
     batch_size: int = 4
     steps: int = 100
-    window: int = 3
+    window: int = 6
     widths: tuple[int, ...] = (8, 12, 16, 20, 28, 40)
     rectangular: bool = True
     depths: tuple[int, ...] = (2, 2, 3)
@@ -88,10 +89,10 @@ class TrainingSpec:
     estimator: str = "truncated"
     pes_sigma: float = 0.01
     pes_pairs: int = 1
-    meta_loss: str = "log"
+    meta_loss: str = "log_last"
     log_floor: float = 1e-12
-    learning_rate_update: float = 5e-4
-    learning_rate_element: float = 5e-4
+    learning_rate_update: float = 1e-3
+    learning_rate_element: float = 1e-3
     schedule: str = "cosine"
     learning_rate_final: float = 1e-5
     average: float = 0.99
