@@ -14,18 +14,16 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
 from command import integers
 from interleaved import interleaved
-from trajectory import FLOOR, WINDOW, training_problem
+from trajectory import UPDATE, training_problem, windows
 
-from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
-from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import Regression, RegressionFamily
-from metaopt.training.meta_loss import log_mean
-from metaopt.training.unroll import Window, unroll
+from metaopt.learned.meta_optimizer import MetaOptimizer
+from metaopt.problems import RegressionFamily
 
 ONE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
@@ -34,11 +32,7 @@ ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
 }
 CHECKED_STEPS, TOLERANCE = 30, 1e-3
-
-
-def run_here(problem: Regression, meta: MetaOptimizer, steps: int) -> list[Window]:
-    optimizer = LearnedOptimizer(problem, meta)
-    return list(unroll(problem, optimizer, steps, WINDOW, log_mean(FLOOR)))
+WINDOW, FLOOR = UPDATE.training.window, UPDATE.training.log_floor
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -59,13 +53,12 @@ def main() -> None:
     except ImportError:
         sys.exit("this benchmark needs JAX: pip install jax")
     torch.set_num_threads(1)
-    heads = ("plain", "scaled_gradient")
-    spec = MetaOptimizerSpec(element="none", heads=heads, layers=options.layers)
-    meta, problem = MetaOptimizer(spec, seed=0), training_problem(options.batch)
+    meta = MetaOptimizer(replace(UPDATE.networks, layers=options.layers), seed=0)
+    problem = training_problem(UPDATE, options.batch)
     networks, start = networks_of(meta), start_of(meta, problem)
     training = Training(problem, RegressionFamily().slope, WINDOW, FLOOR, options.recompute)
 
-    here = run_here(problem, meta, CHECKED_STEPS)
+    here = list(windows(UPDATE, problem, meta, CHECKED_STEPS))
     losses, gradients = training.run(networks, start, CHECKED_STEPS)
     ours = np.concatenate([window.losses.numpy() for window in here])
     agreement = {
@@ -79,7 +72,7 @@ def main() -> None:
         sys.exit(f"expected both to agree within {TOLERANCE}, got {agreement}")
 
     result = interleaved(
-        lambda: run_here(problem, meta, options.steps),
+        lambda: list(windows(UPDATE, problem, meta, options.steps)),
         lambda: training.run(networks, start, options.steps),
         options.repeats,
     )

@@ -3,7 +3,9 @@
 The released code is learn-to-teleport in github.com/Rose-STL-Lab/Teleportation-Optimization. It
 has flat LSTMs with 300 hidden units and trains on one problem at a time; here 8 are trained
 together by coordinate-wise LSTMs of 20 units, so this compares what each takes for a trajectory,
-not two ways to compute the same thing. With more than one thread, run on an idle machine.
+not two ways to compute the same thing. Of the default recipe all steps are run, and, as "ending",
+what the trainer does with the shipped networks: a trajectory ends where nothing is left to learn.
+With more than one thread, run on an idle machine.
 
 python benchmarks/against_released_code.py --code DIR [--threads 2]
 """
@@ -17,14 +19,17 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from command import integers
 from interleaved import interleaved
-from trajectory import WINDOW, train, training_problem
+from trajectory import UPDATE_TELE, train, training_problem
 
-from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.learned.checkpoint import load_meta_optimizer
+from metaopt.learned.meta_optimizer import MetaOptimizer
+from metaopt.training.trainer import Trainer
 
 MODULE = "gradient_descent_mlp"
 WIDTHS = [20, 20, 20, 20]  # samples, input, hidden, output
@@ -43,7 +48,7 @@ def released(code: Path, runs: int, steps: int) -> Callable[[], None]:
                 WIDTHS,
                 n_run=runs,
                 n_epoch=steps,
-                unroll=WINDOW,
+                unroll=10,
                 lr=1e-4,
                 lr_meta=1e-3,
                 learn_tele=True,
@@ -51,6 +56,25 @@ def released(code: Path, runs: int, steps: int) -> Callable[[], None]:
             )
 
     return run
+
+
+def ending(batch: int, steps: int) -> Callable[[], object]:
+    """A batch of the trainer, whose networks are trained already."""
+    training = replace(
+        UPDATE_TELE.training,
+        batch_size=batch,
+        steps=steps,
+        rectangular=False,
+        widths=(20,),
+        depths=(2,),
+        trajectories=10**9,
+        learning_rate_update=1e-7,
+        learning_rate_element=1e-7,
+    )
+    trainer = Trainer(UPDATE_TELE.networks, training)
+    trained = load_meta_optimizer("lstm_update_tele")
+    trainer.meta.load_state_dict(trained.state_dict())
+    return trainer.train_batch
 
 
 def main() -> None:
@@ -62,15 +86,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     theirs = released(options.code, options.runs, options.steps)
-    problem = training_problem(options.batch)
+    problem = training_problem(UPDATE_TELE, options.batch)
+    meta = MetaOptimizer(UPDATE_TELE.networks, seed=0)
+    ways = {
+        "all_steps": lambda: train(UPDATE_TELE, problem, meta, options.steps),
+        "ending": ending(options.batch, options.steps),
+    }
     results = {}
-    for layers in (1, 2):
-        meta = MetaOptimizer(MetaOptimizerSpec(layers=layers), seed=0)
-        result = interleaved(
-            lambda meta=meta: train(problem, meta, options.steps), theirs, options.repeats
-        )
+    for name, way in ways.items():
+        result = interleaved(way, theirs, options.repeats)
         trajectories = options.runs / options.batch  # theirs over ours, in one call of each
-        results[f"layers_{layers}"] = {
+        results[name] = {
             "seconds_per_trajectory_here": result["first_seconds"] / options.batch,
             "seconds_per_trajectory_released": result["second_seconds"] / options.runs,
             **{key: result[key] * trajectories for key in ("ratio", "ratio_min", "ratio_max")},

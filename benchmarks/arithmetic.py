@@ -12,14 +12,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from command import parse
 from interleaved import interleaved
-from trajectory import WINDOW, train, training_problem
+from trajectory import UPDATE, train, training_problem
 
-from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.learned.meta_optimizer import MetaOptimizer
 
+WINDOW = UPDATE.training.window
 INPUTS = 2  # of the first layer: log_sign of the gradient
 
 
@@ -57,15 +59,15 @@ def matrix_products(hidden: int, flop: int) -> Callable[[], None]:
 
 
 def main() -> None:
-    options = parse(__doc__, layers=1, hidden=20, batch=8, steps=100, repeats=7, threads=1)
-    spec = MetaOptimizerSpec(element="none", layers=options.layers, hidden=options.hidden)
-    meta, problem = MetaOptimizer(spec, seed=0), training_problem(options.batch)
+    options = parse(__doc__, layers=2, hidden=20, batch=8, steps=100, repeats=7, threads=1)
+    spec = replace(UPDATE.networks, layers=options.layers, hidden=options.hidden)
+    meta, problem = MetaOptimizer(spec, seed=0), training_problem(UPDATE, options.batch)
     columns = sum(parameter.numel() for parameter in problem.parameters())
     flop = flop_of_trajectory(
         options.layers, options.hidden, len(spec.heads), columns, options.steps
     )
     result = interleaved(
-        lambda: train(problem, meta, options.steps),
+        lambda: train(UPDATE, problem, meta, options.steps),
         matrix_products(options.hidden, flop),
         options.repeats,
     )

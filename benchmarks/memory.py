@@ -21,7 +21,8 @@ import torch
 from command import integers
 from trajectory import training_problem, windows
 
-from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.experiments.recipes import SHIPPED
+from metaopt.learned.meta_optimizer import MetaOptimizer
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of ru_maxrss
 
@@ -41,10 +42,11 @@ def live_bytes() -> int:
 def measure(options: argparse.Namespace) -> dict[str, int]:
     """The numbers of one trajectory, run here."""
     torch.set_num_threads(options.threads)
-    spec = MetaOptimizerSpec(element=options.element, layers=options.layers)
-    meta, problem = MetaOptimizer(spec, seed=0), training_problem(options.batch)
+    recipe = SHIPPED[options.method]
+    meta = MetaOptimizer(recipe.networks, seed=0)
+    problem = training_problem(recipe, options.batch)
     before = peak_rss()
-    live = [live_bytes() for _ in windows(problem, meta, options.steps)]
+    live = [live_bytes() for _ in windows(recipe, problem, meta, options.steps)]
     return {"rss": peak_rss(), "rss_growth": peak_rss() - before, "live": max(live)}
 
 
@@ -60,8 +62,8 @@ def in_a_process(options: argparse.Namespace, steps: int) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--element", default="coordinatewise", choices=["coordinatewise", "none"])
-    integers(parser, layers=1, batch=8, repeats=3, threads=1)
+    parser.add_argument("--method", default="lstm_update_tele", choices=list(SHIPPED))
+    integers(parser, batch=8, repeats=3, threads=1)
     parser.add_argument("--steps", type=int, default=100, help="of the shorter trajectory")
     parser.add_argument("--times", type=int, default=10, help="how much longer the other one is")
     parser.add_argument("--alone", action="store_true", help="run one trajectory here")

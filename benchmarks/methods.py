@@ -1,4 +1,4 @@
-"""What teleportation costs in training: LSTM(update,tele) over LSTM(update), a trajectory.
+"""What teleportation costs in training: LSTM(update,tele) over the same without m2, a trajectory.
 
 python benchmarks/methods.py [--layers 2] [--batch 8] [--threads 1]
 """
@@ -6,24 +6,25 @@ python benchmarks/methods.py [--layers 2] [--batch 8] [--threads 1]
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from command import parse
 from interleaved import interleaved
-from trajectory import train, training_problem
+from trajectory import UPDATE_TELE, train, training_problem
 
-from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.learned.meta_optimizer import MetaOptimizer
 
 
 def main() -> None:
     options = parse(__doc__, layers=1, batch=8, steps=100, repeats=7, threads=1)
-    problem = training_problem(options.batch)
+    problem = training_problem(UPDATE_TELE, options.batch)
     update_tele, update = (
-        MetaOptimizer(MetaOptimizerSpec(element=element, layers=options.layers), seed=0)
-        for element in ("coordinatewise", "none")
+        MetaOptimizer(replace(UPDATE_TELE.networks, element=element, layers=options.layers), seed=0)
+        for element in ("spectral", "none")
     )
     result = interleaved(
-        lambda: train(problem, update_tele, options.steps),
-        lambda: train(problem, update, options.steps),
+        lambda: train(UPDATE_TELE, problem, update_tele, options.steps),
+        lambda: train(UPDATE_TELE, problem, update, options.steps),
         options.repeats,
     )
     seconds = {

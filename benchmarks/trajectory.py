@@ -1,4 +1,7 @@
-"""One training trajectory, as the trainer drives it: windows of ten steps, Adam after each."""
+"""One training trajectory of a recipe, as the trainer drives it, with Adam after each window.
+
+All steps are run; the trainer ends a batch where nothing is left to learn.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,40 @@ from collections.abc import Iterator
 
 import torch
 
+from metaopt.experiments.recipes import SHIPPED, Recipe
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.problems import Regression, RegressionFamily
-from metaopt.training.meta_loss import log_mean
-from metaopt.training.unroll import Window, unroll
+from metaopt.training.estimators import ESTIMATORS
+from metaopt.training.meta_loss import META_LOSSES, MetaLoss
+from metaopt.training.unroll import Window
 
-WINDOW, FLOOR = 10, 1e-6
-
-
-def training_problem(batch: int) -> Regression:
-    return RegressionFamily().sample(range(10**7, 10**7 + batch))
+UPDATE_TELE, UPDATE = SHIPPED["lstm_update_tele"], SHIPPED["lstm_update"]
 
 
-def windows(problem: Regression, meta: MetaOptimizer, steps: int) -> Iterator[Window]:
-    """Each window, after its meta-step."""
-    adam = torch.optim.Adam(meta.parameters(), lr=1e-3)
-    for window in unroll(problem, LearnedOptimizer(problem, meta), steps, WINDOW, log_mean(FLOOR)):
+def training_problem(recipe: Recipe, batch: int) -> Regression:
+    """Of 20x20, in the recipe's dtype."""
+    family = RegressionFamily(dtype=recipe.training.dtype)
+    return family.sample(range(10**7, 10**7 + batch))
+
+
+def meta_loss(recipe: Recipe) -> MetaLoss:
+    return META_LOSSES[recipe.training.meta_loss](recipe.training.log_floor)
+
+
+def windows(
+    recipe: Recipe, problem: Regression, meta: MetaOptimizer, steps: int
+) -> Iterator[Window]:
+    """Each window, with its meta-gradient."""
+    estimate = ESTIMATORS[recipe.training.estimator](recipe.training, torch.Generator())
+    optimizer = LearnedOptimizer(problem, meta)
+    return estimate(problem, optimizer, steps, recipe.training.window, meta_loss(recipe))
+
+
+def train(recipe: Recipe, problem: Regression, meta: MetaOptimizer, steps: int) -> None:
+    """A trajectory with a meta-step after each window."""
+    adam = torch.optim.Adam(meta.parameters(), lr=1e-4)
+    for window in windows(recipe, problem, meta, steps):
         for parameter, gradient in zip(meta.parameters(), window.gradients, strict=True):
             parameter.grad = gradient
         adam.step()
-        yield window
-
-
-def train(problem: Regression, meta: MetaOptimizer, steps: int) -> None:
-    for _ in windows(problem, meta, steps):
-        pass

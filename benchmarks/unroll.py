@@ -1,6 +1,6 @@
 """A training trajectory through `higher` against a hand-written loop doing the same mathematics.
 
-python benchmarks/unroll.py [--element coordinatewise] [--batch 8] [--threads 1]
+python benchmarks/unroll.py [--method lstm_update_tele] [--batch 8] [--threads 1]
 """
 
 from __future__ import annotations
@@ -11,53 +11,60 @@ import json
 import torch
 from command import integers
 from interleaved import interleaved
-from trajectory import FLOOR, WINDOW, training_problem
+from trajectory import meta_loss, training_problem, windows
 
-from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
-from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.experiments.recipes import SHIPPED, Recipe
+from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.problems import Regression
 from metaopt.symmetry import LayerInput
-from metaopt.training.meta_loss import log_mean
-from metaopt.training.unroll import unroll
 
 
-def through_higher(problem: Regression, meta: MetaOptimizer, steps: int) -> None:
-    for _ in unroll(problem, LearnedOptimizer(problem, meta), steps, WINDOW, log_mean(FLOOR)):
+def through_higher(recipe: Recipe, problem: Regression, meta: MetaOptimizer, steps: int) -> None:
+    for _ in windows(recipe, problem, meta, steps):
         pass
 
 
-def by_hand(problem: Regression, meta: MetaOptimizer, steps: int) -> None:
+def by_hand(recipe: Recipe, problem: Regression, meta: MetaOptimizer, steps: int) -> None:
     layer_input, sigma = LayerInput(problem.x), problem.chain.activations[0]
     weights = [p.detach().clone().requires_grad_() for p in problem.parameters()]
     state = meta.init_state(problem.chain, weights)
+    second_order = recipe.training.estimator == "truncated"
+    value = meta_loss(recipe)
 
     def losses() -> torch.Tensor:
         residual = problem.y - weights[1] @ sigma(weights[0] @ problem.x)
         return 0.5 * residual.square().sum(dim=(-2, -1))
 
-    for _ in range(steps // WINDOW):
+    done = 0
+    while done < steps:
         current, after = losses(), []
-        for _ in range(WINDOW):
-            gradients = torch.autograd.grad(current.sum(), weights, retain_graph=True)
-            weights, state, _ = meta.advance(problem.chain, weights, gradients, layer_input, state)
+        for _ in range(min(recipe.training.window, steps - done)):
+            gradients = torch.autograd.grad(
+                current.sum(), weights, retain_graph=True, create_graph=second_order
+            )
+            weights, state, _ = meta.advance(
+                problem.chain, weights, gradients, layer_input, state, second_order
+            )
             current = losses()
             after.append(current)
-        torch.autograd.grad(log_mean(FLOOR)(torch.stack(after)), list(meta.parameters()))
+        done += len(after)
+        torch.autograd.grad(value(torch.stack(after)), list(meta.parameters()))
         weights = [w.detach().requires_grad_() for w in weights]
         state = {name: [t.detach() for t in tensors] for name, tensors in state.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--element", default="coordinatewise", choices=["coordinatewise", "none"])
+    parser.add_argument("--method", default="lstm_update_tele", choices=list(SHIPPED))
     integers(parser, batch=8, steps=100, threads=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    meta = MetaOptimizer(MetaOptimizerSpec(element=options.element), seed=0)
-    problem = training_problem(options.batch)
+    recipe = SHIPPED[options.method]
+    meta = MetaOptimizer(recipe.networks, seed=0)
+    problem = training_problem(recipe, options.batch)
     result = interleaved(
-        lambda: through_higher(problem, meta, options.steps),
-        lambda: by_hand(problem, meta, options.steps),
+        lambda: through_higher(recipe, problem, meta, options.steps),
+        lambda: by_hand(recipe, problem, meta, options.steps),
     )
     seconds = result["first_seconds"] / options.batch
     print(
