@@ -118,7 +118,8 @@ def test_lowers_the_loss_of_every_problem_within_five_steps(
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_batch_equals_its_problems_alone(name: str) -> None:
-    tolerance = 1e-4 if name in LEARNED else 1e-8
+    float32_inside = name in LEARNED or name == "soap"
+    tolerance = 1e-4 if float32_inside else 1e-8
     batch = run(name, SMALL.sample(SEEDS))
     for b, seed in enumerate(SEEDS):
         alone = run(name, SMALL.sample([seed]))

@@ -10,6 +10,8 @@ import torch
 
 from metaopt.evaluation.methods import HAND_MADE, Method, known_methods, resolve
 from metaopt.evaluation.rollout import Trajectory, rollout
+from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import TeleportingOptimizer
 from metaopt.problems import Regression, RegressionFamily
 from metaopt.symmetry.search import GradientAscent
@@ -190,3 +192,11 @@ def test_the_norm_of_a_problem_is_its_own() -> None:
     before = run("gd", 1).grad_norms[0]
     assert torch.equal(norms[:2], before[:2])
     assert norms[2] != before[2]
+
+
+def test_a_held_move_counts_as_none() -> None:
+    problem = RegressionFamily(4, 5, 4, 3).sample([1, 2])
+    meta = MetaOptimizer(MetaOptimizerSpec(element="whitening", element_size=0.3, hold=1e-30))
+    trajectory = rollout(problem, LearnedOptimizer(problem, meta), 2)
+    assert trajectory.defects.isnan().all()
+    assert not trajectory.refused.any()

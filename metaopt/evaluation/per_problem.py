@@ -16,7 +16,11 @@ from metaopt.problems import Regression
 
 
 class PerProblemOptimizer(torch.optim.Optimizer):
-    """Steps problem b of a batch with an optimizer of its own, on views of the batch's weights."""
+    """Steps problem b of a batch with an optimizer of its own, on views of the batch's weights.
+
+    A problem that is not finite is lost and stays so; so is one whose optimizer fails to decompose
+    a matrix that overflowed: its weights become NaN.
+    """
 
     def __init__(
         self,
@@ -48,7 +52,13 @@ class PerProblemOptimizer(torch.optim.Optimizer):
                     return self.losses[b]
                 return first[b]
 
-            optimizer.step(own)
+            if not all(view.grad is None or view.grad.isfinite().all() for view in self.views[b]):
+                continue
+            try:
+                optimizer.step(own)
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                for view in self.views[b]:
+                    view.detach().fill_(torch.nan)
         return loss
 
     def _evaluate(self, closure: Callable[[], Any]) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metaopt.problems import Regression
+from metaopt.symmetry import Teleportation
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Trajectory:
 
     Attributes:
         losses, grad_norms: at w_t, before the step from t to t + 1.
-        defects: of the teleportation in the step that led to t; NaN where there was none.
+        defects: of the teleportation in the step that led to t; NaN where there was none, or it
+            was held.
         refused: whether that teleportation was refused for the problem.
         seconds_per_step: wall clock of ``optimizer.step`` with its closure, a step of the batch.
     """
@@ -85,7 +87,7 @@ def rollout(
             defects.append(nothing)
             refused.append(refused[0])
         else:
-            defects.append(teleportation.defect() if measure_defects else nothing)
+            defects.append(_defect(teleportation) if measure_defects else nothing)
             refused.append(teleportation.refused)
         if progress is not None:
             progress.update()
@@ -98,3 +100,9 @@ def rollout(
         torch.stack(refused),
         seconds / max(steps, 1),
     )
+
+
+def _defect(teleportation: Teleportation) -> Tensor:
+    defect = teleportation.defect()
+    held = teleportation.held
+    return defect if held is None else defect.masked_fill(held, torch.nan)
