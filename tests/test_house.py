@@ -29,8 +29,10 @@ NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
 FOLDERS = (
     "errors",
     "chain",
+    "data",
     "problems",
     "symmetry",
+    "network",
     "learned",
     "optim",
     "evaluation",

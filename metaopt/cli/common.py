@@ -72,7 +72,7 @@ def guarded(main: Callable[[Sequence[str] | None], None], hint: str = "") -> Cal
 def set_threads(threads: int) -> None:
     """The number of threads of torch; 0 leaves its own choice."""
     if threads < 0:
-        raise UserError(f"expected threads of 0 or more, got {threads}")
+        raise UserError(f"expected threads of 0 or more, got {threads}: 0 leaves it to torch")
     if threads:
         torch.set_num_threads(threads)
 

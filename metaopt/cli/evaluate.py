@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_threads(values.threads)
     family = take(RegressionFamily, values)
     if values.steps < 1:
-        raise UserError(f"expected --steps of 1 or more, got {values.steps}")
+        raise UserError(f"expected --steps of 1 or more, got {values.steps}: 100 is usual")
     names = values.methods  # a string on the command line, perhaps a list in a config
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",")] if names else []
@@ -117,7 +117,7 @@ def parse_seeds(asked: str | int | list[int], problems: int) -> list[int]:
         return list(dict.fromkeys(int(seed) for seed in text.split(",")))
     except ValueError:
         raise UserError(
-            f"expected --seeds as whole numbers separated by commas, got {text!r}"
+            f"expected --seeds as whole numbers separated by commas, got {text!r}: as in 0,5,7"
         ) from None
 
 

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     values = parser.parse_args(arguments)
     set_threads(values.threads)
     if values.steps < 1:
-        raise UserError(f"expected --steps of 1 or more, got {values.steps}")
+        raise UserError(f"expected --steps of 1 or more, got {values.steps}: 100 is usual")
     names = [name for name in values.methods.split(",") if name]
     unknown = [name for name in names if name not in HAND_MADE]
     if unknown:

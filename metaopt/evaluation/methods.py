@@ -153,11 +153,14 @@ def resolve(text: str) -> Method:
     if name not in known_methods():
         raise UserError(
             f"expected a method of {', '.join(known_methods())}, or the path of a .safetensors "
-            f"checkpoint, got {name!r}"
+            f"checkpoint, got {name!r}: name one of them"
         )
     if name not in HAND_MADE:
         if at:
-            raise UserError(f"expected {name!r} without a rate, it learned its own, got {text!r}")
+            raise UserError(
+                f"expected {name!r} without a rate, it learned its own, got {text!r}: "
+                "leave out the @"
+            )
         return learned_method(name, pretrained_path(name))
     if not at:
         return HAND_MADE[name]

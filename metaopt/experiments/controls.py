@@ -102,7 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     values = parser.parse_args(arguments)
     for name in ("jobs", "seeds", "trajectories"):
         if getattr(values, name) < 1:
-            raise UserError(f"expected --{name} of 1 or more, got {getattr(values, name)}")
+            raise UserError(
+                f"expected --{name} of 1 or more, got {getattr(values, name)}: give a whole number"
+            )
     set_threads(values.threads)
     scale = replace(Quick() if values.quick else Scale(), meta_seeds=values.seeds)
     controls(Path(values.out), scale, values.jobs, values.trajectories)

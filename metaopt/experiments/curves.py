@@ -8,13 +8,13 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metaopt import __version__
 from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import geometric_means
 from metaopt.learned.checkpoint import load_meta_optimizer, write_atomically
@@ -70,7 +70,7 @@ def measure(
     Args:
         what: says which method it is, with its rate or the checksum of its checkpoint.
     """
-    made_by = [torch.__version__, __version__]
+    made_by = [torch.__version__, version("metaopt")]
     facts = json.dumps([what, asdict(family), list(seeds), steps, made_by])
     key = hashlib.sha256(facts.encode()).hexdigest()
     if path.exists():

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_jobs(parser)
     values = parser.parse_args(arguments)
     if values.jobs < 1:
-        raise UserError(f"expected --jobs of 1 or more, got {values.jobs}")
+        raise UserError(
+            f"expected --jobs of 1 or more, got {values.jobs}: one for each core is usual"
+        )
     set_threads(values.threads)
     study(Path(values.out), Quick() if values.quick else Scale(), values.jobs)
 

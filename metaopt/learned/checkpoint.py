@@ -92,7 +92,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"expected a checkpoint file, got {str(path)!r}, which does not exist")
+        raise UserError(
+            f"expected a checkpoint file, got {str(path)!r}, which does not exist: check the path"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -175,7 +177,7 @@ def pretrained_path(name: str) -> Path:
     if name not in pretrained_names():
         raise UserError(
             f"expected a shipped optimizer of {', '.join(pretrained_names())}, or the path of a "
-            f".safetensors file, got {name!r}"
+            f".safetensors file, got {name!r}: name one of them"
         )
     return Path(str(resources.files("metaopt.learned") / "pretrained" / f"{name}.safetensors"))
 

@@ -118,7 +118,8 @@ class CoordinatewiseElement(ElementRule):
         check_names("features", features, FEATURES)
         if not bound > 0 or not gain >= 0:
             raise UserError(
-                f"expected bound > 0 and gate >= 0 (0: no gate), got bound={bound}, gate={gain}"
+                f"expected bound > 0 and gate >= 0 (0: no gate), "
+                f"got bound={bound}, gate={gain}: the defaults are 8 and 1000"
             )
         self.features = [FEATURES[name][1] for name in features]
         self.bound = bound

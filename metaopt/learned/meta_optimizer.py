@@ -87,10 +87,14 @@ class MetaOptimizerSpec:
             )
         for name in ("hidden", "layers"):
             if getattr(self, name) < 1:
-                raise UserError(f"expected {name} of 1 or more, got {getattr(self, name)}")
+                raise UserError(
+                    f"expected {name} of 1 or more, got {getattr(self, name)}: give a whole number"
+                )
         for name in ("damping", "stretch", "gate", "hold", "norm"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"expected {name} of 0 or more, got {getattr(self, name)}")
+                raise UserError(
+                    f"expected {name} of 0 or more, got {getattr(self, name)}: 0 turns it off"
+                )
         largest = MAX_DIRECTION if self.element == "spectral" else MAX_ELEMENT
         for name in ("bound", "element_size"):
             if not 0 < getattr(self, name) <= largest:
@@ -104,10 +108,14 @@ class MetaOptimizerSpec:
                 f"pre_activation (eq. 79) is damped"
             )
         if min(self.flat_widths) < 1:
-            raise UserError(f"expected positive flat_widths, got {self.flat_widths}")
+            raise UserError(
+                f"expected positive flat_widths, got {self.flat_widths}: "
+                "give input, hidden and output"
+            )
         if self.action == "rescaling":
             raise UserError(
-                "expected an action of GL(k), post_activation or pre_activation, got 'rescaling'"
+                "expected an action of GL(k), post_activation or pre_activation, got 'rescaling': "
+                "name one of those two"
             )
 
     @property

@@ -36,7 +36,8 @@ class LevenbergMarquardt(torch.optim.Optimizer):
     def __init__(self, problem: Regression, damping: float = 1e-3, factor: float = 5.0) -> None:
         if not damping > 0 or not factor > 1:
             raise UserError(
-                f"expected damping > 0 and factor > 1, got damping={damping}, factor={factor}"
+                f"expected damping > 0 and factor > 1, got damping={damping}, factor={factor}: "
+                "the defaults are 1e-3 and 5"
             )
         super().__init__(list(problem.parameters()), {"damping": damping})
         self.problem = problem

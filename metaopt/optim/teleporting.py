@@ -51,7 +51,10 @@ class TeleportingOptimizer(torch.optim.Optimizer):
                 f"expected buffers of {', '.join(BUFFER_POLICIES)}, got {buffers!r}: name one"
             )
         if any(step < 0 for step in schedule):
-            raise UserError(f"expected steps of 0 or more in the schedule, got {list(schedule)}")
+            raise UserError(
+                f"expected steps of 0 or more in the schedule, got {list(schedule)}: "
+                "the first step is 0"
+            )
         held = {id(p) for group in base.param_groups for p in group["params"]}
         if not held >= {id(p) for p in model.parameters()}:
             raise UserError(

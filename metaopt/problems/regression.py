@@ -114,17 +114,23 @@ class RegressionFamily:
                     f"use 1 or more for each of samples, input, hidden and output"
                 )
         if self.depth < 2:
-            raise UserError(f"expected a depth of 2 layers or more, got {self.depth}")
+            raise UserError(
+                f"expected a depth of 2 layers or more, got {self.depth}: "
+                "teleportation acts between two layers"
+            )
         if not 0 < self.slope < float("inf"):
             raise UserError(f"expected a positive slope, got {self.slope}: the paper uses 0.1")
         if self.loss not in LOSSES:
             raise UserError(f"expected a loss of {', '.join(LOSSES)}, got {self.loss!r}: name one")
         if self.distribution not in DISTRIBUTIONS:
             raise UserError(
-                f"expected a distribution of {', '.join(DISTRIBUTIONS)}, got {self.distribution!r}"
+                f"expected a distribution of {', '.join(DISTRIBUTIONS)}, got "
+                f"{self.distribution!r}: name one"
             )
         if self.dtype not in DTYPES:
-            raise UserError(f"expected a dtype of {', '.join(DTYPES)}, got {self.dtype!r}")
+            raise UserError(
+                f"expected a dtype of {', '.join(DTYPES)}, got {self.dtype!r}: name one"
+            )
 
     @classmethod
     def square(cls, width: int, **options: float | str) -> RegressionFamily:

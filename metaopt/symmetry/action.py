@@ -86,10 +86,13 @@ class GroupAction(ABC):
     def __init__(self, exponential: str = "exact", max_defect: float = 0.1) -> None:
         if exponential not in EXPONENTIALS:
             raise UserError(
-                f"expected an exponential of {', '.join(EXPONENTIALS)}, got {exponential!r}"
+                f"expected an exponential of {', '.join(EXPONENTIALS)}, got {exponential!r}: "
+                "name one"
             )
         if not max_defect > 0:
-            raise UserError(f"expected a positive max_defect, got {max_defect}")
+            raise UserError(
+                f"expected a positive max_defect, got {max_defect}: inf refuses no defect"
+            )
         self.exact_inverse = exponential == "exact"
         self._exponential = EXPONENTIALS[exponential]
         self.max_defect = max_defect

@@ -77,7 +77,7 @@ class PreActivationAction(GroupAction):
     ) -> None:
         super().__init__(exponential, max_defect)
         if not damping >= 0:
-            raise UserError(f"expected a damping of 0 or more, got {damping}")
+            raise UserError(f"expected a damping of 0 or more, got {damping}: 0 for none")
         self.damping = damping
 
     def is_exact(

@@ -39,7 +39,8 @@ class GradientAscent:
         if self.iterations < 1 or self.halvings < 0 or not 0 < self.size < float("inf"):
             raise UserError(
                 f"expected iterations >= 1, halvings >= 0 and size > 0, got "
-                f"{self.iterations}, {self.halvings} and {self.size}"
+                f"{self.iterations}, {self.halvings} and {self.size}: "
+                "the defaults are 10, 8 and 0.1"
             )
 
     def __call__(

@@ -112,32 +112,44 @@ class TrainingSpec:
         )  # fmt: skip
         for name in positive:
             if getattr(self, name) < 1:
-                raise UserError(f"expected {name} of 1 or more, got {getattr(self, name)}")
+                raise UserError(
+                    f"expected {name} of 1 or more, got {getattr(self, name)}: give a whole number"
+                )
         for name in ("widths", "depths", "validation_at"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise UserError(f"expected positive {name}, got {list(getattr(self, name))}")
+                raise UserError(
+                    f"expected positive {name}, got {list(getattr(self, name))}: "
+                    "give whole numbers of 1 or more"
+                )
         for name in ("pes_sigma", "learning_rate_update", "learning_rate_element"):
             if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"expected a positive {name}, got {getattr(self, name)}")
+                raise UserError(
+                    f"expected a positive {name}, got {getattr(self, name)}: "
+                    f"the default is {getattr(type(self), name)}"
+                )
         for name in ("learning_rate_final", "clip", "log_floor", "rollback"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"expected {name} of 0 or more, got {getattr(self, name)}")
+                raise UserError(
+                    f"expected {name} of 0 or more, got {getattr(self, name)}: 0 turns it off"
+                )
         if not 0 <= self.average < 1:
-            raise UserError(f"expected an average in [0, 1), got {self.average}")
+            raise UserError(f"expected an average in [0, 1), got {self.average}: 0 for none")
         if self.schedule not in SCHEDULES:
             raise UserError(
                 f"expected a schedule of {', '.join(SCHEDULES)}, got {self.schedule!r}: name one"
             )
         if self.estimator not in ESTIMATORS:
             raise UserError(
-                f"expected an estimator of {', '.join(ESTIMATORS)}, got {self.estimator!r}"
+                f"expected an estimator of {', '.join(ESTIMATORS)}, got {self.estimator!r}: "
+                "name one"
             )
         if self.meta_loss not in META_LOSSES:
             raise UserError(
-                f"expected a meta_loss of {', '.join(META_LOSSES)}, got {self.meta_loss!r}"
+                f"expected a meta_loss of {', '.join(META_LOSSES)}, got {self.meta_loss!r}: "
+                "name one"
             )
         if not 0 <= self.seed < 2**63:
-            raise UserError(f"expected a seed in [0, 2^63), got {self.seed}")
+            raise UserError(f"expected a seed in [0, 2^63), got {self.seed}: give a whole number")
         if self.validation_families:
             check_names("validation_families", self.validation_families, FAMILIES)
         for name in ("slopes", "distributions"):
