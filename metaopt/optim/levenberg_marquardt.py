@@ -18,14 +18,14 @@ from metaopt.errors import UserError
 from metaopt.learned.observation import flatten, unflatten
 from metaopt.problems import Regression
 
-TRIES = 10  # dampings tried in a step before it stays where it is
+TRIES = 10  # dampings tried in a step before the problem stays where it is
 
 
 class LevenbergMarquardt(torch.optim.Optimizer):
     """w <- w - J^T (J J^T + lambda I)^-1 r, in float64, each problem of the batch alone.
 
     A step that lowers the loss divides lambda by ``factor``; one that would not multiplies it and
-    tries again, so the loss never rises.
+    tries again, so the loss never rises. A problem that no damping helps stays where it is for good.
 
     Args:
         problem: whose residuals are squared; its weights are the parameters.
@@ -45,7 +45,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
 
     @property
     def dampings(self) -> Tensor:
-        """lambda of each problem, (B,); NaN before its first step."""
+        """lambda of each problem, (B,); NaN before its first step, infinite after its last."""
         kept: dict[Any, Any] = self.state  # keys that are no parameters pass through state_dict
         if "dampings" not in kept:
             kept["dampings"] = torch.full((self.problem.batch,), math.nan, dtype=torch.float64)
@@ -70,6 +70,8 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         return loss
 
     def _step_one(self, index: int) -> None:
+        if self.dampings[index].isinf():
+            return
         weights = [parameter[index] for parameter in self.problem.parameters()]
         flat = flatten(weights).double()
 
@@ -101,4 +103,4 @@ class LevenbergMarquardt(torch.optim.Optimizer):
                     self.dampings[index] = damping / self.factor
                     return
             damping = damping * self.factor
-        self.dampings[index] = damping
+        self.dampings[index] = math.inf
