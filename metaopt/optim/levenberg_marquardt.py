@@ -25,7 +25,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
     """w <- w - J^T (J J^T + lambda I)^-1 r, in float64, each problem of the batch alone.
 
     A step that lowers the loss divides lambda by ``factor``; one that would not multiplies it and
-    tries again, so the loss never rises. A problem that no damping helps stays where it is for good.
+    tries again, so the loss never rises. A problem that no damping helps stays where it is.
 
     Args:
         problem: whose residuals are squared; its weights are the parameters.
