@@ -8,6 +8,7 @@ from cases import mixed_signs
 from metaopt import TeleportingOptimizer, UserError
 from metaopt.problems import PAPER_TEST_SEEDS, RegressionFamily
 from metaopt.symmetry import ACTIONS, LayerInput, make_action
+from metaopt.symmetry.orbit import ChainOrbit
 from metaopt.symmetry.search import GradientAscent
 
 FAMILY = mixed_signs(4, 6, 5, 3)
@@ -84,18 +85,15 @@ def test_it_equals_a_loop_that_moves_the_weights_at_the_scheduled_steps_only(bas
     expected, closure = [], closure_of(twin, twin)
     for step in range(6):
         if step in (0, 3):
-            layers = twin.chain.layers([p.detach().clone() for p in twin.parameters()])
             residual = lambda w: twin.y - twin.chain.output(twin.chain.layers(w), twin.x)  # noqa: E731
-            move = QUICK(
-                twin.chain,
-                layers,
-                LayerInput(twin.x),
+            climb = QUICK(
+                ChainOrbit(twin.chain, LayerInput(twin.x), action),
+                [p.detach().clone() for p in twin.parameters()],
                 lambda w: 0.5 * residual(w).square().sum(dim=(-2, -1)),  # noqa: B023
-                action,
             )
             with torch.no_grad():
-                for parameter, layer in zip(twin.parameters(), move.layers, strict=True):
-                    parameter.copy_(layer.weight)
+                for parameter, value in zip(twin.parameters(), climb.parameters, strict=True):
+                    parameter.copy_(value)
             if buffers == "reset":  # as a new optimizer
                 plain = BASES[base](twin.parameters())
         plain.step(closure)

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from metaopt.errors import UserError
 from metaopt.learned.optimizer import check_chain_model
 from metaopt.symmetry import GroupAction, LayerInput, Teleportation, make_action
+from metaopt.symmetry.orbit import ChainOrbit
 from metaopt.symmetry.search import GradientAscent
 
 BUFFER_POLICIES = ("keep", "reset")
@@ -139,22 +140,19 @@ class TeleportingOptimizer(torch.optim.Optimizer):
     def teleport(self) -> Teleportation:
         """Move the weights along the orbit now, and treat the buffers as the policy says."""
         parameters = list(self.model.parameters())
-        move = self.search(
-            self.chain,
-            self.chain.layers([p.detach() for p in parameters]),
-            self.layer_input,
+        # What is kept must not alias the weights that are about to change.
+        before = [parameter.detach().clone() for parameter in parameters]
+        orbit = ChainOrbit(self.chain, self.layer_input, self.action)
+        climb = self.search(
+            orbit,
+            before,
             lambda values: functional_call(
                 self.model, dict(zip(self.names, values, strict=True)), ()
             ),
-            self.action,
         )
-        # The move must not alias the weights that are about to change.
-        before = [layer.map(torch.clone) for layer in move.before]
-        self.teleportation = Teleportation(move.chain, move.x, before, move.layers, move.refused)
+        self.teleportation = orbit.teleportation(before, climb.parameters, climb.refused)
         with torch.no_grad():
-            for parameter, value in zip(
-                parameters, self.chain.parameters(move.layers), strict=True
-            ):
+            for parameter, value in zip(parameters, climb.parameters, strict=True):
                 parameter.copy_(value)
         if self.buffers == "reset":
             self.base.state.clear()

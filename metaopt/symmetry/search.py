@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from metaopt.chain import Layer, LayerChain
 from metaopt.errors import UserError
-from metaopt.symmetry.action import GroupAction, LayerInput, per_problem
-from metaopt.symmetry.objectives import LossFunction, Objective, gradient_norm
-from metaopt.symmetry.teleport import Teleportation, teleport
+from metaopt.symmetry.action import per_problem
+from metaopt.symmetry.objectives import LossFunction, Objective, entry_sum, gradient_norm
+from metaopt.symmetry.orbit import Orbit
+
+
+class Climb(NamedTuple):
+    """Where a search ended, and the way there."""
+
+    parameters: list[Tensor]
+    refused: Tensor  # (*batch,) bool: stayed at the start, the last move being refused
+    taken: list[list[Tensor]]  # T of each site at each iteration, in order; 0 where it stayed
 
 
 @dataclass(frozen=True)
@@ -43,37 +51,27 @@ class GradientAscent:
                 "the defaults are 10, 8 and 0.1"
             )
 
-    def __call__(
-        self,
-        chain: LayerChain,
-        layers: Sequence[Layer],
-        layer_input: LayerInput,
-        loss: LossFunction,
-        action: GroupAction,
-    ) -> Teleportation:
-        """The move from ``layers`` to where the ascent ends.
-
-        ``refused`` marks problems that stayed where they were because their last move was refused.
-        """
-        current = [layer.map(Tensor.detach) for layer in layers]
-        value = self._value(chain, current, loss)
+    def __call__(self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction) -> Climb:
+        """From ``parameters`` to where the ascent ends."""
+        current = [parameter.detach() for parameter in parameters]
+        value = self._value(current, loss)
         size = torch.full_like(value, self.size, dtype=torch.float64)
         refused = torch.zeros_like(value, dtype=torch.bool)
         moved = torch.zeros_like(refused)
+        taken: list[list[Tensor]] = []
         for _ in range(self.iterations):
-            directions = self._directions(chain, current, layer_input, loss, action)
+            directions = self._directions(orbit, current, loss, value.dim())
+            accepted = [torch.zeros_like(direction) for direction in directions]
             climbing = torch.ones_like(refused)
             for _ in range(self.halvings + 1):
                 elements = [per_problem(size * climbing, d) * d for d in directions]
                 with torch.no_grad():
-                    move = teleport(chain, current, layer_input, elements, action)
-                layers_tried = [layer.map(Tensor.detach) for layer in move.layers]
-                tried = self._value(chain, layers_tried, loss)
+                    move = orbit.move(current, elements)
+                tried_at = [parameter.detach() for parameter in move.parameters]
+                tried = self._value(tried_at, loss)
                 better = climbing & ~move.refused & (tried > value)
-                current = [
-                    _choose(better, new, old)
-                    for new, old in zip(layers_tried, current, strict=True)
-                ]
+                current = _choose(better, tried_at, current)
+                accepted = _choose(better, elements, accepted)
                 value = torch.where(better, tried, value)
                 moved = moved | better
                 refused = torch.where(climbing, move.refused, refused)
@@ -81,46 +79,26 @@ class GradientAscent:
                 size = torch.where(climbing, size / 2, size)
                 if not climbing.any():
                     break
-        return Teleportation(chain, layer_input.original, list(layers), current, refused & ~moved)
+            taken.append(accepted)
+        return Climb(current, refused & ~moved, taken)
 
-    def _value(self, chain: LayerChain, layers: Sequence[Layer], loss: LossFunction) -> Tensor:
+    def _value(self, parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
         with torch.enable_grad():
-            return self.objective(chain, layers, loss).detach().double()
+            return self.objective(parameters, loss).detach().double()
 
     def _directions(
-        self,
-        chain: LayerChain,
-        layers: Sequence[Layer],
-        layer_input: LayerInput,
-        loss: LossFunction,
-        action: GroupAction,
+        self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction, batch_dims: int
     ) -> list[Tensor]:
         """Unit gradients of the objective in T at T = 0, jointly over the sites of a problem."""
-        elements = []
-        for site in chain.sites:
-            weight = layers[site.incoming].weight
-            width = weight.shape[-2]
-            trailing = (width,) if action.diagonal else (width, width)
-            elements.append(
-                weight.new_zeros(
-                    (*weight.shape[:-2], *trailing), dtype=torch.float64, requires_grad=True
-                )
-            )
+        elements = [element.requires_grad_() for element in orbit.identity(parameters)]
         with torch.enable_grad():
-            move = teleport(chain, layers, layer_input, elements, action)
-            value = self.objective(chain, move.layers, loss)
+            value = self.objective(orbit.move(parameters, elements).parameters, loss)
             gradients = torch.autograd.grad(value.sum(), elements)
         gradients = tuple(g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for g in gradients)
-        squares = [g.square().flatten(start_dim=chain.batch_dims).sum(-1) for g in gradients]
-        norm = torch.stack(squares).sum(dim=0).sqrt().clamp(min=1e-300)
+        norm = entry_sum([g.square() for g in gradients], batch_dims).sqrt().clamp(min=1e-300)
         return [g / per_problem(norm, g) for g in gradients]
 
 
-def _choose(mask: Tensor, new: Layer, old: Layer) -> Layer:
-    chosen = [
-        None if a is None or b is None else torch.where(per_problem(mask, a), a, b)
-        for a, b in zip(new, old, strict=True)
-    ]
-    weight, bias = chosen
-    assert weight is not None
-    return Layer(weight, bias)
+def _choose(mask: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
+    """``new`` for the problems of the mask, ``(*batch,)``, ``old`` for the others."""
+    return [torch.where(per_problem(mask, a), a, b) for a, b in zip(new, old, strict=True)]

@@ -1,0 +1,69 @@
+"""Orbits: all the points g.w that a group reaches, behind one interface for searches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from metaopt.chain import LayerChain
+from metaopt.symmetry.action import GroupAction, LayerInput
+from metaopt.symmetry.teleport import Teleportation, teleport
+
+
+class Moved(NamedTuple):
+    """A point of an orbit."""
+
+    parameters: list[Tensor]
+    refused: Tensor  # (*batch,) bool: at least one site kept its weights for this problem
+
+
+class Orbit(ABC):
+    """Parameters in, parameters of the same function out. Concrete orbits are final."""
+
+    @abstractmethod
+    def identity(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """T = 0 at each site, float64."""
+
+    @abstractmethod
+    def move(self, parameters: Sequence[Tensor], elements: Sequence[Tensor]) -> Moved:
+        """exp(T) . w, differentiable in T."""
+
+
+@final
+class ChainOrbit(Orbit):
+    """Of a chain of layers, on the data that it is given.
+
+    Args:
+        layer_input: the chain's input x; pass the same object again while x is the same.
+    """
+
+    def __init__(self, chain: LayerChain, layer_input: LayerInput, action: GroupAction) -> None:
+        self.chain = chain
+        self.layer_input = layer_input
+        self.action = action
+
+    def identity(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        elements = []
+        layers = self.chain.layers(parameters)
+        for site in self.chain.sites:
+            weight = layers[site.incoming].weight
+            width = weight.shape[-2]
+            trailing = (width,) if self.action.diagonal else (width, width)
+            elements.append(weight.new_zeros((*weight.shape[:-2], *trailing), dtype=torch.float64))
+        return elements
+
+    def move(self, parameters: Sequence[Tensor], elements: Sequence[Tensor]) -> Moved:
+        layers = self.chain.layers(parameters)
+        moved = teleport(self.chain, layers, self.layer_input, elements, self.action)
+        return Moved(self.chain.parameters(moved.layers), moved.refused)
+
+    def teleportation(
+        self, before: Sequence[Tensor], after: Sequence[Tensor], refused: Tensor
+    ) -> Teleportation:
+        """From one point to another, as what judges a move sees it."""
+        layers, moved = self.chain.layers(before), self.chain.layers(after)
+        return Teleportation(self.chain, self.layer_input.original, layers, moved, refused)
