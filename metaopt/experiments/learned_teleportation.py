@@ -21,7 +21,7 @@ from metaopt.errors import UserError
 from metaopt.evaluation.figure import Band, band_figure
 from metaopt.experiments.command import add_jobs, study_parser
 from metaopt.experiments.meta_seeds import Trained, measured
-from metaopt.experiments.recipes import PAPER, SHIPPED
+from metaopt.experiments.recipes import FURTHER, PAPER, SHIPPED
 from metaopt.experiments.report import over_seeds, write_json, write_text
 from metaopt.experiments.rivals import SECOND_ORDER, Rivals
 from metaopt.experiments.scale import TITLES, Quick, Scale
@@ -29,6 +29,8 @@ from metaopt.experiments.tables import meta_seed_table, method_table, rate_table
 from metaopt.experiments.training_pool import seeded, train_all
 from metaopt.learned.checkpoint import write_atomically
 from metaopt.problems import RegressionFamily, first_seeds
+
+EQ79 = "lstm_update_tele_eq79"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def study(out: Path, scale: Scale, jobs: int) -> None:
     """All of it, into ``out``."""
-    recipes = {name: scale.recipe(recipe) for name, recipe in (SHIPPED | PAPER).items()}
+    methods = SHIPPED | {EQ79: FURTHER[EQ79]} | PAPER
+    recipes = {name: scale.recipe(recipe) for name, recipe in methods.items()}
     if scale.long is not None:
         long = SHIPPED["lstm_update_tele"].with_budget(scale.long)
         recipes[f"lstm_update_tele x{scale.long}"] = long

@@ -1,63 +1,99 @@
-"""Any ``torch.optim.Optimizer`` that teleports at given steps (section 5.1, eq. 5)."""
+"""Any ``torch.optim.Optimizer`` that teleports (section 5.1, eq. 5)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import copy
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
-from torch.func import functional_call
+from torch import Tensor, nn
 
 from metaopt.errors import UserError
-from metaopt.learned.optimizer import check_chain_model
-from metaopt.symmetry import GroupAction, LayerInput, Teleportation, make_action
-from metaopt.symmetry.orbit import ChainOrbit
+from metaopt.learned.optimizer import ChainModel
+from metaopt.optim.buffers import POLICIES, reset, transport
+from metaopt.optim.subject import (
+    AUTO,
+    Batch,
+    LossOnBatch,
+    Move,
+    NetworkMove,
+    NetworkSubject,
+    ProblemSubject,
+    Subject,
+)
+from metaopt.symmetry import GroupAction
 from metaopt.symmetry.search import GradientAscent
 
-BUFFER_POLICIES = ("keep", "reset")
+Schedule = Callable[[int], bool] | Collection[int] | int | None
+"""When to teleport: a function of the number of steps taken, those numbers, every N steps (before
+steps N, 2N, ...), or never."""
 
 
 class TeleportingOptimizer(torch.optim.Optimizer):
-    """Wraps a base optimizer: w <- g.w at scheduled steps, then the base's own step.
+    """Wraps a base optimizer: w <- g.w at scheduled steps or on call, then the base's own step.
 
     Never teleporting, it equals its base bit for bit.
 
     Args:
         base: the optimizer to wrap; it must hold the parameters of ``model``.
-        model: a module with a ``chain`` and its input ``x`` whose call gives the losses ``(B,)``.
-        action: a name of ``metaopt.symmetry.ACTIONS``, or a :class:`GroupAction`.
-        schedule: steps before which to teleport, the first step being 0. Such a step needs a
-            closure, to have the gradient at the new point.
+        model: any ``nn.Module`` of one input, or a problem of ``metaopt.problems``.
+        loss_fn: (the model's output, y) -> scalar loss; a problem needs none.
+        action: "auto", a name of ``metaopt.symmetry.ACTIONS``, or a :class:`GroupAction`. "auto"
+            takes GL where it is exact for the layers and the batch, else rescaling, which is exact
+            for all data; :meth:`report` says what there is to act on.
+        schedule: see :data:`Schedule`; the first step is 0. A step that teleports needs the
+            gradient at the new point: give it a closure, or ``batch=(x, y)``.
         search: how the point is found.
         buffers: what becomes of the base's buffers (momenta and the like) at a teleport: "keep",
-            or "reset" as in appendix G.1.
+            "reset", or "transport" (appendix G.1; ``metaopt.optim.buffers``).
+        sites: names of (incoming, outgoing) layers to use, instead of all that are found.
+        max_defect: a teleport that changes the model's output by more than this fraction, on its
+            batch or on the held-out one, is undone and counted in ``undone``.
 
     Attributes:
-        teleportation: the move of the last step, or None.
+        teleportation: the move of the last step or call, or None.
+        undone: teleports undone because of their defect.
+
+    Raises:
+        UserError: for options that do not fit, before anything is built.
+
+    Example:
+        >>> import torch
+        >>> from metaopt import TeleportingOptimizer
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(9, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2)
+        ... )
+        >>> loss_fn = torch.nn.CrossEntropyLoss()
+        >>> base = torch.optim.Adam(model.parameters(), 1e-3)
+        >>> optimizer = TeleportingOptimizer(base, model, loss_fn, action="rescaling")
+        >>> x, y = torch.rand(8, 9), torch.arange(8) % 2
+        >>> move = optimizer.teleport(x, y)
+        >>> bool(move.defect() < 1e-5)
+        True
     """
 
     def __init__(
         self,
         base: torch.optim.Optimizer,
         model: nn.Module,
-        action: str | GroupAction = "post_activation",
-        schedule: Collection[int] = (0,),
+        loss_fn: LossOnBatch | None = None,
+        action: str | GroupAction = AUTO,
+        schedule: Schedule = None,
         search: GradientAscent | None = None,
         buffers: str = "keep",
+        sites: Sequence[tuple[str, str]] | None = None,
+        max_defect: float = 0.1,
     ) -> None:
-        network = check_chain_model(model)
-        if buffers not in BUFFER_POLICIES:
-            raise UserError(
-                f"expected buffers of {', '.join(BUFFER_POLICIES)}, got {buffers!r}: name one"
-            )
-        if any(step < 0 for step in schedule):
-            raise UserError(
-                f"expected steps of 0 or more in the schedule, got {list(schedule)}: "
-                "the first step is 0"
-            )
+        if buffers not in POLICIES:
+            raise UserError(f"expected buffers of {', '.join(POLICIES)}, got {buffers!r}: name one")
+        if not max_defect > 0:
+            raise UserError(f"expected a positive max_defect, got {max_defect}: inf undoes nothing")
+        self_schedule = _schedule(schedule)
+        subject = _subject(model, loss_fn, action, sites)
         held = {id(p) for group in base.param_groups for p in group["params"]}
-        if not held >= {id(p) for p in model.parameters()}:
+        if not held >= {id(p) for p in subject.parameters()}:
             raise UserError(
                 "expected a base optimizer that holds the model's parameters, got one of others: "
                 "build it from model.parameters()"
@@ -65,19 +101,22 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         super().__init__(list(model.parameters()), dict(base.defaults))
         self.base = base
         self.model = model
-        self.names = [name for name, _ in model.named_parameters()]
-        self.chain = network.chain
-        self.layer_input = LayerInput(network.x)
-        self.action = action if isinstance(action, GroupAction) else make_action(action)
-        self.schedule = frozenset(schedule)
+        self.loss_fn = loss_fn
+        self.subject = subject
+        self.schedule = self_schedule
         self.search = search or GradientAscent()
         self.buffers = buffers
+        self.max_defect = max_defect
         self.steps = 0
-        self.teleportation: Teleportation | None = None
+        self.undone = 0
+        self.teleportation: Move | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """All of it: torch would keep its own attributes alone."""
-        lost = ("_own_groups", "_own_state", "teleportation")
+        """All of it: torch would keep its own attributes alone.
+
+        But not ``step`` as a learning-rate scheduler wraps it, which steps the original.
+        """
+        lost = ("_own_groups", "_own_state", "teleportation", "step")
         kept = {k: v for k, v in self.__dict__.items() if k not in lost and "hook" not in k}
         return {**kept, "teleportation": None}
 
@@ -103,57 +142,157 @@ class TeleportingOptimizer(torch.optim.Optimizer):
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
         self._own_groups = groups  # torch's constructor fills them; the base's take over
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """To the base; such parameters are stepped and not teleported."""
+        base = self.__dict__.get("base")
+        if base is None:
+            super().add_param_group(param_group)
+        else:
+            base.add_param_group(param_group)
+
     def state_dict(self) -> dict[str, Any]:
-        """The base's state and the number of steps taken, which the schedule counts."""
-        return {"base": self.base.state_dict(), "steps": self.steps}
+        """The base's state, the number of steps taken, which the schedule counts, and of undone."""
+        return {"base": self.base.state_dict(), "steps": self.steps, "undone": self.undone}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self.base.load_state_dict(state_dict["base"])
+        """The inverse of :meth:`state_dict`, which stays as it is."""
+        self.base.load_state_dict(copy.deepcopy(state_dict["base"]))
         self.steps = state_dict["steps"]
+        self.undone = state_dict["undone"]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As the base does."""
         self.base.zero_grad(set_to_none)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        batch: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
         """Teleport if it is time, then the base's step.
 
-        Returns the loss before the step, at w_t.
+        Args:
+            closure: evaluates the loss and its gradient anew.
+            batch: (x, y) of a network, to teleport on and, without a closure, to take the gradient
+                at the new point on.
+
+        Returns:
+            The loss before the step, at w_t, where there is a closure.
         """
         self.teleportation = None
-        if self.steps not in self.schedule:
+        if not self.schedule(self.steps):
             self.steps += 1
             return self.base.step(closure)
-        if closure is None:
+        given = None if batch is None else Batch(*batch)
+        network = isinstance(self.subject, NetworkSubject)
+        if (network and given is None) or (not network and closure is None):
             raise UserError(
-                "expected a closure at a step that teleports, got none: call step(closure), "
-                "which is evaluated again at the new point"
+                f"expected {'batch=(x, y)' if network else 'a closure'} at a step that teleports, "
+                f"got none: the gradient is needed again at the new point"
             )
-        with torch.enable_grad():
-            loss = closure()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         self.steps += 1
-        self.teleport()
+        self._teleport(given, None)
+        if closure is None and given is not None:
+            self._gradient(given)
         self.base.step(closure)
         return loss
 
-    def teleport(self) -> Teleportation:
-        """Move the weights along the orbit now, and treat the buffers as the policy says."""
-        parameters = list(self.model.parameters())
+    def teleport(
+        self, x: Tensor | None = None, y: Tensor | None = None, held_out: Tensor | None = None
+    ) -> Move:
+        """Move the weights along the orbit now, and treat the buffers as the policy says.
+
+        Gradients that are there belong to the old point: call ``zero_grad`` and ``backward`` next.
+
+        Args:
+            x, y: the batch, samples in rows; a problem needs none.
+            held_out: other samples, on which the defect is checked too.
+        """
+        return self._teleport(None if x is None or y is None else Batch(x, y), held_out)
+
+    def report(self) -> str:
+        """Where a group can act and where not, with reasons, and how many teleports were undone."""
+        return f"{self.subject.report()}\nTeleports undone: {self.undone}"
+
+    def _gradient(self, batch: Batch) -> None:
+        assert self.loss_fn is not None
+        self.base.zero_grad()
+        with torch.enable_grad():
+            self.loss_fn(self.model(batch.x), batch.y).backward()  # type: ignore[no-untyped-call]
+
+    def _teleport(self, batch: Batch | None, held_out: Tensor | None) -> Move:
+        parameters = self.subject.parameters()
         # What is kept must not alias the weights that are about to change.
         before = [parameter.detach().clone() for parameter in parameters]
-        orbit = ChainOrbit(self.chain, self.layer_input, self.action)
-        climb = self.search(
-            orbit,
-            before,
-            lambda values: functional_call(
-                self.model, dict(zip(self.names, values, strict=True)), ()
-            ),
-        )
-        self.teleportation = orbit.teleportation(before, climb.parameters, climb.refused)
+        orbit = self.subject.orbit(batch)
+        climb = self.search(orbit, before, self.subject.loss(batch))
+        move = self.subject.moved(orbit, batch, before, climb)
+        if isinstance(move, NetworkMove):
+            defects = [move.defect()] + ([] if held_out is None else [move.defect(held_out)])
+            if not all(defect <= self.max_defect for defect in defects):
+                self.undone += 1
+                self.teleportation = replace(move, after=before, held=torch.tensor(True))
+                return self.teleportation
+        self.teleportation = move
         with torch.no_grad():
             for parameter, value in zip(parameters, climb.parameters, strict=True):
                 parameter.copy_(value)
         if self.buffers == "reset":
-            self.base.state.clear()
-        return self.teleportation
+            reset(self.base, parameters)
+        elif self.buffers == "transport":
+            transport(self.base, parameters, orbit, climb.taken)
+        return move
+
+
+def _subject(
+    model: nn.Module,
+    loss_fn: LossOnBatch | None,
+    action: str | GroupAction,
+    sites: Sequence[tuple[str, str]] | None,
+) -> Subject:
+    if loss_fn is not None and not callable(loss_fn):
+        raise UserError(
+            f"expected a loss_fn that can be called, got {loss_fn!r}: give a function of the "
+            f"model's output and y"
+        )
+    if isinstance(model, ChainModel):
+        return ProblemSubject(model, model, action)
+    if loss_fn is None:
+        raise UserError(
+            f"expected a loss_fn for a {type(model).__name__}, got none: give a function of the "
+            f"model's output and y"
+        )
+    return NetworkSubject(model, loss_fn, action, sites)
+
+
+def _schedule(schedule: Schedule) -> Callable[[int], bool]:
+    if schedule is None:
+        return frozenset[int]().__contains__
+    if isinstance(schedule, int):
+        if schedule < 1:
+            raise UserError(
+                f"expected every 1 or more steps as schedule, got {schedule}: None is never"
+            )
+        return Every(schedule)
+    if callable(schedule):
+        return schedule
+    if any(step < 0 for step in schedule):
+        raise UserError(
+            f"expected steps of 0 or more in the schedule, got {list(schedule)}: "
+            f"the first step is 0"
+        )
+    return frozenset(schedule).__contains__
+
+
+class Every:
+    """Whether a step is N, 2N, ..."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __call__(self, step: int) -> bool:
+        return step > 0 and step % self.steps == 0

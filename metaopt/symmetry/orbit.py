@@ -9,7 +9,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from metaopt.chain import LayerChain
+from metaopt.chain import Layer, LayerChain
 from metaopt.symmetry.action import GroupAction, LayerInput
 from metaopt.symmetry.teleport import Teleportation, teleport
 
@@ -31,6 +31,16 @@ class Orbit(ABC):
     @abstractmethod
     def move(self, parameters: Sequence[Tensor], elements: Sequence[Tensor]) -> Moved:
         """exp(T) . w, differentiable in T."""
+
+    @abstractmethod
+    def transport(
+        self, gradients: Sequence[Tensor], elements: Sequence[Tensor], squares: bool = False
+    ) -> list[Tensor]:
+        """Gradients at w, one a parameter, as gradients at exp(T) . w: by the inverse transpose.
+
+        Args:
+            squares: they are squares of gradients, entry by entry.
+        """
 
 
 @final
@@ -60,6 +70,27 @@ class ChainOrbit(Orbit):
         layers = self.chain.layers(parameters)
         moved = teleport(self.chain, layers, self.layer_input, elements, self.action)
         return Moved(self.chain.parameters(moved.layers), moved.refused)
+
+    def transport(
+        self, gradients: Sequence[Tensor], elements: Sequence[Tensor], squares: bool = False
+    ) -> list[Tensor]:
+        """Of the linear part of the action: g^-T on the side of W_{m-1}, g on that of W_m."""
+        layers = list(self.chain.layers(gradients))
+        for site, element in zip(self.chain.sites, elements, strict=True):
+            dense = torch.diag_embed(element) if self.action.diagonal else element
+            g, inverse = self.action.exponential(dense)
+            if squares:
+                g, inverse = g.square(), inverse.square()
+            incoming, outgoing = layers[site.incoming], layers[site.outgoing]
+            dtype = incoming.weight.dtype
+            bias = incoming.bias
+            if bias is not None:
+                bias = (inverse.mT @ bias.double().unsqueeze(-1)).squeeze(-1).to(dtype)
+            weight = (inverse.mT @ incoming.weight.double()).to(dtype)
+            layers[site.incoming] = Layer(weight, bias)
+            moved = (outgoing.weight.double() @ g.mT).to(dtype)
+            layers[site.outgoing] = outgoing._replace(weight=moved)
+        return self.chain.parameters(layers)
 
     def teleportation(
         self, before: Sequence[Tensor], after: Sequence[Tensor], refused: Tensor

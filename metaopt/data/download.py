@@ -1,0 +1,58 @@
+"""Downloads by pooch, which checks the checksum before a file gets its name."""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+import zlib
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from metaopt.data.table import Description, Download
+from metaopt.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Where downloads go that nobody named a folder for; the operating system says where.
+
+    Raises:
+        UserError: if pooch is not installed.
+    """
+    return Path(_pooch().os_cache("metaopt"))
+
+
+def fetch(download: Download, description: Description, folder: Path) -> None:
+    """Bring ``download`` into ``folder``, unpacked if it is an archive.
+
+    Raises:
+        UserError: if it cannot be downloaded, is another file than it should be, or cannot be
+            written.
+    """
+    pooch = _pooch()
+    members = [f"{description.subfolder}/{name}" for name in download.files]
+    try:
+        pooch.retrieve(
+            download.url,
+            f"sha256:{download.sha256}",
+            fname=download.url.rsplit("/", 1)[1],
+            path=folder,
+            processor=pooch.Untar(members, extract_dir=".") if download.archive else None,
+            progressbar=sys.stderr.isatty(),
+        )
+    except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"expected to download {download.url} into {str(folder)!r}, got "
+            f"{type(error).__name__} ({reason}): try again, or put the file there by hand"
+        ) from None
+
+
+def _pooch() -> ModuleType:
+    try:
+        return import_module("pooch")
+    except ImportError:
+        raise UserError(
+            "expected the package pooch, which downloads data, got no such package: install it "
+            "with `pip install pooch`, or name a folder that has the files"
+        ) from None

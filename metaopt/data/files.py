@@ -1,0 +1,48 @@
+"""Reading files that may be missing, damaged or hostile: bounded, and with one error for all."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+
+from metaopt.errors import UserError
+
+GZIP = b"\x1f\x8b"  # no IDX file and no CIFAR file starts with it
+
+
+def unusable(expected: str, got: str, path: Path) -> UserError:
+    """The error for a file whose content is not what it should be."""
+    return UserError(f"expected {expected}, got {got} in {str(path)!r}: take another copy of it")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedReader | gzip.GzipFile]:
+    """The bytes of a file, decompressed if it is gzipped, whatever its name.
+
+    Raises:
+        UserError: here or while the caller reads, if the file cannot be read or decompressed.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.peek(2)[:2] == GZIP:
+                with gzip.open(file) as decompressed:
+                    yield decompressed
+            else:
+                yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise unusable("a whole gzip file", type(error).__name__, path) from None
+    except OSError as error:
+        raise UserError(
+            f"expected a file that can be read, got {error.strerror or error} for {str(path)!r}: "
+            f"check the file and its permissions"
+        ) from None
+
+
+def find(folders: Sequence[Path], name: str) -> Path | None:
+    """The first file of that name, or of that name with ``.gz``, in one of ``folders``."""
+    places = (folder / file for folder in folders for file in (name, f"{name}.gz"))
+    return next((path for path in places if path.is_file()), None)

@@ -1,0 +1,70 @@
+"""IDX, the format of MNIST and its successors: a magic number, the sizes, unsigned bytes.
+
+Magic number: two zero bytes, 8 for unsigned bytes, the number of dimensions. It and the sizes
+are big-endian 32-bit integers. Source: Y. LeCun's page of MNIST, "file formats".
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metaopt.data.files import opened, unusable
+from metaopt.data.images import Images
+from metaopt.data.labels import checked
+from metaopt.errors import UserError
+
+UNSIGNED_BYTES = 0x0800
+
+
+def read_idx(path: Path, item: Sequence[int], most: int) -> Tensor:
+    """uint8 ``(n, *item)`` from a file, gzipped or not, that says n itself.
+
+    At most one byte is read beyond what ``most`` items take, whatever the file decompresses to.
+
+    Raises:
+        UserError: if the file is anything but 1 to ``most`` items of that shape.
+    """
+    header = struct.Struct(f">{2 + len(item)}I")
+    magic = UNSIGNED_BYTES + 1 + len(item)
+    with opened(path) as file:
+        start = file.read(header.size)
+        if len(start) < header.size:
+            raise unusable(f"an IDX header of {header.size} bytes", f"{len(start)} bytes", path)
+        found, count, *shape = header.unpack(start)
+        if found != magic:
+            raise unusable(f"the magic number {magic}", str(found), path)
+        if shape != list(item):
+            raise unusable(f"items of shape {tuple(item)}", str(tuple(shape)), path)
+        if not 1 <= count <= most:
+            raise unusable(f"1 to {most} items", f"a header that says {count}", path)
+        size = count * math.prod(item)
+        content = bytearray(file.read(size + 1))
+    if len(content) != size:
+        amount = "more" if len(content) > size else f"only {len(content)}"
+        raise unusable(f"{size} bytes after the header for {count} items", amount, path)
+    return torch.frombuffer(content, dtype=torch.uint8).reshape(count, *item)
+
+
+def read_idx_pair(
+    files: Sequence[Path], shape: tuple[int, int, int], classes: int, most: int
+) -> Images:
+    """The images of one file with the labels of another.
+
+    Raises:
+        UserError: if a file is damaged, or the two do not fit each other.
+    """
+    of_images, of_labels = files
+    pixels = read_idx(of_images, shape[1:], most).reshape(-1, *shape)
+    labels = read_idx(of_labels, (), most).to(torch.int64)
+    if len(pixels) != len(labels):
+        raise UserError(
+            f"expected one label an image, got {len(labels)} in {str(of_labels)!r} for "
+            f"{len(pixels)} in {str(of_images)!r}: take both files from one source"
+        )
+    return Images(pixels, checked(labels, classes, of_labels))

@@ -1,0 +1,24 @@
+"""The check that all formats share: labels are classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from metaopt.data.files import unusable
+
+
+def checked(labels: Tensor, classes: int, path: Path) -> Tensor:
+    """``labels`` as they are.
+
+    Raises:
+        UserError: if one is not in 0 ... ``classes`` - 1.
+    """
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise unusable(
+            f"labels from 0 to {classes - 1}", f"{int(labels[first])} for image {first}", path
+        )
+    return labels

@@ -1,0 +1,68 @@
+"""From a name to its images: which folder, which files, and what to fetch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from metaopt.data.download import cache_folder, fetch
+from metaopt.data.files import find
+from metaopt.data.images import Dataset
+from metaopt.data.table import DATASETS
+from metaopt.errors import UserError
+
+VARIABLE = "METAOPT_DATA"
+
+
+def load(name: str, data_dir: str | Path | None = None, download: bool = False) -> Dataset:
+    """All images of a data set, from files that are gzipped or not.
+
+    Args:
+        name: of ``DATASETS``.
+        data_dir: the folder of this data set; else it is ``$METAOPT_DATA/name``; else, with
+            ``download``, a cache folder of the operating system.
+        download: fetch the files that are missing in that folder.
+
+    Raises:
+        UserError: for an unknown name, and for files that are missing or unusable.
+    """
+    if name not in DATASETS:
+        raise UserError(f"expected a data set of {', '.join(DATASETS)}, got {name!r}: name one")
+    description = DATASETS[name]
+    folder = _folder(name, data_dir, download)
+    folders = (folder, folder / description.subfolder)
+    if download:
+        for source in description.downloads:
+            if any(find(folders, file) is None for file in source.files):
+                fetch(source, description, folder)
+    found = {file: find(folders, file) for file in description.files}
+    missing = [file for file, path in found.items() if path is None]
+    if missing:
+        raise UserError(
+            f"expected the files of {name} in {str(folder)!r}, got none named "
+            f"{', '.join(missing)}: name the folder that has them, or allow the download"
+        )
+    paths = {file: path for file, path in found.items() if path is not None}
+    train, test = (
+        description.read(
+            [paths[file] for file in part.files],
+            description.shape,
+            description.classes,
+            part.images,
+        )
+        for part in (description.train, description.test)
+    )
+    return Dataset(name, train, test)
+
+
+def _folder(name: str, data_dir: str | Path | None, download: bool) -> Path:
+    if data_dir is not None:
+        return Path(data_dir)
+    if above := os.environ.get(VARIABLE):
+        return Path(above, name)
+    if download:
+        return cache_folder() / name
+    raise UserError(
+        f"expected a folder for {name}, got neither a data_dir nor the environment variable "
+        f"{VARIABLE}: set one of them, or allow the download"
+    )

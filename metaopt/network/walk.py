@@ -1,0 +1,163 @@
+"""Walk from a layer along the data flow to the layer that alone consumes its output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import fx, nn
+
+from metaopt.chain import Identity
+from metaopt.network.layers import obstacle
+from metaopt.network.site import LeftOut, ModuleSite
+from metaopt.network.steps import Step, read
+from metaopt.network.trace import Trace, first_input
+
+
+@dataclass(frozen=True)
+class _Path:
+    """What was met since the incoming layer, and how the units are laid out by now."""
+
+    width: int
+    layout: Literal["image", "flat", "rows"]  # channels of an image, blocks of a row, last dim
+    steps: tuple[Step, ...] = ()
+    norm: Step | None = None  # the last batch norm
+    flat_norm: bool = False  # it stands behind a flatten
+    commutes: bool = True  # with a scale of the units at the last batch norm, or at the layer
+
+    def then(self, step: Step) -> _Path | str:
+        """The path with one more step, or why it ends here."""
+        path = replace(self, steps=(*self.steps, step), commutes=self.commutes and step.homogeneous)
+        if step.needs_image and self.layout != "image":
+            return (
+                f"{step.label} lies between, where there is no image whose channels are the units"
+            )
+        if step.kind == "pool to rows":
+            return replace(path, layout="rows")
+        if step.kind == "flatten":
+            return replace(path, layout="flat" if self.layout == "image" else self.layout)
+        if step.kind == "rows" and (self.layout != "rows" or step.width != self.width):
+            return f"{step.label} does not surely lay each sample out as one row: use flatten(1)"
+        if step.kind == "norm":
+            flat = self.layout == "flat"
+            if not flat and step.width != self.width:
+                return (
+                    f"{step.label} lies between over {step.width} features, not {self.width} units"
+                )
+            return replace(path, norm=step, flat_norm=flat, commutes=True)
+        return path
+
+    def why_not(self) -> str:
+        """In words: what does not commute with a scale, and why no other action fits either."""
+        worst = next(step for step in reversed(self.steps) if not step.homogeneous)
+        known = getattr(worst.activation, "one_to_one", False)
+        return (
+            f"{worst.label} is {'one-to-one but ' if known else ''}not positively homogeneous, and "
+            "other actions need Linear layers with nothing but one activation between them"
+        )
+
+
+def walk(trace: Trace, start: fx.Node) -> ModuleSite | LeftOut | None:
+    """The site behind a layer, or why there is none; None where no layer follows."""
+    incoming = str(start.target)
+    following = _following(trace, start)
+    if not following:
+        return None
+    names = tuple(dict.fromkeys((incoming, *following)))
+    if reason := obstacle(trace, incoming):
+        return LeftOut(names, reason)
+    module = trace.model.get_submodule(incoming)
+    assert isinstance(module, nn.Linear | nn.Conv2d)
+    path: _Path | str = _Path(
+        module.weight.shape[0], "rows" if isinstance(module, nn.Linear) else "image"
+    )
+    value = start
+    while not isinstance(path, str):
+        users = trace.users(value)
+        if value in trace.kept:
+            return LeftOut(names, f"the model keeps the output of {trace.label(value)}")
+        if len(users) > 1:
+            by = " and ".join(trace.label(user) for user in users)
+            return LeftOut(
+                names, f"the output of {trace.label(value)} is used {len(users)} times, by {by}"
+            )
+        (node,) = users
+        if trace.is_layer(node):
+            end = _close(trace, incoming, path, node, value)
+            return LeftOut(names, end) if isinstance(end, str) else end
+        step = read(trace, node, value)
+        path, value = step if isinstance(step, str) else path.then(step), node
+    return LeftOut(names, path)
+
+
+def _following(trace: Trace, start: fx.Node) -> list[str]:
+    """The next layers in the data flow, on all ways."""
+    found: list[str] = []
+    seen: set[fx.Node] = set()
+    waiting = trace.users(start)
+    while waiting:
+        node = waiting.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        if trace.is_layer(node):
+            found.append(str(node.target))
+        else:
+            waiting.extend(trace.users(node))
+    return found
+
+
+def _close(
+    trace: Trace, incoming: str, path: _Path, node: fx.Node, value: fx.Node
+) -> ModuleSite | str:
+    """The site between ``incoming`` and the layer that ``node`` calls, or why there is none."""
+    outgoing = str(node.target)
+    if first_input(node) is not value:
+        return f"{outgoing} does not take it as its input"
+    moved = [outgoing] if path.norm is None else [path.norm.name, outgoing]
+    if reasons := [reason for name in moved if (reason := obstacle(trace, name))]:
+        return reasons[0]
+    first, last = (trace.model.get_submodule(name) for name in (incoming, outgoing))
+    assert isinstance(first, nn.Linear | nn.Conv2d)
+    assert isinstance(last, nn.Linear | nn.Conv2d)
+    linear = isinstance(last, nn.Linear)
+    if linear == (path.layout == "image"):
+        what = "the last dimension of an image" if linear else "rows"
+        return f"{outgoing} acts on {what}, where the units of {incoming} are not its inputs"
+    inputs = last.in_features if isinstance(last, nn.Linear) else last.in_channels
+    block, rest = divmod(inputs, path.width)
+    if rest or (block > 1 and path.layout != "flat"):
+        return f"{outgoing} has {inputs} inputs, which are not those of {path.width} units"
+    if path.norm and path.flat_norm and path.norm.width != inputs:
+        return f"{path.norm.name} has {path.norm.width} features, {outgoing} {inputs} inputs"
+    activations = [step for step in path.steps if step.kind == "activation"]
+    activation = Identity() if not activations else activations[0].activation
+    if len(activations) > 1:
+        activation = None
+    plain = (
+        isinstance(first, nn.Linear)
+        and linear
+        and activation is not None
+        and all(step.kind in ("activation", "same") for step in path.steps)
+    )
+    if not path.commutes and not plain:
+        return path.why_not()
+    scaled = path.norm.name if path.norm else None
+    return ModuleSite(
+        incoming=incoming,
+        outgoing=outgoing,
+        activation=activation,
+        scaled=scaled,
+        width=path.width,
+        block=block,
+        groups=1 if isinstance(last, nn.Linear) else last.groups,
+        plain=plain,
+        homogeneous=path.commutes,
+        multiplied=tuple(
+            f"{scaled or incoming}.{name}"
+            for name, _ in trace.model.get_submodule(scaled or incoming).named_parameters()
+        ),
+        inputs=first.weight[0].numel(),
+        biased=(first.bias is not None, last.bias is not None),
+        between=tuple(step.label for step in path.steps if step.kind != "same"),
+    )

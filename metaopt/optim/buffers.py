@@ -1,0 +1,76 @@
+"""What becomes of an optimizer's buffers when its weights jump (appendix G.1).
+
+| buffer | of | "keep" | "reset" | "transport" |
+| --- | --- | --- | --- | --- |
+| momentum_buffer | SGD | stays | as new | as a gradient |
+| exp_avg | Adam | stays | as new | as a gradient |
+| grad_avg | RMSprop, centered | stays | as new | as a gradient |
+| exp_avg_sq, max_exp_avg_sq | Adam, AMSGrad | stays | as new | as squares of gradients |
+| square_avg | RMSprop | stays | as new | as squares of gradients |
+| sum | Adagrad | stays | initial value | as squares of gradients |
+| step | all | stays | as new | stays |
+
+A gradient at w becomes one at g.w by the inverse transpose of the move, so that <gradient, change>
+stays; of a square only the squares of that matrix's entries are known (exact where it is diagonal).
+The correction that keeps the output under eq. 79, and the curvature of eq. 78, are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from metaopt.errors import UserError
+from metaopt.symmetry.orbit import Orbit
+
+POLICIES = ("keep", "reset", "transport")
+GRADIENTS = ("momentum_buffer", "exp_avg", "grad_avg")
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
+COUNTS = ("step",)
+
+
+def reset(base: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """The buffers of these parameters as in a new optimizer."""
+    if isinstance(base, torch.optim.Adagrad):  # it makes them when it is built, and never again
+        for group in base.param_groups:
+            for parameter in group["params"]:
+                if any(parameter is own for own in parameters):
+                    base.state[parameter]["step"] = torch.zeros_like(base.state[parameter]["step"])
+                    base.state[parameter]["sum"].fill_(group["initial_accumulator_value"])
+        return
+    for parameter in parameters:
+        base.state.pop(parameter, None)
+
+
+def transport(
+    base: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    orbit: Orbit,
+    taken: Sequence[Sequence[Tensor]],
+) -> None:
+    """Let the buffers move along with the weights.
+
+    Args:
+        taken: the elements of the move, one list a step.
+
+    Raises:
+        UserError: for a buffer that is not in the table above.
+    """
+    held = [key for p in parameters for key in base.state.get(p, {})]
+    for key in dict.fromkeys(held):
+        if key in COUNTS:
+            continue
+        if key not in GRADIENTS + SQUARES:
+            raise UserError(
+                f"expected buffers of {', '.join(GRADIENTS + SQUARES)} to transport, got {key!r} "
+                f"of {type(base).__name__}: use buffers='keep' or 'reset'"
+            )
+        values = [base.state.get(p, {}).get(key) for p in parameters]
+        moved = [torch.zeros_like(p) if v is None else v for p, v in zip(parameters, values)]  # noqa: B905
+        for elements in taken:
+            moved = orbit.transport(moved, elements, squares=key in SQUARES)
+        for value, after in zip(values, moved, strict=True):
+            if value is not None:
+                value.copy_(after)

@@ -1,0 +1,259 @@
+"""What is teleported: a problem that is its own data, or a network on batches of a user's data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaopt.errors import UserError
+from metaopt.learned.optimizer import ChainModel
+from metaopt.network import ChainView, actions_for, as_chain, find_sites
+from metaopt.network.orbit import RescalingOrbit
+from metaopt.symmetry import GroupAction, LayerInput, RescalingAction, make_action
+from metaopt.symmetry.action import relative_change
+from metaopt.symmetry.objectives import LossFunction
+from metaopt.symmetry.orbit import ChainOrbit, Orbit
+from metaopt.symmetry.search import Climb
+
+LossOnBatch = Callable[[Tensor, Tensor], Tensor]
+"""(the model's output, y) -> the loss, a scalar."""
+
+AUTO = "auto"
+
+
+class Batch(NamedTuple):
+    """Samples in rows, and what belongs to them."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Move(Protocol):
+    """A teleportation, as what judges it sees it."""
+
+    @property
+    def refused(self) -> Tensor: ...
+
+    @property
+    def held(self) -> Tensor | None: ...
+
+    def defect(self) -> Tensor: ...
+
+
+class Subject(ABC):
+    """Has parameters, an orbit and a loss, on a batch where it needs one."""
+
+    names: tuple[str, ...]  # of the parameters that can move, in order
+
+    @abstractmethod
+    def parameters(self) -> list[nn.Parameter]:
+        """Those called ``names``."""
+
+    @abstractmethod
+    def orbit(self, batch: Batch | None) -> Orbit:
+        """Where they can move to."""
+
+    @abstractmethod
+    def loss(self, batch: Batch | None) -> LossFunction:
+        """As a function of them."""
+
+    @abstractmethod
+    def moved(self, orbit: Orbit, batch: Batch | None, before: list[Tensor], climb: Climb) -> Move:
+        """The teleportation from one point to another."""
+
+    @abstractmethod
+    def report(self) -> str:
+        """Which groups act where, and what was left out; for people."""
+
+
+@final
+class ProblemSubject(Subject):
+    """A problem of ``metaopt.problems``, or any batched module with a ``chain`` and its ``x``."""
+
+    def __init__(self, model: ChainModel, module: nn.Module, action: str | GroupAction) -> None:
+        self.module = module
+        self.chain = model.chain
+        self.layer_input = LayerInput(model.x)
+        named = "post_activation" if action == AUTO else action
+        self.action = named if isinstance(named, GroupAction) else make_action(named)
+        self.names = tuple(name for name, _ in module.named_parameters())
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.module.parameters())
+
+    def orbit(self, batch: Batch | None) -> ChainOrbit:
+        return ChainOrbit(self.chain, self.layer_input, self.action)
+
+    def loss(self, batch: Batch | None) -> LossFunction:
+        return lambda values: functional_call(
+            self.module, dict(zip(self.names, values, strict=True)), ()
+        )
+
+    def moved(self, orbit: Orbit, batch: Batch | None, before: list[Tensor], climb: Climb) -> Move:
+        assert isinstance(orbit, ChainOrbit)
+        return orbit.teleportation(before, climb.parameters, climb.refused)
+
+    def report(self) -> str:
+        return f"{len(self.chain.sites)} sites of a chain, under {type(self.action).__name__}"
+
+
+@dataclass(frozen=True)
+class NetworkMove:
+    """A teleportation of a network."""
+
+    subject: NetworkSubject
+    x: Tensor
+    before: list[Tensor]
+    after: list[Tensor]
+    refused: Tensor
+    held: Tensor | None = None
+
+    def defect(self, x: Tensor | None = None) -> Tensor:
+        """||F(g.w) - F(w)|| / ||F(w)|| on the batch or on other ``x``, a scalar.
+
+        In evaluation mode and in float64, at the weights as they are stored.
+        """
+        x = self.x if x is None else x
+        outputs = [self.subject.output(at, x) for at in (self.before, self.after)]
+        return relative_change(*(output.flatten(1) for output in outputs))
+
+
+@final
+class NetworkSubject(Subject):
+    """Any ``nn.Module`` of one input.
+
+    With "auto", GL acts where it is exact at every site for the batch at hand (eq. 78, else
+    eq. 79), which takes a chain of Linear layers; else positive rescaling, which is exact for all
+    data, at every site where it is.
+
+    Args:
+        sites: the (incoming, outgoing) layers to use; all that are found by default.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossOnBatch,
+        action: str | GroupAction,
+        sites: Sequence[tuple[str, str]] | None,
+    ) -> None:
+        self.model = model
+        self.loss_fn = loss_fn
+        self.sites = find_sites(model, sites)
+        self.homogeneous = tuple(site for site in self.sites.found if site.homogeneous)
+        self.view = "sites were given" if sites is not None else as_chain(model)
+        self.asked = action
+        self.action = None if action == AUTO else action
+        if isinstance(self.action, str):
+            self.action = make_action(self.action)
+        if isinstance(self.action, GroupAction):
+            self._check(self.action)
+        elif not self.homogeneous and isinstance(self.view, str):
+            raise UserError(
+                f"expected a model with a place for a group to act, got none ({self._why()}): "
+                f"use the optimizer without teleportation"
+            )
+        if isinstance(self.view, ChainView):
+            self.names = self.view.names
+        else:
+            own = dict.fromkeys(n for s in self.homogeneous for n in (*s.multiplied, s.divided))
+            self.names = tuple(own)
+
+    def _check(self, action: GroupAction) -> None:
+        if isinstance(action, RescalingAction):
+            if not self.homogeneous:
+                raise UserError(
+                    f"expected a site that can be rescaled, got none ({self._why()}): "
+                    f"use another action"
+                )
+        elif isinstance(self.view, str):
+            raise UserError(
+                f"expected a chain of Linear layers for {type(action).__name__}, got another "
+                f"model ({self.view}): use action='rescaling'"
+            )
+
+    def _why(self) -> str:
+        return "; ".join(out.reason for out in self.sites.left_out) or "it has too few layers"
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.model.get_parameter(name) for name in self.names]
+
+    def orbit(self, batch: Batch | None) -> Orbit:
+        x = _given(batch).x
+        action = self.action if isinstance(self.action, GroupAction) else self.chosen(x)
+        if isinstance(action, RescalingAction):
+            return RescalingOrbit(self.names, self.homogeneous)
+        assert isinstance(self.view, ChainView)
+        return ChainOrbit(self.view.chain, LayerInput(x.flatten(1).mT), action)
+
+    def chosen(self, x: Tensor) -> GroupAction:
+        """By the policy of "auto", for this batch."""
+        if isinstance(self.view, ChainView):
+            fits = [
+                {fit.action for fit in actions_for(site, x.shape[0])} for site in self.sites.found
+            ]
+            if fits and len(fits) == len(self.view.chain.sites):
+                for name in ("post_activation", "pre_activation"):
+                    if all(name in names for names in fits):
+                        return make_action(name)
+        if self.homogeneous:
+            return make_action("rescaling")
+        raise UserError(
+            f"expected a batch for which a group action is exact, got one of {x.shape[0]} samples: "
+            f"use fewer ({self.sites.report()})".replace("\n", "; ")
+        )
+
+    def loss(self, batch: Batch | None) -> LossFunction:
+        x, y = _given(batch)
+        state = torch.get_rng_state()
+
+        def of(values: Sequence[Tensor]) -> Tensor:
+            with torch.random.fork_rng(devices=[]):  # the same dropout at each evaluation
+                torch.set_rng_state(state)
+                output = functional_call(self.model, self._tensors(values, None), (x,))
+            return self.loss_fn(output, y)
+
+        return of
+
+    def output(self, values: Sequence[Tensor], x: Tensor) -> Tensor:
+        """F(x) at these parameters, in evaluation mode and float64."""
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                tensors = self._tensors(values, torch.float64)
+                output: Tensor = functional_call(self.model, tensors, (x.double(),))
+        finally:
+            for module in training:
+                module.training = True
+        return output
+
+    def _tensors(self, values: Sequence[Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """All parameters and copies of the buffers, which a forward may change."""
+        tensors: dict[str, Tensor] = dict(self.model.named_parameters())
+        tensors |= {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        tensors |= dict(zip(self.names, values, strict=True))
+        if dtype is None:
+            return tensors
+        return {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+
+    def moved(self, orbit: Orbit, batch: Batch | None, before: list[Tensor], climb: Climb) -> Move:
+        return NetworkMove(self, _given(batch).x, before, climb.parameters, climb.refused)
+
+    def report(self) -> str:
+        return self.sites.report()
+
+
+def _given(batch: Batch | None) -> Batch:
+    if batch is None:
+        raise UserError(
+            "expected a batch to teleport on, got none: call teleport(x, y), or "
+            "step(batch=(x, y)) with a schedule"
+        )
+    return batch

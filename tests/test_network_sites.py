@@ -1,0 +1,391 @@
+import copy
+
+import pytest
+import torch
+from network_cases import RELU, ZOO, Net, sample
+from torch import nn
+from torch.func import functional_call
+
+from metaopt import UserError
+from metaopt.chain import Layer, LayerChain, LeakyReLU
+from metaopt.network import (
+    ChainView,
+    Elementwise,
+    actions_for,
+    as_chain,
+    find_sites,
+    rescale,
+    rescaled,
+)
+from metaopt.symmetry import LayerInput, make_action
+
+every_case = pytest.mark.parametrize("case", ZOO, ids=lambda case: case.label)
+SITES = [(case, name) for case in ZOO for name, site in case.found.items() if site.homogeneous]
+every_site = pytest.mark.parametrize(("case", "name"), SITES, ids=lambda v: getattr(v, "label", v))
+
+
+def site_of(model, name):
+    return next(s for s in find_sites(model).found if f"{s.incoming} -> {s.outgoing}" == name)
+
+
+def drawn_scale(site):
+    return torch.empty(site.width, dtype=torch.float64).uniform_(-1.5, 1.5)
+
+
+def output(model, x):
+    """With the same dropout masks each time, and without a trace of batch statistics."""
+    torch.manual_seed(3)
+    return copy.deepcopy(model)(x)
+
+
+def named(label):
+    return next(case for case in ZOO if case.label == label)
+
+
+@every_case
+def test_the_expected_sites_are_found_and_no_others(case):
+    sites = find_sites(case.build())
+    assert {f"{s.incoming} -> {s.outgoing}" for s in sites.found} == set(case.found)
+    for site in sites.found:
+        expected = case.found[f"{site.incoming} -> {site.outgoing}"]
+        if expected.activation is ...:
+            assert isinstance(site.activation, Elementwise)
+        else:
+            assert site.activation == expected.activation
+        for name in ("scaled", "block", "plain", "homogeneous"):
+            assert getattr(site, name) == getattr(expected, name), name
+
+
+@every_case
+def test_the_others_are_left_out_for_the_expected_reasons(case):
+    reasons = {", ".join(out.names): out.reason for out in find_sites(case.build()).left_out}
+    assert set(reasons) == set(case.left_out)
+    for names, words in case.left_out.items():
+        assert words in reasons[names]
+
+
+@every_case
+def test_the_report_names_each_layer_and_each_reason(case):
+    model = case.build()
+    sites = find_sites(model)
+    text = sites.report()
+    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    for name in set(layers) - {case.alone}:
+        assert f"  {name} -> " in text or f" {name}: " in text or f" {name}, " in text, name
+    assert all(out.reason in text for out in sites.left_out)
+    assert all(len(line) < 160 for line in text.splitlines())
+
+
+@every_case
+def test_looking_for_sites_changes_nothing(case):
+    model, _ = sample(case)
+    model.eval()
+    before = copy.deepcopy(model.state_dict())
+    attributes = {name: dict(vars(module)) for name, module in model.named_modules()}
+    torch.manual_seed(5)
+    random = torch.get_rng_state()
+    find_sites(model)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == attributes
+    assert getattr(model, "seen", []) == []
+
+
+@every_site
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_rescaling_keeps_the_output_on_fresh_data(case, name, training):
+    model, x = sample(case)
+    site = site_of(model, name)
+    model.train()
+    if not training:
+        with torch.no_grad():
+            model(x)  # running statistics away from 0 and 1
+        model.eval()
+    for seed in range(3):
+        torch.manual_seed(10 + seed)
+        fresh, moved = torch.randn_like(x), copy.deepcopy(model)
+        rescale(moved, site, drawn_scale(site))
+        before, after = output(model, fresh), output(moved, fresh)
+        assert (after - before).abs().max() < 1e-10
+        assert before.abs().max() > 1e-3
+        for n, p in moved.named_parameters():
+            touched = n in (*site.multiplied, site.divided)
+            assert torch.equal(p, model.get_parameter(n)) != touched, n
+
+
+@every_site
+def test_scaling_only_one_side_changes_the_output(case, name):
+    model, x = sample(case)
+    site = site_of(model, name)
+    changed = rescaled(dict(model.named_parameters()), site, drawn_scale(site))
+    assert set(changed) == {*site.multiplied, site.divided}
+    for side in (site.multiplied, (site.divided,)):
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in side:
+                moved.get_parameter(parameter).copy_(changed[parameter])
+        assert (output(moved, x) - output(model, x)).abs().max() > 1e-4
+
+
+@every_site
+def test_the_loss_is_flat_along_the_orbit_and_its_gradient_is_not(case, name):
+    model, x = sample(case)
+    model.eval()
+    site = site_of(model, name)
+    t = drawn_scale(site).mul(0.5).requires_grad_()
+    parameters = dict(model.named_parameters())
+    parameters |= rescaled(parameters, site, t)
+    out = functional_call(model, parameters, x)
+    loss = (out - torch.randn_like(out)).square().mean()
+    used = [parameters[n] for n in (*site.multiplied, site.divided)]
+    gradients = torch.autograd.grad(loss, used, create_graph=True)
+    (along,) = torch.autograd.grad(loss, t, retain_graph=True)
+    assert along.abs().max() < 1e-12
+    size = sum(g.square().sum() for g in gradients)
+    (along,) = torch.autograd.grad(size, t)
+    assert along.abs().max() > 1e-6
+
+
+def test_a_rescaling_in_float32_is_rounded_once():
+    model = named("grouped").build()
+    site = site_of(model, "2 -> 4")
+    t = drawn_scale(site).float()
+    twin = copy.deepcopy(model).double()
+    rescale(model, site, t)
+    rescale(twin, site, t)
+    for own, exact in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(own, exact.float())
+
+
+def test_a_unit_is_scaled_by_its_own_entry():
+    model, _ = sample(named("convolutions"))
+    moved = copy.deepcopy(model)
+    t = torch.tensor([0.0, 0.7, 0.0], dtype=torch.float64)
+    rescale(moved, site_of(model, "3 -> 8"), t)
+    d = t[1].exp()
+    torch.testing.assert_close(moved[3].weight[1], model[3].weight[1] * d)
+    torch.testing.assert_close(moved[3].bias[1], model[3].bias[1] * d)
+    torch.testing.assert_close(moved[8].weight[:, 4:8], model[8].weight[:, 4:8] / d)
+    assert torch.equal(moved[8].weight[:, :4], model[8].weight[:, :4])
+    assert torch.equal(moved[8].bias, model[8].bias)
+
+
+@pytest.mark.parametrize(
+    ("label", "t", "words"),
+    [
+        ("GELU", torch.zeros(6), r"commutes with scales, got 0 -> 2: use the pre_activation"),
+        ("dropout", torch.zeros(5), "shape"),
+        ("dropout", torch.full((6,), 33.0), "at most 32"),
+        ("dropout", torch.full((6,), torch.nan), "at most 32"),
+        ("dropout", torch.full((6,), 20.0), "stay finite"),  # e^20 overflows float16
+    ],
+)
+def test_an_unusable_scale_is_refused_before_anything_moves(label, t, words):
+    model = named(label).build().half()
+    (site,) = find_sites(model).found
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserError, match=words):
+        rescale(model, site, t)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
+def test_a_missing_parameter_is_named():
+    model = named("MLP").build()
+    parameters = {"1.weight": model[1].weight, "3.weight": model[3].weight}
+    with pytest.raises(UserError, match=r"none called 1\.bias"):
+        rescaled(parameters, site_of(model, "1 -> 3"), torch.zeros(5))
+
+
+def test_only_the_given_sites_are_kept():
+    model = named("convolutions").build()
+    sites = find_sites(model, sites=[("8", "10"), ("0", "3")])
+    assert [site.pair for site in sites.found] == [("0", "3"), ("8", "10")]
+    assert [(out.names, out.reason) for out in sites.left_out] == [
+        (("3", "8"), "it is not among the given sites")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("label", "pair", "words"),
+    [
+        ("skip connection", ("fc1", "fc2"), "used 2 times, by fc2 and add: name other layers"),
+        ("tied weights", ("fc2", "fc3"), "shares its weights with fc3.weight: "),
+        ("called twice", ("fc1", "fc2"), "fc2 is called 2 times"),
+        ("frozen", ("fc1", "fc2"), "fc1 is frozen .*: name .'fc2', 'fc3'."),
+        ("data-dependent", ("fc1", "fc2"), "cannot trace the forward"),
+        ("never called", ("fc1", "fc2"), "does not call it"),
+        ("MLP", ("1", "5"), "5 does not consume the output of 1"),
+        ("MLP", ("1", "fc"), "no layer called fc"),
+        ("MLP", "13", "expected pairs of names"),
+        ("MLP", ("1", "3", "5"), "expected pairs of names"),
+    ],
+)
+def test_a_given_site_that_was_not_found_is_refused_with_the_reason(label, pair, words):
+    with pytest.raises(UserError, match=words):
+        find_sites(named(label).build(), sites=[pair])
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(UserError, match=r"expected an nn\.Module"):
+        find_sites([nn.Linear(2, 2)])
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(5, 6), nn.LeakyReLU(0.1), nn.Linear(6, 4))
+
+
+def with_hook():
+    model = mlp()
+    model[1].register_forward_hook(lambda *_: None)
+    return model
+
+
+def with_shared_memory():
+    model = mlp()
+    model.register_buffer("view", model[0].weight.detach()[2:])
+    return model
+
+
+def with_own_forward():
+    model = mlp()
+    model[0].forward = lambda x: 2 * x
+    return model
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x) ** 2
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (with_hook, "LeakyReLU lies between and has forward hooks"),
+        (with_shared_memory, "0 shares its weights with view"),
+        (with_own_forward, "0 has a forward of its own"),
+        (lambda: nn.Sequential(Doubled(5, 6), nn.Linear(6, 4)), "0 is a Doubled"),
+        (lambda: nn.Sequential(nn.LazyLinear(6), nn.Linear(6, 4)), "0 is a LazyLinear"),
+        (lambda: mlp().to(torch.complex64), "not real numbers"),
+    ],
+    ids=["hook", "shared memory", "own forward", "subclass", "lazy", "complex"],
+)
+def test_a_layer_that_may_compute_something_else_is_left_out(build, words):
+    sites = find_sites(build())
+    assert not sites.found
+    assert words in sites.left_out[0].reason
+
+
+def test_one_module_under_two_names_is_not_shared():
+    net = mlp()
+    model = Net(lambda m, x: m.net(x), net=net, first=net[0])
+    for sites in (None, [("first", "net.2")]):
+        assert [site.pair for site in find_sites(model, sites).found] == [("net.0", "net.2")]
+    model = Net(lambda m, x: m.net(m.first(x)), net=mlp(), first=nn.Linear(5, 5))
+    model.net[0] = model.first  # the same layer twice in the data flow
+    assert "net.0 is called 2 times" in find_sites(model).report()
+
+
+def test_a_model_that_holds_features_of_its_last_forward_is_traced():
+    model, x = sample(named("features kept"))
+    model(x)
+    assert [site.pair for site in find_sites(model).found] == [("fc2", "fc3")]
+
+
+@pytest.mark.parametrize("biased", [(True, True), (False, True), (True, False)])
+def test_actions_fit_up_to_as_many_samples_as_they_are_exact_for(biased):
+    layers = [nn.Linear(9, 4, bias=biased[0]), nn.LeakyReLU(0.1), nn.Linear(4, 2, bias=biased[1])]
+    (site,) = find_sites(nn.Sequential(*layers)).found
+    post, pre = 9 + biased[0], 4 + biased[1]
+    for samples in range(1, 13):
+        expected = [("post_activation", "the batch")] * (samples <= post)
+        expected += [("pre_activation", "the batch")] * (samples <= pre)
+        assert actions_for(site, samples) == [*expected, ("rescaling", "all")]
+    assert actions_for(site, None) == [("rescaling", "all")]
+    text = find_sites(nn.Sequential(*layers)).report()
+    assert f"post_activation: exact for a batch of at most {post} samples" in text
+    assert f"pre_activation: exact for a batch of at most {pre} samples" in text
+
+
+@pytest.mark.parametrize(
+    ("label", "name", "expected"),
+    [
+        ("MLP", "1 -> 3", ["pre_activation", "rescaling"]),  # ReLU has no inverse
+        ("GELU", "0 -> 2", ["pre_activation"]),
+        ("nothing between", "0 -> 1", ["post_activation", "pre_activation", "rescaling"]),
+        ("dropout", "0 -> 3", ["rescaling"]),
+        ("PReLU", "0 -> 2", ["rescaling"]),
+        ("batch norms", "0 -> 3", ["rescaling"]),
+        ("convolutions", "0 -> 3", ["rescaling"]),
+    ],
+)
+def test_which_actions_fit_for_few_samples(label, name, expected):
+    site = site_of(named(label).build(), name)
+    assert [action for action, _ in actions_for(site, 2)] == expected
+
+
+@pytest.mark.parametrize("label", ["MLP", "GELU", "nothing between", "tanh"])
+def test_an_action_that_fits_keeps_the_output_of_its_batch(label):
+    model, _ = sample(named(label))
+    site = find_sites(model).found[0]
+    first, last = (model.get_submodule(name) for name in site.pair)
+    h = torch.randn(4, site.inputs, dtype=torch.float64)
+    pair = [Layer(layer.weight.detach(), layer.bias.detach()) for layer in (first, last)]
+    element = 0.3 * torch.randn(site.width, site.width, dtype=torch.float64)
+    batch = [name for name, exact in actions_for(site, 4) if exact == "the batch"]
+    assert batch
+    for name in batch:
+        move = make_action(name).act(element, *pair, LayerInput(h.mT), site.activation)
+        assert move.defect < 1e-10
+        assert not torch.allclose(move.incoming.weight, first.weight)
+
+
+@every_case
+def test_a_model_is_a_chain_where_the_table_says_so(case):
+    model, x = sample(case)
+    view = as_chain(model)
+    assert isinstance(view, ChainView if case.chain else str)
+    if case.chain:
+        assert view.names == tuple(name for name, _ in model.named_parameters())
+        parameters = view.parameters(model)
+        assert all(p is q for p, q in zip(parameters, model.parameters(), strict=True))
+        columns = x.reshape(-1, parameters[0].shape[1]).mT  # x.flatten(1) unless it has positions
+        y = view.chain.output(view.chain.layers(parameters), columns)
+        torch.testing.assert_close(y, model(x).reshape(-1, y.shape[0]).mT, rtol=0, atol=1e-14)
+        assert view.chain.batch_dims == 0
+
+
+def test_a_chain_may_start_with_a_view_and_end_with_an_activation():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.first = nn.Linear(4, 3, bias=False), nn.Linear(6, 4)
+
+        def forward(self, x):
+            h = nn.functional.leaky_relu(self.first(x.view(-1, 6)), 0.3)
+            return torch.relu(self.last(nn.functional.dropout(h, 0.0) if False else h))
+
+    model, x = Model(), torch.randn(5, 2, 3)
+    view = as_chain(model)
+    assert view.chain == LayerChain((LeakyReLU(0.3), RELU), (True, False))
+    assert view.names == ("first.weight", "first.bias", "last.weight")
+    y = view.chain.output(view.chain.layers(view.parameters(model)), x.flatten(1).mT)
+    torch.testing.assert_close(y, model(x).mT)
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("dropout", "Dropout is not part"),
+        ("convolutions", "0 is a Conv2d"),
+        ("skip connection", "used 2 times"),
+        ("frozen", "fc1 is frozen"),
+        ("never called", "parameters outside the chain: fc2.bias, fc2.weight"),
+        ("data-dependent", "cannot trace"),
+        ("other in training", "used 2 times"),
+        ("tied weights", "shares"),
+        ("GELU", "GELU is not part"),
+    ],
+)
+def test_what_is_no_chain_says_why(label, words):
+    assert words in as_chain(named(label).build())
