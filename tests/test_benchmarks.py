@@ -24,6 +24,7 @@ TINY = [
     ["memory", "--batch=1", "--steps=2", "--times=2", "--repeats=1"],
     ["methods", "--batch=1", "--steps=2", "--repeats=1"],
     ["unroll", "--batch=1", "--steps=10"],
+    ["wall_clock", "--width=4", "--problems=1", "--loss=1e9"],
 ]
 RELEASED = "def train_meta_opt(dim, **settings): print('run', 0)\n"  # as chatty as the real one
 

@@ -9,6 +9,7 @@ from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.learned.element import CoordinatewiseElement
 from metaopt.learned.hand_made import GradientDirection, Replaced, Whitening
 from metaopt.learned.observation import Observation, log_sign
+from metaopt.learned.spectral import SpectralElement
 from metaopt.learned.update import hidden_covariance
 from metaopt.problems import Regression, RegressionFamily
 from metaopt.symmetry import LayerInput, make_action, teleport
@@ -87,10 +88,17 @@ def test_gradient_direction_is_the_derivative_of_the_gradient_norm_of_a_linear_n
         assert cosine.item() == pytest.approx(1.0, abs=1e-6)
 
 
-def trained_looking(seed: int = 0) -> CoordinatewiseElement:
-    generator = torch.Generator().manual_seed(seed)
-    rule = CoordinatewiseElement(4, 1, ["balance"], 2.0, 0.0, generator)
-    nn.init.normal_(rule.lstm.head_weight, generator=generator)
+RULES = {
+    "entries": lambda drawn: CoordinatewiseElement(5, 1, ("balance",), 8.0, 0.0, drawn),
+    "directions": lambda drawn: SpectralElement(5, 1, ("balance",), 0.0, 8.0, 0.0, False, drawn),
+}
+
+
+@pytest.fixture(params=RULES)
+def trained_looking(request):
+    """An m2 whose head is not zero."""
+    rule = RULES[request.param](torch.Generator().manual_seed(0))
+    nn.init.normal_(rule.lstm.head_weight, generator=torch.Generator().manual_seed(1))
     return rule
 
 
@@ -105,19 +113,21 @@ def proposals(rule: Replaced, steps: int) -> list[Tensor]:
     return elements
 
 
-def test_an_element_can_be_cut_off_after_some_steps():
+def test_an_element_can_be_cut_off_after_some_steps(trained_looking):
     whole, cut = (
-        proposals(Replaced(trained_looking()), 4),
-        proposals(Replaced(trained_looking(), steps=2), 4),
+        proposals(Replaced(trained_looking), 4),
+        proposals(Replaced(trained_looking, steps=2), 4),
     )
     assert all(torch.equal(a, b) for a, b in zip(whole[:2], cut[:2], strict=True))
     assert all(element.any() for element in whole)
     assert not any(element.any() for element in cut[2:])
 
 
-def test_a_random_element_has_the_same_size_another_direction_and_its_own_seed():
-    whole = proposals(Replaced(trained_looking()), 3)
-    first, again, other = (proposals(Replaced(trained_looking(), random=s), 3) for s in (1, 1, 2))
+def test_a_random_element_has_the_same_size_another_direction_and_its_own_seed(
+    trained_looking,
+):
+    whole = proposals(Replaced(trained_looking), 3)
+    first, again, other = (proposals(Replaced(trained_looking, random=s), 3) for s in (1, 1, 2))
     for step in range(3):
         torch.testing.assert_close(
             torch.linalg.matrix_norm(first[step]), torch.linalg.matrix_norm(whole[step])

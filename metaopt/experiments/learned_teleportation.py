@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def study(out: Path, scale: Scale, jobs: int) -> None:
     """All of it, into ``out``."""
-    methods = SHIPPED | {EQ79: FURTHER[EQ79]} | PAPER
+    methods = SHIPPED | {EQ79: FURTHER[EQ79]} | (PAPER if scale.paper_seeds else {})
     recipes = {name: scale.recipe(recipe) for name, recipe in methods.items()}
     if scale.long is not None:
         long = SHIPPED["lstm_update_tele"].with_budget(scale.long)
@@ -132,6 +132,8 @@ def _figures(out: Path, scale: Scale, learned: dict[str, list[Trained]], rivals:
     figure6 = [*(band(name, title) for name, title in TITLES.items()), *hand_made]
     title = f"Median meta-seed, between the best and the worst of {scale.meta_seeds}; {problems}"
     write_atomically(out / "figure6.png", band_figure(figure6, title))
+    if not scale.paper_seeds:
+        return
     paper = [*(band(name, name.removeprefix("paper/")) for name in PAPER), hand_made[0]]
     title = f"The paper's configuration, {scale.paper_seeds} meta-seeds; {problems}"
     write_atomically(out / "paper.png", band_figure(paper, title))

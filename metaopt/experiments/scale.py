@@ -21,7 +21,7 @@ class Scale:
     """How much of everything."""
 
     meta_seeds: int = 5
-    paper_seeds: int = 1
+    paper_seeds: int = 1  # 0 leaves the paper's configuration out
     problems: int = 64
     validation: int = 32
     steps: int = 100
