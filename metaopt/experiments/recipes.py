@@ -105,7 +105,12 @@ FURTHER: dict[str, Recipe] = {
         MetaOptimizerSpec(element="coordinatewise", bound=8.0, heads=("free", "scaled_gradient")),
         replace(_SQUARE, estimator="first_order"),
     ),
-    "lstm_update_tele_eq79": Recipe(MetaOptimizerSpec(action="pre_activation"), TrainingSpec()),
+    "lstm_update_tele_eq79": Recipe(
+        MetaOptimizerSpec(action="pre_activation"),
+        TrainingSpec(
+            estimator="first_order", meta_loss="log", window=3, depths=(2,), validation_families=()
+        ),
+    ),
 }
 """LSTM(update,tele) with m2 over the entries of T, and with the action of eq. 79."""
 

@@ -26,7 +26,7 @@ class Scale:
     validation: int = 32
     steps: int = 100
     far: int = 500
-    patience: int = 1000  # steps that rivals have to reach the learned optimizer's loss
+    patience: int = 300  # steps that rivals have to reach the learned optimizer's loss
     marks: tuple[int, ...] = (30, 100)  # where the learned optimizer's loss is the target
     rates: tuple[float, ...] = RATES
     rivals: tuple[str, ...] = tuple(HAND_MADE)
