@@ -1,21 +1,18 @@
+"""Sites of ordinary modules: what is found, what is left out and why, which actions fit."""
+
 import copy
 
 import pytest
 import torch
-from network_cases import RELU, ZOO, Net, sample
+from network_cases import ZOO, Net, sample
 from torch import nn
-from torch.func import functional_call
 
 from metaopt import UserError
-from metaopt.chain import Layer, LayerChain, LeakyReLU
+from metaopt.chain import Layer
 from metaopt.network import (
-    ChainView,
     Elementwise,
     actions_for,
-    as_chain,
     find_sites,
-    rescale,
-    rescaled,
 )
 from metaopt.symmetry import LayerInput, make_action
 
@@ -26,10 +23,6 @@ every_site = pytest.mark.parametrize(("case", "name"), SITES, ids=lambda v: geta
 
 def site_of(model, name):
     return next(s for s in find_sites(model).found if f"{s.incoming} -> {s.outgoing}" == name)
-
-
-def drawn_scale(site):
-    return torch.empty(site.width, dtype=torch.float64).uniform_(-1.5, 1.5)
 
 
 def output(model, x):
@@ -89,111 +82,6 @@ def test_looking_for_sites_changes_nothing(case):
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert {name: dict(vars(module)) for name, module in model.named_modules()} == attributes
     assert getattr(model, "seen", []) == []
-
-
-@every_site
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_rescaling_keeps_the_output_on_fresh_data(case, name, training):
-    model, x = sample(case)
-    site = site_of(model, name)
-    model.train()
-    if not training:
-        with torch.no_grad():
-            model(x)  # running statistics away from 0 and 1
-        model.eval()
-    for seed in range(3):
-        torch.manual_seed(10 + seed)
-        fresh, moved = torch.randn_like(x), copy.deepcopy(model)
-        rescale(moved, site, drawn_scale(site))
-        before, after = output(model, fresh), output(moved, fresh)
-        assert (after - before).abs().max() < 1e-10
-        assert before.abs().max() > 1e-3
-        for n, p in moved.named_parameters():
-            touched = n in (*site.multiplied, site.divided)
-            assert torch.equal(p, model.get_parameter(n)) != touched, n
-
-
-@every_site
-def test_scaling_only_one_side_changes_the_output(case, name):
-    model, x = sample(case)
-    site = site_of(model, name)
-    changed = rescaled(dict(model.named_parameters()), site, drawn_scale(site))
-    assert set(changed) == {*site.multiplied, site.divided}
-    for side in (site.multiplied, (site.divided,)):
-        moved = copy.deepcopy(model)
-        with torch.no_grad():
-            for parameter in side:
-                moved.get_parameter(parameter).copy_(changed[parameter])
-        assert (output(moved, x) - output(model, x)).abs().max() > 1e-4
-
-
-@every_site
-def test_the_loss_is_flat_along_the_orbit_and_its_gradient_is_not(case, name):
-    model, x = sample(case)
-    model.eval()
-    site = site_of(model, name)
-    t = drawn_scale(site).mul(0.5).requires_grad_()
-    parameters = dict(model.named_parameters())
-    parameters |= rescaled(parameters, site, t)
-    out = functional_call(model, parameters, x)
-    loss = (out - torch.randn_like(out)).square().mean()
-    used = [parameters[n] for n in (*site.multiplied, site.divided)]
-    gradients = torch.autograd.grad(loss, used, create_graph=True)
-    (along,) = torch.autograd.grad(loss, t, retain_graph=True)
-    assert along.abs().max() < 1e-12
-    size = sum(g.square().sum() for g in gradients)
-    (along,) = torch.autograd.grad(size, t)
-    assert along.abs().max() > 1e-6
-
-
-def test_a_rescaling_in_float32_is_rounded_once():
-    model = named("grouped").build()
-    site = site_of(model, "2 -> 4")
-    t = drawn_scale(site).float()
-    twin = copy.deepcopy(model).double()
-    rescale(model, site, t)
-    rescale(twin, site, t)
-    for own, exact in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(own, exact.float())
-
-
-def test_a_unit_is_scaled_by_its_own_entry():
-    model, _ = sample(named("convolutions"))
-    moved = copy.deepcopy(model)
-    t = torch.tensor([0.0, 0.7, 0.0], dtype=torch.float64)
-    rescale(moved, site_of(model, "3 -> 8"), t)
-    d = t[1].exp()
-    torch.testing.assert_close(moved[3].weight[1], model[3].weight[1] * d)
-    torch.testing.assert_close(moved[3].bias[1], model[3].bias[1] * d)
-    torch.testing.assert_close(moved[8].weight[:, 4:8], model[8].weight[:, 4:8] / d)
-    assert torch.equal(moved[8].weight[:, :4], model[8].weight[:, :4])
-    assert torch.equal(moved[8].bias, model[8].bias)
-
-
-@pytest.mark.parametrize(
-    ("label", "t", "words"),
-    [
-        ("GELU", torch.zeros(6), r"commutes with scales, got 0 -> 2: use the pre_activation"),
-        ("dropout", torch.zeros(5), "shape"),
-        ("dropout", torch.full((6,), 33.0), "at most 32"),
-        ("dropout", torch.full((6,), torch.nan), "at most 32"),
-        ("dropout", torch.full((6,), 20.0), "stay finite"),  # e^20 overflows float16
-    ],
-)
-def test_an_unusable_scale_is_refused_before_anything_moves(label, t, words):
-    model = named(label).build().half()
-    (site,) = find_sites(model).found
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(UserError, match=words):
-        rescale(model, site, t)
-    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
-
-
-def test_a_missing_parameter_is_named():
-    model = named("MLP").build()
-    parameters = {"1.weight": model[1].weight, "3.weight": model[3].weight}
-    with pytest.raises(UserError, match=r"none called 1\.bias"):
-        rescaled(parameters, site_of(model, "1 -> 3"), torch.zeros(5))
 
 
 def test_only_the_given_sites_are_kept():
@@ -338,54 +226,3 @@ def test_an_action_that_fits_keeps_the_output_of_its_batch(label):
         move = make_action(name).act(element, *pair, LayerInput(h.mT), site.activation)
         assert move.defect < 1e-10
         assert not torch.allclose(move.incoming.weight, first.weight)
-
-
-@every_case
-def test_a_model_is_a_chain_where_the_table_says_so(case):
-    model, x = sample(case)
-    view = as_chain(model)
-    assert isinstance(view, ChainView if case.chain else str)
-    if case.chain:
-        assert view.names == tuple(name for name, _ in model.named_parameters())
-        parameters = view.parameters(model)
-        assert all(p is q for p, q in zip(parameters, model.parameters(), strict=True))
-        columns = x.reshape(-1, parameters[0].shape[1]).mT  # x.flatten(1) unless it has positions
-        y = view.chain.output(view.chain.layers(parameters), columns)
-        torch.testing.assert_close(y, model(x).reshape(-1, y.shape[0]).mT, rtol=0, atol=1e-14)
-        assert view.chain.batch_dims == 0
-
-
-def test_a_chain_may_start_with_a_view_and_end_with_an_activation():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.last, self.first = nn.Linear(4, 3, bias=False), nn.Linear(6, 4)
-
-        def forward(self, x):
-            h = nn.functional.leaky_relu(self.first(x.view(-1, 6)), 0.3)
-            return torch.relu(self.last(nn.functional.dropout(h, 0.0) if False else h))
-
-    model, x = Model(), torch.randn(5, 2, 3)
-    view = as_chain(model)
-    assert view.chain == LayerChain((LeakyReLU(0.3), RELU), (True, False))
-    assert view.names == ("first.weight", "first.bias", "last.weight")
-    y = view.chain.output(view.chain.layers(view.parameters(model)), x.flatten(1).mT)
-    torch.testing.assert_close(y, model(x).mT)
-
-
-@pytest.mark.parametrize(
-    ("label", "words"),
-    [
-        ("dropout", "Dropout is not part"),
-        ("convolutions", "0 is a Conv2d"),
-        ("skip connection", "used 2 times"),
-        ("frozen", "fc1 is frozen"),
-        ("never called", "parameters outside the chain: fc2.bias, fc2.weight"),
-        ("data-dependent", "cannot trace"),
-        ("other in training", "used 2 times"),
-        ("tied weights", "shares"),
-        ("GELU", "GELU is not part"),
-    ],
-)
-def test_what_is_no_chain_says_why(label, words):
-    assert words in as_chain(named(label).build())
