@@ -26,7 +26,11 @@ Build = Callable[[Regression], torch.optim.Optimizer]
 
 
 def seconds_to(problem: Regression, build: Build, target: float, most: int) -> tuple[float, int]:
-    """(seconds, steps) until the loss is at most ``target``; infinite seconds if never."""
+    """(seconds, steps) until the loss is at most ``target``.
+
+    Raises:
+        SystemExit: if it never is.
+    """
     optimizer = build(problem)
     loss = torch.tensor([])
 
@@ -43,7 +47,7 @@ def seconds_to(problem: Regression, build: Build, target: float, most: int) -> t
         if loss.item() <= target:
             return time.perf_counter() - start, step
         optimizer.step()
-    return float("inf"), most
+    raise SystemExit(f"expected a loss of {target:g} within {most} steps: give more with --most")
 
 
 def main() -> None:
@@ -60,7 +64,7 @@ def main() -> None:
     }
     results = {}
     for name, build in ways.items():
-        seconds_to(family.sample([10**6]), build, options.loss, 3)  # a warm-up
+        seconds_to(family.sample([10**6]), build, options.loss, options.most)  # a warm-up
         runs = [
             seconds_to(family.sample([10**6 + i]), build, options.loss, options.most)
             for i in range(options.problems)

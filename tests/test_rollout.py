@@ -200,3 +200,11 @@ def test_a_held_move_counts_as_none() -> None:
     trajectory = rollout(problem, LearnedOptimizer(problem, meta), 2)
     assert trajectory.defects.isnan().all()
     assert not trajectory.refused.any()
+
+
+def test_a_refused_move_counts_as_none() -> None:
+    problem = RegressionFamily(9, 4, 4, 3).sample([1, 2])  # more samples than inputs: inexact
+    meta = MetaOptimizer(MetaOptimizerSpec(element="whitening", element_size=3.0, hold=0.0))
+    trajectory = rollout(problem, LearnedOptimizer(problem, meta), 3)
+    assert trajectory.refused[1:].all()
+    assert trajectory.defects.isnan().all()

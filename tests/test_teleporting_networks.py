@@ -9,7 +9,7 @@ from torch import nn
 
 from metaopt import TeleportingOptimizer, UserError
 from metaopt.optim.subject import Batch
-from metaopt.symmetry import PostActivationAction, PreActivationAction, RescalingAction
+from metaopt.symmetry import RescalingAction
 from metaopt.symmetry.search import GradientAscent
 
 BASES = {
@@ -98,19 +98,73 @@ def test_rescaling_keeps_the_output_on_fresh_data(action):
     assert move.defect(fresh) < 1e-12
 
 
-@pytest.mark.parametrize(
-    ("samples", "expected"),
-    [(5, PreActivationAction), (8, RescalingAction), (4, PreActivationAction)],
-)
-def test_auto_takes_gl_where_it_is_exact_for_the_batch_else_rescaling(samples, expected):
-    """Eq. 78 needs samples of at most 9 + 1 and 7 + 1, eq. 79 at most 7 + 1 and 6 + 1."""
+def test_auto_takes_rescaling_where_it_can_else_gl_where_it_is_exact_for_the_batch():
+    """Eq. 79 needs at most 7 + 1 and 6 + 1 samples; Tanh has no inverse for eq. 78."""
     model = mlp()
     optimizer = TeleportingOptimizer(BASES["sgd"](model.parameters()), model, LOSS)
-    chosen = optimizer.subject.chosen(data(samples).x)
-    if samples <= 8:
-        expected = PostActivationAction
-    assert isinstance(chosen, expected)
-    assert isinstance(optimizer.subject.chosen(data(9).x), RescalingAction)
+    assert isinstance(optimizer.subject.chosen(data(5).x), RescalingAction)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.Sequential(mlp(), nn.Flatten(0)),
+        lambda: nn.Sequential(mlp(torch.float32), nn.Softmax(1)),
+    ],
+    ids=["one dimension", "float32"],
+)
+def test_defects_of_outputs_of_any_shape(build):
+    model = build()
+    dtype = next(model.parameters()).dtype
+    optimizer = TeleportingOptimizer(
+        BASES["sgd"](model.parameters()), model, lambda out, y: out.square().sum(), search=QUICK
+    )
+    assert optimizer.teleport(data(8).x.to(dtype), data(8).y).defect() < 1e-5
+
+
+class Stubborn(nn.Module):
+    """Casts its input, and may return a dict."""
+
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        self.layers, self.named = mlp(torch.float32), named
+
+    def forward(self, x):
+        out = self.layers(x.float())
+        return {"logits": out} if self.named else out
+
+
+def test_a_forward_that_insists_on_a_dtype_is_judged_in_it():
+    model = Stubborn(named=False)
+    optimizer = TeleportingOptimizer(BASES["sgd"](model.parameters()), model, LOSS, search=QUICK)
+    assert optimizer.teleport(*data(8)).defect() < 1e-5
+
+
+def test_an_output_that_is_no_tensor_is_refused_in_one_line_and_nothing_moves():
+    model = Stubborn(named=True)
+    start = copy.deepcopy(model.state_dict())
+    optimizer = TeleportingOptimizer(
+        BASES["sgd"](model.parameters()), model, lambda out, y: LOSS(out["logits"], y),
+        action="rescaling", search=QUICK,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="output is one tensor, got dict"):
+        optimizer.teleport(*data(8))
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+
+
+def test_an_undone_teleport_leaves_the_gradient_that_was_there():
+    model, batch = mlp(), data(20)
+    optimizer = TeleportingOptimizer(
+        BASES["sgd"](model.parameters()), model, LOSS, "pre_activation", schedule=(0,),
+        search=GradientAscent(iterations=3, size=0.5), max_defect=1e-9,
+    )  # fmt: skip
+    for _ in range(4):
+        LOSS(model(batch.x), batch.y).backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    optimizer.step(batch=batch)
+    assert optimizer.undone == 1
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        assert torch.equal(parameter.grad, gradient)
 
 
 def test_sites_can_be_given_and_the_report_names_what_is_left_out():
@@ -228,8 +282,10 @@ def test_buffers_that_nobody_knows_are_not_transported():
         torch.optim.Adadelta(model.parameters()), model, LOSS, buffers="transport", search=QUICK
     )
     train(model, optimizer, [data()])
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     with pytest.raises(UserError, match=r"acc_delta.*use buffers='keep' or 'reset'"):
         optimizer.teleport(*data())
+    assert str((model.state_dict(), optimizer.state_dict())) == str(before)
 
 
 @pytest.mark.parametrize("base", BASES)

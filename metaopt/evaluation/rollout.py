@@ -24,7 +24,7 @@ class Trajectory:
     Attributes:
         losses, grad_norms: at w_t, before the step from t to t + 1.
         defects: of the teleportation in the step that led to t; NaN where there was none, or it
-            was held.
+            was held or refused.
         refused: whether that teleportation was refused for the problem.
         seconds_per_step: wall clock of ``optimizer.step`` with its closure, a step of the batch.
     """
@@ -104,5 +104,7 @@ def rollout(
 
 def _defect(teleportation: Teleportation) -> Tensor:
     defect = teleportation.defect()
-    held = teleportation.held
-    return defect if held is None else defect.masked_fill(held, torch.nan)
+    stayed = teleportation.refused & (defect == 0)
+    if teleportation.held is not None:
+        stayed = stayed | teleportation.held
+    return defect.masked_fill(stayed, torch.nan)

@@ -134,7 +134,7 @@ class MetaOptimizerSpec:
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
         }
-        return cls(**values)
+        return cls(**({"hold": 0.0} | values))  # older checkpoints held nothing
 
 
 UPDATE_RULES: dict[str, Callable[[MetaOptimizerSpec, torch.Generator], UpdateRule]] = {

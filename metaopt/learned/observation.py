@@ -132,7 +132,7 @@ class Observation:
     def relative_rms(self) -> list[Tensor]:
         """r of each parameter, ``(*batch,)``: the RMS over its entries of gradient / kappa."""
         return [
-            gradient.square().mean(dim=tuple(range(self.batch_dims, gradient.dim()))).sqrt()
+            _root(gradient.square().mean(dim=tuple(range(self.batch_dims, gradient.dim()))))
             / (kappa + TINY)
             for gradient, kappa in zip(self.gradients, self.curvature, strict=True)
         ]
@@ -178,7 +178,13 @@ def square_spectral_norm(matrix: Tensor) -> Tensor:
     unit = gram / (scale[..., None, None] + TINY)
     squared = unit @ unit
     eighth: Tensor = torch.linalg.matrix_norm(squared @ squared)
-    return scale * eighth**0.25
+    return scale * _root(_root(eighth))
+
+
+def _root(value: Tensor) -> Tensor:
+    """The square root, with a derivative of 0 at 0 instead of NaN."""
+    zero = value == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, value).sqrt())
 
 
 def _square_norm(matrix: Tensor) -> Tensor:

@@ -32,7 +32,10 @@ COUNTS = ("step",)
 
 
 def reset(base: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
-    """The buffers of these parameters as in a new optimizer."""
+    """The buffers of these parameters as in a new optimizer; of L-BFGS, all of them."""
+    if isinstance(base, torch.optim.LBFGS):  # it keeps them at its first parameter
+        base.state.clear()
+        return
     if isinstance(base, torch.optim.Adagrad):  # it makes them when it is built, and never again
         for group in base.param_groups:
             for parameter in group["params"]:
@@ -42,6 +45,21 @@ def reset(base: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> No
         return
     for parameter in parameters:
         base.state.pop(parameter, None)
+
+
+def check_transport(base: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """That every buffer there is can be transported.
+
+    Raises:
+        UserError: for a buffer that is not in the table above.
+    """
+    for parameter in parameters:
+        for key in base.state.get(parameter, {}):
+            if key not in GRADIENTS + SQUARES + COUNTS:
+                raise UserError(
+                    f"expected buffers of {', '.join(GRADIENTS + SQUARES)} to transport, got "
+                    f"{key!r} of {type(base).__name__}: use buffers='keep' or 'reset'"
+                )
 
 
 def transport(
@@ -54,19 +72,11 @@ def transport(
 
     Args:
         taken: the elements of the move, one list a step.
-
-    Raises:
-        UserError: for a buffer that is not in the table above.
     """
     held = [key for p in parameters for key in base.state.get(p, {})]
     for key in dict.fromkeys(held):
         if key in COUNTS:
             continue
-        if key not in GRADIENTS + SQUARES:
-            raise UserError(
-                f"expected buffers of {', '.join(GRADIENTS + SQUARES)} to transport, got {key!r} "
-                f"of {type(base).__name__}: use buffers='keep' or 'reset'"
-            )
         values = [base.state.get(p, {}).get(key) for p in parameters]
         moved = [torch.zeros_like(p) if v is None else v for p, v in zip(parameters, values)]  # noqa: B905
         for elements in taken:

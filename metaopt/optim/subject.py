@@ -120,17 +120,18 @@ class NetworkMove:
         In evaluation mode and in float64, at the weights as they are stored.
         """
         x = self.x if x is None else x
-        outputs = [self.subject.output(at, x) for at in (self.before, self.after)]
-        return relative_change(*(output.flatten(1) for output in outputs))
+        before, after = (self.subject.output(at, x) for at in (self.before, self.after))
+        return relative_change(before, after)
 
 
 @final
 class NetworkSubject(Subject):
     """Any ``nn.Module`` of one input.
 
-    With "auto", GL acts where it is exact at every site for the batch at hand (eq. 78, else
-    eq. 79), which takes a chain of Linear layers; else positive rescaling, which is exact for all
-    data, at every site where it is.
+    With "auto", positive rescaling acts at every site where it is exact for all data; where there
+    is none, GL, if it is exact at every site for the batch at hand (eq. 78, else eq. 79), which
+    takes a chain of Linear layers. (The other way round, a last batch of 4 rows would be moved by
+    GL, and the output on the rest of the data changed by 30 %.)
 
     Args:
         sites: the (incoming, outgoing) layers to use; all that are found by default.
@@ -190,10 +191,19 @@ class NetworkSubject(Subject):
         if isinstance(action, RescalingAction):
             return RescalingOrbit(self.names, self.homogeneous)
         assert isinstance(self.view, ChainView)
-        return ChainOrbit(self.view.chain, LayerInput(x.flatten(1).mT), action)
+        columns = x.flatten(1).mT
+        expected = self.model.get_parameter(self.view.names[0]).shape[1]
+        if columns.shape[0] != expected:
+            raise UserError(
+                f"expected a batch of rows with {expected} entries for {type(action).__name__}, "
+                f"got {columns.shape[0]}: use action='rescaling'"
+            )
+        return ChainOrbit(self.view.chain, LayerInput(columns), action)
 
     def chosen(self, x: Tensor) -> GroupAction:
         """By the policy of "auto", for this batch."""
+        if self.homogeneous:
+            return make_action("rescaling")
         if isinstance(self.view, ChainView):
             fits = [
                 {fit.action for fit in actions_for(site, x.shape[0])} for site in self.sites.found
@@ -202,8 +212,6 @@ class NetworkSubject(Subject):
                 for name in ("post_activation", "pre_activation"):
                     if all(name in names for names in fits):
                         return make_action(name)
-        if self.homogeneous:
-            return make_action("rescaling")
         raise UserError(
             f"expected a batch for which a group action is exact, got one of {x.shape[0]} samples: "
             f"use fewer ({self.sites.report()})".replace("\n", "; ")
@@ -211,28 +219,45 @@ class NetworkSubject(Subject):
 
     def loss(self, batch: Batch | None) -> LossFunction:
         x, y = _given(batch)
-        state = torch.get_rng_state()
+        seed = torch.random.initial_seed()
+        devices = [x.device] if x.is_cuda else []
 
         def of(values: Sequence[Tensor]) -> Tensor:
-            with torch.random.fork_rng(devices=[]):  # the same dropout at each evaluation
-                torch.set_rng_state(state)
+            with torch.random.fork_rng(devices=devices):  # the same dropout at each evaluation
+                torch.manual_seed(seed)
                 output = functional_call(self.model, self._tensors(values, None), (x,))
             return self.loss_fn(output, y)
 
         return of
 
     def output(self, values: Sequence[Tensor], x: Tensor) -> Tensor:
-        """F(x) at these parameters, in evaluation mode and float64."""
+        """F(x) at these parameters as one row, in evaluation mode.
+
+        In float64 unless the forward insists on the model's own dtype.
+
+        Raises:
+            UserError: if the model gives anything but one tensor.
+        """
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             with torch.no_grad():
-                tensors = self._tensors(values, torch.float64)
-                output: Tensor = functional_call(self.model, tensors, (x.double(),))
+                try:
+                    wide = x.double() if x.is_floating_point() else x
+                    output = functional_call(
+                        self.model, self._tensors(values, torch.float64), (wide,)
+                    )
+                except RuntimeError:  # a dtype written into the forward
+                    output = functional_call(self.model, self._tensors(values, None), (x,))
         finally:
             for module in training:
                 module.training = True
-        return output
+        if not isinstance(output, Tensor):
+            raise UserError(
+                f"expected a model whose output is one tensor, got {type(output).__name__}: wrap "
+                f"it in a module that returns what the loss takes"
+            )
+        return output.double().reshape(1, -1)
 
     def _tensors(self, values: Sequence[Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
         """All parameters and copies of the buffers, which a forward may change."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.learned.optimizer import ChainModel
-from metaopt.optim.buffers import POLICIES, reset, transport
+from metaopt.optim.buffers import POLICIES, check_transport, reset, transport
 from metaopt.optim.subject import (
     AUTO,
     Batch,
@@ -41,16 +41,18 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         model: any ``nn.Module`` of one input, or a problem of ``metaopt.problems``.
         loss_fn: (the model's output, y) -> scalar loss; a problem needs none.
         action: "auto", a name of ``metaopt.symmetry.ACTIONS``, or a :class:`GroupAction`. "auto"
-            takes GL where it is exact for the layers and the batch, else rescaling, which is exact
-            for all data; :meth:`report` says what there is to act on.
+            takes rescaling, which is exact for all data, where there are sites for it, else GL
+            where it is exact for the layers and the batch; :meth:`report` says what there is to
+            act on.
         schedule: see :data:`Schedule`; the first step is 0. A step that teleports needs the
             gradient at the new point: give it a closure, or ``batch=(x, y)``.
         search: how the point is found.
         buffers: what becomes of the base's buffers (momenta and the like) at a teleport: "keep",
             "reset", or "transport" (appendix G.1; ``metaopt.optim.buffers``).
-        sites: names of (incoming, outgoing) layers to use, instead of all that are found.
-        max_defect: a teleport that changes the model's output by more than this fraction, on its
-            batch or on the held-out one, is undone and counted in ``undone``.
+        sites: names of (incoming, outgoing) layers of a network to use, instead of all found.
+        max_defect: a teleport that changes a network's output by more than this fraction, on its
+            batch or on the held-out one, is undone and counted in ``undone``. (Of a problem, the
+            action refuses each move that does.)
 
     Attributes:
         teleportation: the move of the last step or call, or None.
@@ -174,7 +176,8 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         Args:
             closure: evaluates the loss and its gradient anew.
             batch: (x, y) of a network, to teleport on and, without a closure, to take the gradient
-                at the new point on.
+                at the new point on, in the place of what is in ``grad``. Give a closure where
+                gradients are accumulated, scaled or clipped.
 
         Returns:
             The loss before the step, at w_t, where there is a closure.
@@ -195,8 +198,9 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.steps += 1
-        self._teleport(given, None)
-        if closure is None and given is not None:
+        move = self._teleport(given, None)
+        stayed = bool(move.refused.all()) or (move.held is not None and bool(move.held.all()))
+        if closure is None and given is not None and not stayed:
             self._gradient(given)
         self.base.step(closure)
         return loss
@@ -219,13 +223,15 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         return f"{self.subject.report()}\nTeleports undone: {self.undone}"
 
     def _gradient(self, batch: Batch) -> None:
-        assert self.loss_fn is not None
         self.base.zero_grad()
-        with torch.enable_grad():
-            self.loss_fn(self.model(batch.x), batch.y).backward()  # type: ignore[no-untyped-call]
+        with torch.enable_grad():  # through copies of the buffers: batch norms count it once
+            loss = self.subject.loss(batch)(self.subject.parameters())
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def _teleport(self, batch: Batch | None, held_out: Tensor | None) -> Move:
         parameters = self.subject.parameters()
+        if self.buffers == "transport":
+            check_transport(self.base, parameters)
         # What is kept must not alias the weights that are about to change.
         before = [parameter.detach().clone() for parameter in parameters]
         orbit = self.subject.orbit(batch)
@@ -260,6 +266,11 @@ def _subject(
             f"model's output and y"
         )
     if isinstance(model, ChainModel):
+        if sites is not None:
+            raise UserError(
+                f"expected no sites for a problem, which has its own, got {list(sites)}: leave "
+                f"them out"
+            )
         return ProblemSubject(model, model, action)
     if loss_fn is None:
         raise UserError(

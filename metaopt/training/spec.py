@@ -42,7 +42,8 @@ class TrainingSpec:
         steps: length of a trajectory, which ends before where its losses are far below log_floor.
         window: steps between two meta-steps, t_unroll.
         widths: the sizes of each batch (samples, input, hidden, output) are drawn from these.
-        rectangular: draw the four one by one, with samples <= input, instead of one for all.
+        rectangular: draw the four one by one, with samples <= input and <= hidden, instead of
+            one for all.
         depths, slopes, distributions: those of each batch are drawn from these, one named twice
             twice as often; validation problems have the first of each, and width 20.
         loss: of the problems, "half_squared" or "norm".
@@ -68,7 +69,8 @@ class TrainingSpec:
             rates, where a validation score is worse than theirs by more than this (in decades of
             loss); 0: never.
         validation_problems: how many, of width 20.
-        validation_families: of ``metaopt.problems.FAMILIES``, each validated on a quarter as many.
+        validation_families: of ``metaopt.problems.FAMILIES``, with this loss, each validated on a
+            quarter as many.
         validation_every: trajectories between two validations, and two checkpoints.
         validation_at: steps whose mean log10 loss, over these and over families, is the score
             that chooses the best checkpoint.

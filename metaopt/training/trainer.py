@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ class Trainer:
         count = self.spec.validation_problems
         logs = self._mean_logs(self.spec.reference, count)
         others = [
-            self._mean_logs(FAMILIES[name], max(1, count // 4))
+            self._mean_logs(replace(FAMILIES[name], loss=self.spec.loss), max(1, count // 4))
             for name in self.spec.validation_families
         ]
         at = list(self.spec.validation_at)
