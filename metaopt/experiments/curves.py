@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +65,12 @@ class Curves:
 def measure(
     path: Path, what: str, build: Build, family: RegressionFamily, seeds: Sequence[int], steps: int
 ) -> Curves:
-    """The curves of a method, from ``path`` if it holds those of the same method and problems.
+    """The curves of a method, from ``path`` if it holds those of the same method, problems and code.
 
     Args:
         what: says which method it is, with its rate or the checksum of its checkpoint.
     """
-    made_by = [torch.__version__, version("metaopt")]
+    made_by = [torch.__version__, _package_digest()]
     facts = json.dumps([what, asdict(family), list(seeds), steps, made_by])
     key = hashlib.sha256(facts.encode()).hexdigest()
     if path.exists():
@@ -110,6 +110,17 @@ def measure_checkpoint(
         seeds,
         steps,
     )
+
+
+@cache
+def _package_digest() -> str:
+    """Of all sources of the package that decide a curve: those of the studies themselves do not."""
+    root = Path(__file__).parents[1]
+    sources = sorted(p for p in root.rglob("*.py") if "experiments" not in p.parts)
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(str(source.relative_to(root)).encode() + source.read_bytes())
+    return digest.hexdigest()
 
 
 def file_name(text: str) -> str:
