@@ -65,7 +65,7 @@ class Curves:
 def measure(
     path: Path, what: str, build: Build, family: RegressionFamily, seeds: Sequence[int], steps: int
 ) -> Curves:
-    """The curves of a method, from ``path`` if it holds those of the same method, problems and code.
+    """The curves of a method, from ``path`` if that holds those of the same problems and code.
 
     Args:
         what: says which method it is, with its rate or the checksum of its checkpoint.

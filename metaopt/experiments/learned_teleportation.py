@@ -109,7 +109,7 @@ def study(out: Path, scale: Scale, jobs: int) -> None:
         for name, trained in learned.items()
     }
     write_json(out / "runs.json", facts)
-    print(f"{out}/figure6.png, {out}/paper.png, {out}/tables/")
+    print(", ".join(str(path) for path in (*sorted(out.glob("*.png")), out / "tables")))
 
 
 def _figures(out: Path, scale: Scale, learned: dict[str, list[Trained]], rivals: Rivals) -> None:

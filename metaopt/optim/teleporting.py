@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metaopt.errors import UserError
 from metaopt.learned.optimizer import ChainModel
 from metaopt.optim.buffers import POLICIES, check_transport, reset, transport
+from metaopt.optim.schedule import Schedule, as_predicate
 from metaopt.optim.subject import (
     AUTO,
     Batch,
@@ -25,10 +26,6 @@ from metaopt.optim.subject import (
 )
 from metaopt.symmetry import GroupAction
 from metaopt.symmetry.search import GradientAscent
-
-Schedule = Callable[[int], bool] | Collection[int] | int | None
-"""When to teleport: a function of the number of steps taken, those numbers, every N steps (before
-steps N, 2N, ...), or never."""
 
 
 class TeleportingOptimizer(torch.optim.Optimizer):
@@ -92,7 +89,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             raise UserError(f"expected buffers of {', '.join(POLICIES)}, got {buffers!r}: name one")
         if not max_defect > 0:
             raise UserError(f"expected a positive max_defect, got {max_defect}: inf undoes nothing")
-        self_schedule = _schedule(schedule)
+        times = as_predicate(schedule)
         subject = _subject(model, loss_fn, action, sites)
         held = {id(p) for group in base.param_groups for p in group["params"]}
         if not held >= {id(p) for p in subject.parameters()}:
@@ -105,7 +102,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         self.model = model
         self.loss_fn = loss_fn
         self.subject = subject
-        self.schedule = self_schedule
+        self.schedule = times
         self.search = search or GradientAscent()
         self.buffers = buffers
         self.max_defect = max_defect
@@ -278,32 +275,3 @@ def _subject(
             f"model's output and y"
         )
     return NetworkSubject(model, loss_fn, action, sites)
-
-
-def _schedule(schedule: Schedule) -> Callable[[int], bool]:
-    if schedule is None:
-        return frozenset[int]().__contains__
-    if isinstance(schedule, int):
-        if schedule < 1:
-            raise UserError(
-                f"expected every 1 or more steps as schedule, got {schedule}: None is never"
-            )
-        return Every(schedule)
-    if callable(schedule):
-        return schedule
-    if any(step < 0 for step in schedule):
-        raise UserError(
-            f"expected steps of 0 or more in the schedule, got {list(schedule)}: "
-            f"the first step is 0"
-        )
-    return frozenset(schedule).__contains__
-
-
-class Every:
-    """Whether a step is N, 2N, ..."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def __call__(self, step: int) -> bool:
-        return step > 0 and step % self.steps == 0
