@@ -13,7 +13,7 @@ from metaopt.experiments import families as families_module
 from metaopt.experiments.controls import REPLACED, controls, trained_controls
 from metaopt.experiments.curves import measure
 from metaopt.experiments.families import FAMILIES, families
-from metaopt.experiments.learned_teleportation import study
+from metaopt.experiments.learned_teleportation import EQ79, study
 from metaopt.experiments.meta_seeds import chosen
 from metaopt.experiments.recipes import PAPER, SHIPPED, Recipe
 from metaopt.experiments.report import markdown, over_seeds, write_json
@@ -50,7 +50,7 @@ def test_the_study_runs_and_goes_on_from_what_is_there(tmp_path, capsys):
     for name in ("figure6.png", "paper.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     runs = json.loads((tmp_path / "runs.json").read_text())
-    assert runs.keys() == {*SHIPPED, *PAPER}
+    assert runs.keys() == {*SHIPPED, EQ79, *PAPER}
     for table in ("meta_seeds", "methods", "reach", "rates"):
         text = (tmp_path / "tables" / f"{table}.md").read_text()
         assert text in printed
