@@ -62,10 +62,15 @@ def test_a_state_of_another_size_or_optimizer_is_refused():
             optimizer.load_state_dict(wrong.state_dict())
 
 
-def test_a_learned_optimizer_takes_no_second_group():
-    optimizer = learned(FAMILY.sample([1]))
-    with pytest.raises(UserError, match="parameters of the chain alone"):
-        optimizer.add_param_group({"params": [torch.zeros(2, requires_grad=True)]})
+def test_a_second_group_is_stepped_without_teleportation():
+    problem = FAMILY.sample([1])
+    optimizer = learned(problem)
+    further = torch.ones(2, requires_grad=True)
+    optimizer.add_param_group({"params": [further], "lr": 0.5})
+    further.grad = torch.tensor([1.0, -1.0])
+    step(problem, optimizer)
+    assert further[0] < 1 < further[1]
+    assert [len(body.parameters) for body in optimizer.bodies] == [2, 1]
 
 
 def test_a_teleporting_optimizer_needs_a_base_of_the_models_parameters():

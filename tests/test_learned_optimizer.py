@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaopt import LearnedOptimizer, UserError
+from metaopt import LearnedOptimizer
 from metaopt.learned.differentiable import DifferentiableLearnedOptimizer, differentiable
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.problems import Regression, RegressionFamily
@@ -141,17 +141,6 @@ def test_a_parameter_without_gradient_counts_as_one_with_a_zero_gradient():
         optimizer.step()
         ends.append(weights(problem))
     torch.testing.assert_close(*ends, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("missing", ["chain", "x", "both"])
-def test_a_module_without_chain_or_input_raises_a_user_error(missing):
-    model = nn.Linear(3, 4)
-    problem = make_problem()
-    if missing != "both":
-        kept = "x" if missing == "chain" else "chain"
-        setattr(model, kept, getattr(problem, kept))
-    with pytest.raises(UserError, match=r"chain of layers and its input.* got Linear"):
-        LearnedOptimizer(model, build())
 
 
 def test_steps_give_meta_parameters_no_gradient_and_leave_them_alone():

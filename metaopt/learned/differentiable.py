@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from metaopt.learned.meta_optimizer import State
 from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.learned.tape import Pass
 
 
 class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # type: ignore[misc]
@@ -30,8 +31,10 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
     ) -> None:
         super().__init__(other, reference_params, **kwargs)
         self.meta = other.meta
-        self.chain = other.chain
-        self.layer_input = other.layer_input
+        self.body = other.bodies[0]
+        order = {id(p): index for index, p in enumerate(other.param_groups[0]["params"])}
+        self.order = [order[id(p)] for p in self.body.parameters]
+        self.seen: Pass | None = None
         self.refused = torch.zeros((), dtype=torch.long)
         self.second_order = False
         self.learned_state: State = {
@@ -39,10 +42,15 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
             for name, tensors in other.learned_state.items()
         }
 
-    def step(self, loss: Tensor, **kwargs: Any) -> list[Tensor]:
-        """One step of the patched model, from the summed loss."""
+    def step(self, loss: Tensor, x: Tensor | None = None, **kwargs: Any) -> list[Tensor]:
+        """One step of the patched model, from the summed loss.
+
+        Args:
+            x: what an ordinary network was given, since ``higher`` drops the hook that would see.
+        """
         if kwargs:
-            raise TypeError(f"the differentiable twin takes a loss alone, got {sorted(kwargs)}")
+            raise TypeError(f"the differentiable twin takes a loss and x, got {sorted(kwargs)}")
+        self.seen = None if x is None else Pass((x.detach(),), {})
         parameters = list(self._fmodel.fast_params)
         gradients = torch.autograd.grad(
             loss, parameters, retain_graph=True, create_graph=self.second_order
@@ -58,15 +66,17 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
 
     def _update(self, grouped_grads: list[list[Tensor]], **kwargs: Any) -> None:
         group = self.param_groups[0]
-        advanced = self.meta.advance(
-            self.chain,
-            group["params"],
-            grouped_grads[0],
-            self.layer_input,
+        advanced = self.body.advance(
+            self.meta,
+            [group["params"][index] for index in self.order],
+            [grouped_grads[0][index] for index in self.order],
+            self.seen,
             self.learned_state,
+            float(group["lr"]),
             self.second_order,
         )
-        group["params"] = advanced.parameters
+        for index, parameter in zip(self.order, advanced.parameters, strict=True):
+            group["params"][index] = parameter
         self.learned_state = advanced.state
         if advanced.teleportation is not None:
             self.refused = self.refused + advanced.teleportation.refused.sum()

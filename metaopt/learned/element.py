@@ -13,6 +13,7 @@ from metaopt.chain import LayerChain, Site
 from metaopt.errors import UserError, check_names
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
+from metaopt.learned.units import Units
 from metaopt.learned.update import State, flat_gradient
 from metaopt.symmetry.exponential import Element
 
@@ -27,6 +28,24 @@ class ElementRule(nn.Module, ABC):
     @abstractmethod
     def propose(self, seen: Observation, state: State) -> tuple[Sequence[Element], State]:
         """(T_t of each site, ``(*batch, k, k)`` or spectral; next state)."""
+
+    def init_units(self, widths: Sequence[int]) -> State:
+        """The state before the first :meth:`propose_units`.
+
+        Raises:
+            UserError: if the rule cannot propose diagonal elements.
+        """
+        raise UserError(
+            f"expected an m2 that can rescale units, got {type(self).__name__}: use a "
+            f"coordinate-wise or a spectral one, or action='none'"
+        )
+
+    def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Tensor], State]:
+        """(the diagonal of T_t of each site, ``(k,)``; next state), where only rescaling is exact.
+
+        The same network as of whole elements, along the axes of the hidden units.
+        """
+        raise NotImplementedError
 
 
 class Seen(NamedTuple):
@@ -121,6 +140,7 @@ class CoordinatewiseElement(ElementRule):
                 f"expected bound > 0 and gate >= 0 (0: no gate), "
                 f"got bound={bound}, gate={gain}: the defaults are 8 and 1000"
             )
+        self.names = tuple(features)
         self.features = [FEATURES[name][1] for name in features]
         self.bound = bound
         self.gain = gain
@@ -145,6 +165,31 @@ class CoordinatewiseElement(ElementRule):
             self._bounded(seen, site, entries)
             for site, entries in zip(seen.chain.sites, raw, strict=True)
         ], following
+
+    def init_units(self, widths: Sequence[int]) -> State:
+        return self.lstm.init_state(sum(widths))
+
+    def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Tensor], State]:
+        x = torch.cat([self._diagonal(of) for of in units], dim=1)
+        output, following = self.lstm(x, state)
+        raw = unflatten(output[0], [of.features for of in units])
+        return [
+            torch.where(of.empty, 0.0, torch.tanh(o) * (self.bound / o.numel()))
+            * (of.gate(self.gain) if self.gain else 1.0)
+            for of, o in zip(units, raw, strict=True)
+        ], following
+
+    def _diagonal(self, units: Units) -> Tensor:
+        """The channels of the entries (i, i); features stand for preactivations too."""
+        logs, plain = [], []
+        for name in self.names:
+            if name in ("gradients", "balance"):
+                logs += units.channel_pairs(name)
+            else:
+                c = units.features
+                logs += log_sign(c)
+                plain += [(c / (c.mean() + TINY)).clamp(-3.0, 3.0), torch.ones_like(c)]
+        return torch.stack(logs + plain)
 
     def _bounded(self, seen: Observation, site: Site, output: Tensor) -> Tensor:
         element = torch.tanh(output) * (self.bound / output.shape[-1])

@@ -23,7 +23,7 @@ from metaopt.learned.update import (
     StepSizeUpdate,
     UpdateRule,
 )
-from metaopt.symmetry import LayerInput, Teleportation, make_action, teleport
+from metaopt.symmetry import LayerInput, Teleported, make_action, teleport
 from metaopt.symmetry.exponential import MAX_DIRECTION, MAX_ELEMENT, Element
 
 State = dict[str, list[Tensor]]
@@ -187,7 +187,7 @@ class Advanced(NamedTuple):
 
     parameters: list[Tensor]
     state: State
-    teleportation: Teleportation | None
+    teleportation: Teleported | None
 
 
 @final
@@ -227,8 +227,9 @@ class MetaOptimizer(nn.Module):
         layer_input: LayerInput,
         state: State,
         second_order: bool = False,
+        rate: float = 1.0,
     ) -> Advanced:
-        """One step, w <- g_t . (w + f_t); the same code serves use and meta-training.
+        """One step, w <- g_t . (w + rate f_t); the same code serves use and meta-training.
 
         Args:
             parameters: weight, bias, weight, ... of the chain.
@@ -240,7 +241,7 @@ class MetaOptimizer(nn.Module):
         seen = Observation.of(chain, parameters, gradients, layer_input.original, second_order)
         proposal, following = self.propose(seen, state)
         updated = [
-            parameter + step.to(parameter.dtype)
+            parameter + (step if rate == 1.0 else rate * step).to(parameter.dtype)
             for parameter, step in zip(parameters, proposal.update, strict=True)
         ]
         if self.element is None:

@@ -19,6 +19,8 @@ from torch import Tensor
 from metaopt.chain import Layer, LayerChain
 
 TINY = 1e-30  # keeps a division by a vanished scale finite in float32
+NO_CHAIN = LayerChain((), ())
+"""Of parameters that are no layers of a chain; it has no sites."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Observation:
     gradients: Sequence[Tensor]
     x: Tensor  # (*batch, d_0, samples)
     as_given: tuple[Sequence[Tensor], Tensor] | None = None  # parameters and x before rounding
+    scales: Sequence[Tensor] | None = None  # kappa of each parameter that no chain tells
 
     @classmethod
     def of(
@@ -56,6 +59,23 @@ class Observation:
             (parameters, x.detach()),
         )
 
+    @classmethod
+    def loose(
+        cls, parameters: Sequence[Tensor], gradients: Sequence[Tensor], scales: Sequence[Tensor]
+    ) -> Observation:
+        """Of parameters that belong to no chain of layers.
+
+        Args:
+            scales: kappa of each, a scalar.
+        """
+        return cls(
+            NO_CHAIN,
+            [parameter.detach().float() for parameter in parameters],
+            [gradient.detach().float() for gradient in gradients],
+            parameters[0].new_empty(0, dtype=torch.float32),
+            scales=scales,
+        )
+
     @cached_property
     def numbers(self) -> Observation:
         """The same without its graph: what the LSTMs see."""
@@ -67,7 +87,7 @@ class Observation:
         given = None
         if self.as_given is not None:
             given = ([tensor.detach() for tensor in self.as_given[0]], self.as_given[1])
-        return Observation(self.chain, parameters, gradients, self.x, given)
+        return Observation(self.chain, parameters, gradients, self.x, given, self.scales)
 
     @property
     def batch_dims(self) -> int:
@@ -108,7 +128,7 @@ class Observation:
         number of samples instead of ||h_{m-1}||_F^2. An upper bound on the largest eigenvalue of
         its block of the Gauss-Newton matrix of 1/2 ||Y - F||_F^2.
         """
-        return self._curvature(_square_norm)
+        return self._curvature(_square_norm) if self.scales is None else list(self.scales)
 
     @cached_property
     def spectral_curvature(self) -> list[Tensor]:
@@ -116,6 +136,8 @@ class Observation:
 
         Where the features are white, ||h||_F^2 is k times the largest eigenvalue of h h^T.
         """
+        if self.scales is not None:
+            return list(self.scales)
         return self._curvature(square_spectral_norm)
 
     def _curvature(self, square: Callable[[Tensor], Tensor]) -> list[Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,9 +13,12 @@ from torch import Tensor, nn
 
 from metaopt.chain import LayerChain
 from metaopt.errors import UserError
+from metaopt.learned.body import Body, LooseBody, ProblemBody
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.meta_optimizer import MetaOptimizer, State
-from metaopt.symmetry import LayerInput, Teleportation
+from metaopt.learned.network_body import AUTO, NetworkBody
+from metaopt.learned.tape import Pass, Tape
+from metaopt.symmetry import Teleported
 
 
 @runtime_checkable
@@ -26,62 +31,95 @@ class ChainModel(Protocol):
     def parameters(self) -> Any: ...
 
 
-def check_chain_model(model: nn.Module) -> ChainModel:
-    """The model, as one that has a chain.
-
-    Raises:
-        UserError: if it has none.
-    """
-    if not isinstance(model, ChainModel):
-        raise UserError(
-            f"expected a module with a chain of layers and its input (attributes `chain` and "
-            f"`x`), got {type(model).__name__}: use a problem of metaopt.problems"
-        )
-    return model
-
-
 class LearnedOptimizer(torch.optim.Optimizer):
     r"""Steps a network with a learned optimizer: :math:`w \leftarrow g_t \cdot (w + f_t)`.
 
     Args:
-        model: a module with a ``chain`` and its input ``x``, such as the problems of
-            ``metaopt.problems``; its parameters are the chain's, in order.
+        model: any ``nn.Module`` of one input, whose forward pass is watched for the inputs of its
+            layers; a problem of ``metaopt.problems``; or parameters alone, in any form that
+            torch's optimizers take, which are stepped without teleportation.
         optimizer: the name of a shipped optimizer, the path of a checkpoint, or a
             :class:`MetaOptimizer`.
+        lr: factor of f_t, for learning-rate schedulers.
+        loss_fn: the loss of a network, if it is ``torch.nn.MSELoss`` or another whose curvature is
+            known (:func:`metaopt.learned.loss_curvature.known_curvature`). Else the curvature is
+            measured where the same batch comes twice in a row; on changing batches steps are
+            short without it.
+        action: "auto", "none", "rescaling" or the action that m2 was trained for; "auto" takes
+            what is exact (:class:`metaopt.learned.network_body.NetworkBody`). Of a network only.
+        sites: names of (incoming, outgoing) layers of a network to rescale, instead of all found.
+
+    Attributes:
+        teleportation: the move of the last step, or None.
+        skipped: steps of a network that were not taken, because a weight would not be finite.
 
     Example:
-        >>> import metaopt
-        >>> problem = metaopt.problems.RegressionFamily().sample([0, 1])
-        >>> optimizer = metaopt.LearnedOptimizer(problem, "lstm_update_tele")
-        >>> for _ in range(3):
+        >>> import torch, metaopt
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 8), torch.nn.LeakyReLU(0.1), torch.nn.Linear(8, 2)
+        ... )
+        >>> optimizer = metaopt.LearnedOptimizer(model, "lstm_update_tele")
+        >>> x, y = torch.rand(16, 4), torch.rand(16, 2)
+        >>> for _ in range(10):
         ...     optimizer.zero_grad()
-        ...     problem().sum().backward()
+        ...     torch.nn.functional.mse_loss(model(x), y).backward()
         ...     optimizer.step()
     """
 
-    def __init__(self, model: nn.Module, optimizer: str | Path | MetaOptimizer) -> None:
-        network = check_chain_model(model)
+    _step_supports_amp_scaling = True  # GradScaler then says its scale, which output gradients need
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[Any],
+        optimizer: str | Path | MetaOptimizer,
+        lr: float = 1.0,
+        loss_fn: object = None,
+        action: str = AUTO,
+        sites: Sequence[tuple[str, str]] | None = None,
+    ) -> None:
+        if not 0 <= float(lr) < math.inf:
+            raise UserError(f"expected an lr of 0 or more, got {lr}: 1 is as trained")
+        network = isinstance(model, nn.Module) and not isinstance(model, ChainModel)
+        if not network and (loss_fn is not None or action != AUTO or sites is not None):
+            raise UserError(
+                f"expected loss_fn, action and sites of an nn.Module alone, got them for "
+                f"{type(model).__name__}: leave them out"
+            )
         self.meta = (
             optimizer if isinstance(optimizer, MetaOptimizer) else load_meta_optimizer(optimizer)
         )
-        super().__init__(list(network.parameters()), {})
-        self.chain = network.chain
-        self.layer_input = LayerInput(network.x)
-        self.teleportation: Teleportation | None = None
+        self.bodies: list[Body] = []
+        self.model: nn.Module | None = None
+        if isinstance(model, nn.Module):
+            own: Body
+            if isinstance(model, ChainModel):
+                own = ProblemBody(list(model.parameters()), model.chain, model.x)
+            else:
+                own = NetworkBody(model, self.meta, loss_fn, action, sites)
+                self.model = model
+            self.bodies.append(own)
+        self.teleportation: Teleported | None = None
+        self.skipped = 0
+        self.tape = Tape(self.model)
+        own_parameters = model.parameters() if isinstance(model, nn.Module) else model
+        super().__init__(own_parameters, {"lr": lr})
+        self._follow(self.bodies[0].parameters[0].device)
+
+    @property
+    def learned_states(self) -> list[State]:
+        """The LSTM states and what goes with them, by group of parameters.
+
+        They live in ``state`` and so in ``state_dict``.
+        """
+        kept: dict[Any, Any] = self.state  # keys that are no parameters pass through state_dict
+        states: list[State] = kept.setdefault("learned", [])
+        states.extend(body.init_state(self.meta) for body in self.bodies[len(states) :])
+        return states
 
     @property
     def learned_state(self) -> State:
-        """The LSTM states. They live in ``state`` and so in ``state_dict``."""
-        kept: dict[Any, Any] = self.state  # keys that are no parameters pass through state_dict
-        if "learned" not in kept:
-            kept["learned"] = self.meta.init_state(self.chain, self._parameters())
-        state: State = kept["learned"]
-        return state
-
-    @learned_state.setter
-    def learned_state(self, state: State) -> None:
-        kept: dict[Any, Any] = self.state
-        kept["learned"] = state
+        """Of the first group."""
+        return self.learned_states[0]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -90,16 +128,53 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parameters = self._parameters()
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        advanced = self.meta.advance(
-            self.chain, parameters, gradients, self.layer_input, self.learned_state
-        )
-        for parameter, value in zip(parameters, advanced.parameters, strict=True):
-            parameter.copy_(value)
-        self.learned_state = advanced.state
-        self.teleportation = advanced.teleportation
+        seen = self.tape.take()
+        if any(p.grad is not None for group in self.param_groups for p in group["params"]):
+            scale, skip, seen = self._amp(seen)
+            if not skip:
+                self._step(seen, scale)
         return loss
+
+    def _step(self, seen: Pass | None, scale: float) -> None:
+        following = []
+        self.teleportation = None
+        states = self.learned_states
+        for index, (body, group) in enumerate(zip(self.bodies, self.param_groups, strict=True)):
+            gradients = [
+                torch.zeros_like(p) if p.grad is None else p.grad / scale if scale != 1 else p.grad
+                for p in body.parameters
+            ]
+            rate = float(group["lr"])
+            advanced = body.advance(
+                self.meta, body.parameters, gradients, seen, states[index], rate
+            )
+            if not isinstance(body, ProblemBody) and not _finite(advanced.parameters):
+                self.skipped += 1
+                following.append(states[index])
+                continue
+            for parameter, value in zip(body.parameters, advanced.parameters, strict=True):
+                parameter.copy_(value)
+            following.append(advanced.state)
+            self.teleportation = self.teleportation or advanced.teleportation
+        kept: dict[Any, Any] = self.state
+        kept["learned"] = following
+
+    def _amp(self, seen: Pass | None) -> tuple[float, bool, Pass | None]:
+        """(scale of the gradients, whether to skip, what was seen without the scale)."""
+        found: Tensor | None = getattr(self, "found_inf", None)
+        if found is None:  # no GradScaler at work
+            return 1.0, False, seen
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        if seen is not None and seen.output_gradient is not None:
+            # Where the user has unscaled the gradients already, nobody says by how much.
+            known = None if scale is None else seen.output_gradient / scale
+            seen = seen._replace(output_gradient=known)
+        return 1.0 if scale is None else float(scale), bool(found), seen
+
+    def report(self) -> str:
+        """Where a group can act and where not, with reasons, and how often each was taken."""
+        lines = [body.report() for body in self.bodies]
+        return "\n".join([*lines, f"Steps skipped, not finite: {self.skipped}"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch does; the LSTM states must be of this meta-optimizer and this model.
@@ -107,36 +182,59 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Raises:
             UserError: if they are of another one.
         """
-        expected = _shapes(self.meta.init_state(self.chain, self._parameters()))
+        expected = [_shapes(body.init_state(self.meta)) for body in self.bodies]
         loaded = state_dict.get("state", {}).get("learned")
-        if loaded is not None and _shapes(loaded) != expected:
+        if loaded is not None and [_shapes(state) for state in loaded] != expected:
             raise UserError(
-                f"expected LSTM states of shapes {expected}, got {_shapes(loaded)}: load a state "
-                f"of the same optimizer on a model of the same size"
+                f"expected LSTM states of shapes {expected}, got "
+                f"{[_shapes(state) for state in loaded]}: load a state of the same optimizer on a "
+                f"model of the same size"
             )
         super().load_state_dict(state_dict)
+        if loaded is not None:
+            kept: dict[Any, Any] = self.state
+            kept["learned"] = copy.deepcopy(loaded)
+            self._follow(self.bodies[0].parameters[0].device)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Only the chain's own parameters can be stepped.
-
-        Raises:
-            UserError: for a second group.
-        """
-        if self.param_groups:
-            raise UserError(
-                "expected the parameters of the chain alone, got another group: make a second "
-                "optimizer for it"
-            )
+        """Parameters outside the model, or further ones: stepped by m1, without teleportation."""
         super().add_param_group(param_group)
+        if len(self.param_groups) > len(self.bodies):
+            try:
+                self.bodies.append(LooseBody(self.param_groups[-1]["params"], self.meta))
+            except UserError:
+                self.param_groups.pop()
+                raise
 
     def __getstate__(self) -> dict[str, Any]:
-        """What torch keeps, and m1, m2 and the chain, which it would lose."""
-        own = ("meta", "chain", "layer_input", "teleportation")
+        """What torch keeps, and what it would lose."""
+        own = ("meta", "bodies", "model", "teleportation", "skipped")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.tape = Tape(self.model)
+
+    def _follow(self, device: torch.device) -> None:
+        """m1, m2 and the states to where the parameters are."""
+        own = next(self.meta.parameters()).device
+        if own != device:
+            self.meta = copy.deepcopy(self.meta).to(device)
+        kept: dict[Any, Any] = self.state
+        for state in kept.get("learned", []):
+            for name, tensors in state.items():
+                if name not in ("curvature", "batch"):
+                    state[name] = [tensor.to(device) for tensor in tensors]
+
+
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def _shapes(state: State) -> dict[str, list[tuple[int, ...]]]:
-    return {name: [tuple(tensor.shape) for tensor in tensors] for name, tensors in state.items()}
+    """Of all but what depends on the batch."""
+    return {
+        name: [tuple(tensor.shape) for tensor in tensors]
+        for name, tensors in state.items()
+        if name not in ("curvature", "batch")
+    }

@@ -23,6 +23,7 @@ from metaopt.errors import check_names
 from metaopt.learned.element import ElementRule, gate
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
+from metaopt.learned.units import Units
 from metaopt.learned.update import State
 from metaopt.symmetry.exponential import Spectral
 
@@ -131,6 +132,7 @@ class SpectralElement(ElementRule):
     ) -> None:
         super().__init__()
         check_names("features of a spectral m2", features, DIRECTION_FEATURES)
+        self.names = tuple(features)
         self.features = [DIRECTION_FEATURES[name][1] for name in features]
         self.stretch = stretch
         self.bound = bound
@@ -162,6 +164,35 @@ class SpectralElement(ElementRule):
             )
             for site, spectrum, o, p in zip(sites, spectra, whiten, stretch, strict=True)
         ], following
+
+    def init_units(self, widths: Sequence[int]) -> State:
+        return self.lstm.init_state(sum(widths))
+
+    def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Tensor], State]:
+        logs = [
+            (of.features / (of.features.mean() + TINY)).clamp(min=SMALLEST).log() for of in units
+        ]
+        x = torch.cat(
+            [self._unit_channels(of, log) for of, log in zip(units, logs, strict=True)], dim=1
+        )
+        output, following = self.lstm(x, state)
+        whiten, stretch = (unflatten(row, logs) for row in torch.tanh(output))
+        elements = []
+        for of, log, o, p in zip(units, logs, whiten, stretch, strict=True):
+            t = self.bound * torch.tanh((self.stretch * p - 0.5 * o * log) / self.bound)
+            t = torch.where(of.empty, 0.0, t)
+            elements.append(t * of.gate(self.gain) if self.gain else t)
+        return elements, following
+
+    def _unit_channels(self, units: Units, log: Tensor) -> Tensor:
+        channels: list[Tensor] = []
+        for name in self.names:
+            if name == "covariance":
+                scale = (units.features.mean() + TINY).log()
+                channels += [log / 10.0, (scale / 10.0).expand_as(log)]
+            else:
+                channels += units.channel_pairs(name)
+        return torch.stack(channels)
 
     def _decomposed(self, seen: Observation, site: Site) -> Tensor:
         if not self.preactivations:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from metaopt.chain import Activation, Identity, LayerChain, LeakyReLU
+from metaopt.chain import Activation, Identity, LayerChain
 from metaopt.network.layers import obstacle
 from metaopt.network.steps import read
 from metaopt.network.trace import Trace, trace
@@ -30,9 +30,9 @@ class ChainView:
 def as_chain(model: nn.Module) -> ChainView | str:
     """The model as a chain, or the reason in plain words why it is none.
 
-    A chain is Linear layers with ReLU, LeakyReLU or nothing between and behind them, which may
-    flatten its input first, is the same in training and evaluation mode, and has no other
-    parameters and no frozen ones.
+    A chain is Linear layers with one fixed elementwise activation or none between and behind them,
+    which may flatten its input first, is the same in training and evaluation mode, and has no
+    other parameters and no frozen ones.
 
     >>> view = as_chain(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
     >>> view.names
@@ -98,7 +98,7 @@ def _step(trace: Trace, node: fx.Node, value: fx.Node, activations: list[Activat
     allowed = step.kind == "same"
     if not activations:
         allowed = allowed or step.kind in ("flatten", "rows")
-    elif isinstance(step.activation, LeakyReLU) and activations[-1] == Identity():
+    elif step.activation is not None and activations[-1] == Identity():
         activations[-1] = step.activation
         allowed = True
     return None if allowed else f"{step.label} is not part of a chain"

@@ -6,8 +6,9 @@ across it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -134,15 +135,17 @@ def _elementwise(one_to_one: bool) -> Reader:
                 return f"{call.label} lies between, with options computed in the forward"
             kwargs.pop("input", None)
             options = ", ".join(map(str, (*args, *(f"{k}={v}" for k, v in kwargs.items()))))
-
-            def function(z: Tensor) -> Tensor:
-                run: Any = getattr(Tensor, target) if isinstance(target, str) else target
-                return run(z, *args, **kwargs)  # type: ignore[no-any-return]
-
+            run: Any = getattr(Tensor, target) if isinstance(target, str) else target
+            function = partial(_called, run, args, kwargs)
             activation = Elementwise(f"{call.label}({options})", function, one_to_one)
         return Step(call.label, "activation", activation, homogeneous=False)
 
     return reader
+
+
+def _called(run: Any, args: Sequence[Any], kwargs: Mapping[str, Any], z: Tensor) -> Tensor:
+    result: Tensor = run(z, *args, **kwargs)
+    return result
 
 
 def _batch_norm(call: Call) -> Step | str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,9 @@ from torch.func import functional_call
 from metaopt.errors import UserError
 from metaopt.learned.optimizer import ChainModel
 from metaopt.network import ChainView, actions_for, as_chain, find_sites
+from metaopt.network.move import NetworkMove, with_values
 from metaopt.network.orbit import RescalingOrbit
-from metaopt.symmetry import GroupAction, LayerInput, RescalingAction, make_action
-from metaopt.symmetry.action import relative_change
+from metaopt.symmetry import GroupAction, LayerInput, RescalingAction, Teleported, make_action
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ChainOrbit, Orbit
 from metaopt.symmetry.search import Climb
@@ -32,18 +31,6 @@ class Batch(NamedTuple):
 
     x: Tensor
     y: Tensor
-
-
-class Move(Protocol):
-    """A teleportation, as what judges it sees it."""
-
-    @property
-    def refused(self) -> Tensor: ...
-
-    @property
-    def held(self) -> Tensor | None: ...
-
-    def defect(self) -> Tensor: ...
 
 
 class Subject(ABC):
@@ -64,7 +51,9 @@ class Subject(ABC):
         """As a function of them."""
 
     @abstractmethod
-    def moved(self, orbit: Orbit, batch: Batch | None, before: list[Tensor], climb: Climb) -> Move:
+    def moved(
+        self, orbit: Orbit, batch: Batch | None, before: list[Tensor], climb: Climb
+    ) -> Teleported:
         """The teleportation from one point to another."""
 
     @abstractmethod
@@ -95,33 +84,14 @@ class ProblemSubject(Subject):
             self.module, dict(zip(self.names, values, strict=True)), ()
         )
 
-    def moved(self, orbit: Orbit, batch: Batch | None, before: list[Tensor], climb: Climb) -> Move:
+    def moved(
+        self, orbit: Orbit, batch: Batch | None, before: list[Tensor], climb: Climb
+    ) -> Teleported:
         assert isinstance(orbit, ChainOrbit)
         return orbit.teleportation(before, climb.parameters, climb.refused)
 
     def report(self) -> str:
         return f"{len(self.chain.sites)} sites of a chain, under {type(self.action).__name__}"
-
-
-@dataclass(frozen=True)
-class NetworkMove:
-    """A teleportation of a network."""
-
-    subject: NetworkSubject
-    x: Tensor
-    before: list[Tensor]
-    after: list[Tensor]
-    refused: Tensor
-    held: Tensor | None = None
-
-    def defect(self, x: Tensor | None = None) -> Tensor:
-        """||F(g.w) - F(w)|| / ||F(w)|| on the batch or on other ``x``, a scalar.
-
-        In evaluation mode and in float64, at the weights as they are stored.
-        """
-        x = self.x if x is None else x
-        before, after = (self.subject.output(at, x) for at in (self.before, self.after))
-        return relative_change(before, after)
 
 
 @final
@@ -225,51 +195,19 @@ class NetworkSubject(Subject):
         def of(values: Sequence[Tensor]) -> Tensor:
             with torch.random.fork_rng(devices=devices):  # the same dropout at each evaluation
                 torch.manual_seed(seed)
-                output = functional_call(self.model, self._tensors(values, None), (x,))
+                output = functional_call(
+                    self.model, with_values(self.model, self.names, values), (x,)
+                )
             return self.loss_fn(output, y)
 
         return of
 
-    def output(self, values: Sequence[Tensor], x: Tensor) -> Tensor:
-        """F(x) at these parameters as one row, in evaluation mode.
-
-        In float64 unless the forward insists on the model's own dtype.
-
-        Raises:
-            UserError: if the model gives anything but one tensor.
-        """
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                try:
-                    wide = x.double() if x.is_floating_point() else x
-                    output = functional_call(
-                        self.model, self._tensors(values, torch.float64), (wide,)
-                    )
-                except RuntimeError:  # a dtype written into the forward
-                    output = functional_call(self.model, self._tensors(values, None), (x,))
-        finally:
-            for module in training:
-                module.training = True
-        if not isinstance(output, Tensor):
-            raise UserError(
-                f"expected a model whose output is one tensor, got {type(output).__name__}: wrap "
-                f"it in a module that returns what the loss takes"
-            )
-        return output.double().reshape(1, -1)
-
-    def _tensors(self, values: Sequence[Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-        """All parameters and copies of the buffers, which a forward may change."""
-        tensors: dict[str, Tensor] = dict(self.model.named_parameters())
-        tensors |= {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        tensors |= dict(zip(self.names, values, strict=True))
-        if dtype is None:
-            return tensors
-        return {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
-
-    def moved(self, orbit: Orbit, batch: Batch | None, before: list[Tensor], climb: Climb) -> Move:
-        return NetworkMove(self, _given(batch).x, before, climb.parameters, climb.refused)
+    def moved(
+        self, orbit: Orbit, batch: Batch | None, before: list[Tensor], climb: Climb
+    ) -> Teleported:
+        return NetworkMove(
+            self.model, self.names, _given(batch).x, before, climb.parameters, climb.refused
+        )
 
     def report(self) -> str:
         return self.sites.report()

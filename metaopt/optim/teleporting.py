@@ -12,19 +12,18 @@ from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.learned.optimizer import ChainModel
+from metaopt.network.move import NetworkMove
 from metaopt.optim.buffers import POLICIES, check_transport, reset, transport
 from metaopt.optim.schedule import Schedule, as_predicate
 from metaopt.optim.subject import (
     AUTO,
     Batch,
     LossOnBatch,
-    Move,
-    NetworkMove,
     NetworkSubject,
     ProblemSubject,
     Subject,
 )
-from metaopt.symmetry import GroupAction
+from metaopt.symmetry import GroupAction, Teleported
 from metaopt.symmetry.search import GradientAscent
 
 
@@ -108,7 +107,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         self.max_defect = max_defect
         self.steps = 0
         self.undone = 0
-        self.teleportation: Move | None = None
+        self.teleportation: Teleported | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """All of it: torch would keep its own attributes alone.
@@ -204,7 +203,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
     def teleport(
         self, x: Tensor | None = None, y: Tensor | None = None, held_out: Tensor | None = None
-    ) -> Move:
+    ) -> Teleported:
         """Move the weights along the orbit now, and treat the buffers as the policy says.
 
         Gradients that are there belong to the old point: call ``zero_grad`` and ``backward`` next.
@@ -225,7 +224,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             loss = self.subject.loss(batch)(self.subject.parameters())
             loss.backward()  # type: ignore[no-untyped-call]
 
-    def _teleport(self, batch: Batch | None, held_out: Tensor | None) -> Move:
+    def _teleport(self, batch: Batch | None, held_out: Tensor | None) -> Teleported:
         parameters = self.subject.parameters()
         if self.buffers == "transport":
             check_transport(self.base, parameters)

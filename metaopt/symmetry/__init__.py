@@ -8,7 +8,7 @@ from metaopt.symmetry.actions import (
     RescalingAction,
     make_action,
 )
-from metaopt.symmetry.teleport import Teleportation, teleport
+from metaopt.symmetry.teleport import Teleportation, Teleported, teleport
 
 __all__ = [
     "ACTIONS",
@@ -19,6 +19,7 @@ __all__ = [
     "PreActivationAction",
     "RescalingAction",
     "Teleportation",
+    "Teleported",
     "make_action",
     "teleport",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,18 @@ from torch import Tensor
 from metaopt.chain import Layer, LayerChain
 from metaopt.symmetry.action import GroupAction, LayerInput, keep_where, relative_change
 from metaopt.symmetry.exponential import Element
+
+
+class Teleported(Protocol):
+    """A move along the orbit, as what judges it sees it."""
+
+    @property
+    def refused(self) -> Tensor: ...
+
+    @property
+    def held(self) -> Tensor | None: ...
+
+    def defect(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,271 @@
+"""An ordinary ``nn.Module`` as a learned optimizer sees it, with the action that fits each step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaopt.errors import UserError
+from metaopt.learned.body import Body, added, check_loose, largest_so_far, loosely
+from metaopt.learned.loss_curvature import (
+    UNKNOWN,
+    fingerprint,
+    known_curvature,
+    measured_curvature,
+)
+from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, State
+from metaopt.learned.observation import NO_CHAIN, Observation
+from metaopt.learned.tape import Pass
+from metaopt.learned.units import Units
+from metaopt.network import ChainView, ModuleSite, actions_for, as_chain, find_sites
+from metaopt.network.move import NetworkMove, with_values
+from metaopt.network.orbit import RescalingOrbit
+from metaopt.symmetry import LayerInput
+
+AUTO, RESCALING, NONE = "auto", "rescaling", "none"
+
+
+@final
+class NetworkBody(Body):
+    """A network on batches of a user's data.
+
+    A chain of Linear layers is seen as in meta-training, curvature of each layer and all; of any
+    other network m1 sees gradients alone (:class:`metaopt.learned.body.LooseBody`). Gradients are
+    divided by the curvature of the loss in the output, known from ``loss_fn`` or measured where
+    the same batch comes twice in a row.
+
+    With "auto", the group of m2 acts where it is exact for the layers and the batch, and the batch
+    is the one of the step before: on a batch that stands for others GL would change the function
+    on those. Else the units of homogeneous sites are rescaled, which is exact for all data; else
+    nothing is teleported.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        meta: MetaOptimizer,
+        loss_fn: object,
+        action: str,
+        sites: Sequence[tuple[str, str]] | None,
+    ) -> None:
+        self.model = model
+        self.sites = find_sites(model, sites)
+        self.homogeneous = tuple(site for site in self.sites.found if site.homogeneous)
+        self.view = as_chain(model)
+        self.meta_action = meta.spec.action
+        self.learns_element = meta.element is not None
+        self.action = action
+        self.known = known_curvature(loss_fn)
+        self.counts: Counter[str] = Counter()
+        self.layer_input: LayerInput | None = None
+        self._check(action, sites is not None, loss_fn)
+        if isinstance(self.view, ChainView):
+            self.chain, self.names = self.view.chain, self.view.names
+        else:
+            check_loose(meta)
+            trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+            self.chain, self.names = NO_CHAIN, tuple(trainable)
+        if not self.names:
+            raise UserError("expected a model with parameters that require a gradient, got none")
+        self.rescales = self.learns_element and action in (AUTO, RESCALING) and self.homogeneous
+        self.parameters = [model.get_parameter(name) for name in self.names]
+        self.init_state(meta)  # refuses an m2 that cannot do it
+
+    def _check(self, action: str, sites_given: bool, loss_fn: object) -> None:
+        choices = (AUTO, self.meta_action, RESCALING, NONE)
+        if action not in choices:
+            raise UserError(
+                f"expected an action of {', '.join(choices)} for this optimizer, got {action!r}: "
+                f"name one"
+            )
+        if loss_fn is not None and not callable(loss_fn):
+            raise UserError(
+                f"expected a loss_fn that can be called, got {loss_fn!r}: give the loss, such as "
+                f"torch.nn.MSELoss(), or leave it out"
+            )
+        if action == RESCALING and not self.homogeneous:
+            raise UserError(
+                f"expected a site that can be rescaled, got none ({self._why()}): use action='none'"
+            )
+        if action == self.meta_action and (sites_given or isinstance(self.view, str)):
+            why = "sites were given" if sites_given else self.view
+            raise UserError(
+                f"expected a chain of Linear layers for {action}, got another model ({why}): use "
+                f"action='auto'"
+            )
+        chain = self.view.chain if isinstance(self.view, ChainView) else NO_CHAIN
+        self.whole = not sites_given and bool(chain.sites)
+
+    def _why(self) -> str:
+        return "; ".join(out.reason for out in self.sites.left_out) or "it has too few layers"
+
+    def init_state(self, meta: MetaOptimizer) -> State:
+        state: State = {"update": meta.update.init_state(self.chain, self.parameters)}
+        if self.whole and meta.element is not None and self.action in (AUTO, self.meta_action):
+            state["element"] = meta.element.init_state(self.chain, self.parameters)
+        if self.rescales and meta.element is not None:
+            state["units"] = meta.element.init_units([site.width for site in self.homogeneous])
+        if self.chain is NO_CHAIN:
+            state["largest"] = largest_so_far(self.parameters)
+        return state | {"curvature": [], "batch": []}
+
+    def advance(
+        self,
+        meta: MetaOptimizer,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        seen: Pass | None,
+        state: State,
+        rate: float = 1.0,
+        second_order: bool = False,
+    ) -> Advanced:
+        state, same = self._met(seen, state)
+        unit = float(state["curvature"][0]) if state["curvature"] else UNKNOWN
+        gradients = [gradient / unit for gradient in gradients]
+        x = None if seen is None else seen.x
+        layer_input = None if x is None else self._layer_input(x, same)
+        action = self._choose(layer_input, x is not None, same)
+        if layer_input is not None and action == self.meta_action and "element" in state:
+            moved = meta.advance(
+                self.chain, parameters, gradients, layer_input, state, second_order, rate
+            )
+            return moved._replace(state=state | moved.state)
+        observed = self._observed(parameters, gradients, layer_input, state, second_order)
+        if observed is None:  # a chain whose input nobody saw
+            raise UserError(
+                "expected a forward pass of the model that was differentiated before step(), got "
+                "none: call the model itself, and backward on what you make of its output"
+            )
+        following = dict(state)
+        if "largest" in state:
+            _, following["largest"] = loosely(parameters, gradients, state["largest"])
+        update, following["update"] = meta.update.propose(observed, state["update"])
+        updated = added(parameters, update, rate)
+        if action != RESCALING or meta.element is None or seen is None or x is None:
+            return Advanced(updated, following, None)
+        units = self._units(parameters, gradients, seen)
+        elements, following["units"] = meta.element.propose_units(units, state["units"])
+        moved_to = RescalingOrbit(self.names, self.homogeneous).move(updated, elements)
+        move = NetworkMove(
+            self.model, self.names, x, updated, moved_to.parameters, moved_to.refused
+        )
+        return Advanced(moved_to.parameters, following, move)
+
+    def _met(self, seen: Pass | None, state: State) -> tuple[State, bool]:
+        """The state with what this pass tells of the loss, and whether its batch came before."""
+        if seen is None or seen.x is None:
+            return state | {"batch": []}, False
+        mark = fingerprint(seen.x)
+        same = bool(state["batch"]) and torch.equal(mark, state["batch"][0])
+        curvature = state["curvature"]
+        output, gradient = seen.output, seen.output_gradient
+        if output is None or gradient is None:
+            return state | {"batch": [mark]}, same
+        if self.known is not None:
+            curvature = [torch.tensor(self.known(output), dtype=torch.float64)]
+        elif same and len(state["batch"]) == 3 and state["batch"][1].shape == output.shape:
+            before = float(curvature[0]) if curvature else None
+            now = measured_curvature(
+                (state["batch"][1], state["batch"][2]), (output, gradient), before
+            )
+            curvature = [] if now is None else [torch.tensor(now, dtype=torch.float64)]
+        return state | {"curvature": curvature, "batch": [mark, output, gradient]}, same
+
+    def _layer_input(self, x: Tensor, same: bool) -> LayerInput | None:
+        """Made once for a batch that stays."""
+        if self.chain is NO_CHAIN:
+            return None
+        if self.layer_input is None or not same:
+            fan_in = self.parameters[0].shape[1]
+            self.layer_input = LayerInput(x.reshape(-1, fan_in).mT)
+        return self.layer_input
+
+    def _choose(self, layer_input: LayerInput | None, seen: bool, same: bool) -> str:
+        chosen, why = NONE, "no m2" if not self.learns_element else f"action={self.action!r}"
+        if self.learns_element and self.action != NONE:
+            chosen, why = self._fitting(layer_input, seen, same)
+        self.counts[chosen if chosen != NONE else f"no teleportation ({why})"] += 1
+        return chosen
+
+    def _fitting(self, layer_input: LayerInput | None, seen: bool, same: bool) -> tuple[str, str]:
+        if not seen:
+            return NONE, "no differentiated forward pass was seen"
+        if self.action == self.meta_action:
+            return self.meta_action, ""
+        if self.action == AUTO and self.whole and same and layer_input is not None:
+            samples = layer_input.original.shape[-1]
+            fits = [
+                self.meta_action in {fit.action for fit in actions_for(site, samples)}
+                for site in self.sites.found
+            ]
+            if len(fits) == len(self.chain.sites) and all(fits):
+                return self.meta_action, ""
+        if self.homogeneous:
+            return RESCALING, ""
+        return NONE, f"no site can be rescaled, and {self.meta_action} is not exact"
+
+    def _observed(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        layer_input: LayerInput | None,
+        state: State,
+        second_order: bool,
+    ) -> Observation | None:
+        if self.chain is NO_CHAIN:
+            return loosely(parameters, gradients, state["largest"])[0]
+        if layer_input is None:
+            return None
+        x = layer_input.original
+        return Observation.of(self.chain, parameters, gradients, x, second_order)
+
+    def _units(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], seen: Pass
+    ) -> list[Units]:
+        """Of each homogeneous site, at the weights where the gradient was taken."""
+        by_name = dict(zip(self.names, parameters, strict=True))
+        slopes = dict(zip(self.names, gradients, strict=True))
+        inputs = _inputs(self.model, self.names, parameters, seen, self.homogeneous)
+        return [Units.of(site, by_name, slopes, inputs[site.outgoing]) for site in self.homogeneous]
+
+    def report(self) -> str:
+        """The sites, the loss's curvature, and how often each action was taken."""
+        lines = [self.sites.report()]
+        if isinstance(self.view, str):
+            lines.append(f"Not a chain of Linear layers ({self.view}): m1 sees gradients alone")
+        lines += [f"{what}: {count} steps" for what, count in sorted(self.counts.items())]
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def _inputs(
+    model: nn.Module,
+    names: Sequence[str],
+    values: Sequence[Tensor],
+    seen: Pass,
+    sites: Sequence[ModuleSite],
+) -> dict[str, Tensor]:
+    """What the outgoing layers of the sites are given in this pass, done again."""
+    kept: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Any:
+        return lambda module, arguments: kept.__setitem__(name, arguments[0])
+
+    handles = [
+        model.get_submodule(site.outgoing).register_forward_pre_hook(keeper(site.outgoing))
+        for site in sites
+    ]
+    x = seen.x
+    devices = [x.device] if x is not None and x.is_cuda else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            functional_call(model, with_values(model, names, values), seen.arguments, seen.keywords)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept

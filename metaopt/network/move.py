@@ -1,0 +1,82 @@
+"""A teleportation of an ordinary network, and the output by which it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaopt.errors import UserError
+from metaopt.symmetry.action import relative_change
+
+
+@dataclass(frozen=True)
+class NetworkMove:
+    """From some parameters of a network to others."""
+
+    model: nn.Module
+    names: tuple[str, ...]
+    x: Tensor
+    before: list[Tensor]
+    after: list[Tensor]
+    refused: Tensor
+    held: Tensor | None = None
+
+    def defect(self, x: Tensor | None = None) -> Tensor:
+        """||F(g.w) - F(w)|| / ||F(w)|| on the batch or on other ``x``, a scalar.
+
+        In evaluation mode and in float64, at the weights as they are stored.
+        """
+        x = self.x if x is None else x
+        before, after = (output(self.model, self.names, at, x) for at in (self.before, self.after))
+        return relative_change(before, after)
+
+
+def output(model: nn.Module, names: Sequence[str], values: Sequence[Tensor], x: Tensor) -> Tensor:
+    """F(x) with the parameters ``names`` at ``values``, as one row, in evaluation mode.
+
+    In float64 unless the forward insists on the model's own dtype.
+
+    Raises:
+        UserError: if the model gives anything but one tensor.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            try:
+                wide = x.double() if x.is_floating_point() else x
+                tensors = with_values(model, names, values, torch.float64)
+                result = functional_call(model, tensors, (wide,))
+            except RuntimeError:  # a dtype written into the forward
+                result = functional_call(model, with_values(model, names, values), (x,))
+    finally:
+        for module in training:
+            module.training = True
+    if not isinstance(result, Tensor):
+        raise UserError(
+            f"expected a model whose output is one tensor, got {type(result).__name__}: wrap "
+            f"it in a module that returns what the loss takes"
+        )
+    return result.double().reshape(1, -1)
+
+
+def with_values(
+    model: nn.Module,
+    names: Sequence[str],
+    values: Sequence[Tensor],
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """All parameters, some at other values, and copies of the buffers, which a forward may change.
+
+    For ``torch.func.functional_call``.
+    """
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    tensors |= {name: buffer.clone() for name, buffer in model.named_buffers()}
+    tensors |= dict(zip(names, values, strict=True))
+    if dtype is None:
+        return tensors
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
