@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from metaopt.problems import Regression
+from metaopt.problems import Problem
 from metaopt.symmetry import Teleportation
 
 
@@ -39,15 +39,16 @@ class Trajectory:
 class _Recorder:
     """The closure of one run; it keeps the first evaluation of each step, which is at w_t."""
 
-    def __init__(self, problem: Regression) -> None:
+    def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.losses: list[Tensor] = []
         self.grad_norms: list[Tensor] = []
         self.fresh = True
+        self.step = 0
 
     def __call__(self) -> Any:
         self.problem.zero_grad(set_to_none=True)
-        losses: Tensor = self.problem()
+        losses: Tensor = self.problem(self.step)
         total = losses.sum()
         total.backward()  # type: ignore[no-untyped-call]
         if self.fresh:
@@ -63,7 +64,7 @@ class _Recorder:
 
 
 def rollout(
-    problem: Regression,
+    problem: Problem,
     optimizer: torch.optim.Optimizer,
     steps: int,
     measure_defects: bool = True,
@@ -77,8 +78,8 @@ def rollout(
     nothing = torch.full((problem.batch,), torch.nan, dtype=torch.float64)
     defects, refused = [nothing], [torch.zeros(problem.batch, dtype=torch.bool)]
     seconds = 0.0
-    for _ in range(steps):
-        closure.fresh = True
+    for step in range(steps):
+        closure.fresh, closure.step = True, step
         start = time.perf_counter()
         optimizer.step(closure)
         seconds += time.perf_counter() - start
@@ -91,7 +92,7 @@ def rollout(
             refused.append(teleportation.refused)
         if progress is not None:
             progress.update()
-    closure.fresh = True
+    closure.fresh, closure.step = True, steps
     closure()
     return Trajectory(
         torch.stack(closure.losses),

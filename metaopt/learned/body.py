@@ -47,6 +47,10 @@ class Body(ABC):
             rate: factor of f_t.
         """
 
+    def twin(self) -> Body:
+        """For a differentiable twin, whose steps are not those of the optimizer."""
+        return self
+
     def report(self) -> str:
         """Where a group acts and where not, for people."""
         return f"{len(self.parameters)} parameters that are stepped without teleportation"

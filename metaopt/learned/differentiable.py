@@ -31,7 +31,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
     ) -> None:
         super().__init__(other, reference_params, **kwargs)
         self.meta = other.meta
-        self.body = other.bodies[0]
+        self.body = other.bodies[0].twin()
         order = {id(p): index for index, p in enumerate(other.param_groups[0]["params"])}
         self.order = [order[id(p)] for p in self.body.parameters]
         self.seen: Pass | None = None
@@ -42,15 +42,23 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
             for name, tensors in other.learned_state.items()
         }
 
-    def step(self, loss: Tensor, x: Tensor | None = None, **kwargs: Any) -> list[Tensor]:
+    def step(
+        self,
+        loss: Tensor,
+        x: Tensor | None = None,
+        output: Tensor | None = None,
+        **kwargs: Any,
+    ) -> list[Tensor]:
         """One step of the patched model, from the summed loss.
 
         Args:
-            x: what an ordinary network was given, since ``higher`` drops the hook that would see.
+            x, output: what an ordinary network was given and gave, since ``higher`` drops the hook
+                that would see; a ``loss_fn`` is of use with the output alone.
         """
         if kwargs:
-            raise TypeError(f"the differentiable twin takes a loss and x, got {sorted(kwargs)}")
-        self.seen = None if x is None else Pass((x.detach(),), {})
+            raise TypeError(f"the twin takes a loss, x and output, got {sorted(kwargs)}")
+        given = None if output is None else output.detach()
+        self.seen = None if x is None else Pass((x.detach(),), {}, given)
         parameters = list(self._fmodel.fast_params)
         gradients = torch.autograd.grad(
             loss, parameters, retain_graph=True, create_graph=self.second_order
@@ -91,15 +99,17 @@ class Unroll:
     def __init__(self, network: Any, optimizer: DifferentiableLearnedOptimizer) -> None:
         self.network = network
         self.optimizer = optimizer
+        self.steps = 0
 
     def losses(self) -> Tensor:
-        """The losses at the current weights, (B,)."""
-        losses: Tensor = self.network()
+        """The losses of a problem at the current weights, (B,)."""
+        losses: Tensor = self.network(self.steps)
         return losses
 
     def step(self, losses: Tensor) -> None:
         """w_t -> w_{t+1}, from the losses at w_t."""
         self.optimizer.step(losses.sum())
+        self.steps += 1
 
     def truncate(self) -> None:
         """Cut the graph here: later losses are not differentiated through earlier steps."""

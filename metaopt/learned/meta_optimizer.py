@@ -14,6 +14,7 @@ from metaopt.chain import LayerChain
 from metaopt.errors import UserError
 from metaopt.learned.element import CoordinatewiseElement, ElementRule, FlatElement
 from metaopt.learned.hand_made import GradientDirection, Whitening
+from metaopt.learned.layerwise import LayerwiseUpdate
 from metaopt.learned.observation import Observation
 from metaopt.learned.spectral import SpectralElement
 from metaopt.learned.update import (
@@ -35,7 +36,7 @@ class MetaOptimizerSpec:
     """Which networks a meta-optimizer is made of. Stored in its checkpoint.
 
     Attributes:
-        update: m1: "coordinatewise", "step_size", "flat" or "flat_step_size".
+        update: m1: "coordinatewise", "layerwise", "step_size", "flat" or "flat_step_size".
         element: m2: "spectral" (over eigen-directions of the hidden features), "coordinatewise"
             (over entries of T), "flat", or "none" for g = I; or, as controls, one made by hand:
             "whitening" or "gradient_direction".
@@ -142,6 +143,7 @@ UPDATE_RULES: dict[str, Callable[[MetaOptimizerSpec, torch.Generator], UpdateRul
         spec.hidden, spec.layers, spec.inputs, spec.heads, generator
     ),
     "step_size": lambda spec, generator: StepSizeUpdate(spec.hidden, spec.layers, generator),
+    "layerwise": lambda spec, generator: LayerwiseUpdate(spec.hidden, spec.layers, generator),
     "flat": lambda spec, generator: FlatUpdate(
         spec.hidden, spec.layers, spec.coordinates, generator
     ),

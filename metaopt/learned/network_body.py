@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, final
@@ -21,6 +22,7 @@ from metaopt.learned.loss_curvature import (
 from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, State
 from metaopt.learned.observation import NO_CHAIN, Observation
 from metaopt.learned.tape import Pass
+from metaopt.learned.trust import trusted, untried
 from metaopt.learned.units import Units
 from metaopt.network import ChainView, ModuleSite, actions_for, as_chain, find_sites
 from metaopt.network.move import NetworkMove, with_values
@@ -56,7 +58,7 @@ class NetworkBody(Body):
         self.model = model
         self.sites = find_sites(model, sites)
         self.homogeneous = tuple(site for site in self.sites.found if site.homogeneous)
-        self.view = as_chain(model)
+        self.view = as_chain(model) if meta.update.sees_layers else "m1 needs none"
         self.meta_action = meta.spec.action
         self.learns_element = meta.element is not None
         self.action = action
@@ -92,14 +94,15 @@ class NetworkBody(Body):
             raise UserError(
                 f"expected a site that can be rescaled, got none ({self._why()}): use action='none'"
             )
-        if action == self.meta_action and (sites_given or isinstance(self.view, str)):
-            why = "sites were given" if sites_given else self.view
+        chain = self.view.chain if isinstance(self.view, ChainView) else NO_CHAIN
+        self.whole = not sites_given and bool(chain.sites)
+        if action == self.meta_action and not self.whole:
+            why = self.view if isinstance(self.view, str) else "it has a single layer"
+            why = "sites were given" if sites_given else why
             raise UserError(
                 f"expected a chain of Linear layers for {action}, got another model ({why}): use "
                 f"action='auto'"
             )
-        chain = self.view.chain if isinstance(self.view, ChainView) else NO_CHAIN
-        self.whole = not sites_given and bool(chain.sites)
 
     def _why(self) -> str:
         return "; ".join(out.reason for out in self.sites.left_out) or "it has too few layers"
@@ -110,9 +113,9 @@ class NetworkBody(Body):
             state["element"] = meta.element.init_state(self.chain, self.parameters)
         if self.rescales and meta.element is not None:
             state["units"] = meta.element.init_units([site.width for site in self.homogeneous])
-        if self.chain is NO_CHAIN:
+        if self.chain == NO_CHAIN:
             state["largest"] = largest_so_far(self.parameters)
-        return state | {"curvature": [], "batch": []}
+        return state | {"curvature": [], "batch": [], "trust": [untried()]}
 
     def advance(
         self,
@@ -125,6 +128,8 @@ class NetworkBody(Body):
         second_order: bool = False,
     ) -> Advanced:
         state, same = self._met(seen, state)
+        trust = float(state["trust"][0][0])
+        rate = rate * trust
         unit = float(state["curvature"][0]) if state["curvature"] else UNKNOWN
         gradients = [gradient / unit for gradient in gradients]
         x = None if seen is None else seen.x
@@ -150,7 +155,9 @@ class NetworkBody(Body):
             return Advanced(updated, following, None)
         units = self._units(parameters, gradients, seen)
         elements, following["units"] = meta.element.propose_units(units, state["units"])
-        moved_to = RescalingOrbit(self.names, self.homogeneous).move(updated, elements)
+        moved_to = RescalingOrbit(self.names, self.homogeneous).move(
+            updated, [trust * element for element in elements]
+        )
         move = NetworkMove(
             self.model, self.names, x, updated, moved_to.parameters, moved_to.refused
         )
@@ -161,28 +168,33 @@ class NetworkBody(Body):
         if seen is None or seen.x is None:
             return state | {"batch": []}, False
         mark = fingerprint(seen.x)
-        same = bool(state["batch"]) and torch.equal(mark, state["batch"][0])
+        same = seen.alone and bool(state["batch"]) and torch.equal(mark, state["batch"][0])
         curvature = state["curvature"]
         output, gradient = seen.output, seen.output_gradient
-        if output is None or gradient is None:
-            return state | {"batch": [mark]}, same
-        if self.known is not None:
+        if self.known is not None and output is not None:
             curvature = [torch.tensor(self.known(output), dtype=torch.float64)]
-        elif same and len(state["batch"]) == 3 and state["batch"][1].shape == output.shape:
-            before = float(curvature[0]) if curvature else None
+        if output is None or gradient is None:
+            return state | {"curvature": curvature, "batch": [mark]}, same
+        before = state["batch"][1:]
+        if self.known is None and same and before and before[0].shape == output.shape:
             now = measured_curvature(
-                (state["batch"][1], state["batch"][2]), (output, gradient), before
+                (before[0].to(output.device), before[1].to(output.device)),
+                (output, gradient),
+                float(curvature[0]) if curvature else None,
             )
             curvature = [] if now is None else [torch.tensor(now, dtype=torch.float64)]
-        return state | {"curvature": curvature, "batch": [mark, output, gradient]}, same
+        trust = trusted(state["trust"][0], gradient, same)
+        following = {"curvature": curvature, "batch": [mark, output, gradient], "trust": [trust]}
+        return state | following, same
 
     def _layer_input(self, x: Tensor, same: bool) -> LayerInput | None:
         """Made once for a batch that stays."""
-        if self.chain is NO_CHAIN:
+        if self.chain == NO_CHAIN:
             return None
-        if self.layer_input is None or not same:
-            fan_in = self.parameters[0].shape[1]
-            self.layer_input = LayerInput(x.reshape(-1, fan_in).mT)
+        columns = x.reshape(-1, self.parameters[0].shape[1]).mT
+        kept = self.layer_input
+        if kept is None or not (same and torch.equal(kept.original, columns)):
+            self.layer_input = LayerInput(columns)
         return self.layer_input
 
     def _choose(self, layer_input: LayerInput | None, seen: bool, same: bool) -> str:
@@ -217,7 +229,7 @@ class NetworkBody(Body):
         state: State,
         second_order: bool,
     ) -> Observation | None:
-        if self.chain is NO_CHAIN:
+        if self.chain == NO_CHAIN:
             return loosely(parameters, gradients, state["largest"])[0]
         if layer_input is None:
             return None
@@ -232,6 +244,12 @@ class NetworkBody(Body):
         slopes = dict(zip(self.names, gradients, strict=True))
         inputs = _inputs(self.model, self.names, parameters, seen, self.homogeneous)
         return [Units.of(site, by_name, slopes, inputs[site.outgoing]) for site in self.homogeneous]
+
+    def twin(self) -> NetworkBody:
+        """Counts its own steps."""
+        other = copy.copy(self)
+        other.counts, other.layer_input = Counter(), None
+        return other
 
     def report(self) -> str:
         """The sites, the loss's curvature, and how often each action was taken."""

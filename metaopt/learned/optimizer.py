@@ -20,6 +20,8 @@ from metaopt.learned.network_body import AUTO, NetworkBody
 from metaopt.learned.tape import Pass, Tape
 from metaopt.symmetry import Teleported
 
+BATCH_DEPENDENT = ("curvature", "batch", "trust")  # parts of a state
+
 
 @runtime_checkable
 class ChainModel(Protocol):
@@ -153,7 +155,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 following.append(states[index])
                 continue
             for parameter, value in zip(body.parameters, advanced.parameters, strict=True):
-                parameter.copy_(value)
+                if parameter.grad is not None or advanced.teleportation is not None:
+                    parameter.copy_(value)
             following.append(advanced.state)
             self.teleportation = self.teleportation or advanced.teleportation
         kept: dict[Any, Any] = self.state
@@ -223,7 +226,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         kept: dict[Any, Any] = self.state
         for state in kept.get("learned", []):
             for name, tensors in state.items():
-                if name not in ("curvature", "batch"):
+                if name not in BATCH_DEPENDENT:
                     state[name] = [tensor.to(device) for tensor in tensors]
 
 
@@ -236,5 +239,5 @@ def _shapes(state: State) -> dict[str, list[tuple[int, ...]]]:
     return {
         name: [tuple(tensor.shape) for tensor in tensors]
         for name, tensors in state.items()
-        if name not in ("curvature", "batch")
+        if name not in BATCH_DEPENDENT
     }

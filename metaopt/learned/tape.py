@@ -17,6 +17,7 @@ class Pass(NamedTuple):
     keywords: dict[str, Any]
     output: Tensor | None = None  # where it was one tensor
     output_gradient: Tensor | None = None  # dL/dF, where it was differentiated
+    alone: bool = True  # whether no other pass went into the same gradients
 
     @property
     def x(self) -> Tensor | None:
@@ -62,8 +63,9 @@ class Tape:
 
     def take(self) -> Pass | None:
         """The last pass that was differentiated since this was asked before."""
-        last, self._last, self.passes = self._last, None, 0
-        return last
+        last, passes = self._last, self.passes
+        self._last, self.passes = None, 0
+        return None if last is None else last._replace(alone=passes == 1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tape:
         return Tape(None)

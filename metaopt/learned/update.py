@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ State = list[Tensor]
 
 class UpdateRule(nn.Module, ABC):
     """Proposes one update a parameter; pure: the state goes in and comes out."""
+
+    sees_layers: ClassVar[bool] = True  # whether it asks for the curvature that a chain tells
 
     @abstractmethod
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:

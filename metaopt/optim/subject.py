@@ -213,6 +213,37 @@ class NetworkSubject(Subject):
         return self.sites.report()
 
 
+def make_subject(
+    model: nn.Module,
+    loss_fn: LossOnBatch | None,
+    action: str | GroupAction,
+    sites: Sequence[tuple[str, str]] | None,
+) -> Subject:
+    """The one that fits the model.
+
+    Raises:
+        UserError: for options that do not fit it.
+    """
+    if loss_fn is not None and not callable(loss_fn):
+        raise UserError(
+            f"expected a loss_fn that can be called, got {loss_fn!r}: give a function of the "
+            f"model's output and y"
+        )
+    if isinstance(model, ChainModel):
+        if sites is not None:
+            raise UserError(
+                f"expected no sites for a problem, which has its own, got {list(sites)}: leave "
+                f"them out"
+            )
+        return ProblemSubject(model, model, action)
+    if loss_fn is None:
+        raise UserError(
+            f"expected a loss_fn for a {type(model).__name__}, got none: give a function of the "
+            f"model's output and y"
+        )
+    return NetworkSubject(model, loss_fn, action, sites)
+
+
 def _given(batch: Batch | None) -> Batch:
     if batch is None:
         raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.errors import UserError
-from metaopt.learned.optimizer import ChainModel
 from metaopt.network.move import NetworkMove
 from metaopt.optim.buffers import POLICIES, check_transport, reset, transport
 from metaopt.optim.schedule import Schedule, as_predicate
@@ -20,8 +19,7 @@ from metaopt.optim.subject import (
     Batch,
     LossOnBatch,
     NetworkSubject,
-    ProblemSubject,
-    Subject,
+    make_subject,
 )
 from metaopt.symmetry import GroupAction, Teleported
 from metaopt.symmetry.search import GradientAscent
@@ -89,7 +87,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         if not max_defect > 0:
             raise UserError(f"expected a positive max_defect, got {max_defect}: inf undoes nothing")
         times = as_predicate(schedule)
-        subject = _subject(model, loss_fn, action, sites)
+        subject = make_subject(model, loss_fn, action, sites)
         held = {id(p) for group in base.param_groups for p in group["params"]}
         if not held >= {id(p) for p in subject.parameters()}:
             raise UserError(
@@ -194,7 +192,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.steps += 1
-        move = self._teleport(given, None)
+        move = self._teleport(given)
         stayed = bool(move.refused.all()) or (move.held is not None and bool(move.held.all()))
         if closure is None and given is not None and not stayed:
             self._gradient(given)
@@ -212,7 +210,30 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             x, y: the batch, samples in rows; a problem needs none.
             held_out: other samples, on which the defect is checked too.
         """
-        return self._teleport(None if x is None or y is None else Batch(x, y), held_out)
+        others = () if held_out is None else (held_out,)
+        return self._teleport(None if x is None or y is None else Batch(x, y), others)
+
+    def teleport_on(
+        self, batches: Iterable[tuple[Tensor, Tensor]], held_out: Tensor | None = None
+    ) -> list[Teleported]:
+        """One teleport a minibatch (x, y), each from where the last ended (section 5.1).
+
+        Where a group acts through the data, each minibatch has an orbit of its own. So a move is
+        undone, alone, if the way from the start of all to its end changes the output on any
+        minibatch up to then, or on the held-out samples, by more than ``max_defect``.
+        """
+        if not isinstance(self.subject, NetworkSubject):
+            raise UserError(
+                "expected a network for minibatches, got a problem, which has its own data: use "
+                "teleport()"
+            )
+        origin = [parameter.detach().clone() for parameter in self.subject.parameters()]
+        judged = [] if held_out is None else [held_out]
+        moves = []
+        for x, y in batches:
+            judged.append(x)
+            moves.append(self._teleport(Batch(x, y), judged, origin))
+        return moves
 
     def report(self) -> str:
         """Where a group can act and where not, with reasons, and how many teleports were undone."""
@@ -224,7 +245,13 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             loss = self.subject.loss(batch)(self.subject.parameters())
             loss.backward()  # type: ignore[no-untyped-call]
 
-    def _teleport(self, batch: Batch | None, held_out: Tensor | None) -> Teleported:
+    def _teleport(
+        self,
+        batch: Batch | None,
+        others: Sequence[Tensor] = (),
+        origin: list[Tensor] | None = None,
+    ) -> Teleported:
+        """On a batch; the defect on other samples is that from ``origin``, or else of the move."""
         parameters = self.subject.parameters()
         if self.buffers == "transport":
             check_transport(self.base, parameters)
@@ -234,7 +261,8 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         climb = self.search(orbit, before, self.subject.loss(batch))
         move = self.subject.moved(orbit, batch, before, climb)
         if isinstance(move, NetworkMove):
-            defects = [move.defect()] + ([] if held_out is None else [move.defect(held_out)])
+            whole = replace(move, before=origin or before)
+            defects = [move.defect(), *(whole.defect(x) for x in others)]
             if not all(defect <= self.max_defect for defect in defects):
                 self.undone += 1
                 self.teleportation = replace(move, after=before, held=torch.tensor(True))
@@ -248,29 +276,3 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         elif self.buffers == "transport":
             transport(self.base, parameters, orbit, climb.taken)
         return move
-
-
-def _subject(
-    model: nn.Module,
-    loss_fn: LossOnBatch | None,
-    action: str | GroupAction,
-    sites: Sequence[tuple[str, str]] | None,
-) -> Subject:
-    if loss_fn is not None and not callable(loss_fn):
-        raise UserError(
-            f"expected a loss_fn that can be called, got {loss_fn!r}: give a function of the "
-            f"model's output and y"
-        )
-    if isinstance(model, ChainModel):
-        if sites is not None:
-            raise UserError(
-                f"expected no sites for a problem, which has its own, got {list(sites)}: leave "
-                f"them out"
-            )
-        return ProblemSubject(model, model, action)
-    if loss_fn is None:
-        raise UserError(
-            f"expected a loss_fn for a {type(model).__name__}, got none: give a function of the "
-            f"model's output and y"
-        )
-    return NetworkSubject(model, loss_fn, action, sites)

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.errors import UserError
+from metaopt.problems.problem import Problem
 
 LOSSES = ("half_squared", "norm")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 DISTRIBUTIONS: dict[str, Callable[..., Tensor]] = {"uniform": torch.rand, "normal": torch.randn}
 
 
-class Regression(nn.Module):
+class Regression(Problem):
     """A batch of independent problems; calling it gives their losses, shape ``(B,)``.
 
     Args:
@@ -53,7 +54,6 @@ class Regression(nn.Module):
         self.depth = len(named)
         self.register_buffer("x", x)
         self.register_buffer("y", y)
-        self.x: Tensor
         self.y: Tensor
         self.chain = LayerChain(
             activations=(*[LeakyReLU(slope)] * (self.depth - 1), Identity()),
@@ -62,12 +62,8 @@ class Regression(nn.Module):
         )
         self.loss = loss
 
-    @property
-    def batch(self) -> int:
-        """The number of problems, B."""
-        return self.x.shape[0]
-
-    def forward(self) -> Tensor:
+    def forward(self, step: int = 0) -> Tensor:
+        """The losses; the data are the same at each step."""
         first, *later = (getattr(self, f"W{m}") for m in range(1, self.depth + 1))
         output = first @ self.x
         for weight, activation in zip(later, self.chain.activations, strict=False):

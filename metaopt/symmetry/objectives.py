@@ -3,24 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from metaopt.errors import UserError
+from metaopt.symmetry.metric import adaptive_metric
 
 LossFunction = Callable[[Sequence[Tensor]], Tensor]
 """Parameters, in order -> losses ``(*batch,)``; that of a problem depends on its weights alone."""
 
 Objective = Callable[[Sequence[Tensor], LossFunction], Tensor]
-"""Parameters at g.w, and the loss -> value ``(*batch,)``, differentiable in the parameters."""
+"""Parameters at g.w, and the loss -> value ``(*batch,)``, differentiable in the parameters.
+
+What else it takes (a metric, the directions of a sharpness) is its own and frozen, as a search
+compares its values from one call to the next.
+"""
 
 
 def gradient_norm(parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
     """||grad L||^2, ``(*batch,)`` (eq. 3)."""
+    losses, gradients = value_and_gradient(parameters, loss)
+    return entry_sum([g.square() for g in gradients], losses.dim())
+
+
+@dataclass(frozen=True, eq=False)
+class MetricNorm:
+    """g^T A g, ``(*batch,)``: the rate at which an adaptive optimizer's step lowers L (eq. 99).
+
+    Printed as ||g||_A; with ||g||_A = sqrt(g^T A g) what holds is its square, of the same argmax.
+
+    Attributes:
+        metric: the diagonal of A, one tensor a parameter and of its shape; it stays as it is.
+    """
+
+    metric: Sequence[Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor] | None = None,
+    ) -> MetricNorm:
+        """With the metric of Adagrad, RMSprop or Adam as it is now; see :func:`adaptive_metric`."""
+        return cls(tuple(adaptive_metric(optimizer, parameters, gradients)))
+
+    def __call__(self, parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
+        """Of these parameters, in the order of the metric."""
+        metric, own = ([tuple(t.shape) for t in side] for side in (self.metric, parameters))
+        if metric != own:
+            raise UserError(
+                f"expected parameters of the metric's shapes {metric}, got {own}: build it from "
+                f"the parameters that move"
+            )
+        losses, gradients = value_and_gradient(parameters, loss)
+        terms = [a * g.square() for a, g in zip(self.metric, gradients, strict=True)]
+        return entry_sum(terms, losses.dim())
+
+
+@dataclass(frozen=True)
+class Negated:
+    """-objective: what climbs it descends the objective."""
+
+    objective: Objective
+
+    def __call__(self, parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
+        """``(*batch,)``."""
+        return -self.objective(parameters, loss)
+
+
+def value_and_gradient(
+    parameters: Sequence[Tensor], loss: LossFunction
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """L ``(*batch,)`` and its gradient, one tensor a parameter, differentiable in them."""
     # Views: where a layer depends on an earlier one, the inner gradient must not lead there.
     own = [p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in parameters]
     losses = loss(own)
-    gradients = torch.autograd.grad(losses.sum(), own, create_graph=True)
-    return entry_sum([g.square() for g in gradients], losses.dim())
+    return losses, torch.autograd.grad(losses.sum(), own, create_graph=True)
 
 
 def entry_sum(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:

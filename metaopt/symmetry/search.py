@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,7 +26,7 @@ class Climb(NamedTuple):
 
 @dataclass(frozen=True)
 class GradientAscent:
-    """Climbs an objective along the orbit; no problem ends below its start.
+    """Climbs an objective along the orbit; no problem ends below its start or at infinity.
 
     Each iteration is w <- exp(a G) . w with G the objective's gradient in T at T = 0, divided by
     its norm: ``size`` is the Frobenius norm of the first T tried, a problem's own size is halved
@@ -36,12 +37,19 @@ class GradientAscent:
         size: initial norm of T a step, the same for each problem.
         halvings: attempts a step.
         objective: what is climbed, ||grad L||^2 by default.
+        most: a move to a value above this one is not accepted, and its size is halved as if it
+            had not risen; a problem that starts above stays there. The value is the objective's:
+            of the default one, a squared norm.
+        most_ratio: the same, as a multiple of each problem's value where the search starts (of a
+            negative value, which rises towards 0, a fraction 1 / most_ratio).
     """
 
     iterations: int = 10
     size: float = 0.1
     halvings: int = 8
     objective: Objective = gradient_norm
+    most: float = math.inf
+    most_ratio: float = math.inf
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.halvings < 0 or not 0 < self.size < float("inf"):
@@ -50,11 +58,17 @@ class GradientAscent:
                 f"{self.iterations}, {self.halvings} and {self.size}: "
                 "the defaults are 10, 8 and 0.1"
             )
+        if math.isnan(self.most) or not self.most_ratio > 1:
+            raise UserError(
+                f"expected a number as most and most_ratio > 1, got {self.most} and "
+                f"{self.most_ratio}: inf is no bound"
+            )
 
     def __call__(self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction) -> Climb:
         """From ``parameters`` to where the ascent ends."""
         current = [parameter.detach() for parameter in parameters]
         value = self._value(current, loss)
+        bound = self._bound(value)
         size = torch.full_like(value, self.size, dtype=torch.float64)
         refused = torch.zeros_like(value, dtype=torch.bool)
         moved = torch.zeros_like(refused)
@@ -69,7 +83,7 @@ class GradientAscent:
                     move = orbit.move(current, elements)
                 tried_at = [parameter.detach() for parameter in move.parameters]
                 tried = self._value(tried_at, loss)
-                better = climbing & ~move.refused & (tried > value)
+                better = climbing & ~move.refused & (tried > value) & (tried <= bound)
                 current = _choose(better, tried_at, current)
                 accepted = _choose(better, elements, accepted)
                 value = torch.where(better, tried, value)
@@ -85,6 +99,14 @@ class GradientAscent:
     def _value(self, parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
         with torch.enable_grad():
             return self.objective(parameters, loss).detach().double()
+
+    def _bound(self, start: Tensor) -> Tensor:
+        """The largest value to accept, finite, ``(*batch,)``."""
+        largest = torch.full_like(start, min(self.most, torch.finfo(start.dtype).max))
+        if math.isinf(self.most_ratio):
+            return largest
+        ratio = torch.where(start < 0, start / self.most_ratio, start * self.most_ratio)
+        return torch.minimum(ratio, largest)
 
     def _directions(
         self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction, batch_dims: int

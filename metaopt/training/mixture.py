@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from metaopt.problems import Regression, RegressionFamily, check_seeds
 from metaopt.problems.seeds import TRAINING
-from metaopt.training.spec import TrainingSpec
+
+if TYPE_CHECKING:
+    from metaopt.training.spec import TrainingSpec
 
 Choice = TypeVar("Choice")
 
@@ -29,25 +31,26 @@ def draw_family(spec: TrainingSpec, generator: torch.Generator) -> RegressionFam
     There are at most as many samples as inputs and as hidden units: with more than inputs eq. 78
     is not exact, with more than hidden units eq. 79 is not, and the loss cannot reach zero.
     """
-    width = _one_of(spec.widths, generator)
+    width = one_of(spec.widths, generator)
     samples = inputs = hidden = output = width
     if spec.rectangular:
-        inputs, hidden, output = (_one_of(spec.widths, generator) for _ in range(3))
+        inputs, hidden, output = (one_of(spec.widths, generator) for _ in range(3))
         samples = min(width, inputs, hidden)
     return RegressionFamily(
         samples,
         inputs,
         hidden,
         output,
-        depth=_one_of(spec.depths, generator),
-        slope=_one_of(spec.slopes, generator),
-        distribution=_one_of(spec.distributions, generator),
+        depth=one_of(spec.depths, generator),
+        slope=one_of(spec.slopes, generator),
+        distribution=one_of(spec.distributions, generator),
         loss=spec.loss,
         dtype=spec.dtype,
     )
 
 
-def _one_of(choices: Sequence[Choice], generator: torch.Generator) -> Choice:
+def one_of(choices: Sequence[Choice], generator: torch.Generator) -> Choice:
+    """One of them, each with the same chance."""
     if len(choices) == 1:
         return choices[0]
     return choices[integer(generator, 0, len(choices))]

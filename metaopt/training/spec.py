@@ -11,6 +11,7 @@ from metaopt.errors import UserError, check_names
 from metaopt.problems import FAMILIES, RegressionFamily
 from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.meta_loss import META_LOSSES
+from metaopt.training.sources import SOURCES
 
 REFERENCE_WIDTH = 20
 
@@ -36,6 +37,9 @@ class TrainingSpec:
     """How a meta-optimizer is trained.
 
     Attributes:
+        problems: "regression", section 5.2's and their relatives, which the fields from widths to
+            dtype describe; or "minibatches", ordinary training of small networks, of which a batch
+            holds batch_size (:mod:`metaopt.training.sources`).
         trajectories: the budget, in 20x20 problems. A batch of another width holds as many
             problems as keep the number of weights, and so the work, the same.
         batch_size: 20x20 problems trained on together.
@@ -77,6 +81,7 @@ class TrainingSpec:
         seed: of the initial networks and of the training problems.
     """
 
+    problems: str = "regression"
     trajectories: int = 720
     batch_size: int = 4
     steps: int = 100
@@ -139,6 +144,10 @@ class TrainingSpec:
         if self.schedule not in SCHEDULES:
             raise UserError(
                 f"expected a schedule of {', '.join(SCHEDULES)}, got {self.schedule!r}: name one"
+            )
+        if self.problems not in SOURCES:
+            raise UserError(
+                f"expected problems of {', '.join(SOURCES)}, got {self.problems!r}: name one"
             )
         if self.estimator not in ESTIMATORS:
             raise UserError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +14,10 @@ from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import FLOOR
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import FAMILIES, RegressionFamily, first_seeds
+from metaopt.problems import Family, first_seeds
 from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.meta_loss import META_LOSSES
-from metaopt.training.mixture import draw_problems
+from metaopt.training.sources import SOURCES
 from metaopt.training.spec import REFERENCE_WIDTH, SCHEDULES, TrainingSpec
 
 RAW = "raw/"
@@ -71,7 +70,7 @@ class Trainer:
             UserError: after ``max_skips`` skipped steps in a row.
         """
         self._set_rates()
-        problem = draw_problems(self.spec, self.generator)
+        problem = SOURCES[self.spec.problems].draw(self.spec, self.generator)
         optimizer = LearnedOptimizer(problem, self.meta)
         meta_loss = META_LOSSES[self.spec.meta_loss](self.spec.log_floor)
         values: list[float] = []
@@ -109,14 +108,12 @@ class Trainer:
         The score is the mean log10 loss over problems, over ``validation_at`` and over families.
         Much worse networks than the best are given up for those.
         """
-        count = self.spec.validation_problems
-        logs = self._mean_logs(self.spec.reference, count)
-        others = [
-            self._mean_logs(replace(FAMILIES[name], loss=self.spec.loss), max(1, count // 4))
-            for name in self.spec.validation_families
+        means = [
+            self._mean_logs(family, count)
+            for family, count in SOURCES[self.spec.problems].validation(self.spec)
         ]
         at = list(self.spec.validation_at)
-        score = torch.stack([logs, *others])[:, at].mean().item()
+        score = torch.stack(means)[:, at].mean().item()
         if score < self.best_score:
             self.best_score = score
             self.best = {k: v.clone() for k, v in self.averaged.state_dict().items()}
@@ -126,15 +123,16 @@ class Trainer:
             self.set_state(self.best_state)
             self.rollbacks += 1
         return {"score": score} | {
-            f"log10_loss_at_{t}": logs[t].item() for t in self.spec.validation_at
+            f"log10_loss_at_{t}": means[0][t].item() for t in self.spec.validation_at
         }
 
-    def _mean_logs(self, family: RegressionFamily, count: int) -> Tensor:
+    def _mean_logs(self, family: Family, count: int) -> Tensor:
         """Mean log10 loss of the first validation problems of a family, by step."""
         problem = family.sample(first_seeds("validation", count))
         steps = max(self.spec.validation_at)
         optimizer = LearnedOptimizer(problem, self.averaged)
         losses = rollout(problem, optimizer, steps, measure_defects=False).losses
+        losses = _smoothed(losses, SOURCES[self.spec.problems].smoothing)
         logs = losses.clamp(min=FLOOR, max=10**DIVERGED).log10()
         return logs.nan_to_num(nan=DIVERGED, posinf=DIVERGED).mean(dim=1)
 
@@ -193,6 +191,16 @@ class Trainer:
                 f"row (trajectory {self.trajectories}): lower the learning rates or the clip "
                 f"and start again"
             )
+
+
+def _smoothed(losses: Tensor, fraction: float) -> Tensor:
+    """The mean over the last ``fraction`` of the steps by then, ``(steps + 1, B)``."""
+    if not fraction:
+        return losses
+    sums = torch.cat((torch.zeros_like(losses[:1]), losses.cumsum(dim=0)))
+    ends = torch.arange(1, len(losses) + 1)
+    starts = ends - (fraction * ends).ceil().long()
+    return (sums[ends] - sums[starts]) / (ends - starts).unsqueeze(1)
 
 
 def _check_flat(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:

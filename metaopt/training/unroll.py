@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metaopt.learned.differentiable import differentiable
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import Regression
+from metaopt.problems import Problem
 from metaopt.training.meta_loss import MetaLoss
 
 
@@ -34,7 +34,7 @@ def meta_parameters(optimizer: LearnedOptimizer) -> list[Tensor]:
 
 
 def unroll(
-    problem: Regression,
+    problem: Problem,
     optimizer: LearnedOptimizer,
     steps: int,
     window: int,

@@ -1,0 +1,216 @@
+"""One network trained on images by one optimizer, with or without a teleport: a run of a study."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metaopt.data import batches
+from metaopt.experiments.report import write_json
+from metaopt.optim import TeleportingOptimizer
+from metaopt.optim.buffers import reset
+from metaopt.symmetry import make_action
+from metaopt.symmetry.fixed_ascent import FixedAscent
+from metaopt.symmetry.random_move import RandomMove
+from metaopt.symmetry.search import GradientAscent
+
+Pair = tuple[Tensor, Tensor]
+"""Flat standardized images ``(n, pixels)``, classes ``(n,)``."""
+
+WIDTHS = (16, 10, 10)  # appendix G.2
+SLOPE = 0.1
+
+BASES: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "momentum": lambda parameters, lr: torch.optim.SGD(parameters, lr, momentum=0.9),
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+    "adam": torch.optim.Adam,
+}
+"""The standard optimizers of section 5.1, by name, from parameters and a rate."""
+
+
+@dataclass(frozen=True)
+class Teleport:
+    """What is done once to the weights or the optimizer's buffers, and when.
+
+    Attributes:
+        action: "pre_activation" (eq. 79), "rescaling", or "none" for a reset of the buffers alone.
+        buffers: "keep", "reset" or "transport".
+        epoch: at whose start.
+        random: the control, a random g of the same size.
+        minibatches, samples, iterations: of the search, as in section 5.1.
+        size: of its first steps, a Frobenius norm of T.
+        growth: bound on the growth of the squared gradient norm, over all minibatches together;
+            without one rescaling goes to 10^5 times, from where training does not come back.
+        rate: of the paper's unguarded search, in the place of size and growth.
+    """
+
+    action: str
+    buffers: str = "keep"
+    epoch: int = 1
+    random: bool = False
+    minibatches: int = 8
+    samples: int = 200
+    iterations: int = 10
+    size: float = 0.1
+    growth: float = 4.0
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run depends on, but for the images."""
+
+    optimizer: str
+    rate: float
+    seed: int
+    epochs: int
+    teleport: Teleport | None = None
+    minibatch: int = 20
+
+    def file_name(self, data: str) -> str:
+        """Distinct for each plan and data."""
+        text = json.dumps({"plan": asdict(self), "data": data}, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return f"{self.optimizer}-{self.seed}-{digest}.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of it; index t is after t epochs.
+
+    Attributes:
+        train, test: losses over all images.
+        accuracy: on the test images.
+        seconds: of training and teleports, without evaluation.
+        teleport_seconds: of the teleport phase.
+        gradient_norms: squared, before and after the teleport, on its minibatches together.
+        defect: largest change of the output by a teleport, on its minibatch.
+        undone: teleports undone because of it.
+    """
+
+    train: list[float]
+    test: list[float]
+    accuracy: list[float]
+    seconds: list[float]
+    teleport_seconds: float = 0.0
+    gradient_norms: tuple[float, float] | None = None
+    defect: float = 0.0
+    undone: int = 0
+
+
+def run(plan: Plan, train: Pair, test: Pair, folder: Path, data: str) -> Run:
+    """Train, or read what is in ``folder`` already.
+
+    Args:
+        data: says which images these are; part of the name of the file.
+    """
+    path = folder / plan.file_name(data)
+    if path.exists():
+        return Run(**json.loads(path.read_text())["run"])
+    result = _train(plan, train, test)
+    write_json(path, {"plan": asdict(plan), "data": data, "run": asdict(result)})
+    return result
+
+
+def network(seed: int, inputs: int) -> nn.Sequential:
+    """Of section 5.1: three layers without biases, LeakyReLU between."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for width in WIDTHS:
+            layers += [nn.Linear(inputs, width, bias=False), nn.LeakyReLU(SLOPE)]
+            inputs = width
+        return nn.Sequential(*layers[:-1])
+
+
+def _train(plan: Plan, train: Pair, test: Pair) -> Run:
+    model = network(plan.seed, train[0].shape[1])
+    base = BASES[plan.optimizer](list(model.parameters()), lr=plan.rate)
+    order = torch.Generator().manual_seed(plan.seed)
+    curves: list[tuple[float, float, float, float]] = [(*_losses(model, train, test), 0.0)]
+    facts: dict[str, Any] = {}
+    seconds = 0.0
+    for epoch in range(plan.epochs):
+        start = time.perf_counter()
+        if plan.teleport is not None and plan.teleport.epoch == epoch:
+            facts = _teleport(plan.teleport, model, base, train, plan.seed)
+            facts["teleport_seconds"] = time.perf_counter() - start
+        for x, y in batches(train, plan.minibatch, order):
+            base.zero_grad()
+            functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+            base.step()
+        seconds += time.perf_counter() - start
+        curves.append((*_losses(model, train, test), seconds))
+    train_losses, test_losses, accuracy, times = ([*column] for column in zip(*curves, strict=True))
+    return Run(train_losses, test_losses, accuracy, times, **facts)
+
+
+def _teleport(
+    teleport: Teleport, model: nn.Module, base: torch.optim.Optimizer, train: Pair, seed: int
+) -> dict[str, Any]:
+    if teleport.action == "none":
+        reset(base, list(model.parameters()))
+        return {}
+    growth = teleport.growth ** (1 / teleport.minibatches)
+    search: Any = GradientAscent(teleport.iterations, teleport.size, most_ratio=growth)
+    limit = 0.1
+    if teleport.rate is not None:
+        search, limit = FixedAscent(teleport.iterations, teleport.rate), float("inf")
+    if teleport.random:
+        search = RandomMove(search, torch.Generator().manual_seed(10**6 + seed))
+    action = make_action(teleport.action, max_defect=limit)
+    optimizer = TeleportingOptimizer(
+        base,
+        model,
+        functional.cross_entropy,
+        action,
+        search=search,
+        buffers=teleport.buffers,
+        max_defect=limit,
+    )
+    drawn = batches(train, teleport.samples, torch.Generator().manual_seed(10**7 + seed))
+    chosen = [pair for _, pair in zip(range(teleport.minibatches), drawn, strict=False)]
+    x, y = (torch.cat(side) for side in zip(*chosen, strict=True))
+    before = _square_norm(model, x, y)
+    moves = optimizer.teleport_on(chosen)
+    return {
+        "gradient_norms": (before, _square_norm(model, x, y)),
+        "defect": max(float(move.defect()) for move in moves),
+        "undone": optimizer.undone,
+    }
+
+
+def _square_norm(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    loss = functional.cross_entropy(model(x), y)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return float(sum(g.square().sum() for g in gradients))
+
+
+@torch.no_grad()
+def _losses(model: nn.Module, train: Pair, test: Pair) -> tuple[float, float, float]:
+    """(training loss, test loss, test accuracy)."""
+    outputs = model(train[0]), model(test[0])
+    losses = [
+        functional.cross_entropy(output, y).item()
+        for output, (_, y) in zip(outputs, (train, test), strict=True)
+    ]
+    accuracy = (outputs[1].argmax(dim=1) == test[1]).double().mean().item()
+    return losses[0], losses[1], accuracy
+
+
+def seconds_per_step(runs: Sequence[Run], images: int, plan: Plan) -> float:
+    """The median over runs, without their teleports."""
+    steps = plan.epochs * -(-images // plan.minibatch)
+    each = sorted((run.seconds[-1] - run.teleport_seconds) / steps for run in runs)
+    return each[len(each) // 2]

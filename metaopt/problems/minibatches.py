@@ -1,0 +1,179 @@
+"""Small networks with biases on minibatches: regression and classification from random teachers.
+
+Unlike section 5.2's problems these have noise from minibatches, data of uneven spectrum, losses
+that cannot reach zero, and the initial weights that torch gives its layers. They are for
+optimizers that are to train ordinary networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metaopt.chain import LayerChain
+from metaopt.errors import UserError
+from metaopt.problems.problem import Problem
+
+KINDS = ("classification", "regression")
+NONLINEAR: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "leaky_relu": lambda z: functional.leaky_relu(z, 0.1),
+    "tanh": torch.tanh,
+    "gelu": functional.gelu,
+}
+TEACHER_WIDTH = 32
+
+
+class MinibatchProblem(Problem):
+    """B networks of one architecture, each on its own data; call it with the step.
+
+    Args:
+        weights, biases: of each layer, ``(B, out, in)`` and ``(B, out)``.
+        data: ``(B, samples, input)``.
+        targets: ``(B, samples, output)``, or classes ``(B, samples)``.
+    """
+
+    def __init__(
+        self,
+        family: MinibatchFamily,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        data: Tensor,
+        targets: Tensor,
+    ) -> None:
+        super().__init__()
+        self.family = family
+        for index, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
+            self.register_parameter(f"W{index}", nn.Parameter(weight))
+            self.register_parameter(f"b{index}", nn.Parameter(bias))
+        self.register_buffer("data", data)
+        self.register_buffer("targets", targets)
+        self.register_buffer("x", data.new_zeros(len(data), 1, 1))  # no chain, so no input of one
+        self.data: Tensor
+        self.targets: Tensor
+        self.chain = LayerChain((), (), batch_dims=1)
+
+    def forward(self, step: int = 0) -> Tensor:
+        """The mean loss on minibatch ``step``; the data are gone through in a fixed order."""
+        size = self.family.minibatch
+        start = step * size % (self.family.samples - size + 1)
+        h = self.data[:, start : start + size].mT
+        targets = self.targets[:, start : start + size]
+        activation = NONLINEAR[self.family.activation]
+        layers = self.family.depth
+        for index in range(1, layers + 1):
+            weight, bias = getattr(self, f"W{index}"), getattr(self, f"b{index}")
+            z = weight @ h + bias.unsqueeze(-1)
+            if index == layers:
+                h = z
+            elif self.family.residual and z.shape == h.shape:
+                h = h + activation(z)
+            else:
+                h = activation(z)
+        if self.family.kind == "classification":
+            return functional.cross_entropy(h, targets, reduction="none").mean(dim=-1)
+        return (h.mT - targets).square().mean(dim=(-2, -1))
+
+
+@dataclass(frozen=True)
+class MinibatchFamily:
+    """Draws such problems.
+
+    Attributes:
+        kind: "classification" (cross entropy) or "regression" (mean squared error).
+        input, hidden, output: units; ``hidden`` of each hidden layer.
+        depth: layers, 2 or more.
+        samples: of the data, of which ``minibatch`` are seen at a step.
+        activation: "relu", "leaky_relu", "tanh" or "gelu".
+        residual: whether hidden layers of equal width add to what goes in.
+        weight_scale: of the initial weights, over those of ``torch.nn.Linear``.
+        data_scale: root mean square of the inputs.
+        decay: the i-th principal direction of the inputs has a deviation of i^-decay.
+        noise: of the teacher's answers, relative to their own deviation.
+    """
+
+    kind: str = "classification"
+    input: int = 32
+    hidden: int = 16
+    output: int = 10
+    depth: int = 3
+    samples: int = 1024
+    minibatch: int = 32
+    activation: str = "relu"
+    residual: bool = False
+    weight_scale: float = 1.0
+    data_scale: float = 1.0
+    decay: float = 0.5
+    noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"expected a kind of {', '.join(KINDS)}, got {self.kind!r}: name one")
+        if self.activation not in NONLINEAR:
+            raise UserError(
+                f"expected an activation of {', '.join(NONLINEAR)}, got {self.activation!r}: "
+                f"name one"
+            )
+        for name, least in (("input", 1), ("hidden", 1), ("output", 1), ("depth", 2)):
+            if getattr(self, name) < least:
+                raise UserError(
+                    f"expected {name} of {least} or more, got {getattr(self, name)}: "
+                    f"give a whole number"
+                )
+        if not 1 <= self.minibatch <= self.samples:
+            raise UserError(
+                f"expected a minibatch of 1 to {self.samples} samples, got {self.minibatch}: "
+                f"choose another size"
+            )
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Of W_1 ... W_L."""
+        widths = [self.input, *[self.hidden] * (self.depth - 1), self.output]
+        return [(out, fan_in) for fan_in, out in pairwise(widths)]
+
+    @property
+    def coordinates(self) -> int:
+        """The number of weights and biases of one problem."""
+        return sum(out * (fan_in + 1) for out, fan_in in self.shapes)
+
+    def sample(self, seeds: Iterable[int]) -> MinibatchProblem:
+        """One problem a seed."""
+        drawn = [self._draw(torch.Generator().manual_seed(seed)) for seed in seeds]
+        if not drawn:
+            raise UserError("expected at least one problem seed, got none: name a seed")
+        weights, biases = (
+            [torch.stack(layer) for layer in zip(*layers, strict=True)]
+            for layers in ([d[0] for d in drawn], [d[1] for d in drawn])
+        )
+        data, targets = torch.stack([d[2] for d in drawn]), torch.stack([d[3] for d in drawn])
+        return MinibatchProblem(self, weights, biases, data, targets)
+
+    def _draw(
+        self, generator: torch.Generator
+    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator) * 2 - 1
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        weights = [
+            self.weight_scale * uniform(out, fan_in) / fan_in**0.5 for out, fan_in in self.shapes
+        ]
+        biases = [self.weight_scale * uniform(out) / fan_in**0.5 for out, fan_in in self.shapes]
+        deviations = torch.arange(1, self.input + 1).pow(-self.decay)
+        mixing = torch.linalg.qr(normal(self.input, self.input))[0] * deviations
+        data = normal(self.samples, self.input) @ mixing.mT + 0.3 * mixing @ normal(self.input)
+        data = data / data.square().mean().sqrt()
+        inner = torch.tanh(2.0 * data @ normal(self.input, TEACHER_WIDTH) / self.input**0.5)
+        answers = inner @ normal(TEACHER_WIDTH, self.output)
+        answers = answers / answers.std(dim=0, unbiased=False).clamp(min=1e-6)
+        answers = answers + self.noise * normal(self.samples, self.output)
+        targets = answers.argmax(dim=1) if self.kind == "classification" else answers
+        return weights, biases, self.data_scale * data, targets

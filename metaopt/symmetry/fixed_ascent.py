@@ -1,0 +1,59 @@
+"""The paper's search: plain gradient ascent on the Lie algebra at a fixed rate, unguarded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaopt.errors import UserError
+from metaopt.symmetry.objectives import LossFunction, Objective, gradient_norm
+from metaopt.symmetry.orbit import Orbit
+from metaopt.symmetry.search import Climb
+
+
+@dataclass(frozen=True)
+class FixedAscent:
+    """w <- exp(rate dJ/dT) . w, some times over; J may fall, and may reach infinity.
+
+    As in the paper's released code. :class:`~metaopt.symmetry.search.GradientAscent` is the one to
+    use; this one is there to compare with the paper.
+
+    Attributes:
+        iterations: steps of ascent.
+        rate: of the objective's gradient.
+        objective: what is climbed, ||grad L||^2 by default.
+    """
+
+    iterations: int = 10
+    rate: float = 1e-4
+    objective: Objective = gradient_norm
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or not 0 < self.rate < math.inf:
+            raise UserError(
+                f"expected iterations of 1 or more and a positive rate, got {self.iterations} and "
+                f"{self.rate}: the defaults are 10 and 1e-4"
+            )
+
+    def __call__(self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction) -> Climb:
+        """From ``parameters`` to where the ascent ends."""
+        current = [parameter.detach() for parameter in parameters]
+        taken: list[list[Tensor]] = []
+        refused = None
+        for _ in range(self.iterations):
+            elements = [element.requires_grad_() for element in orbit.identity(current)]
+            with torch.enable_grad():
+                value = self.objective(orbit.move(current, elements).parameters, loss)
+                slopes = torch.autograd.grad(value.sum(), elements)
+            steps = [self.rate * slope for slope in slopes]
+            with torch.no_grad():
+                move = orbit.move(current, steps)
+            current = [parameter.detach() for parameter in move.parameters]
+            refused = move.refused if refused is None else refused | move.refused
+            taken.append(steps)
+        assert refused is not None
+        return Climb(current, refused, taken)

@@ -1,0 +1,269 @@
+"""Level-set teleportation, by no group: arXiv 2403.03362, as its authors' code solves it.
+
+Maximises 1/2 log ||g||^2 subject to f <= f(w_0), where g = grad f and H is the Hessian, by
+successive linear models of one Hessian-vector product each: with q = H g / ||g||^2, which is the
+gradient of what is maximised,
+
+    d = rho q - v g,   v = max(0, (rho q.g + f - f(w_0)) / ||g||^2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaopt.errors import UserError
+from metaopt.symmetry.action import per_problem
+from metaopt.symmetry.objectives import LossFunction, entry_sum
+
+PROMISED = 0.1  # the part of the linear model's rise that a step must reach
+
+
+class Stopped(IntEnum):
+    """Why the search of a problem ended."""
+
+    ITERATIONS = 0  # all were made
+    STATIONARY = 1  # q is a multiple of g on the level set, or g = 0
+    NO_STEP = 2  # no size tried rose below the bound on the loss
+    NOT_FINITE = 3  # the loss, g or H g at the point reached
+
+
+class LevelSetClimb(NamedTuple):
+    """Where a search ended, and the way there in K iterations."""
+
+    parameters: list[Tensor]  # of the largest norm on the way
+    gradient_norms: Tensor  # (K + 1, *batch) float64: ||g||, not squared, from the start on
+    losses: Tensor  # (K + 1, *batch) float64
+    stopped: Tensor  # (*batch,) int64, of Stopped
+    not_finite: Tensor  # (*batch,) int64: steps tried and refused for a NaN or an infinity
+
+
+class _Point(NamedTuple):
+    parameters: list[Tensor]
+    gradient: list[Tensor]
+    loss: Tensor  # (*batch,) float64
+    square: Tensor  # ||g||^2, (*batch,) float64
+
+    def finite(self) -> Tensor:
+        return self.loss.isfinite() & self.square.isfinite()
+
+    def where(self, mask: Tensor, other: _Point) -> _Point:
+        """This one for the problems of the mask, the other for the rest."""
+        pairs = (zip(a, b, strict=True) for a, b in zip(self[:2], other[:2], strict=True))
+        parameters, gradient = (
+            [torch.where(per_problem(mask, a), a, b) for a, b in pair] for pair in pairs
+        )
+        loss, square = (torch.where(mask, a, b) for a, b in zip(self[2:], other[2:], strict=True))
+        return _Point(parameters, gradient, loss, square)
+
+
+@dataclass(frozen=True)
+class LevelSetTeleport:
+    """To a large gradient at no larger a loss, for any twice differentiable loss.
+
+    No problem ends with a loss above f_0 + tolerance |f_0| or with ||g|| below its start's. Each
+    step stays below that bound and reaches a tenth of the rise of log ||g|| that the linear model
+    promises (where it promises a fall, on the way back to the level set, it falls by at most
+    twice as much); else rho is halved, for this problem alone. A step that is not finite is
+    refused and counted.
+
+    Attributes:
+        iterations: steps; one costs a Hessian-vector product, and one gradient or two a try.
+        rho: of the first step, in units of a weight squared.
+        tolerance: by how much the loss may rise, relative to |f_0|.
+        halvings: of rho, in one step.
+        growth: of rho after a step that was taken at once; 1 as the formula is printed.
+        corrections: Newton steps back to the level set along g, in each try, a gradient each; 0
+            as the formula is printed, which then has to keep rho near sqrt(tolerance).
+        stationary: ends where ||q - max(q.g, 0) g / ||g||^2|| <= stationary ||q||.
+    """
+
+    iterations: int = 50
+    rho: float = 0.1
+    tolerance: float = 1e-4
+    halvings: int = 20
+    growth: float = 2.0
+    corrections: int = 1
+    stationary: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.halvings < 0 or self.corrections < 0:
+            raise UserError(
+                f"expected iterations >= 1, halvings >= 0 and corrections >= 0, got "
+                f"{self.iterations}, {self.halvings} and {self.corrections}: the defaults are "
+                f"50, 20 and 1"
+            )
+        if not (0 < self.rho < math.inf and 0 < self.tolerance < math.inf):
+            raise UserError(
+                f"expected rho > 0 and tolerance > 0, got {self.rho} and {self.tolerance}: the "
+                f"defaults are 0.1 and 1e-4"
+            )
+        if not (1 <= self.growth < math.inf and 0 <= self.stationary < 1):
+            raise UserError(
+                f"expected growth >= 1 and 0 <= stationary < 1, got {self.growth} and "
+                f"{self.stationary}: the defaults are 2 and 1e-6"
+            )
+
+    def __call__(self, parameters: Sequence[Tensor], loss: LossFunction) -> LevelSetClimb:
+        """From ``parameters``, which stay as they are, to where the search ends."""
+        at = best = _point(parameters, loss)
+        level = at.loss
+        rho = torch.full_like(level, self.rho)
+        not_finite = torch.zeros_like(level, dtype=torch.int64)
+        stopped = torch.full_like(not_finite, Stopped.ITERATIONS)
+        active = torch.ones_like(not_finite, dtype=torch.bool)
+        norms, losses = [at.square.sqrt()], [level]
+        for _ in range(self.iterations):
+            q = _slope(at, loss)
+            for reason, met in self._ends(at, q, level).items():
+                stopped = torch.where(active & met, int(reason), stopped)
+                active = active & ~met
+            if not active.any():
+                break
+            trying, first = active, torch.ones_like(active)
+            for _ in range(self.halvings + 1):
+                tried, promised = self._try(at, q, rho, level, loss)
+                not_finite = not_finite + (trying & ~tried.finite())
+                rise = 0.5 * (tried.square / at.square).log()
+                enough = torch.where(promised > 0, PROMISED, 2.0) * promised
+                good = trying & tried.finite() & (tried.loss <= self._most(level))
+                good = good & (rise >= enough)
+                at = tried.where(good, at)
+                trying = trying & ~good
+                rho = torch.where(trying, rho / 2, rho)
+                rho = torch.where(good & first, rho * self.growth, rho)
+                first = first & ~trying
+                if not trying.any():
+                    break
+            stopped = torch.where(trying, int(Stopped.NO_STEP), stopped)
+            active = active & ~trying
+            best = at.where(at.square > best.square, best)
+            norms.append(at.square.sqrt())
+            losses.append(at.loss)
+        return LevelSetClimb(
+            best.parameters, torch.stack(norms), torch.stack(losses), stopped, not_finite
+        )
+
+    def _most(self, level: Tensor) -> Tensor:
+        return level + self.tolerance * level.abs()
+
+    def _ends(self, at: _Point, q: list[Tensor], level: Tensor) -> dict[Stopped, Tensor]:
+        """Where there is nothing to try, ``(*batch,)`` each."""
+        dims = level.dim()
+        size = _dot(q, q, dims).sqrt()
+        along = _dot(q, at.gradient, dims).clamp(min=0) / at.square
+        across = [a - per_problem(along, a) * b for a, b in zip(q, at.gradient, strict=True)]
+        on_level = level - at.loss <= self.tolerance * level.abs()
+        flat = (_dot(across, across, dims).sqrt() <= self.stationary * size) & on_level
+        none = (at.square == 0) | (size == 0)
+        broken = ~(at.finite() & (size.isfinite() | none))
+        return {Stopped.NOT_FINITE: broken, Stopped.STATIONARY: none | flat}
+
+    def _try(
+        self, at: _Point, q: list[Tensor], rho: Tensor, level: Tensor, loss: LossFunction
+    ) -> tuple[_Point, Tensor]:
+        """The point of a step of size rho, and the rise of log ||g|| that the model promises."""
+        slope = _dot(q, at.gradient, level.dim())
+        v = ((rho * slope + at.loss - level) / at.square).clamp(min=0)
+        tried = _point(_moved(_moved(at.parameters, rho, q), -v, at.gradient), loss)
+        for _ in range(self.corrections):
+            above = (tried.loss - level).clamp(min=0) / tried.square
+            if not (above > 0).any():
+                break
+            corrected = _point(_moved(tried.parameters, -above, tried.gradient), loss)
+            tried = corrected.where(above > 0, tried)
+        return tried, rho * _dot(q, q, level.dim()) - v * slope
+
+
+def module_loss(
+    model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
+) -> tuple[list[nn.Parameter], LossFunction]:
+    """The parameters of a module that need a gradient, and its loss on a batch as their function.
+
+    Buffers stay as they are, and dropout drops the same at each evaluation.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    seed = torch.random.initial_seed()
+
+    def loss(values: Sequence[Tensor]) -> Tensor:
+        tensors = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        tensors |= dict(zip(named, values, strict=True))
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            torch.manual_seed(seed)
+            return loss_fn(functional_call(model, tensors, (x,)), y)
+
+    return list(named.values()), loss
+
+
+def teleport_module(
+    model: nn.Module,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    search: LevelSetTeleport | None = None,
+) -> LevelSetClimb:
+    """Move a module's weights to where the search ends on a batch, in place.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(9, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)
+        ... )
+        >>> x, y = torch.rand(8, 9), torch.arange(8) % 2
+        >>> climb = teleport_module(model, torch.nn.CrossEntropyLoss(), x, y)
+        >>> bool(climb.losses.max() <= climb.losses[0] * (1 + 1e-4))
+        True
+    """
+    parameters, loss = module_loss(model, loss_fn, x, y)
+    climb = (search or LevelSetTeleport())(parameters, loss)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, climb.parameters, strict=True):
+            parameter.copy_(value)
+    return climb
+
+
+def _own(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.detach().requires_grad_() for parameter in parameters]
+
+
+def _point(parameters: Sequence[Tensor], loss: LossFunction) -> _Point:
+    own = _own(parameters)
+    with torch.enable_grad():
+        losses = loss(own)
+        gradient = torch.autograd.grad(losses.sum(), own, allow_unused=True, materialize_grads=True)
+    wide = [g.double() for g in gradient]
+    square = _dot(wide, wide, losses.dim())
+    return _Point([p.detach() for p in own], wide, losses.detach().double(), square)
+
+
+def _slope(at: _Point, loss: LossFunction) -> list[Tensor]:
+    """q = H g / ||g||^2, float64; 0 where the loss is linear, not finite where g = 0."""
+    own = _own(at.parameters)
+    with torch.enable_grad():
+        gradient = torch.autograd.grad(
+            loss(own).sum(), own, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        inner = torch.stack([(g * g.detach()).sum() for g in gradient]).sum()
+        products: Sequence[Tensor] = [torch.zeros_like(g) for g in gradient]
+        if inner.requires_grad:
+            products = torch.autograd.grad(inner, own, allow_unused=True, materialize_grads=True)
+    return [h.double() / per_problem(at.square, h) for h in products]
+
+
+def _dot(left: Sequence[Tensor], right: Sequence[Tensor], batch_dims: int) -> Tensor:
+    return entry_sum([a * b for a, b in zip(left, right, strict=True)], batch_dims)
+
+
+def _moved(parameters: Sequence[Tensor], size: Tensor, direction: Sequence[Tensor]) -> list[Tensor]:
+    """w + size * direction, in the parameters' dtype."""
+    return [
+        (p + per_problem(size, d) * d).to(p.dtype)
+        for p, d in zip(parameters, direction, strict=True)
+    ]
