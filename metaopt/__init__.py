@@ -3,6 +3,7 @@
 from metaopt import problems
 from metaopt.errors import UserError
 from metaopt.learned.checkpoint import load_meta_optimizer as load_pretrained
+from metaopt.learned.checkpoint import pretrained_card
 from metaopt.learned.checkpoint import pretrained_names as list_pretrained
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import TeleportingOptimizer
@@ -15,5 +16,6 @@ __all__ = [
     "UserError",
     "list_pretrained",
     "load_pretrained",
+    "pretrained_card",
     "problems",
 ]

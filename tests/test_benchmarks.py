@@ -23,6 +23,7 @@ TINY = [
     ["lstm_step", "--rows=8"],
     ["memory", "--batch=1", "--steps=2", "--times=2", "--repeats=1"],
     ["methods", "--batch=1", "--steps=2", "--repeats=1"],
+    ["teleporting_step", "--steps=2", "--repeats=1"],
     ["unroll", "--batch=1", "--steps=10"],
     ["wall_clock", "--width=4", "--problems=1", "--loss=1e9"],
 ]

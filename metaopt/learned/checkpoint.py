@@ -182,6 +182,18 @@ def pretrained_path(name: str) -> Path:
     return Path(str(resources.files("metaopt.learned") / "pretrained" / f"{name}.safetensors"))
 
 
+def pretrained_card(name: str) -> str:
+    """What a shipped meta-optimizer was trained on, what it reaches and its limits, in Markdown.
+
+    Raises:
+        UserError: for a name that is not shipped.
+
+    >>> pretrained_card("lstm_update").splitlines()[0]
+    '# lstm_update'
+    """
+    return pretrained_path(name).with_suffix(".md").read_text(encoding="utf-8")
+
+
 def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):

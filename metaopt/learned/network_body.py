@@ -131,7 +131,9 @@ class NetworkBody(Body):
         trust = float(state["trust"][0][0])
         rate = rate * trust
         unit = float(state["curvature"][0]) if state["curvature"] else UNKNOWN
-        gradients = [gradient / unit for gradient in gradients]
+        given, gradients = gradients, [gradient / unit for gradient in gradients]
+        # What knows no unit of the loss keeps its own: its averages outlive a new measurement.
+        own = gradients if meta.update.sees_layers else given
         x = None if seen is None else seen.x
         layer_input = None if x is None else self._layer_input(x, same)
         action = self._choose(layer_input, x is not None, same)
@@ -140,7 +142,7 @@ class NetworkBody(Body):
                 self.chain, parameters, gradients, layer_input, state, second_order, rate
             )
             return moved._replace(state=state | moved.state)
-        observed = self._observed(parameters, gradients, layer_input, state, second_order)
+        observed = self._observed(parameters, own, layer_input, state, second_order)
         if observed is None:  # a chain whose input nobody saw
             raise UserError(
                 "expected a forward pass of the model that was differentiated before step(), got "
@@ -148,7 +150,7 @@ class NetworkBody(Body):
             )
         following = dict(state)
         if "largest" in state:
-            _, following["largest"] = loosely(parameters, gradients, state["largest"])
+            _, following["largest"] = loosely(parameters, own, state["largest"])
         update, following["update"] = meta.update.propose(observed, state["update"])
         updated = added(parameters, update, rate)
         if action != RESCALING or meta.element is None or seen is None or x is None:

@@ -30,6 +30,8 @@ def trusted(before: Tensor, gradient: Tensor, same: bool) -> Tensor:
     now = float(gradient.double().square().mean())
     if not same and level != float("inf"):
         now = DECAY * level + (1 - DECAY) * now
+    if now == 0:
+        return before
     if not now < float("inf"):
         return torch.tensor([max(LEAST, trust / 2), level, least], dtype=torch.float64)
     trust = max(LEAST, trust / 2) if now > WORSE * least else min(1.0, trust * BACK)

@@ -176,6 +176,19 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         Returns:
             The loss before the step, at w_t, where there is a closure.
         """
+        if self.schedule(self.steps) or self._optimizer_step_pre_hooks:
+            return self._hooked_step(closure, batch)
+        self.teleportation = None
+        self.steps += 1
+        loss = self.base.step(closure)
+        for hook in self._optimizer_step_post_hooks.values():
+            hook(self, (closure,), {})
+        return loss
+
+    @torch.optim.Optimizer.profile_hook_step
+    def _hooked_step(
+        self, closure: Callable[[], Any] | None, batch: tuple[Tensor, Tensor] | None
+    ) -> Any:
         self.teleportation = None
         if not self.schedule(self.steps):
             self.steps += 1
@@ -276,3 +289,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         elif self.buffers == "transport":
             transport(self.base, parameters, orbit, climb.taken)
         return move
+
+
+# Torch would wrap a step in its profiler and hooks, which the base's own has already.
+TeleportingOptimizer.step.hooked = True  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ optimizers that are to train ordinary networks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -125,6 +126,15 @@ class MinibatchFamily:
                     f"expected {name} of {least} or more, got {getattr(self, name)}: "
                     f"give a whole number"
                 )
+        for name in ("weight_scale", "data_scale", "decay", "noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(
+                    f"expected {name} of 0 or more, got {getattr(self, name)}: give a number"
+                )
+        if self.kind == "classification" and self.output < 2:
+            raise UserError(f"expected 2 classes or more, got output={self.output}: name more")
+        if self.samples < 2:
+            raise UserError(f"expected samples of 2 or more, got {self.samples}: take more")
         if not 1 <= self.minibatch <= self.samples:
             raise UserError(
                 f"expected a minibatch of 1 to {self.samples} samples, got {self.minibatch}: "

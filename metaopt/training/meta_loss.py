@@ -29,6 +29,12 @@ def log_last(floor: float) -> MetaLoss:
     return lambda losses: mean(losses[-1:])
 
 
+def log_tail(floor: float) -> MetaLoss:
+    """The mean over the last tenth of the steps, where minibatches make the last one noisy."""
+    mean = log_mean(floor)
+    return lambda losses: mean(losses[-max(1, len(losses) // 10) :])
+
+
 def paper_sum(floor: float) -> MetaLoss:
     """Algorithm 1: the sum of L over the window, averaged over problems."""
     return lambda losses: losses.sum(dim=0).mean()
@@ -37,6 +43,7 @@ def paper_sum(floor: float) -> MetaLoss:
 META_LOSSES: dict[str, Callable[[float], MetaLoss]] = {
     "log": log_mean,
     "log_last": log_last,
+    "log_tail": log_tail,
     "sum": paper_sum,
 }
 """Meta-losses by name."""

@@ -58,8 +58,8 @@ class TrainingSpec:
             "pes" (persistent evolution strategies).
         pes_sigma: standard deviation of the perturbations of the meta-parameters under "pes".
         pes_pairs: antithetic pairs of trajectories under "pes".
-        meta_loss: of a window: "log_last" (log(L + floor) at its end), "log" (the mean of that over
-            its steps) or "sum" (of L, as in the paper).
+        meta_loss: of a window: "log_last" (log(L + floor) at its end), "log_tail" (its mean over
+            the last tenth), "log" (over all steps) or "sum" (of L, as in the paper).
         log_floor: the floor in the log meta-loss; below it nothing is left to learn.
         learning_rate_update: of Adam on m1.
         learning_rate_element: of Adam on m2.

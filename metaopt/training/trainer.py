@@ -36,6 +36,7 @@ class Trainer:
 
     def __init__(self, networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
         _check_flat(networks, spec)
+        _check_chain(networks, spec)
         self.spec = spec
         self.meta = MetaOptimizer(networks, seed=spec.seed)
         self.generator = torch.Generator().manual_seed(spec.seed)
@@ -197,10 +198,10 @@ def _smoothed(losses: Tensor, fraction: float) -> Tensor:
     """The mean over the last ``fraction`` of the steps by then, ``(steps + 1, B)``."""
     if not fraction:
         return losses
-    sums = torch.cat((torch.zeros_like(losses[:1]), losses.cumsum(dim=0)))
     ends = torch.arange(1, len(losses) + 1)
     starts = ends - (fraction * ends).ceil().long()
-    return (sums[ends] - sums[starts]) / (ends - starts).unsqueeze(1)
+    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+    return torch.stack([losses[start:end].mean(dim=0) for start, end in spans])
 
 
 def _check_flat(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
@@ -214,4 +215,15 @@ def _check_flat(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
             f"flat_widths {list(size)} for flat networks, got {list(spec.widths)}, "
             f"{list(spec.depths)}, {list(spec.validation_families)} and "
             f"{list(networks.flat_widths)}: set all four"
+        )
+
+
+def _check_chain(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
+    """Problems on minibatches are no chains of layers."""
+    plain = networks.heads == ("plain",) and "covariance" not in networks.inputs
+    works = networks.update == "layerwise" or (networks.update == "coordinatewise" and plain)
+    if spec.problems == "minibatches" and not (works and networks.element == "none"):
+        raise UserError(
+            f"expected element='none' and update='layerwise' for problems='minibatches', which "
+            f"are no chains of layers, got {networks.element!r} and {networks.update!r}: set both"
         )

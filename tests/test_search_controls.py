@@ -1,0 +1,234 @@
+"""What the study compares searches with: a random move of their size, and the paper's ascent."""
+
+import pytest
+import torch
+from cases import mixed_signs, naive_leaky
+
+from metaopt import UserError
+from metaopt.chain import Identity, LayerChain, LeakyReLU
+from metaopt.symmetry import ACTIONS, LayerInput, make_action
+from metaopt.symmetry.fixed_ascent import FixedAscent
+from metaopt.symmetry.objectives import Negated, gradient_norm
+from metaopt.symmetry.orbit import ChainOrbit
+from metaopt.symmetry.random_move import RandomMove
+from metaopt.symmetry.search import Climb, GradientAscent
+
+FAMILY = mixed_signs(4, 6, 5, 3)
+SEEDS = (0, 1, 2)
+SEARCH = GradientAscent(iterations=3, size=0.2)
+INF = float("inf")
+
+
+def of_problems(seeds=SEEDS, action="pre_activation", **options):
+    """(orbit, parameters, loss)."""
+    problem = FAMILY.sample(seeds)
+    chain, x, y = problem.chain, problem.x, problem.y
+
+    def loss(parameters):
+        residual = y - chain.output(chain.layers(parameters), x)
+        return 0.5 * residual.square().sum(dim=(-2, -1))
+
+    orbit = ChainOrbit(chain, LayerInput(x), make_action(action, **options))
+    return orbit, [p.detach().clone() for p in problem.parameters()], loss
+
+
+def of_two_sites(max_defect=1e-10):
+    """Two problems, and eq. 79, which is exact at the site of 5 units and is refused at that of 3.
+
+    In float64, with 4 samples.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((5, 6), (3, 5), (2, 3), (6, 4), (2, 4))
+    *parameters, x, y = (
+        torch.randn(2, *s, generator=generator, dtype=torch.float64) for s in shapes
+    )
+    chain = LayerChain((LeakyReLU(0.1),) * 2 + (Identity(),), (False,) * 3, batch_dims=1)
+    action = make_action("pre_activation", max_defect=max_defect)
+
+    def loss(values):
+        return (y - chain.output(chain.layers(values), x)).square().sum(dim=(1, 2))
+
+    return ChainOrbit(chain, LayerInput(x), action), parameters, loss
+
+
+def control(search=SEARCH, seed=0):
+    return RandomMove(search, torch.Generator().manual_seed(seed))
+
+
+def norms(elements):
+    """Of T over all sites, one a problem."""
+    return torch.cat([t.flatten(1) for t in elements], dim=1).norm(dim=1)
+
+
+class Steps:
+    """A search that makes these steps, and asks nobody."""
+
+    def __init__(self, taken):
+        self.taken = taken
+
+    def __call__(self, orbit, parameters, loss):
+        refused = torch.zeros(len(parameters[0]), dtype=torch.bool)
+        return Climb(list(parameters), refused, self.taken)
+
+
+# A random move.
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_each_random_step_is_as_long_as_the_one_searched(name):
+    setting = of_problems(action=name)
+    searched, drawn = SEARCH(*setting), control()(*setting)
+    assert len(drawn.taken) == len(searched.taken) == 3
+    for ours, theirs in zip(drawn.taken, searched.taken, strict=True):
+        assert norms(theirs).min() > 0
+        torch.testing.assert_close(norms(ours), norms(theirs))
+        for one, other in zip(ours, theirs, strict=True):
+            cosines = torch.cosine_similarity(one.flatten(1), other.flatten(1))
+            assert cosines.abs().max() < 0.95
+
+
+def test_each_problem_has_a_length_of_its_own():
+    orbit, parameters, loss = of_problems()
+    lengths = torch.tensor([0.5, 0.0, 0.01], dtype=torch.float64)
+    (identity,) = orbit.identity(parameters)
+    step = torch.ones_like(identity)
+    step = step / step.flatten(1).norm(dim=1)[:, None, None] * lengths[:, None, None]
+    climb = control(Steps([[step]]))(orbit, parameters, loss)
+    torch.testing.assert_close(norms(climb.taken[0]), lengths)
+    for after, before in zip(climb.parameters, parameters, strict=True):
+        assert torch.equal(after[1], before[1])
+        assert not torch.equal(after[0], before[0])
+
+
+def test_the_length_is_shared_by_the_sites():
+    """Drawn over both together, not kept at each."""
+    orbit, parameters, loss = of_two_sites(max_defect=INF)
+    first, second = orbit.identity(parameters)
+    (drawn,) = control(Steps([[first + 1.0, second]]))(orbit, parameters, loss).taken
+    torch.testing.assert_close(norms(drawn), torch.full((2,), 5.0).double())
+    assert drawn[1].norm() > 0
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_a_random_move_ends_where_its_steps_lead_and_keeps_the_output(name):
+    orbit, parameters, loss = of_problems(action=name)
+    climb = control()(orbit, parameters, loss)
+    current = parameters
+    for elements in climb.taken:
+        current = orbit.move(current, elements).parameters
+    for after, stepped, before in zip(climb.parameters, current, parameters, strict=True):
+        assert torch.equal(after, stepped)
+        assert not torch.equal(after, before)
+    assert not climb.refused.any()
+    assert orbit.teleportation(parameters, climb.parameters, climb.refused).defect().max() < 1e-9
+
+
+def test_equal_generators_give_equal_moves_and_others_do_not():
+    setting = of_problems()
+    first, again, other = (control(seed=seed)(*setting).parameters for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    drawing = control()
+    assert not torch.equal(drawing(*setting).parameters[0], drawing(*setting).parameters[0])
+
+
+def test_a_random_move_leaves_its_start_and_the_generator_of_torch_alone():
+    orbit, parameters, loss = of_problems()
+    copies, state = [p.clone() for p in parameters], torch.random.get_rng_state()
+    climb = control()(orbit, parameters, loss)
+    assert all(torch.equal(p, c) for p, c in zip(parameters, copies, strict=True))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not any(p.requires_grad for p in climb.parameters)
+
+
+@pytest.mark.parametrize(
+    "search", [control(), FixedAscent(iterations=2, rate=1e-3)], ids=["random", "fixed"]
+)
+def test_a_broken_problem_stays_and_the_others_move_as_if_it_were_not_there(search):
+    orbit, parameters, loss = of_problems()
+    parameters[0][1, 0, 0] = float("nan")
+    climb = search(orbit, parameters, loss)
+    assert climb.refused.tolist() == [False, True, False]
+    for after, before in zip(climb.parameters, parameters, strict=True):
+        assert torch.equal(after[1].nan_to_num(), before[1].nan_to_num())
+        assert after[2].isfinite().all()
+        assert not torch.equal(after[2], before[2])
+    assert all((element[1] == 0).all() for step in climb.taken for element in step)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [control(Steps([[torch.ones(2, 5, 5).double(), torch.ones(2, 3, 3).double()]])), FixedAscent()],
+    ids=["random", "fixed"],
+)
+def test_a_problem_refused_at_one_site_is_not_moved_at_the_others(search):
+    """And what it took is 0, so that the buffers stay too."""
+    orbit, parameters, loss = of_two_sites()
+    climb = search(orbit, parameters, loss)
+    assert climb.refused.all()
+    for after, before in zip(climb.parameters, parameters, strict=True):
+        assert torch.equal(after, before)
+    assert all((element == 0).all() for step in climb.taken for element in step)
+
+
+# The paper's ascent.
+
+
+def objective_by_hand(t, w1, w2, x, y):
+    """(||grad L||^2, W1, W2) of one problem at exp(T) . w by eq. 79; all is written out here."""
+    g = torch.linalg.matrix_exp(t)
+    first = g @ w1
+    features = torch.where(first @ x > 0, first @ x, 0.1 * (first @ x))
+    linear = w2 @ torch.linalg.inv(g)
+    second = linear + (w2 @ naive_leaky(w1 @ x, 0.1) - linear @ features) @ torch.linalg.pinv(
+        features
+    )
+    error = second @ features - y
+    slopes = torch.where(first @ x > 0, 1.0, 0.1).double()
+    gradients = (slopes * (second.T @ error)) @ x.T, error @ features.T
+    return sum(g.square().sum() for g in gradients), first, second
+
+
+@pytest.mark.parametrize("iterations", [1, 4])
+def test_the_ascent_equals_a_loop_by_hand(iterations):
+    rate = 1e-6
+    climb = FixedAscent(iterations, rate)(*of_problems(max_defect=INF))
+    problem = FAMILY.sample(SEEDS)
+    for index in range(len(SEEDS)):
+        x, y = problem.x[index], problem.y[index]
+        w1, w2 = (p.detach()[index] for p in problem.parameters())
+        for step in range(iterations):
+            t = torch.zeros(5, 5, dtype=torch.float64, requires_grad=True)
+            value = objective_by_hand(t, w1, w2, x, y)[0]
+            slope = rate * torch.autograd.grad(value, t)[0]
+            torch.testing.assert_close(climb.taken[step][0][index], slope, rtol=1e-7, atol=1e-12)
+            _, w1, w2 = objective_by_hand(slope, w1, w2, x, y)
+        for got, wanted in zip(climb.parameters, (w1, w2), strict=True):
+            torch.testing.assert_close(got[index], wanted, rtol=1e-9, atol=1e-11)
+    assert not climb.refused.any()
+
+
+def test_the_objective_of_the_ascent_is_the_one_it_is_given():
+    setting = of_problems(max_defect=INF)
+    up, down = (
+        FixedAscent(1, 1e-6, objective)(*setting)
+        for objective in (gradient_norm, Negated(gradient_norm))
+    )
+    assert torch.equal(up.taken[0][0], -down.taken[0][0])
+
+
+def test_the_ascent_is_unguarded():
+    """A GradientAscent would halve such a step, or stay."""
+    _, parameters, loss = setting = of_problems(max_defect=INF)
+    before = gradient_norm(parameters, loss)
+    fallen = FixedAscent(1, 1e-6, Negated(gradient_norm))(*setting)
+    assert (gradient_norm(fallen.parameters, loss) < before).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"iterations": 0}, {"rate": 0.0}, {"rate": -1.0}, {"rate": INF}, {"rate": float("nan")}],
+)
+def test_bad_options_are_refused(options):
+    with pytest.raises(UserError, match="iterations of 1 or more and a positive rate"):
+        FixedAscent(**options)
