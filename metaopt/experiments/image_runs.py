@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -50,8 +51,9 @@ class Teleport:
         random: the control, a random g of the same size.
         minibatches, samples, iterations: of the search, as in section 5.1.
         size: of its first steps, a Frobenius norm of T.
-        growth: bound on the growth of the squared gradient norm, over all minibatches together;
-            without one rescaling goes to 10^5 times, from where training does not come back.
+        growth: to the power of 1 / minibatches, the bound on the growth of the squared gradient
+            norm of each, so that all together can pass it a little; without one rescaling goes to
+            10^5 times, from where training does not come back.
         rate: of the paper's unguarded search, in the place of size and growth.
     """
 
@@ -117,10 +119,23 @@ def run(plan: Plan, train: Pair, test: Pair, folder: Path, data: str) -> Run:
     """
     path = folder / plan.file_name(data)
     if path.exists():
-        return Run(**json.loads(path.read_text())["run"])
+        return _read(path)
     result = _train(plan, train, test)
     write_json(path, {"plan": asdict(plan), "data": data, "run": asdict(result)})
     return result
+
+
+def _read(path: Path) -> Run:
+    """The inverse of what ``write_json`` makes of a run, where NaN is null."""
+    facts: dict[str, Any] = json.loads(path.read_text())["run"]
+    for name in ("train", "test"):
+        facts[name] = [math.nan if value is None else value for value in facts[name]]
+    if facts["gradient_norms"] is not None:
+        norms = (math.nan if value is None else value for value in facts["gradient_norms"])
+        facts["gradient_norms"] = tuple(norms)
+    if facts["defect"] is None:
+        facts["defect"] = math.nan
+    return Run(**facts)
 
 
 def network(seed: int, inputs: int) -> nn.Sequential:

@@ -9,6 +9,7 @@ same size.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,7 +112,7 @@ def mnist(out: Path, dataset: Dataset, scale: ImageScale) -> Results:
                             train,
                             test,
                             folder,
-                            f"{dataset.name}, {len(train[0])} and {len(test[0])} images",
+                            f"{dataset.name}, {_name(train, test)}",
                         )
                         for seed in range(scale.seeds)
                     ]
@@ -139,11 +140,18 @@ def best_rate(
 
     def loss(rate: float) -> float:
         plan = Plan(optimizer, rate, SWEEP_SEED, scale.sweep_epochs)
-        ran = run(plan, train, validation, folder, f"sweep, {len(train[0])} images")
+        ran = run(plan, train, validation, folder, f"sweep, {_name(train, validation)}")
         last = ran.test[-1]
         return last if last == last else float("inf")
 
     return min(scale.rates, key=loss)
+
+
+def _name(train: Pair, test: Pair) -> str:
+    """Of these images: how many, and their labels."""
+    labels = torch.cat((train[1], test[1])).to(torch.uint8).numpy().tobytes()
+    digest = hashlib.sha256(labels).hexdigest()[:12]
+    return f"{len(train[0])} and {len(test[0])} images, {digest}"
 
 
 def final(runs: Sequence[Run]) -> list[float]:

@@ -31,7 +31,7 @@ def gain(cell: Cell, variant: str) -> tuple[float, float, float, str]:
     """
     names = [*CONTROLS, f"{variant.split(',')[0]}, random g"]
     controls = {name: final(cell.variants[name]) for name in names if name in cell.variants}
-    best = min(controls, key=lambda name: float(np.nanmean(controls[name])))
+    best = min(controls, key=lambda name: float(np.mean(np.nan_to_num(controls[name], nan=np.inf))))
     ours, theirs = np.array(final(cell.variants[variant])), np.array(controls[best])
     relative = 1 - ours / theirs
     mean = float(relative.mean())

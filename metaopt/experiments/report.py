@@ -17,7 +17,8 @@ from metaopt.learned.checkpoint import write_atomically
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    safe = [[cell.replace("|", r"\|") for cell in cells] for cells in lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in safe) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:

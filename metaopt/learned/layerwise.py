@@ -56,14 +56,13 @@ class LayerwiseUpdate(UpdateRule):
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
         own = 2 * len(self.lstm.layers)
         step, lstm_state, moments = state[0] + 1, state[1 : 1 + own], state[1 + own :]
-        numbers = seen.numbers
         parts = [
             _Moments.after(gradient, moments[4 * i : 4 * i + 4], step)
-            for i, gradient in enumerate(numbers.gradients)
+            for i, gradient in enumerate(seen.gradients)
         ]
         columns = [
-            part.channels(parameter, seen.batch_dims, step)
-            for part, parameter in zip(parts, numbers.parameters, strict=True)
+            part.numbers().channels(parameter, seen.batch_dims, step)
+            for part, parameter in zip(parts, seen.numbers.parameters, strict=True)
         ]
         outputs, following = self.lstm(torch.cat(columns, dim=1), lstm_state)
         steered = torch.split(outputs, [column.shape[1] for column in columns], dim=1)
@@ -78,6 +77,7 @@ class _Moments:
     """Momenta and mean squares of one parameter, and what follows from them."""
 
     def __init__(self, gradient: Tensor, raw: list[Tensor], step: Tensor) -> None:
+        self.given = gradient, raw, step
         self.raw = raw
         decays = (FAST, SLOW, *SQUARES)
         fast, slow, recent, long = (
@@ -99,6 +99,13 @@ class _Moments:
             long.lerp(square, 1 - SQUARES[1]),
         ]
         return cls(gradient, raw, step)
+
+    def numbers(self) -> _Moments:
+        """The same without their graph: what the LSTM sees."""
+        gradient, raw, step = self.given
+        if not gradient.requires_grad and not any(moment.requires_grad for moment in raw):
+            return self
+        return _Moments(gradient.detach(), [moment.detach() for moment in raw], step)
 
     def channels(self, parameter: Tensor, batch_dims: int, step: Tensor) -> Tensor:
         """What the LSTM sees, ``(channels, problems)``."""

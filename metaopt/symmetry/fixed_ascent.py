@@ -12,7 +12,7 @@ from torch import Tensor
 from metaopt.errors import UserError
 from metaopt.symmetry.objectives import LossFunction, Objective, gradient_norm
 from metaopt.symmetry.orbit import Orbit
-from metaopt.symmetry.search import Climb
+from metaopt.symmetry.search import Climb, choose
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class FixedAscent:
             steps = [self.rate * slope for slope in slopes]
             with torch.no_grad():
                 move = orbit.move(current, steps)
-            current = [parameter.detach() for parameter in move.parameters]
+            moved = [parameter.detach() for parameter in move.parameters]
+            current = choose(move.refused, current, moved)
             refused = move.refused if refused is None else refused | move.refused
-            taken.append(steps)
+            taken.append(choose(move.refused, [torch.zeros_like(t) for t in steps], steps))
         assert refused is not None
         return Climb(current, refused, taken)

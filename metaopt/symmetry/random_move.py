@@ -11,7 +11,7 @@ from torch import Tensor
 from metaopt.symmetry.action import per_problem
 from metaopt.symmetry.objectives import LossFunction, entry_sum
 from metaopt.symmetry.orbit import Orbit
-from metaopt.symmetry.search import Climb
+from metaopt.symmetry.search import Climb, choose
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class RandomMove:
             steps = [per_problem(scale, element) * element for element in drawn]
             with torch.no_grad():
                 move = orbit.move(current, steps)
-            current = [parameter.detach() for parameter in move.parameters]
+            moved = [parameter.detach() for parameter in move.parameters]
+            current = choose(move.refused, current, moved)
             refused = refused | move.refused
-            taken.append(steps)
+            taken.append(choose(move.refused, [torch.zeros_like(t) for t in steps], steps))
         return Climb(current, refused, taken)
 
     def _like(self, element: Tensor) -> Tensor:

@@ -84,8 +84,8 @@ class GradientAscent:
                 tried_at = [parameter.detach() for parameter in move.parameters]
                 tried = self._value(tried_at, loss)
                 better = climbing & ~move.refused & (tried > value) & (tried <= bound)
-                current = _choose(better, tried_at, current)
-                accepted = _choose(better, elements, accepted)
+                current = choose(better, tried_at, current)
+                accepted = choose(better, elements, accepted)
                 value = torch.where(better, tried, value)
                 moved = moved | better
                 refused = torch.where(climbing, move.refused, refused)
@@ -121,6 +121,6 @@ class GradientAscent:
         return [g / per_problem(norm, g) for g in gradients]
 
 
-def _choose(mask: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
+def choose(mask: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
     """``new`` for the problems of the mask, ``(*batch,)``, ``old`` for the others."""
     return [torch.where(per_problem(mask, a), a, b) for a, b in zip(new, old, strict=True)]
