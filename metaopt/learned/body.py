@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,16 @@ STEPS_TO_MOVE = 100.0  # steps of the first gradient, each of 1 / kappa, that ar
 SMALLEST_RMS = 0.03  # of the entries of w there; biases start at 0
 
 
+class Now(NamedTuple):
+    """What a step is made from."""
+
+    parameters: Sequence[Tensor]  # in the order of the body's
+    gradients: Sequence[Tensor]
+    seen: Pass | None = None  # the forward pass that was differentiated, where there is one
+    rate: float = 1.0  # factor of f_t
+    second_order: bool = False
+
+
 class Body(ABC):
     """Parameters, and one step of them; pure: state goes in and comes out."""
 
@@ -30,22 +40,8 @@ class Body(ABC):
         """The state before the first step; tensors of floating point or whole numbers."""
 
     @abstractmethod
-    def advance(
-        self,
-        meta: MetaOptimizer,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        seen: Pass | None,
-        state: State,
-        rate: float = 1.0,
-        second_order: bool = False,
-    ) -> Advanced:
-        """One step.
-
-        Args:
-            seen: the forward pass that was differentiated, where there is one.
-            rate: factor of f_t.
-        """
+    def advance(self, meta: MetaOptimizer, now: Now, state: State) -> Advanced:
+        """One step."""
 
     def twin(self) -> Body:
         """For a differentiable twin, whose steps are not those of the optimizer."""
@@ -68,18 +64,15 @@ class ProblemBody(Body):
     def init_state(self, meta: MetaOptimizer) -> State:
         return meta.init_state(self.chain, self.parameters)
 
-    def advance(
-        self,
-        meta: MetaOptimizer,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        seen: Pass | None,
-        state: State,
-        rate: float = 1.0,
-        second_order: bool = False,
-    ) -> Advanced:
+    def advance(self, meta: MetaOptimizer, now: Now, state: State) -> Advanced:
         return meta.advance(
-            self.chain, parameters, gradients, self.layer_input, state, second_order, rate
+            self.chain,
+            now.parameters,
+            now.gradients,
+            self.layer_input,
+            state,
+            now.second_order,
+            now.rate,
         )
 
     def report(self) -> str:
@@ -104,20 +97,11 @@ class LooseBody(Body):
             "largest": largest_so_far(self.parameters),
         }
 
-    def advance(
-        self,
-        meta: MetaOptimizer,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        seen: Pass | None,
-        state: State,
-        rate: float = 1.0,
-        second_order: bool = False,
-    ) -> Advanced:
-        loose, largest = loosely(parameters, gradients, state["largest"])
+    def advance(self, meta: MetaOptimizer, now: Now, state: State) -> Advanced:
+        loose, largest = loosely(now.parameters, now.gradients, state["largest"])
         update, following = meta.update.propose(loose, state["update"])
         return Advanced(
-            added(parameters, update, rate), {"update": following, "largest": largest}, None
+            added(now.parameters, update, now.rate), {"update": following, "largest": largest}, None
         )
 
 

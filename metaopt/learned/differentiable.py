@@ -18,6 +18,7 @@ import higher
 import torch
 from torch import Tensor, nn
 
+from metaopt.learned.body import Now
 from metaopt.learned.meta_optimizer import State
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.learned.tape import Pass
@@ -74,15 +75,14 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
 
     def _update(self, grouped_grads: list[list[Tensor]], **kwargs: Any) -> None:
         group = self.param_groups[0]
-        advanced = self.body.advance(
-            self.meta,
+        now = Now(
             [group["params"][index] for index in self.order],
             [grouped_grads[0][index] for index in self.order],
             self.seen,
-            self.learned_state,
             float(group["lr"]),
             self.second_order,
         )
+        advanced = self.body.advance(self.meta, now, self.learned_state)
         for index, parameter in zip(self.order, advanced.parameters, strict=True):
             group["params"][index] = parameter
         self.learned_state = advanced.state

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metaopt.errors import UserError
-from metaopt.learned.body import Body, added, check_loose, largest_so_far, loosely
+from metaopt.learned.body import Body, Now, added, check_loose, largest_so_far, loosely
 from metaopt.learned.loss_curvature import (
     UNKNOWN,
     fingerprint,
@@ -117,32 +117,24 @@ class NetworkBody(Body):
             state["largest"] = largest_so_far(self.parameters)
         return state | {"curvature": [], "batch": [], "trust": [untried()]}
 
-    def advance(
-        self,
-        meta: MetaOptimizer,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        seen: Pass | None,
-        state: State,
-        rate: float = 1.0,
-        second_order: bool = False,
-    ) -> Advanced:
+    def advance(self, meta: MetaOptimizer, now: Now, state: State) -> Advanced:
+        parameters, seen = now.parameters, now.seen
         state, same = self._met(seen, state)
         trust = float(state["trust"][0][0])
-        rate = rate * trust
+        rate = now.rate * trust
         unit = float(state["curvature"][0]) if state["curvature"] else UNKNOWN
-        given, gradients = gradients, [gradient / unit for gradient in gradients]
+        gradients = [gradient / unit for gradient in now.gradients]
         # What knows no unit of the loss keeps its own: its averages outlive a new measurement.
-        own = gradients if meta.update.sees_layers else given
+        own = gradients if meta.update.sees_layers else now.gradients
         x = None if seen is None else seen.x
         layer_input = None if x is None else self._layer_input(x, same)
         action = self._choose(layer_input, x is not None, same)
         if layer_input is not None and action == self.meta_action and "element" in state:
             moved = meta.advance(
-                self.chain, parameters, gradients, layer_input, state, second_order, rate
+                self.chain, parameters, gradients, layer_input, state, now.second_order, rate
             )
             return moved._replace(state=state | moved.state)
-        observed = self._observed(parameters, own, layer_input, state, second_order)
+        observed = self._observed(parameters, own, layer_input, state, now.second_order)
         if observed is None:  # a chain whose input nobody saw
             raise UserError(
                 "expected a forward pass of the model that was differentiated before step(), got "

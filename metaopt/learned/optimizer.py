@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metaopt.chain import LayerChain
 from metaopt.errors import UserError
-from metaopt.learned.body import Body, LooseBody, ProblemBody
+from metaopt.learned.body import Body, LooseBody, Now, ProblemBody
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.meta_optimizer import MetaOptimizer, State
 from metaopt.learned.network_body import AUTO, NetworkBody
@@ -147,9 +147,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 for p in body.parameters
             ]
             rate = float(group["lr"])
-            advanced = body.advance(
-                self.meta, body.parameters, gradients, seen, states[index], rate
-            )
+            now = Now(body.parameters, gradients, seen, rate)
+            advanced = body.advance(self.meta, now, states[index])
             if not isinstance(body, ProblemBody) and not _finite(advanced.parameters):
                 self.skipped += 1
                 following.append(states[index])

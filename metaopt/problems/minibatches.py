@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from torch.nn import functional
 
 from metaopt.chain import LayerChain
 from metaopt.errors import UserError
-from metaopt.problems.problem import Problem
+from metaopt.problems.problem import Problem, layer_shapes
 
 KINDS = ("classification", "regression")
 NONLINEAR: dict[str, Callable[[Tensor], Tensor]] = {
@@ -144,8 +143,7 @@ class MinibatchFamily:
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """Of W_1 ... W_L."""
-        widths = [self.input, *[self.hidden] * (self.depth - 1), self.output]
-        return [(out, fan_in) for fan_in, out in pairwise(widths)]
+        return layer_shapes(self.input, self.hidden, self.output, self.depth)
 
     @property
     def coordinates(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -40,3 +41,9 @@ class Family(Protocol):
 
     def sample(self, seeds: Iterable[int]) -> Problem:
         """One problem a seed."""
+
+
+def layer_shapes(inputs: int, hidden: int, output: int, depth: int) -> list[tuple[int, int]]:
+    """(out, in) of W_1 ... W_L."""
+    widths = [inputs, *[hidden] * (depth - 1), output]
+    return [(out, fan_in) for fan_in, out in pairwise(widths)]

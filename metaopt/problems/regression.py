@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.errors import UserError
-from metaopt.problems.problem import Problem
+from metaopt.problems.problem import Problem, layer_shapes
 
 LOSSES = ("half_squared", "norm")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -136,8 +135,7 @@ class RegressionFamily:
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """Of W_1 ... W_L."""
-        widths = [self.input, *[self.hidden] * (self.depth - 1), self.output]
-        return [(out, fan_in) for fan_in, out in pairwise(widths)]
+        return layer_shapes(self.input, self.hidden, self.output, self.depth)
 
     @property
     def coordinates(self) -> int:
