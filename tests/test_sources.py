@@ -16,7 +16,7 @@ from metaopt.problems.seeds import TEST, TRAINING, VALIDATION
 from metaopt.training.run import run_training
 from metaopt.training.sources import MINIBATCH_VALIDATION, SOURCES, draw_minibatches
 from metaopt.training.spec import TrainingSpec
-from metaopt.training.trainer import Trainer, _smoothed
+from metaopt.training.trainer import Trainer, smoothed
 
 SHORT = {
     "problems": "minibatches", "steps": 10, "window": 5, "batch_size": 2, "trajectories": 4,
@@ -166,7 +166,7 @@ def naive_smoothed(losses: Tensor, fraction: Fraction) -> Tensor:
 @pytest.mark.parametrize("steps", [1, 2, 10, 101])
 def test_smoothing_is_the_mean_over_the_last_part_of_the_steps(steps, fraction):
     losses = torch.rand(steps, 3, generator=generator(), dtype=torch.float64)
-    own = _smoothed(losses, float(fraction))
+    own = smoothed(losses, float(fraction))
     torch.testing.assert_close(own, naive_smoothed(losses, fraction), rtol=1e-10, atol=0)
 
 
@@ -175,12 +175,12 @@ def test_a_spike_that_is_over_does_not_count_any_more(spike):
     losses = torch.rand(51, 2, generator=generator(), dtype=torch.float64) + 0.5
     losses[3, 1] = spike
     expected = naive_smoothed(losses, Fraction(1, 10))
-    torch.testing.assert_close(_smoothed(losses, 0.1), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(smoothed(losses, 0.1), expected, rtol=1e-6, atol=0)
 
 
 def test_without_a_fraction_losses_stay_as_they_are():
     losses = torch.rand(7, 2)
-    assert _smoothed(losses, 0.0) is losses
+    assert smoothed(losses, 0.0) is losses
 
 
 def test_the_score_is_the_mean_log_of_smoothed_losses_over_families_and_steps():

@@ -41,26 +41,28 @@ _SQUARE = TrainingSpec(
     validation_families=(),
 )
 
-LAYERWISE = Recipe(
-    MetaOptimizerSpec(update="layerwise", element="none", hidden=16),
-    TrainingSpec(
-        problems="minibatches",
-        trajectories=16 * 100,
-        batch_size=16,
-        steps=1000,
-        window=50,
-        meta_loss="log",
-        log_floor=1e-3,
-        learning_rate_update=3e-3,
-        clip=0.3,
-        average=0.98,
-        rollback=0.0,
-        validation_problems=4,
-        validation_families=(),
-        validation_every=16 * 20,
-        validation_at=(100, 300, 1000),
-    ),
-)
+LAYERWISE: dict[str, Recipe] = {
+    "lstm_layerwise": Recipe(
+        MetaOptimizerSpec(update="layerwise", element="none", hidden=16),
+        TrainingSpec(
+            problems="minibatches",
+            trajectories=960,
+            batch_size=16,
+            steps=600,
+            window=200,
+            meta_loss="log_tail",
+            log_floor=1e-3,
+            learning_rate_update=3e-3,
+            clip=0.3,
+            average=0.98,
+            rollback=0.0,
+            validation_problems=4,
+            validation_families=(),
+            validation_every=192,
+            validation_at=(100, 300, 1000),
+        ),
+    )
+}
 """For ordinary networks on minibatches."""
 
 SHIPPED: dict[str, Recipe] = {
@@ -136,4 +138,4 @@ FURTHER: dict[str, Recipe] = {
 }
 """LSTM(update,tele) with m2 over the entries of T, and with the action of eq. 79."""
 
-RECIPES = SHIPPED | FURTHER | PAPER
+RECIPES = SHIPPED | LAYERWISE | FURTHER | PAPER

@@ -133,7 +133,7 @@ class Trainer:
         steps = max(self.spec.validation_at)
         optimizer = LearnedOptimizer(problem, self.averaged)
         losses = rollout(problem, optimizer, steps, measure_defects=False).losses
-        losses = _smoothed(losses, SOURCES[self.spec.problems].smoothing)
+        losses = smoothed(losses, SOURCES[self.spec.problems].smoothing)
         logs = losses.clamp(min=FLOOR, max=10**DIVERGED).log10()
         return logs.nan_to_num(nan=DIVERGED, posinf=DIVERGED).mean(dim=1)
 
@@ -194,7 +194,7 @@ class Trainer:
             )
 
 
-def _smoothed(losses: Tensor, fraction: float) -> Tensor:
+def smoothed(losses: Tensor, fraction: float) -> Tensor:
     """The mean over the last ``fraction`` of the steps by then, ``(steps + 1, B)``."""
     if not fraction:
         return losses
