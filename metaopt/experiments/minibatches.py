@@ -168,7 +168,8 @@ def _learned(meta: MetaOptimizer) -> Callable[[nn.Module], torch.optim.Optimizer
 
 def image_table(out: Path, meta: MetaOptimizer, pair: Pair, extent: Extent) -> str:
     """Training loss on MNIST at equal steps: mean of minibatches around each mark."""
-    marks = [extent.steps // 20, extent.steps // 4, extent.steps // 2, extent.steps]
+    span = max(1, extent.steps // 20)
+    marks = [span, extent.steps // 4, extent.steps // 2, extent.steps]
     rows, facts = [], {}
     for network, make in NETWORKS.items():
         for name in (*extent.rivals, NAME):
