@@ -190,9 +190,7 @@ def image_table(out: Path, meta: MetaOptimizer, pair: Pair, extent: Extent) -> s
                 ]
             )
             facts[f"{network}, {label}"] = curves.tolist()
-            at = [
-                curves[:, max(0, mark - extent.steps // 20) : mark].mean(axis=1) for mark in marks
-            ]
+            at = [curves[:, max(0, mark - span) : mark].mean(axis=1) for mark in marks]
             spread = at[-1].std(ddof=1) if extent.networks > 1 else 0.0
             means = [f"{values.mean():.4f}" for values in at]
             rows.append([network, label, *means, f"{spread:.4f}", f"{curves.max():.2f}"])
