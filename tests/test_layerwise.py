@@ -199,10 +199,10 @@ def test_a_lost_problem_leaves_the_others_of_its_batch_alone():
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-6, atol=0)
 
 
-def test_the_step_is_counted_and_moments_are_kept_of_each_parameter():
+def test_the_step_is_counted_and_moments_are_kept_of_each_coordinate():
     rule, parameters = build().update, tensors(1)
     state = rule.init_state(NO_CHAIN, parameters)
-    assert [t.shape for t in state[3:]] == [p.shape for p in parameters for _ in range(4)]
+    assert [t.shape for t in state[3:]] == [(1, sum(p.numel() for p in parameters))] * 4
     assert state[1].shape == state[2].shape == (5, len(SHAPES))
     _, following = rule.propose(observed(tensors(2), parameters), state)
     assert [t.shape for t in following] == [t.shape for t in state]

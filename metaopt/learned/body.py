@@ -84,7 +84,8 @@ class LooseBody(Body):
     """Parameters of which nothing is known but their gradients: m1 alone.
 
     kappa of a parameter is 100 times its largest gradient norm so far over its own norm, so that
-    the first steps are short of it, and one that overshoots makes the next ones shorter.
+    the first steps are short of it, and one that overshoots makes the next ones shorter. An m1 that
+    asks for no kappa steps any network so.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], meta: MetaOptimizer) -> None:
@@ -98,7 +99,10 @@ class LooseBody(Body):
         }
 
     def advance(self, meta: MetaOptimizer, now: Now, state: State) -> Advanced:
-        loose, largest = loosely(now.parameters, now.gradients, state["largest"])
+        if meta.update.sees_layers:
+            loose, largest = loosely(now.parameters, now.gradients, state["largest"])
+        else:
+            loose, largest = Observation.loose(now.parameters, now.gradients, []), state["largest"]
         update, following = meta.update.propose(loose, state["update"])
         return Advanced(
             added(now.parameters, update, now.rate), {"update": following, "largest": largest}, None

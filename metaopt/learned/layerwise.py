@@ -43,106 +43,101 @@ class LayerwiseUpdate(UpdateRule):
         self.lstm.zero_head()
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
-        dims = chain.batch_dims
-        columns = sum(parameter.shape[:dims].numel() for parameter in parameters)
-        step = torch.zeros(1, device=parameters[0].device)
-        moments = [
-            torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
-            for parameter in parameters
-            for _ in range(4)
-        ]
-        return [step, *self.lstm.init_state(columns), *moments]
+        problems = parameters[0].shape[: chain.batch_dims].numel()
+        coordinates = sum(parameter.numel() for parameter in parameters) // problems
+        device = parameters[0].device
+        moments = [torch.zeros(problems, coordinates, device=device) for _ in range(4)]
+        columns = len(parameters) * problems
+        return [torch.zeros(1, device=device), *self.lstm.init_state(columns), *moments]
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
         own = 2 * len(self.lstm.layers)
-        step, lstm_state, moments = state[0] + 1, state[1 : 1 + own], state[1 + own :]
-        parts = [
-            _Moments.after(gradient, moments[4 * i : 4 * i + 4], step)
-            for i, gradient in enumerate(seen.gradients)
-        ]
-        columns = [
-            part.numbers().channels(parameter, seen.batch_dims, step)
-            for part, parameter in zip(parts, seen.numbers.parameters, strict=True)
-        ]
-        outputs, following = self.lstm(torch.cat(columns, dim=1), lstm_state)
-        steered = torch.split(outputs, [column.shape[1] for column in columns], dim=1)
-        update = [
-            part.step(output, seen.batch_dims) for part, output in zip(parts, steered, strict=True)
-        ]
-        kept = [moment for part in parts for moment in part.raw]
-        return update, [step, *following, *kept]
-
-
-class _Moments:
-    """Momenta and mean squares of one parameter, and what follows from them."""
-
-    def __init__(self, gradient: Tensor, raw: list[Tensor], step: Tensor) -> None:
-        self.given = gradient, raw, step
-        self.raw = raw
-        decays = (FAST, SLOW, *SQUARES)
-        fast, slow, recent, long = (
-            moment / (1 - decay**step) for moment, decay in zip(raw, decays, strict=True)
-        )
-        self.recent, self.long = recent, long
-        scale = (long + EPS).rsqrt()
-        self.fast, self.slow, self.gradient = fast * scale, slow * scale, gradient * scale
-
-    @classmethod
-    def after(cls, gradient: Tensor, before: Sequence[Tensor], step: Tensor) -> _Moments:
-        """With one more gradient."""
-        fast, slow, recent, long = before
+        step, lstm_state = state[0] + 1, state[1 : 1 + own]
+        gradient = _rows(seen.gradients, seen.batch_dims)
+        fast, slow, recent, long = state[1 + own :]
         square = gradient.square()
-        raw = [
+        moments = [
             fast.lerp(gradient, 1 - FAST),
             slow.lerp(gradient, 1 - SLOW),
             recent.lerp(square, 1 - SQUARES[0]),
             long.lerp(square, 1 - SQUARES[1]),
         ]
-        return cls(gradient, raw, step)
+        directions = _directions(gradient, moments, step)
+        sizes = [parameter.shape[seen.batch_dims :].numel() for parameter in seen.parameters]
+        channels = self._channels(seen, directions, moments, step, sizes)
+        output, following = self.lstm(channels, lstm_state)
+        rate, mix_slow, mix_gradient = _spread(output, sizes)
+        mixed = directions[0] + mix_slow * directions[1] + mix_gradient * directions[2]
+        update = -RATE * (3.0 * torch.tanh(rate)).exp() * mixed
+        pieces = [
+            piece.reshape(parameter.shape)
+            for piece, parameter in zip(
+                torch.split(update, sizes, dim=1), seen.parameters, strict=True
+            )
+        ]
+        return pieces, [step, *following, *moments]
 
-    def numbers(self) -> _Moments:
-        """The same without their graph: what the LSTM sees."""
-        gradient, raw, step = self.given
-        if not gradient.requires_grad and not any(moment.requires_grad for moment in raw):
-            return self
-        return _Moments(gradient.detach(), [moment.detach() for moment in raw], step)
-
-    def channels(self, parameter: Tensor, batch_dims: int, step: Tensor) -> Tensor:
-        """What the LSTM sees, ``(channels, problems)``."""
-
-        def mean(value: Tensor) -> Tensor:
-            return value.flatten(start_dim=batch_dims).mean(dim=-1).reshape(-1)
-
-        fast, slow = mean(self.fast.square()), mean(self.slow.square())
-        agree = mean(self.fast * self.slow) / (fast * slow + EPS).sqrt()
-        surprise = (
-            mean(self.gradient * self.slow) / (mean(self.gradient.square()) * slow + EPS).sqrt()
-        )
-        trend = (mean(self.recent) + EPS).log() - (mean(self.long) + EPS).log()
-        size = (mean(parameter.square()) + 1e-6).log() / 4.0
-        entries = parameter.shape[batch_dims:]
-        like = torch.ones_like(size)
-        vector = like * float(len(entries) == 1)
-        many = like * (torch.Size(entries).numel() + 1) ** 0.1 / 3.0
-        time = like * step.log10() / 4.0
+    def _channels(
+        self,
+        seen: Observation,
+        directions: Sequence[Tensor],
+        moments: Sequence[Tensor],
+        step: Tensor,
+        sizes: Sequence[int],
+    ) -> Tensor:
+        """What the LSTM sees, ``(channels, tensors * problems)``, without a graph."""
+        fast, slow, gradient = (direction.detach() for direction in directions)
+        recent, long = (moment.detach() for moment in moments[2:])
+        weights = _rows(seen.numbers.parameters, seen.batch_dims)
+        products = torch.stack(
+            (
+                fast.square(), slow.square(), fast * slow, gradient * slow, gradient.square(),
+                recent / (1 - SQUARES[0] ** step), long / (1 - SQUARES[1] ** step),
+                weights.square(),
+            )
+        )  # fmt: skip
+        means = [part.mean(dim=-1) for part in torch.split(products, list(sizes), dim=-1)]
+        ff, ss, fs, gs, gg, now, ever, ww = torch.stack(means, dim=1).flatten(start_dim=1)
+        like = weights.new_ones(1, len(weights))
+        shapes = [parameter.shape[seen.batch_dims :] for parameter in seen.parameters]
+        vector = weights.new_tensor([float(len(shape) == 1) for shape in shapes])
+        many = weights.new_tensor([(size + 1) ** 0.1 / 3.0 for size in sizes])
         return torch.stack(
             (
-                fast.sqrt(),
-                slow.sqrt(),
-                agree,
-                surprise,
-                trend.clamp(-5, 5),
-                size,
-                vector,
-                many,
-                time,
+                ff.sqrt(),
+                ss.sqrt(),
+                fs / (ff * ss + EPS).sqrt(),
+                gs / (gg * ss + EPS).sqrt(),
+                ((now + EPS).log() - (ever + EPS).log()).clamp(-5, 5),
+                (ww + 1e-6).log() / 4.0,
+                (vector.unsqueeze(1) * like).flatten(),
+                (many.unsqueeze(1) * like).flatten(),
+                torch.ones_like(ff) * step.log10() / 4.0,
             )
         )
 
-    def step(self, output: Tensor, batch_dims: int) -> Tensor:
-        """f, for the LSTM's output ``(3, problems)``."""
-        shape = self.fast.shape[:batch_dims] + (1,) * (self.fast.dim() - batch_dims)
-        rate, slow, gradient = (row.reshape(shape) for row in output)
-        mixed = self.fast + slow * self.slow + gradient * self.gradient
-        update: Tensor = -RATE * (3.0 * torch.tanh(rate)).exp() * mixed
-        return update
+
+def _rows(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:
+    """All entries of a problem in one row, ``(problems, coordinates)``."""
+    problems = tensors[0].shape[:batch_dims].numel()
+    return torch.cat([tensor.reshape(problems, -1) for tensor in tensors], dim=1)
+
+
+def _directions(
+    gradient: Tensor, moments: Sequence[Tensor], step: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both momenta and the gradient over the root mean square gradient of each coordinate."""
+    fast, slow, _, long = moments
+    scale = (long / (1 - SQUARES[1] ** step) + EPS).rsqrt()
+    return fast * scale / (1 - FAST**step), slow * scale / (1 - SLOW**step), gradient * scale
+
+
+def _spread(output: Tensor, sizes: Sequence[int]) -> Tensor:
+    """A value a tensor and problem, ``(outputs, tensors * problems)``, to all its coordinates.
+
+    Returns:
+        ``(outputs, problems, coordinates)``.
+    """
+    by_problem = output.reshape(len(output), len(sizes), -1).mT
+    index = torch.repeat_interleave(torch.tensor(sizes, device=output.device))
+    return by_problem[:, :, index]

@@ -58,7 +58,7 @@ class NetworkBody(Body):
         self.model = model
         self.sites = find_sites(model, sites)
         self.homogeneous = tuple(site for site in self.sites.found if site.homogeneous)
-        self.view = as_chain(model) if meta.update.sees_layers else "m1 needs none"
+        self.view = as_chain(model)
         self.meta_action = meta.spec.action
         self.learns_element = meta.element is not None
         self.action = action
@@ -79,17 +79,7 @@ class NetworkBody(Body):
         self.init_state(meta)  # refuses an m2 that cannot do it
 
     def _check(self, action: str, sites_given: bool, loss_fn: object) -> None:
-        choices = (AUTO, self.meta_action, RESCALING, NONE)
-        if action not in choices:
-            raise UserError(
-                f"expected an action of {', '.join(choices)} for this optimizer, got {action!r}: "
-                f"name one"
-            )
-        if loss_fn is not None and not callable(loss_fn):
-            raise UserError(
-                f"expected a loss_fn that can be called, got {loss_fn!r}: give the loss, such as "
-                f"torch.nn.MSELoss(), or leave it out"
-            )
+        check_action(action, loss_fn, self.meta_action)
         if action == RESCALING and not self.homogeneous:
             raise UserError(
                 f"expected a site that can be rescaled, got none ({self._why()}): use action='none'"
@@ -124,8 +114,6 @@ class NetworkBody(Body):
         rate = now.rate * trust
         unit = float(state["curvature"][0]) if state["curvature"] else UNKNOWN
         gradients = [gradient / unit for gradient in now.gradients]
-        # What knows no unit of the loss keeps its own: its averages outlive a new measurement.
-        own = gradients if meta.update.sees_layers else now.gradients
         x = None if seen is None else seen.x
         layer_input = None if x is None else self._layer_input(x, same)
         action = self._choose(layer_input, x is not None, same)
@@ -134,7 +122,7 @@ class NetworkBody(Body):
                 self.chain, parameters, gradients, layer_input, state, now.second_order, rate
             )
             return moved._replace(state=state | moved.state)
-        observed = self._observed(parameters, own, layer_input, state, now.second_order)
+        observed = self._observed(parameters, gradients, layer_input, state, now.second_order)
         if observed is None:  # a chain whose input nobody saw
             raise UserError(
                 "expected a forward pass of the model that was differentiated before step(), got "
@@ -142,7 +130,7 @@ class NetworkBody(Body):
             )
         following = dict(state)
         if "largest" in state:
-            _, following["largest"] = loosely(parameters, own, state["largest"])
+            _, following["largest"] = loosely(parameters, gradients, state["largest"])
         update, following["update"] = meta.update.propose(observed, state["update"])
         updated = added(parameters, update, rate)
         if action != RESCALING or meta.element is None or seen is None or x is None:
@@ -252,6 +240,25 @@ class NetworkBody(Body):
             lines.append(f"Not a chain of Linear layers ({self.view}): m1 sees gradients alone")
         lines += [f"{what}: {count} steps" for what, count in sorted(self.counts.items())]
         return "\n".join(lines)
+
+
+def check_action(action: str, loss_fn: object, own: str | None = None) -> None:
+    """Raises UserError for an action or a loss_fn that no network takes.
+
+    Args:
+        own: the action that m2 was trained for, where there is an m2 and a use for it.
+    """
+    choices = [AUTO, *([own] if own else []), RESCALING, NONE]
+    if action not in choices:
+        raise UserError(
+            f"expected an action of {', '.join(choices)} for this optimizer, got {action!r}: "
+            f"name one"
+        )
+    if loss_fn is not None and not callable(loss_fn):
+        raise UserError(
+            f"expected a loss_fn that can be called, got {loss_fn!r}: give the loss, such as "
+            f"torch.nn.MSELoss(), or leave it out"
+        )
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from metaopt.errors import UserError
 from metaopt.learned.body import Body, LooseBody, Now, ProblemBody
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.meta_optimizer import MetaOptimizer, State
-from metaopt.learned.network_body import AUTO, NetworkBody
+from metaopt.learned.network_body import AUTO, NetworkBody, check_action
 from metaopt.learned.tape import Pass, Tape
 from metaopt.symmetry import Teleported
 
@@ -96,6 +96,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             own: Body
             if isinstance(model, ChainModel):
                 own = ProblemBody(list(model.parameters()), model.chain, model.x)
+            elif self.meta.element is None and not self.meta.update.sees_layers:
+                check_action(action, loss_fn)
+                own = LooseBody([p for p in model.parameters() if p.requires_grad], self.meta)
             else:
                 own = NetworkBody(model, self.meta, loss_fn, action, sites)
                 self.model = model
