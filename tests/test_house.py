@@ -28,6 +28,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
 
 FOLDERS = (
     "errors",
+    "randomness",
     "chain",
     "data",
     "problems",

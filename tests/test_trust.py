@@ -16,10 +16,10 @@ NAN, INF = math.nan, math.inf
 
 
 def of_level(level: float, shape=(4, 3)) -> torch.Tensor:
-    """A gradient of this mean square."""
+    """A gradient of this level: the mean square of its entries times the samples."""
     signs = torch.ones(shape, dtype=torch.float64)
     signs.view(-1)[::2] = -1.0
-    return signs * math.sqrt(level)
+    return signs * math.sqrt(level) / shape[0]
 
 
 def follow(levels, same: bool = True) -> list[list[float]]:
@@ -55,9 +55,16 @@ def test_a_gradient_of_zero_says_nothing(before):
     assert torch.equal(trusted(before, torch.zeros(3), True), before)
 
 
-def test_the_level_is_the_mean_square_of_all_entries():
+def test_the_level_is_the_mean_square_of_all_entries_times_the_samples():
     state = trusted(untried(), torch.tensor([[1.0, -2.0], [3.0, 0.0]]), True)
-    assert state.tolist() == [1.0, 3.5, 3.5]
+    assert state.tolist() == [1.0, 4 * 3.5, 4 * 3.5]
+
+
+def test_a_ragged_last_batch_under_a_mean_changes_little():
+    state = untried()
+    for samples in (64, 64, 64, 1, 64, 64):
+        state = trusted(state, torch.ones(samples, 3) / samples, False)
+    assert state[0] == 1.0
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -134,7 +141,7 @@ def test_a_gradient_that_is_not_finite_halves_trust_and_keeps_the_rest(value, sa
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_squares_do_not_overflow_in_the_dtype_of_the_gradient(dtype):
     state = trusted(untried(), torch.full((5,), 1024.0, dtype=dtype), True)
-    assert state.tolist() == [1.0, 2.0**20, 2.0**20]
+    assert state.tolist() == [1.0, 25 * 2.0**20, 25 * 2.0**20]
     assert state.dtype == torch.float64
 
 
@@ -147,7 +154,7 @@ def test_the_state_before_is_not_written_to():
 
 def spiking(factor: float) -> tuple[list[torch.Tensor], float]:
     """(the step, trust) where the same batch comes again with so much more loss."""
-    meta = MetaOptimizer(MetaOptimizerSpec(update="layerwise", element="none", hidden=4))
+    meta = MetaOptimizer(MetaOptimizerSpec(element="none", heads=("plain",), hidden=4))
     model, pair = mlp(dtype=torch.float64), batch_for(mlp, dtype=torch.float64)
     optimizer = LearnedOptimizer(model, meta)
     train(model, optimizer, [pair] * 3)

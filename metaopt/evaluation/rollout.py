@@ -69,17 +69,21 @@ def rollout(
     steps: int,
     measure_defects: bool = True,
     progress: tqdm[Any] | None = None,
+    first_step: int = 0,
 ) -> Trajectory:
     """Step ``optimizer`` on ``problem``, always with a closure.
 
     An optimizer that teleports shows its last move as the attribute ``teleportation``.
+
+    Args:
+        first_step: of the trajectory; it says which minibatch a problem of minibatches is at.
     """
     closure = _Recorder(problem)
     nothing = torch.full((problem.batch,), torch.nan, dtype=torch.float64)
     defects, refused = [nothing], [torch.zeros(problem.batch, dtype=torch.bool)]
     seconds = 0.0
     for step in range(steps):
-        closure.fresh, closure.step = True, step
+        closure.fresh, closure.step = True, first_step + step
         start = time.perf_counter()
         optimizer.step(closure)
         seconds += time.perf_counter() - start
@@ -92,7 +96,7 @@ def rollout(
             refused.append(teleportation.refused)
         if progress is not None:
             progress.update()
-    closure.fresh, closure.step = True, steps
+    closure.fresh, closure.step = True, first_step + steps
     closure()
     return Trajectory(
         torch.stack(closure.losses),

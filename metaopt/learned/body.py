@@ -28,6 +28,7 @@ class Now(NamedTuple):
     seen: Pass | None = None  # the forward pass that was differentiated, where there is one
     rate: float = 1.0  # factor of f_t
     second_order: bool = False
+    absent: frozenset[int] = frozenset()  # indices of parameters without a gradient: f = 0
 
 
 class Body(ABC):
@@ -105,7 +106,7 @@ class LooseBody(Body):
             loose, largest = Observation.loose(now.parameters, now.gradients, []), state["largest"]
         update, following = meta.update.propose(loose, state["update"])
         return Advanced(
-            added(now.parameters, update, now.rate), {"update": following, "largest": largest}, None
+            added(now, update, now.rate), {"update": following, "largest": largest}, None
         )
 
 
@@ -138,9 +139,9 @@ def loosely(
     return Observation.loose(parameters, gradients, scales), following
 
 
-def added(parameters: Sequence[Tensor], update: Sequence[Tensor], rate: float) -> list[Tensor]:
-    """w + rate f, in the dtype of w."""
+def added(now: Now, update: Sequence[Tensor], rate: float) -> list[Tensor]:
+    """w + rate f, in the dtype of w; w itself where there was no gradient."""
     return [
-        parameter + (step if rate == 1.0 else rate * step).to(parameter.dtype)
-        for parameter, step in zip(parameters, update, strict=True)
+        parameter if index in now.absent else parameter + (rate * step).to(parameter.dtype)
+        for index, (parameter, step) in enumerate(zip(now.parameters, update, strict=True))
     ]

@@ -8,6 +8,7 @@ networks know.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -35,15 +36,25 @@ def known_curvature(loss_fn: object) -> Callable[[Tensor], float] | None:
     reduction = getattr(loss_fn, "reduction", None)
     if reduction not in ("mean", "sum"):
         return None
-    largest = LARGEST[kind](loss_fn)
+    classes = kind is nn.CrossEntropyLoss
+    return KnownCurvature(LARGEST[kind](loss_fn), reduction == "mean", classes)
 
-    def curvature(output: Tensor) -> float:
+
+@dataclass(frozen=True)
+class KnownCurvature:
+    """The largest second derivative, from that of one term, as a function of the output."""
+
+    of_a_term: float
+    mean: bool
+    classes: bool  # whether a term is over all classes, which are in dimension 1
+
+    def __call__(self, output: Tensor) -> float:
+        if not self.mean:
+            return self.of_a_term
         terms = output.numel()
-        if kind is nn.CrossEntropyLoss:
+        if self.classes:
             terms //= output.shape[1] if output.dim() > 1 else terms
-        return largest / max(terms, 1) if reduction == "mean" else largest
-
-    return curvature
+        return self.of_a_term / max(terms, 1)
 
 
 FUNCTIONS: dict[Callable[..., object], type[nn.Module]] = {

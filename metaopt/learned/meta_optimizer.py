@@ -25,7 +25,7 @@ from metaopt.learned.update import (
     UpdateRule,
 )
 from metaopt.symmetry import LayerInput, Teleported, make_action, teleport
-from metaopt.symmetry.exponential import MAX_DIRECTION, MAX_ELEMENT, Element
+from metaopt.symmetry.exponential import MAX_DIRECTION, MAX_ELEMENT, Element, Spectral
 
 State = dict[str, list[Tensor]]
 """LSTM states by network: "update" and, where g is learned, "element"."""
@@ -230,6 +230,7 @@ class MetaOptimizer(nn.Module):
         state: State,
         second_order: bool = False,
         rate: float = 1.0,
+        reach: float = 1.0,
     ) -> Advanced:
         """One step, w <- g_t . (w + rate f_t); the same code serves use and meta-training.
 
@@ -239,6 +240,7 @@ class MetaOptimizer(nn.Module):
             layer_input: the chain's input x; pass the same object again while x is the same.
             second_order: let a meta-gradient through the gradients, given with their graph, and
                 through the scales of the step; else both are constants.
+            rate, reach: factors of f_t and of T_t.
         """
         seen = Observation.of(chain, parameters, gradients, layer_input.original, second_order)
         proposal, following = self.propose(seen, state)
@@ -248,7 +250,13 @@ class MetaOptimizer(nn.Module):
         ]
         if self.element is None:
             return Advanced(updated, following, None)
-        moved = teleport(chain, chain.layers(updated), layer_input, proposal.elements, self.action)
+        elements = proposal.elements
+        if reach != 1.0:
+            elements = [
+                e._replace(values=reach * e.values) if isinstance(e, Spectral) else reach * e
+                for e in elements
+            ]
+        moved = teleport(chain, chain.layers(updated), layer_input, elements, self.action)
         if self.spec.hold:
             moved = moved.hold(chain.layers(parameters), self.spec.hold)
         return Advanced(chain.parameters(moved.layers), following, moved)

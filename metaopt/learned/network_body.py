@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metaopt.errors import UserError
 from metaopt.learned.body import Body, Now, added, check_loose, largest_so_far, loosely
@@ -23,9 +22,9 @@ from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, State
 from metaopt.learned.observation import NO_CHAIN, Observation
 from metaopt.learned.tape import Pass
 from metaopt.learned.trust import trusted, untried
-from metaopt.learned.units import Units
-from metaopt.network import ChainView, ModuleSite, actions_for, as_chain, find_sites
-from metaopt.network.move import NetworkMove, with_values
+from metaopt.learned.units import Units, inner_inputs
+from metaopt.network import ChainView, actions_for, as_chain, find_sites
+from metaopt.network.move import NetworkMove
 from metaopt.network.orbit import RescalingOrbit
 from metaopt.symmetry import LayerInput
 
@@ -80,6 +79,11 @@ class NetworkBody(Body):
 
     def _check(self, action: str, sites_given: bool, loss_fn: object) -> None:
         check_action(action, loss_fn, self.meta_action)
+        if action not in (AUTO, NONE) and not self.learns_element:
+            raise UserError(
+                f"expected an optimizer with an m2 for action={action!r}, got one without: use "
+                f"action='none' or an optimizer that teleports"
+            )
         if action == RESCALING and not self.homogeneous:
             raise UserError(
                 f"expected a site that can be rescaled, got none ({self._why()}): use action='none'"
@@ -119,7 +123,14 @@ class NetworkBody(Body):
         action = self._choose(layer_input, x is not None, same)
         if layer_input is not None and action == self.meta_action and "element" in state:
             moved = meta.advance(
-                self.chain, parameters, gradients, layer_input, state, now.second_order, rate
+                self.chain,
+                parameters,
+                gradients,
+                layer_input,
+                state,
+                now.second_order,
+                rate,
+                trust,
             )
             return moved._replace(state=state | moved.state)
         observed = self._observed(parameters, gradients, layer_input, state, now.second_order)
@@ -132,7 +143,7 @@ class NetworkBody(Body):
         if "largest" in state:
             _, following["largest"] = loosely(parameters, gradients, state["largest"])
         update, following["update"] = meta.update.propose(observed, state["update"])
-        updated = added(parameters, update, rate)
+        updated = added(now, update, rate)
         if action != RESCALING or meta.element is None or seen is None or x is None:
             return Advanced(updated, following, None)
         units = self._units(parameters, gradients, seen)
@@ -224,7 +235,7 @@ class NetworkBody(Body):
         """Of each homogeneous site, at the weights where the gradient was taken."""
         by_name = dict(zip(self.names, parameters, strict=True))
         slopes = dict(zip(self.names, gradients, strict=True))
-        inputs = _inputs(self.model, self.names, parameters, seen, self.homogeneous)
+        inputs = inner_inputs(self.model, self.names, parameters, seen, self.homogeneous)
         return [Units.of(site, by_name, slopes, inputs[site.outgoing]) for site in self.homogeneous]
 
     def twin(self) -> NetworkBody:
@@ -259,32 +270,3 @@ def check_action(action: str, loss_fn: object, own: str | None = None) -> None:
             f"expected a loss_fn that can be called, got {loss_fn!r}: give the loss, such as "
             f"torch.nn.MSELoss(), or leave it out"
         )
-
-
-@torch.no_grad()
-def _inputs(
-    model: nn.Module,
-    names: Sequence[str],
-    values: Sequence[Tensor],
-    seen: Pass,
-    sites: Sequence[ModuleSite],
-) -> dict[str, Tensor]:
-    """What the outgoing layers of the sites are given in this pass, done again."""
-    kept: dict[str, Tensor] = {}
-
-    def keeper(name: str) -> Any:
-        return lambda module, arguments: kept.__setitem__(name, arguments[0])
-
-    handles = [
-        model.get_submodule(site.outgoing).register_forward_pre_hook(keeper(site.outgoing))
-        for site in sites
-    ]
-    x = seen.x
-    devices = [x.device] if x is not None and x.is_cuda else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            functional_call(model, with_values(model, names, values), seen.arguments, seen.keywords)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return kept

@@ -130,6 +130,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step from the gradients that ``backward`` left; a closure is optional."""
         loss = None
+        self.teleportation = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -142,27 +143,40 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _step(self, seen: Pass | None, scale: float) -> None:
         following = []
-        self.teleportation = None
         states = self.learned_states
+        self._check_all_known()
+        self._follow(self.bodies[0].parameters[0].device)
         for index, (body, group) in enumerate(zip(self.bodies, self.param_groups, strict=True)):
             gradients = [
                 torch.zeros_like(p) if p.grad is None else p.grad / scale if scale != 1 else p.grad
                 for p in body.parameters
             ]
             rate = float(group["lr"])
-            now = Now(body.parameters, gradients, seen, rate)
+            absent = frozenset(i for i, p in enumerate(body.parameters) if p.grad is None)
+            now = Now(body.parameters, gradients, seen, rate, absent=absent)
             advanced = body.advance(self.meta, now, states[index])
             if not isinstance(body, ProblemBody) and not _finite(advanced.parameters):
                 self.skipped += 1
-                following.append(states[index])
+                following.append(states[index])  # as if it had not been asked for
                 continue
             for parameter, value in zip(body.parameters, advanced.parameters, strict=True):
-                if parameter.grad is not None or advanced.teleportation is not None:
-                    parameter.copy_(value)
+                parameter.copy_(value)
             following.append(advanced.state)
             self.teleportation = self.teleportation or advanced.teleportation
         kept: dict[Any, Any] = self.state
         kept["learned"] = following
+
+    def _check_all_known(self) -> None:
+        """A parameter that was frozen when the optimizer was made has no place in it."""
+        if self.model is None:
+            return
+        known = {id(p) for body in self.bodies for p in body.parameters}
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None and id(parameter) not in known:
+                raise UserError(
+                    f"expected parameters that were trainable when the optimizer was built, got a "
+                    f"gradient of {name}, which was frozen: build the optimizer anew"
+                )
 
     def _amp(self, seen: Pass | None) -> tuple[float, bool, Pass | None]:
         """(scale of the gradients, whether to skip, what was seen without the scale)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ class Pass(NamedTuple):
     output: Tensor | None = None  # where it was one tensor
     output_gradient: Tensor | None = None  # dL/dF, where it was differentiated
     alone: bool = True  # whether no other pass went into the same gradients
+    cast_to: torch.dtype | None = None  # by autocast, where it was on
 
     @property
     def x(self) -> Tensor | None:
@@ -25,53 +25,70 @@ class Pass(NamedTuple):
         values = (*self.arguments, *self.keywords.values())
         return next((value for value in values if isinstance(value, Tensor)), None)
 
+    def autocast(self) -> torch.autocast:
+        """As it was in this pass."""
+        device = "cpu" if self.x is None else self.x.device.type
+        return torch.autocast(device, self.cast_to, enabled=self.cast_to is not None)
+
 
 class Tape:
-    """Keeps the last pass of a model that was differentiated; its copies keep nothing.
+    """Keeps the last pass of a model that was differentiated; it ends with its optimizer.
 
     A pass under ``no_grad`` leaves no trace, and one in grad mode that nothing is differentiated
     of leaves none after the next that is.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
-        self._model: Callable[[], nn.Module | None] = lambda: None
-        self._last: Pass | None = None
+        self.last: Pass | None = None
         self.passes = 0  # differentiated since the last :meth:`take`
         if model is not None:
-            self._model = weakref.ref(model)
-            self._handle = model.register_forward_hook(self, with_kwargs=True)
+            watch = _Watch(self, model)
+            handle = model.register_forward_hook(watch, with_kwargs=True)
+            weakref.finalize(self, handle.remove)
+
+    def take(self) -> Pass | None:
+        """The last pass that was differentiated since this was asked before."""
+        last, passes = self.last, self.passes
+        self.last, self.passes = None, 0
+        return None if last is None else last._replace(alone=passes == 1)
+
+
+class _Watch:
+    """The forward hook; a copy of the model has one that does nothing."""
+
+    def __init__(self, tape: Tape | None = None, model: nn.Module | None = None) -> None:
+        self._tape = None if tape is None else weakref.ref(tape)
+        self._model = None if model is None else weakref.ref(model)
 
     def __call__(
         self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
     ) -> None:
-        """The forward hook."""
-        if model is not self._model() or not torch.is_grad_enabled():
+        tape = None if self._tape is None else self._tape()
+        own = None if self._model is None else self._model()
+        if tape is None or model is not own or not torch.is_grad_enabled():
             return
         if not isinstance(output, Tensor) or not output.requires_grad:
             return
+        device = output.device.type
+        on = torch.is_autocast_enabled(device)
         seen = Pass(
             tuple(map(_detached, arguments)),
             {name: _detached(value) for name, value in keywords.items()},
             output.detach().clone(),
+            cast_to=torch.get_autocast_dtype(device) if on else None,
         )
 
         def differentiated(gradient: Tensor) -> None:
-            self._last = seen._replace(output_gradient=gradient.detach().clone())
-            self.passes += 1
+            tape.last = seen._replace(output_gradient=gradient.detach().clone())
+            tape.passes += 1
 
         output.register_hook(differentiated)  # type: ignore[no-untyped-call]
 
-    def take(self) -> Pass | None:
-        """The last pass that was differentiated since this was asked before."""
-        last, passes = self._last, self.passes
-        self._last, self.passes = None, 0
-        return None if last is None else last._replace(alone=passes == 1)
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Watch:
+        return _Watch()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tape:
-        return Tape(None)
-
-    def __reduce__(self) -> tuple[type[Tape], tuple[None]]:
-        return Tape, (None,)
+    def __reduce__(self) -> tuple[type[_Watch], tuple[()]]:
+        return _Watch, ()
 
 
 def _detached(value: Any) -> Any:

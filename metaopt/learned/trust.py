@@ -27,7 +27,10 @@ def trusted(before: Tensor, gradient: Tensor, same: bool) -> Tensor:
         same: whether the batch is the one of the step before; else levels are averaged.
     """
     trust, level, least = before.tolist()
-    now = float(gradient.double().square().mean())
+    samples = (
+        gradient.shape[0] if gradient.dim() else 1
+    )  # of a mean, each has a share of 1 / samples
+    now = float((samples * gradient.double()).square().mean())
     if not same and level != float("inf"):
         now = DECAY * level + (1 - DECAY) * now
     if now == 0:

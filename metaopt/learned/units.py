@@ -6,14 +6,18 @@ are sums of squares over the weights, gradients and features of one unit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from metaopt.learned.observation import TINY, log_sign
+from metaopt.learned.tape import Pass
 from metaopt.network import ModuleSite
+from metaopt.network.move import with_values
+from metaopt.randomness import same_randomness
 
 EMPTY = 1e-12  # of C_ii over its mean
 
@@ -75,3 +79,33 @@ def _features(site: ModuleSite, hidden: Tensor, convolution: bool) -> Tensor:
         h.movedim(1, 0) if convolution else h.reshape(-1, site.width, site.block).movedim(1, 0)
     )
     return by_unit.reshape(site.width, -1).square().sum(dim=1)
+
+
+@torch.no_grad()
+def inner_inputs(
+    model: nn.Module,
+    names: Sequence[str],
+    values: Sequence[Tensor],
+    seen: Pass,
+    sites: Sequence[ModuleSite],
+) -> dict[str, Tensor]:
+    """What the outgoing layers of the sites are given in this pass, done again.
+
+    With other dropout masks, where there are any.
+    """
+    kept: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Any:
+        return lambda module, arguments: kept.__setitem__(name, arguments[0])
+
+    handles = [
+        model.get_submodule(site.outgoing).register_forward_pre_hook(keeper(site.outgoing))
+        for site in sites
+    ]
+    try:
+        with same_randomness(), seen.autocast():
+            functional_call(model, with_values(model, names, values), seen.arguments, seen.keywords)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept

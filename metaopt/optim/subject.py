@@ -15,7 +15,15 @@ from metaopt.learned.optimizer import ChainModel
 from metaopt.network import ChainView, actions_for, as_chain, find_sites
 from metaopt.network.move import NetworkMove, with_values
 from metaopt.network.orbit import RescalingOrbit
-from metaopt.symmetry import GroupAction, LayerInput, RescalingAction, Teleported, make_action
+from metaopt.randomness import same_randomness
+from metaopt.symmetry import (
+    GroupAction,
+    LayerInput,
+    PostActivationAction,
+    RescalingAction,
+    Teleported,
+    make_action,
+)
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ChainOrbit, Orbit
 from metaopt.symmetry.search import Climb
@@ -143,11 +151,21 @@ class NetworkSubject(Subject):
                     f"expected a site that can be rescaled, got none ({self._why()}): "
                     f"use another action"
                 )
+        elif isinstance(action, PostActivationAction) and not self._invertible():
+            raise UserError(
+                "expected activations with an inverse on the real line, such as LeakyReLU, for "
+                "PostActivationAction (eq. 78), got others: use action='pre_activation'"
+            )
         elif isinstance(self.view, str):
             raise UserError(
                 f"expected a chain of Linear layers for {type(action).__name__}, got another "
                 f"model ({self.view}): use action='rescaling'"
             )
+
+    def _invertible(self) -> bool:
+        if isinstance(self.view, str):
+            return True  # refused for another reason
+        return all(activation.inverse for activation in self.view.chain.activations[:-1])
 
     def _why(self) -> str:
         return "; ".join(out.reason for out in self.sites.left_out) or "it has too few layers"
@@ -190,11 +208,9 @@ class NetworkSubject(Subject):
     def loss(self, batch: Batch | None) -> LossFunction:
         x, y = _given(batch)
         seed = torch.random.initial_seed()
-        devices = [x.device] if x.is_cuda else []
 
         def of(values: Sequence[Tensor]) -> Tensor:
-            with torch.random.fork_rng(devices=devices):  # the same dropout at each evaluation
-                torch.manual_seed(seed)
+            with same_randomness(seed):  # the same dropout at each evaluation
                 output = functional_call(
                     self.model, with_values(self.model, self.names, values), (x,)
                 )

@@ -176,8 +176,9 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         Returns:
             The loss before the step, at w_t, where there is a closure.
         """
-        if self.schedule(self.steps) or self._optimizer_step_pre_hooks:
-            return self._hooked_step(closure, batch)
+        due = self.schedule(self.steps)
+        if due or self._optimizer_step_pre_hooks:
+            return self._hooked_step(closure, batch, due)
         self.teleportation = None
         self.steps += 1
         loss = self.base.step(closure)
@@ -187,10 +188,13 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
     @torch.optim.Optimizer.profile_hook_step
     def _hooked_step(
-        self, closure: Callable[[], Any] | None, batch: tuple[Tensor, Tensor] | None
+        self,
+        closure: Callable[[], Any] | None,
+        batch: tuple[Tensor, Tensor] | None,
+        due: bool,
     ) -> Any:
         self.teleportation = None
-        if not self.schedule(self.steps):
+        if not due:
             self.steps += 1
             return self.base.step(closure)
         given = None if batch is None else Batch(*batch)

@@ -43,7 +43,7 @@ class FixedAscent:
         """From ``parameters`` to where the ascent ends."""
         current = [parameter.detach() for parameter in parameters]
         taken: list[list[Tensor]] = []
-        refused = None
+        moved = None
         for _ in range(self.iterations):
             elements = [element.requires_grad_() for element in orbit.identity(current)]
             with torch.enable_grad():
@@ -52,9 +52,9 @@ class FixedAscent:
             steps = [self.rate * slope for slope in slopes]
             with torch.no_grad():
                 move = orbit.move(current, steps)
-            moved = [parameter.detach() for parameter in move.parameters]
-            current = choose(move.refused, current, moved)
-            refused = move.refused if refused is None else refused | move.refused
+            reached = [parameter.detach() for parameter in move.parameters]
+            current = choose(move.refused, current, reached)
+            moved = ~move.refused if moved is None else moved | ~move.refused
             taken.append(choose(move.refused, [torch.zeros_like(t) for t in steps], steps))
-        assert refused is not None
-        return Climb(current, refused, taken)
+        assert moved is not None
+        return Climb(current, ~moved, taken)

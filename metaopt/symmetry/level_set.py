@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metaopt.errors import UserError
+from metaopt.randomness import same_randomness
 from metaopt.symmetry.action import per_problem
 from metaopt.symmetry.objectives import LossFunction, entry_sum
 
@@ -195,8 +196,7 @@ def module_loss(
     def loss(values: Sequence[Tensor]) -> Tensor:
         tensors = {name: buffer.clone() for name, buffer in model.named_buffers()}
         tensors |= dict(zip(named, values, strict=True))
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            torch.manual_seed(seed)
+        with same_randomness(seed):
             return loss_fn(functional_call(model, tensors, (x,)), y)
 
     return list(named.values()), loss

@@ -1,0 +1,23 @@
+"""torch's generators, left as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def same_randomness(seed: int | None = None) -> Iterator[None]:
+    """What is drawn inside changes no generator outside, on no device.
+
+    Args:
+        seed: of the draws inside; else they go on from where the generators are.
+    """
+    there = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if there else []
+    with torch.random.fork_rng(devices=devices):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
