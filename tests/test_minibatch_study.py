@@ -46,7 +46,7 @@ def test_a_diverged_run_counts_as_infinite(pair):
 
 
 def test_the_study_trains_measures_and_leaves_its_tables(tmp_path, monkeypatch, capsys):
-    data = make_dataset(tmp_path, "mnist", train=100, test=20)
+    data = make_dataset(tmp_path, "mnist", train=150, test=20)
     monkeypatch.setattr(minibatches, "QUICK", TINY)
 
     def train_here(jobs, processes):

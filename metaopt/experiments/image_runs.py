@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parameters_to_vector
 
 from metaopt.data import batches
 from metaopt.experiments.report import write_json
@@ -99,6 +100,7 @@ class Run:
         gradient_norms: squared, before and after the teleport, on its minibatches together.
         defect: largest change of the output by a teleport, on its minibatch.
         undone: teleports undone because of it.
+        moved: of the weights by all teleports, over their norm.
     """
 
     train: list[float]
@@ -109,6 +111,7 @@ class Run:
     gradient_norms: tuple[float, float] | None = None
     defect: float = 0.0
     undone: int = 0
+    moved: float = 0.0
 
 
 def run(plan: Plan, train: Pair, test: Pair, folder: Path, data: str) -> Run:
@@ -198,11 +201,14 @@ def _teleport(
     chosen = [pair for _, pair in zip(range(teleport.minibatches), drawn, strict=False)]
     x, y = (torch.cat(side) for side in zip(*chosen, strict=True))
     before = _square_norm(model, x, y)
+    start = parameters_to_vector(model.parameters()).detach().clone()
     moves = optimizer.teleport_on(chosen)
+    end = parameters_to_vector(model.parameters()).detach()
     return {
         "gradient_norms": (before, _square_norm(model, x, y)),
         "defect": max(float(move.defect()) for move in moves),
         "undone": optimizer.undone,
+        "moved": float((end - start).norm() / start.norm()),
     }
 
 

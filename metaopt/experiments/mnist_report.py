@@ -62,7 +62,8 @@ def report(out: Path, results: Results) -> str:
                 rows.append(_row(setting, name, cell, variant, runs))
     headings = [
         "setting", "optimizer", "rate", "variant", "training loss", "test loss", "accuracy %",
-        "gain over the best control %", "that control", "gradient norm² before -> after", "defect",
+        "gain over the best control %", "that control", "gradient norm² before -> after",
+        "moved", "defect", "undone",
     ]  # fmt: skip
     table = markdown(headings, rows)
     write_text(out / "mnist.md", table)
@@ -82,7 +83,9 @@ def _row(setting: str, name: str, cell: Cell, variant: str, runs: Sequence[Run])
         setting, name, f"{cell.plan.rate:g}", variant,
         _spread(final(runs)), _spread([ran.test[-1] for ran in runs]),
         _spread([100 * ran.accuracy[-1] for ran in runs]), gained, control, norms,
+        f"{np.median([ran.moved for ran in runs]):.2g}" if moved else "",
         f"{max(ran.defect for ran in runs):.1e}" if moved else "",
+        str(sum(ran.undone for ran in runs)) if moved else "",
     ]  # fmt: skip
 
 

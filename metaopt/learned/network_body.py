@@ -90,6 +90,12 @@ class NetworkBody(Body):
             )
         chain = self.view.chain if isinstance(self.view, ChainView) else NO_CHAIN
         self.whole = not sites_given and bool(chain.sites)
+        slopes = chain.activations[:-1]
+        if action == "post_activation" and not all(slope.inverse for slope in slopes):
+            raise UserError(
+                "expected activations with an inverse on the real line, such as LeakyReLU, for "
+                "post_activation (eq. 78), got others: use action='auto'"
+            )
         if action == self.meta_action and not self.whole:
             why = self.view if isinstance(self.view, str) else "it has a single layer"
             why = "sites were given" if sites_given else why

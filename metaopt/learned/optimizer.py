@@ -104,7 +104,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 self.model = model
             self.bodies.append(own)
         self.teleportation: Teleported | None = None
-        self.skipped = 0
         self.tape = Tape(self.model)
         own_parameters = model.parameters() if isinstance(model, nn.Module) else model
         super().__init__(own_parameters, {"lr": lr})
@@ -120,6 +119,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
         states: list[State] = kept.setdefault("learned", [])
         states.extend(body.init_state(self.meta) for body in self.bodies[len(states) :])
         return states
+
+    @property
+    def skipped(self) -> int:
+        """It lives in ``state`` too."""
+        kept: dict[Any, Any] = self.state
+        return int(kept.get("skipped", 0))
+
+    @skipped.setter
+    def skipped(self, count: int) -> None:
+        kept: dict[Any, Any] = self.state
+        kept["skipped"] = count
 
     @property
     def learned_state(self) -> State:
@@ -156,7 +166,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             now = Now(body.parameters, gradients, seen, rate, absent=absent)
             advanced = body.advance(self.meta, now, states[index])
             if not isinstance(body, ProblemBody) and not _finite(advanced.parameters):
-                self.skipped += 1
+                self.skipped = self.skipped + 1
                 following.append(states[index])  # as if it had not been asked for
                 continue
             for parameter, value in zip(body.parameters, advanced.parameters, strict=True):
@@ -227,7 +237,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What torch keeps, and what it would lose."""
-        own = ("meta", "bodies", "model", "teleportation", "skipped")
+        own = ("meta", "bodies", "model", "teleportation")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from metaopt.optim.subject import (
     make_subject,
 )
 from metaopt.symmetry import GroupAction, Teleported
-from metaopt.symmetry.search import GradientAscent
+from metaopt.symmetry.search import GradientAscent, Search
 
 
 class TeleportingOptimizer(torch.optim.Optimizer):
@@ -77,7 +77,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         loss_fn: LossOnBatch | None = None,
         action: str | GroupAction = AUTO,
         schedule: Schedule = None,
-        search: GradientAscent | None = None,
+        search: Search | None = None,
         buffers: str = "keep",
         sites: Sequence[tuple[str, str]] | None = None,
         max_defect: float = 0.1,

@@ -59,9 +59,9 @@ class MinibatchProblem(Problem):
         self.chain = LayerChain((), (), batch_dims=1)
 
     def forward(self, step: int = 0) -> Tensor:
-        """The mean loss on minibatch ``step``; the data are gone through in a fixed order."""
+        """The mean loss on minibatch ``step``: slices in a fixed order, a shorter rest left out."""
         size = self.family.minibatch
-        start = step * size % (self.family.samples - size + 1)
+        start = step % (self.family.samples // size) * size
         h = self.data[:, start : start + size].mT
         targets = self.targets[:, start : start + size]
         activation = NONLINEAR[self.family.activation]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from metaopt.symmetry.action import per_problem
 from metaopt.symmetry.objectives import LossFunction, entry_sum
 from metaopt.symmetry.orbit import Orbit
-from metaopt.symmetry.search import Climb, choose
+from metaopt.symmetry.search import Climb, Search, choose
 
 
 class RandomMove:
@@ -27,7 +27,7 @@ class RandomMove:
 
     def __init__(
         self,
-        search: Callable[[Orbit, Sequence[Tensor], LossFunction], Climb],
+        search: Search,
         generator: torch.Generator,
     ) -> None:
         self.search = search

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,10 @@ class Climb(NamedTuple):
     parameters: list[Tensor]
     refused: Tensor  # (*batch,) bool: stayed at the start, the last move being refused
     taken: list[list[Tensor]]  # T of each site at each iteration, in order; 0 where it stayed
+
+
+Search = Callable[[Orbit, Sequence[Tensor], LossFunction], Climb]
+"""From parameters to another point of their orbit."""
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,7 @@ def _check_chain(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
     works = networks.update == "layerwise" or (networks.update == "coordinatewise" and plain)
     if spec.problems == "minibatches" and not (works and networks.element == "none"):
         raise UserError(
-            f"expected element='none' and update='layerwise' for problems='minibatches', which "
-            f"are no chains of layers, got {networks.element!r} and {networks.update!r}: set both"
+            f"expected element='none', and update='layerwise' or a coordinatewise one with "
+            f"heads=['plain'], for problems='minibatches', which are no chains of layers, got "
+            f"{networks.element!r}, {networks.update!r} and {list(networks.heads)}: set them"
         )
