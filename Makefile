@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint train study controls families publish clean
+.PHONY: help demo test lint train study controls families optimizers minibatches publish clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -41,8 +41,15 @@ controls: $(STAMP) ## why it wins: the same with one thing changed, resuming wha
 families: $(STAMP) ## the shipped optimizer on problems unlike those it was trained on
 	$(BIN)/python -m metaopt.experiments.families --out runs/families
 
+optimizers: $(STAMP) ## section 5.1 and appendix G on real data; needs MNIST in $$METAOPT_DATA
+	for study in mnist momentum adagrad; do \
+	  $(BIN)/python -m metaopt.experiments.optimizers $$study --out runs/optimizers || exit; done
+
+minibatches: $(STAMP) ## the layerwise optimizer against tuned rivals; needs MNIST in $$METAOPT_DATA
+	$(BIN)/python -m metaopt.experiments.minibatches --out runs/minibatches
+
 publish: $(STAMP) ## ship the study's best optimizers, and put its tables and pictures into the docs
-	$(BIN)/python scripts/publish.py --study runs/study --more runs/families runs/controls
+	$(BIN)/python scripts/publish.py
 
 clean: ## remove what make and runs leave
 	rm -rf $(VENV) runs build *.egg-info

@@ -1,8 +1,9 @@
 """Make what the repository shows of a study again: shipped optimizers, pictures and tables.
 
-    python scripts/publish.py --study runs/study [--more runs/families runs/controls]
+    python scripts/publish.py [--studies runs/study runs/controls runs/families ...]
 
-Of each method of Figure 6 the meta-seed that is best on validation problems is shipped. A table
+Of each shipped method that a study trained, the meta-seed that is best on validation problems is
+shipped. A table
 of the studies replaces what is between `<!-- table: NAME -->` and `<!-- end -->` in README.md and
 docs/results.md.
 """
@@ -15,7 +16,7 @@ import re
 import shutil
 from pathlib import Path
 
-from metaopt.experiments.recipes import SHIPPED
+from metaopt.experiments.recipes import LAYERWISE, SHIPPED
 from metaopt.learned.checkpoint import read_checkpoint, write_atomically
 from metaopt.training.run import BEST
 
@@ -25,9 +26,10 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def ship(study: Path) -> None:
-    """Copy the chosen checkpoints into the package."""
-    runs = json.loads((study / "runs.json").read_text())
-    for name in SHIPPED:
+    """Copy the chosen checkpoints into the package, if the study has any."""
+    listed = study / "runs.json"
+    runs = json.loads(listed.read_text()) if listed.exists() else {}
+    for name in (SHIPPED | LAYERWISE).keys() & runs.keys():
         best = min(runs[name], key=lambda run: run["score"])
         path = study / best["folder"] / BEST
         read_checkpoint(path)  # whole
@@ -36,10 +38,10 @@ def ship(study: Path) -> None:
         print(f"shipped meta-seed {best['seed']} of {name}, validation score {best['score']:.3f}")
 
 
-def show(study: Path, more: list[Path]) -> None:
+def show(studies: list[Path]) -> None:
     """Put tables and pictures where the pages show them; a table that is not there stays."""
-    tables = {p.stem: p for folder in (study, *more) for p in (folder / "tables").glob("*.md")}
-    for picture in study.glob("*.png"):
+    tables = {p.stem: p for folder in studies for p in (folder / "tables").glob("*.md")}
+    for picture in (p for folder in studies for p in folder.glob("*.png")):
         shutil.copyfile(picture, ROOT / "docs" / "figures" / picture.name)
     for page in PAGES:
         text = BLOCK.sub(
@@ -57,11 +59,13 @@ def show(study: Path, more: list[Path]) -> None:
 def main() -> None:
     """Ship, then show."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--study", type=Path, default=ROOT / "runs" / "study")
-    parser.add_argument("--more", type=Path, nargs="*", default=[], help="other studies' folders")
+    names = ("study", "controls", "families", "optimizers", "minibatches")
+    there = [folder for name in names if (folder := ROOT / "runs" / name).is_dir()]
+    parser.add_argument("--studies", type=Path, nargs="+", default=there, help="their folders")
     options = parser.parse_args()
-    ship(options.study)
-    show(options.study, options.more)
+    for study in options.studies:
+        ship(study)
+    show(options.studies)
 
 
 if __name__ == "__main__":

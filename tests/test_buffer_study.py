@@ -202,14 +202,14 @@ def test_the_study_leaves_a_table_a_picture_a_rate_and_all_curves(name, tmp_path
     rates = [f"{rate:g}" for rate in (tuned, tuned / 10)]
     pictures = {f"{name}-{rate}.png" for rate in rates}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        f"{name}.md", f"{name}.json", *pictures
+        "tables", f"{name}.json", *pictures
     }  # fmt: skip
     for picture in pictures:
         assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     facts = json.loads((tmp_path / "out" / f"{name}.json").read_text())
     assert facts["epochs"] == EPOCHS
     assert list(facts["losses"]) == rates
-    assert (tmp_path / "out" / f"{name}.md").read_text() == table
+    assert (tmp_path / "out" / "tables" / f"{name}.md").read_text() == table
     heading, _, *lines = (
         [c.strip().replace(r"\|", "|") for c in re.split(r"(?<!\\)\|", line)[1:-1]]
         for line in table.splitlines()

@@ -157,7 +157,7 @@ def test_the_picture_is_a_png(study):
 
 def test_the_table_has_a_row_for_each_variant(study):
     out, _, table = study
-    assert (out / "mnist.md").read_text() == table
+    assert (out / "tables" / "mnist.md").read_text() == table
     heading, _, *lines = (
         [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()
     )

@@ -78,7 +78,7 @@ def test_mnist_from_files_to_tables(tmp_path, capsys, monkeypatch):
     make_dataset(tmp_path / "images", "mnist", train=150, test=30, gzipped=True)
     assert call("mnist", "--quick", "--data-dir", "images") == 0
     table = capsys.readouterr().out
-    assert (tmp_path / "out" / "mnist.md").read_text() == table[:-1]
+    assert (tmp_path / "out" / "tables" / "mnist.md").read_text() == table[:-1]
     assert len(table.splitlines()) == 2 + sum(map(len, VARIANTS.values())) + 1
     assert (tmp_path / "out" / "mnist.png").read_bytes().startswith(b"\x89PNG")
     facts = json.loads((tmp_path / "out" / "mnist.json").read_text())
@@ -111,4 +111,4 @@ def test_the_other_studies_need_no_data(name, tmp_path, capsys, monkeypatch):
     assert call(name, "--quick") == 0
     table = capsys.readouterr().out
     assert "of 2 |" in table
-    assert (tmp_path / "out" / f"{name}.md").read_text() == table[:-1]
+    assert (tmp_path / "out" / "tables" / f"{name}.md").read_text() == table[:-1]

@@ -46,7 +46,7 @@ def test_a_study_is_shipped_and_shown_wherever_it_lies(publish, tmp_path, monkey
     (study / "tables" / "one.md").write_text("| new |\n")
     (study / "figure6.png").write_bytes(b"picture")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["publish.py", "--study", str(study)])
+    monkeypatch.setattr(sys, "argv", ["publish.py", "--studies", str(study)])
     publish.main()
     for name in SHIPPED:
         shipped = publish.ROOT / "metaopt" / "learned" / "pretrained" / f"{name}.safetensors"

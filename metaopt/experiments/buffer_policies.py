@@ -141,7 +141,7 @@ def buffer_study(out: Path, name: str, seeds: int) -> str:
         "over no teleport", "lower than it",
     ]  # fmt: skip
     table = markdown(headings, rows)
-    write_text(out / f"{name}.md", table)
+    write_text(out / "tables" / f"{name}.md", table)
     write_json(out / f"{name}.json", {"epochs": EPOCHS, "losses": facts})
     return table
 

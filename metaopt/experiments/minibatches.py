@@ -121,6 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trained = [
         (folder.name, load_meta_optimizer(folder / BEST), _score(folder)) for _, folder in jobs
     ]
+    facts = [
+        {"seed": seed, "score": score, "folder": f"runs/{name}"}
+        for seed, (name, _, score) in enumerate(trained)
+    ]
+    write_json(out / "runs.json", {NAME: facts})
     print(family_table(out, trained, extent))
     best = min(trained, key=lambda run: run[2])[1]
     held = max(len(pixels) * 5 // 6, len(pixels) - 10_000)

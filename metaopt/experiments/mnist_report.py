@@ -66,7 +66,7 @@ def report(out: Path, results: Results) -> str:
         "moved", "defect", "undone",
     ]  # fmt: skip
     table = markdown(headings, rows)
-    write_text(out / "mnist.md", table)
+    write_text(out / "tables" / "mnist.md", table)
     write_atomically(out / "mnist.png", picture(results))
     write_json(out / "mnist.json", _facts(results))
     return table
