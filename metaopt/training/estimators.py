@@ -71,7 +71,9 @@ def persistent_evolution(
             for sign, (own_problem, own_optimizer) in zip((1, -1), pair, strict=True):
                 _perturb(own_optimizer, theta, eps, sign)
                 count = min(window, steps - start)
-                run = rollout(own_problem, own_optimizer, count, False, first_step=start)
+                run = rollout(
+                    own_problem, own_optimizer, count, measure_defects=False, first_step=start
+                )
                 losses.append(run.losses[1:])
                 values.append(meta_loss(losses[-1]))
                 refused = refused + run.refused.sum()
