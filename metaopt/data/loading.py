@@ -64,5 +64,5 @@ def _folder(name: str, data_dir: str | Path | None, download: bool) -> Path:
         return cache_folder() / name
     raise UserError(
         f"expected a folder for {name}, got neither a data_dir nor the environment variable "
-        f"{VARIABLE}: set one of them, or allow the download"
+        f"{VARIABLE}: set one of them (--data-dir), or allow the download (--download)"
     )

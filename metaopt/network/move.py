@@ -13,7 +13,7 @@ from metaopt.errors import UserError
 from metaopt.symmetry.action import relative_change
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NetworkMove:
     """From some parameters of a network to others."""
 
@@ -24,6 +24,10 @@ class NetworkMove:
     after: list[Tensor]
     refused: Tensor
     held: Tensor | None = None
+
+    def __repr__(self) -> str:
+        stayed = bool(self.refused.all()) or (self.held is not None and bool(self.held.all()))
+        return f"{type(self).__name__}(defect={float(self.defect()):.2e}, stayed={stayed})"
 
     def defect(self, x: Tensor | None = None) -> Tensor:
         """||F(g.w) - F(w)|| / ||F(w)|| on the batch or on other ``x``, a scalar.

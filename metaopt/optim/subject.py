@@ -26,7 +26,7 @@ from metaopt.symmetry import (
 )
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ChainOrbit, Orbit
-from metaopt.symmetry.search import Climb
+from metaopt.symmetry.search import Climb, GradientAscent, Search
 
 LossOnBatch = Callable[[Tensor, Tensor], Tensor]
 """(the model's output, y) -> the loss, a scalar."""
@@ -45,6 +45,7 @@ class Subject(ABC):
     """Has parameters, an orbit and a loss, on a batch where it needs one."""
 
     names: tuple[str, ...]  # of the parameters that can move, in order
+    search: Search  # by default
 
     @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
@@ -72,6 +73,8 @@ class Subject(ABC):
 @final
 class ProblemSubject(Subject):
     """A problem of ``metaopt.problems``, or any batched module with a ``chain`` and its ``x``."""
+
+    search = GradientAscent()  # with which the methods of section 5.2 were tuned
 
     def __init__(self, model: ChainModel, module: nn.Module, action: str | GroupAction) -> None:
         self.module = module
@@ -114,6 +117,8 @@ class NetworkSubject(Subject):
     Args:
         sites: the (incoming, outgoing) layers to use; all that are found by default.
     """
+
+    search = GradientAscent(most_ratio=2.0)  # without a bound some networks are lost
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from metaopt.optim.subject import (
     make_subject,
 )
 from metaopt.symmetry import GroupAction, Teleported
-from metaopt.symmetry.search import GradientAscent, Search
+from metaopt.symmetry.search import Search
 
 
 class TeleportingOptimizer(torch.optim.Optimizer):
@@ -40,7 +40,9 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             act on.
         schedule: see :data:`Schedule`; the first step is 0. A step that teleports needs the
             gradient at the new point: give it a closure, or ``batch=(x, y)``.
-        search: how the point is found.
+        search: how the point is found; of a network by default an ascent to at most twice the
+            squared gradient norm. At a rate that is already good a larger gradient often costs more
+            than it brings, the more so the more often: compare with a run without teleports.
         buffers: what becomes of the base's buffers (momenta and the like) at a teleport: "keep",
             "reset", or "transport" (appendix G.1; ``metaopt.optim.buffers``).
         sites: names of (incoming, outgoing) layers of a network to use, instead of all found.
@@ -50,23 +52,18 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
     Attributes:
         teleportation: the move of the last step or call, or None.
-        undone: teleports undone because of their defect.
+        made, undone: how many teleports stayed, and were undone because of their defect.
 
     Raises:
         UserError: for options that do not fit, before anything is built.
 
     Example:
         >>> import torch
-        >>> from metaopt import TeleportingOptimizer
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Linear(9, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2)
-        ... )
-        >>> loss_fn = torch.nn.CrossEntropyLoss()
-        >>> base = torch.optim.Adam(model.parameters(), 1e-3)
+        >>> model = nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 2))
+        >>> base, loss_fn = torch.optim.Adam(model.parameters(), 1e-3), nn.CrossEntropyLoss()
         >>> optimizer = TeleportingOptimizer(base, model, loss_fn, action="rescaling")
         >>> x, y = torch.rand(8, 9), torch.arange(8) % 2
-        >>> move = optimizer.teleport(x, y)
-        >>> bool(move.defect() < 1e-5)
+        >>> bool(optimizer.teleport(x, y).defect() < 1e-5)
         True
     """
 
@@ -100,11 +97,12 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         self.loss_fn = loss_fn
         self.subject = subject
         self.schedule = times
-        self.search = search or GradientAscent()
+        self.search = search or subject.search
         self.buffers = buffers
         self.max_defect = max_defect
         self.steps = 0
         self.undone = 0
+        self.made = 0
         self.teleportation: Teleported | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -253,8 +251,9 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         return moves
 
     def report(self) -> str:
-        """Where a group can act and where not, with reasons, and how many teleports were undone."""
-        return f"{self.subject.report()}\nTeleports undone: {self.undone}"
+        """Where a group can act and where not, with reasons, and what became of teleports."""
+        counts = f"Teleports made: {self.made}\nTeleports undone: {self.undone}"
+        return f"{self.subject.report()}\n{counts}"
 
     def _gradient(self, batch: Batch) -> None:
         self.base.zero_grad()
@@ -285,6 +284,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
                 self.teleportation = replace(move, after=before, held=torch.tensor(True))
                 return self.teleportation
         self.teleportation = move
+        self.made += 1
         with torch.no_grad():
             for parameter, value in zip(parameters, climb.parameters, strict=True):
                 parameter.copy_(value)
