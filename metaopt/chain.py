@@ -114,6 +114,11 @@ class LayerChain:
         """Each consecutive pair of layers."""
         return tuple(Site(m, m + 1) for m in range(len(self.activations) - 1))
 
+    @property
+    def invertible(self) -> bool:
+        """Whether every activation between two layers has an inverse on the real line."""
+        return all(activation.inverse is not None for activation in self.activations[:-1])
+
     def layers(self, parameters: Sequence[Tensor]) -> list[Layer]:
         """The parameters, in the order weight, bias, weight, ..., as layers."""
         remaining = iter(parameters)

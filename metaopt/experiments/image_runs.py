@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from metaopt.data import batches
 from metaopt.experiments.report import write_json
 from metaopt.optim import TeleportingOptimizer
 from metaopt.optim.buffers import reset
+from metaopt.randomness import same_randomness
 from metaopt.symmetry import make_action
 from metaopt.symmetry.fixed_ascent import FixedAscent
 from metaopt.symmetry.random_move import RandomMove
@@ -143,13 +144,24 @@ def _read(path: Path) -> Run:
 
 def network(seed: int, inputs: int) -> nn.Sequential:
     """Of section 5.1: three layers without biases, LeakyReLU between."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with same_randomness(seed):
         layers: list[nn.Module] = []
         for width in WIDTHS:
             layers += [nn.Linear(inputs, width, bias=False), nn.LeakyReLU(SLOPE)]
             inputs = width
         return nn.Sequential(*layers[:-1])
+
+
+def epoch_of_steps(
+    model: nn.Module, optimizer: torch.optim.Optimizer, drawn: Iterable[Pair]
+) -> Iterator[Tensor]:
+    """One step a minibatch; the cross entropy before each."""
+    for x, y in drawn:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        yield loss.detach()
 
 
 def _train(plan: Plan, train: Pair, test: Pair) -> Run:
@@ -164,10 +176,8 @@ def _train(plan: Plan, train: Pair, test: Pair) -> Run:
         if plan.teleport is not None and plan.teleport.epoch == epoch:
             facts = _teleport(plan.teleport, model, base, train, plan.seed)
             facts["teleport_seconds"] = time.perf_counter() - start
-        for x, y in batches(train, plan.minibatch, order):
-            base.zero_grad()
-            functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
-            base.step()
+        for _ in epoch_of_steps(model, base, batches(train, plan.minibatch, order)):
+            pass
         seconds += time.perf_counter() - start
         curves.append((*_losses(model, train, test), seconds))
     train_losses, test_losses, accuracy, times = ([*column] for column in zip(*curves, strict=True))

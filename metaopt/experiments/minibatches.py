@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from metaopt.cli.common import guarded, set_threads
 from metaopt.data import batches, load, standardized
 from metaopt.evaluation.rollout import rollout
 from metaopt.experiments.command import add_jobs, study_parser
-from metaopt.experiments.image_runs import BASES, Pair
+from metaopt.experiments.image_runs import BASES, Pair, epoch_of_steps
 from metaopt.experiments.recipes import LAYERWISE, Recipe
 from metaopt.experiments.report import markdown, write_json, write_text
 from metaopt.experiments.training_pool import seeded, train_all
@@ -35,6 +36,7 @@ from metaopt.learned.checkpoint import load_meta_optimizer, read_checkpoint
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.problems import MinibatchFamily, first_seeds
+from metaopt.randomness import same_randomness
 from metaopt.training.run import BEST
 from metaopt.training.sources import MINIBATCH_VALIDATION
 from metaopt.training.trainer import smoothed
@@ -249,21 +251,14 @@ def image_losses(
     minibatch: int = 20,
 ) -> NDArray[np.float64]:
     """The loss of each minibatch before the step on it; infinite where it is not finite."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with same_randomness(seed):
         model = make()
     optimizer = build(model)
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     while len(losses) < steps:
-        for x, y in batches(pair, minibatch, generator, drop_last=True):
-            optimizer.zero_grad()
-            loss = functional.cross_entropy(model(x), y)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses.append(loss.item())
-            if len(losses) == steps:
-                break
+        drawn = islice(batches(pair, minibatch, generator, drop_last=True), steps - len(losses))
+        losses += [loss.item() for loss in epoch_of_steps(model, optimizer, drawn)]
     curve: NDArray[np.float64] = np.nan_to_num(np.array(losses), nan=np.inf, posinf=np.inf)
     return curve
 

@@ -23,7 +23,7 @@ from metaopt.learned.observation import NO_CHAIN, Observation
 from metaopt.learned.tape import Pass
 from metaopt.learned.trust import trusted, untried
 from metaopt.learned.units import Units, inner_inputs
-from metaopt.network import ChainView, actions_for, as_chain, find_sites
+from metaopt.network import ChainView, as_chain, find_sites
 from metaopt.network.move import NetworkMove
 from metaopt.network.orbit import RescalingOrbit
 from metaopt.symmetry import LayerInput
@@ -86,12 +86,12 @@ class NetworkBody(Body):
             )
         if action == RESCALING and not self.homogeneous:
             raise UserError(
-                f"expected a site that can be rescaled, got none ({self._why()}): use action='none'"
+                f"expected a site that can be rescaled, got none ({self.sites.why()}): "
+                f"use action='none'"
             )
         chain = self.view.chain if isinstance(self.view, ChainView) else NO_CHAIN
         self.whole = not sites_given and bool(chain.sites)
-        slopes = chain.activations[:-1]
-        if action == "post_activation" and not all(slope.inverse for slope in slopes):
+        if action == "post_activation" and not chain.invertible:
             raise UserError(
                 "expected activations with an inverse on the real line, such as LeakyReLU, for "
                 "post_activation (eq. 78), got others: use action='auto'"
@@ -103,9 +103,6 @@ class NetworkBody(Body):
                 f"expected a chain of Linear layers for {action}, got another model ({why}): use "
                 f"action='auto'"
             )
-
-    def _why(self) -> str:
-        return "; ".join(out.reason for out in self.sites.left_out) or "it has too few layers"
 
     def init_state(self, meta: MetaOptimizer) -> State:
         state: State = {"update": meta.update.init_state(self.chain, self.parameters)}
@@ -139,15 +136,18 @@ class NetworkBody(Body):
                 trust,
             )
             return moved._replace(state=state | moved.state)
-        observed = self._observed(parameters, gradients, layer_input, state, now.second_order)
-        if observed is None:  # a chain whose input nobody saw
+        following = dict(state)
+        if "largest" in state:
+            observed, following["largest"] = loosely(parameters, gradients, state["largest"])
+        elif layer_input is not None:
+            observed = Observation.of(
+                self.chain, parameters, gradients, layer_input.original, now.second_order
+            )
+        else:  # a chain whose input nobody saw
             raise UserError(
                 "expected a forward pass of the model that was differentiated before step(), got "
                 "none: call the model itself, and backward on what you make of its output"
             )
-        following = dict(state)
-        if "largest" in state:
-            _, following["largest"] = loosely(parameters, gradients, state["largest"])
         update, following["update"] = meta.update.propose(observed, state["update"])
         updated = added(now, update, rate)
         if action != RESCALING or meta.element is None or seen is None or x is None:
@@ -210,30 +210,11 @@ class NetworkBody(Body):
             return self.meta_action, ""
         if self.action == AUTO and self.whole and same and layer_input is not None:
             samples = layer_input.original.shape[-1]
-            fits = [
-                self.meta_action in {fit.action for fit in actions_for(site, samples)}
-                for site in self.sites.found
-            ]
-            if len(fits) == len(self.chain.sites) and all(fits):
+            if self.meta_action in self.sites.exact_on_all(self.chain, samples):
                 return self.meta_action, ""
         if self.homogeneous:
             return RESCALING, ""
         return NONE, f"no site can be rescaled, and {self.meta_action} is not exact"
-
-    def _observed(
-        self,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        layer_input: LayerInput | None,
-        state: State,
-        second_order: bool,
-    ) -> Observation | None:
-        if self.chain == NO_CHAIN:
-            return loosely(parameters, gradients, state["largest"])[0]
-        if layer_input is None:
-            return None
-        x = layer_input.original
-        return Observation.of(self.chain, parameters, gradients, x, second_order)
 
     def _units(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], seen: Pass

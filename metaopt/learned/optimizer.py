@@ -155,7 +155,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         following = []
         states = self.learned_states
         self._check_all_known()
-        self._follow(self.bodies[0].parameters[0].device)
+        device = self.bodies[0].parameters[0].device
+        if next(self.meta.parameters()).device != device:
+            self._follow(device)
         for index, (body, group) in enumerate(zip(self.bodies, self.param_groups, strict=True)):
             gradients = [
                 torch.zeros_like(p) if p.grad is None else p.grad / scale if scale != 1 else p.grad

@@ -23,12 +23,11 @@ from metaopt.errors import check_names
 from metaopt.learned.element import ElementRule, gate
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
-from metaopt.learned.units import Units
+from metaopt.learned.units import EMPTY, Units
 from metaopt.learned.update import State
 from metaopt.symmetry.exponential import Spectral
 
 SMALLEST = 1e-7  # of lambda / c; a smaller one is whitened as if it were this large
-EMPTY = 1e-12  # of lambda / c; at or below it nothing but rounding is left
 
 
 class Spectrum(NamedTuple):

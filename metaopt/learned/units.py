@@ -17,9 +17,10 @@ from metaopt.learned.observation import TINY, log_sign
 from metaopt.learned.tape import Pass
 from metaopt.network import ModuleSite
 from metaopt.network.move import with_values
+from metaopt.network.rescaling import by_input, by_unit
 from metaopt.randomness import same_randomness
 
-EMPTY = 1e-12  # of C_ii over its mean
+EMPTY = 1e-12  # of C_ii, or of an eigenvalue, over the mean; up to it there is only rounding
 
 
 class Units(NamedTuple):
@@ -62,10 +63,8 @@ class Units(NamedTuple):
 
 
 def _energies(site: ModuleSite, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    multiplied = [tensors[name].float().reshape(site.width, -1) for name in site.multiplied]
-    divided = tensors[site.divided].float()
-    fan_in = site.width // site.groups
-    out = divided.reshape(site.groups, divided.shape[0] // site.groups, fan_in, -1)
+    multiplied = [by_unit(site, tensors[name].float()) for name in site.multiplied]
+    out = by_input(site, tensors[site.divided].float())
     return (
         torch.cat(multiplied, dim=1).square().sum(dim=1),
         out.square().sum(dim=(1, 3)).reshape(-1),

@@ -50,15 +50,26 @@ def rescaled(
     changed = {}
     for name in site.multiplied:
         old = parameters[name]
-        units = old.double().reshape(site.width, -1)  # a unit's weights, or its block of a norm
+        units = by_unit(site, old.double())
         scale = log_scale.to(old.device, torch.float64).exp()
         changed[name] = (units * scale.unsqueeze(-1)).reshape(old.shape).to(old.dtype)
     old = parameters[site.divided]
-    groups, fan_in = site.groups, site.width // site.groups
-    units = old.double().reshape(groups, old.shape[0] // groups, fan_in, -1)
-    scale = log_scale.to(old.device, torch.float64).exp().reshape(groups, 1, fan_in, 1)
+    units = by_input(site, old.double())
+    shape = (units.shape[0], 1, units.shape[2], 1)
+    scale = log_scale.to(old.device, torch.float64).exp().reshape(shape)
     changed[site.divided] = (units / scale).reshape(old.shape).to(old.dtype)
     return changed
+
+
+def by_unit(site: ModuleSite, multiplied: Tensor) -> Tensor:
+    """A parameter that takes the scale, ``(width, -1)``: a unit's weights, or block of a norm."""
+    return multiplied.reshape(site.width, -1)
+
+
+def by_input(site: ModuleSite, divided: Tensor) -> Tensor:
+    """The weight that is divided, ``(groups, out / groups, width / groups, -1)``."""
+    shape = (site.groups, divided.shape[0] // site.groups, site.width // site.groups, -1)
+    return divided.reshape(shape)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from metaopt.chain import Activation, Layer
+from metaopt.chain import Activation, Layer, LayerChain
 from metaopt.network.steps import Elementwise
 from metaopt.symmetry import ACTIONS, GroupAction, RescalingAction
 
@@ -123,6 +123,17 @@ class Sites:
 
     found: tuple[ModuleSite, ...]
     left_out: tuple[LeftOut, ...]
+
+    def why(self) -> str:
+        """The reasons for what was left out, in one line."""
+        return "; ".join(out.reason for out in self.left_out) or "it has too few layers"
+
+    def exact_on_all(self, chain: LayerChain, samples: int) -> set[str]:
+        """The actions that are exact at every site of the chain; none if one was not found."""
+        if len(self.found) != len(chain.sites) or not self.found:
+            return set()
+        fits = [{fit.action for fit in actions_for(site, samples)} for site in self.found]
+        return set.intersection(*fits)
 
     def report(self) -> str:
         """What was found, which actions fit each, what was left out and why; for people."""

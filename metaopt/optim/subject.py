@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from metaopt.errors import UserError
 from metaopt.learned.optimizer import ChainModel
-from metaopt.network import ChainView, actions_for, as_chain, find_sites
+from metaopt.network import ChainView, as_chain, find_sites
 from metaopt.network.move import NetworkMove, with_values
 from metaopt.network.orbit import RescalingOrbit
 from metaopt.randomness import same_randomness
@@ -140,7 +140,7 @@ class NetworkSubject(Subject):
             self._check(self.action)
         elif not self.homogeneous and isinstance(self.view, str):
             raise UserError(
-                f"expected a model with a place for a group to act, got none ({self._why()}): "
+                f"expected a model with a place for a group to act, got none ({self.sites.why()}): "
                 f"use the optimizer without teleportation"
             )
         if isinstance(self.view, ChainView):
@@ -153,27 +153,19 @@ class NetworkSubject(Subject):
         if isinstance(action, RescalingAction):
             if not self.homogeneous:
                 raise UserError(
-                    f"expected a site that can be rescaled, got none ({self._why()}): "
+                    f"expected a site that can be rescaled, got none ({self.sites.why()}): "
                     f"use another action"
                 )
-        elif isinstance(action, PostActivationAction) and not self._invertible():
-            raise UserError(
-                "expected activations with an inverse on the real line, such as LeakyReLU, for "
-                "PostActivationAction (eq. 78), got others: use action='pre_activation'"
-            )
         elif isinstance(self.view, str):
             raise UserError(
                 f"expected a chain of Linear layers for {type(action).__name__}, got another "
                 f"model ({self.view}): use action='rescaling'"
             )
-
-    def _invertible(self) -> bool:
-        if isinstance(self.view, str):
-            return True  # refused for another reason
-        return all(activation.inverse for activation in self.view.chain.activations[:-1])
-
-    def _why(self) -> str:
-        return "; ".join(out.reason for out in self.sites.left_out) or "it has too few layers"
+        elif isinstance(action, PostActivationAction) and not self.view.chain.invertible:
+            raise UserError(
+                "expected activations with an inverse on the real line, such as LeakyReLU, for "
+                "PostActivationAction (eq. 78), got others: use action='pre_activation'"
+            )
 
     def parameters(self) -> list[nn.Parameter]:
         return [self.model.get_parameter(name) for name in self.names]
@@ -198,13 +190,10 @@ class NetworkSubject(Subject):
         if self.homogeneous:
             return make_action("rescaling")
         if isinstance(self.view, ChainView):
-            fits = [
-                {fit.action for fit in actions_for(site, x.shape[0])} for site in self.sites.found
-            ]
-            if fits and len(fits) == len(self.view.chain.sites):
-                for name in ("post_activation", "pre_activation"):
-                    if all(name in names for names in fits):
-                        return make_action(name)
+            exact = self.sites.exact_on_all(self.view.chain, x.shape[0])
+            for name in ("post_activation", "pre_activation"):
+                if name in exact:
+                    return make_action(name)
         raise UserError(
             f"expected a batch for which a group action is exact, got one of {x.shape[0]} samples: "
             f"use fewer ({self.sites.report()})".replace("\n", "; ")
