@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from metaopt import UserError
-from metaopt.symmetry.level_set import LevelSetTeleport, Stopped, module_loss, teleport_module
+from metaopt.network.level_set import module_loss, teleport_module
+from metaopt.symmetry.level_set import LevelSetTeleport, Stopped
 
 EIGENVALUES = torch.tensor([1.0, 2.0, 5.0, 10.0]).double()
 

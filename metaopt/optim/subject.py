@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, final
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from metaopt.errors import UserError
 from metaopt.learned.optimizer import ChainModel
 from metaopt.network import ChainView, as_chain, find_sites
-from metaopt.network.move import NetworkMove, with_values
+from metaopt.network.loss import LossOnBatch, loss_on
+from metaopt.network.move import NetworkMove
 from metaopt.network.orbit import RescalingOrbit
-from metaopt.randomness import same_randomness
 from metaopt.symmetry import (
     GroupAction,
     LayerInput,
@@ -27,9 +26,6 @@ from metaopt.symmetry import (
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ChainOrbit, Orbit
 from metaopt.symmetry.search import Climb, GradientAscent, Search
-
-LossOnBatch = Callable[[Tensor, Tensor], Tensor]
-"""(the model's output, y) -> the loss, a scalar."""
 
 AUTO = "auto"
 
@@ -201,16 +197,7 @@ class NetworkSubject(Subject):
 
     def loss(self, batch: Batch | None) -> LossFunction:
         x, y = _given(batch)
-        seed = torch.random.initial_seed()
-
-        def of(values: Sequence[Tensor]) -> Tensor:
-            with same_randomness(seed):  # the same dropout at each evaluation
-                output = functional_call(
-                    self.model, with_values(self.model, self.names, values), (x,)
-                )
-            return self.loss_fn(output, y)
-
-        return of
+        return loss_on(self.model, self.names, self.loss_fn, x, y)
 
     def moved(
         self, orbit: Orbit, batch: Batch | None, before: list[Tensor], climb: Climb

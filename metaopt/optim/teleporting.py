@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.errors import UserError
+from metaopt.network.loss import LossOnBatch
 from metaopt.network.move import NetworkMove
 from metaopt.optim.buffers import POLICIES, check_transport, reset, transport
 from metaopt.optim.schedule import Schedule, as_predicate
 from metaopt.optim.subject import (
     AUTO,
     Batch,
-    LossOnBatch,
     NetworkSubject,
     make_subject,
 )

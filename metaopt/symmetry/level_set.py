@@ -10,17 +10,15 @@ gradient of what is maximised,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.randomness import same_randomness
 from metaopt.symmetry.action import per_problem
 from metaopt.symmetry.objectives import LossFunction, entry_sum
 
@@ -181,52 +179,6 @@ class LevelSetTeleport:
             corrected = _point(_moved(tried.parameters, -above, tried.gradient), loss)
             tried = corrected.where(above > 0, tried)
         return tried, rho * _dot(q, q, level.dim()) - v * slope
-
-
-def module_loss(
-    model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
-) -> tuple[list[nn.Parameter], LossFunction]:
-    """The parameters of a module that need a gradient, and its loss on a batch as their function.
-
-    Buffers stay as they are, and dropout drops the same at each evaluation.
-    """
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    seed = torch.random.initial_seed()
-
-    def loss(values: Sequence[Tensor]) -> Tensor:
-        tensors = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        tensors |= dict(zip(named, values, strict=True))
-        with same_randomness(seed):
-            return loss_fn(functional_call(model, tensors, (x,)), y)
-
-    return list(named.values()), loss
-
-
-def teleport_module(
-    model: nn.Module,
-    loss_fn: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    y: Tensor,
-    search: LevelSetTeleport | None = None,
-) -> LevelSetClimb:
-    """Move a module's weights to where the search ends on a batch, in place.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Linear(9, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)
-        ... )
-        >>> x, y = torch.rand(8, 9), torch.arange(8) % 2
-        >>> climb = teleport_module(model, torch.nn.CrossEntropyLoss(), x, y)
-        >>> bool(climb.losses.max() <= climb.losses[0] * (1 + 1e-4))
-        True
-    """
-    parameters, loss = module_loss(model, loss_fn, x, y)
-    climb = (search or LevelSetTeleport())(parameters, loss)
-    with torch.no_grad():
-        for parameter, value in zip(parameters, climb.parameters, strict=True):
-            parameter.copy_(value)
-    return climb
 
 
 def _own(parameters: Sequence[Tensor]) -> list[Tensor]:
