@@ -242,3 +242,7 @@ def test_the_example_of_a_new_action_acts() -> None:
     assert not move.refused
     assert move.defect < 1e-12
     assert not torch.equal(move.incoming.weight, incoming.weight)
+    pair = (incoming, outgoing, LayerInput(torch.rand(3, 2).double()), Identity())
+    pulled = action().pull_back((incoming, outgoing), *pair)
+    expected = incoming.weight @ incoming.weight.mT - outgoing.weight.mT @ outgoing.weight
+    torch.testing.assert_close(pulled, expected)

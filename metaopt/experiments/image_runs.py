@@ -172,10 +172,10 @@ def _train(plan: Plan, train: Pair, test: Pair) -> Run:
     facts: dict[str, Any] = {}
     seconds = 0.0
     for epoch in range(plan.epochs):
-        start = time.perf_counter()
         if plan.teleport is not None and plan.teleport.epoch == epoch:
             facts = _teleport(plan.teleport, model, base, train, plan.seed)
-            facts["teleport_seconds"] = time.perf_counter() - start
+            seconds += facts["teleport_seconds"]
+        start = time.perf_counter()
         for _ in epoch_of_steps(model, base, batches(train, plan.minibatch, order)):
             pass
         seconds += time.perf_counter() - start
@@ -188,8 +188,15 @@ def _teleport(
     teleport: Teleport, model: nn.Module, base: torch.optim.Optimizer, train: Pair, seed: int
 ) -> dict[str, Any]:
     if teleport.action == "none":
+        start = time.perf_counter()
         reset(base, list(model.parameters()))
-        return {}
+        return {"teleport_seconds": time.perf_counter() - start}
+    drawn = batches(train, teleport.samples, torch.Generator().manual_seed(10**7 + seed))
+    chosen = [pair for _, pair in zip(range(teleport.minibatches), drawn, strict=False)]
+    x, y = (torch.cat(side) for side in zip(*chosen, strict=True))
+    before = _square_norm(model, x, y)
+    origin = parameters_to_vector(model.parameters()).detach().clone()
+    start = time.perf_counter()
     growth = teleport.growth ** (1 / teleport.minibatches)
     search: Any = GradientAscent(teleport.iterations, teleport.size, most_ratio=growth)
     limit = 0.1
@@ -207,18 +214,15 @@ def _teleport(
         buffers=teleport.buffers,
         max_defect=limit,
     )
-    drawn = batches(train, teleport.samples, torch.Generator().manual_seed(10**7 + seed))
-    chosen = [pair for _, pair in zip(range(teleport.minibatches), drawn, strict=False)]
-    x, y = (torch.cat(side) for side in zip(*chosen, strict=True))
-    before = _square_norm(model, x, y)
-    start = parameters_to_vector(model.parameters()).detach().clone()
     moves = optimizer.teleport_on(chosen)
+    seconds = time.perf_counter() - start
     end = parameters_to_vector(model.parameters()).detach()
     return {
         "gradient_norms": (before, _square_norm(model, x, y)),
         "defect": max(float(move.defect()) for move in moves),
         "undone": optimizer.undone,
-        "moved": float((end - start).norm() / start.norm()),
+        "moved": float((end - origin).norm() / origin.norm()),
+        "teleport_seconds": seconds,
     }
 
 

@@ -39,6 +39,20 @@ class NetworkMove:
         return relative_change(before, after)
 
 
+class Judge:
+    """How far other parameters of a network change its output on ``x``, which is computed once."""
+
+    def __init__(
+        self, model: nn.Module, names: tuple[str, ...], x: Tensor, start: Sequence[Tensor]
+    ) -> None:
+        self.model, self.names, self.x = model, names, x
+        self._output = output(model, names, start, x)
+
+    def defect(self, parameters: Sequence[Tensor]) -> Tensor:
+        """||F(parameters) - F(start)|| / ||F(start)||, as :meth:`NetworkMove.defect`."""
+        return relative_change(self._output, output(self.model, self.names, parameters, self.x))
+
+
 def output(model: nn.Module, names: Sequence[str], values: Sequence[Tensor], x: Tensor) -> Tensor:
     """F(x) with the parameters ``names`` at ``values``, as one row, in evaluation mode.
 

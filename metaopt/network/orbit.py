@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from metaopt.network.rescaling import rescaled
+from metaopt.network.rescaling import log_scale_gradient, rescaled
 from metaopt.network.site import ModuleSite
 from metaopt.symmetry.exponential import MAX_ELEMENT
 from metaopt.symmetry.orbit import Moved, Orbit
@@ -45,6 +45,13 @@ class RescalingOrbit(Orbit):
             for name, old in zip(self.names, parameters, strict=True)
         ]
         return Moved(after, ~sound)
+
+    def pull_back(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+        products = {
+            name: parameter.double() * gradient.double()
+            for name, parameter, gradient in zip(self.names, parameters, gradients, strict=True)
+        }
+        return [log_scale_gradient(products, site) for site in self.sites]
 
     def transport(
         self, gradients: Sequence[Tensor], elements: Sequence[Tensor], squares: bool = False

@@ -61,6 +61,13 @@ def rescaled(
     return changed
 
 
+def log_scale_gradient(products: Mapping[str, Tensor], site: ModuleSite) -> Tensor:
+    """dJ/dt at t = 0, ``(width,)``, from dJ/dw * w of each parameter, by name."""
+    into = [by_unit(site, products[name]).sum(dim=-1) for name in site.multiplied]
+    out_of = by_input(site, products[site.divided]).sum(dim=(1, 3)).flatten()
+    return torch.stack(into).sum(dim=0) - out_of
+
+
 def by_unit(site: ModuleSite, multiplied: Tensor) -> Tensor:
     """A parameter that takes the scale, ``(width, -1)``: a unit's weights, or block of a norm."""
     return multiplied.reshape(site.width, -1)

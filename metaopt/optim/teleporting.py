@@ -12,15 +12,10 @@ from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.network.loss import LossOnBatch
-from metaopt.network.move import NetworkMove
+from metaopt.network.move import Judge, NetworkMove
 from metaopt.optim.buffers import POLICIES, check_transport, reset, transport
 from metaopt.optim.schedule import Schedule, as_predicate
-from metaopt.optim.subject import (
-    AUTO,
-    Batch,
-    NetworkSubject,
-    make_subject,
-)
+from metaopt.optim.subject import AUTO, Batch, NetworkSubject, make_subject
 from metaopt.symmetry import GroupAction, Teleported
 from metaopt.symmetry.search import Search
 
@@ -225,8 +220,8 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             x, y: the batch, samples in rows; a problem needs none.
             held_out: other samples, on which the defect is checked too.
         """
-        others = () if held_out is None else (held_out,)
-        return self._teleport(None if x is None or y is None else Batch(x, y), others)
+        batch = None if x is None or y is None else Batch(x, y)
+        return self._teleport(batch, self._judges(held_out))
 
     def teleport_on(
         self, batches: Iterable[tuple[Tensor, Tensor]], held_out: Tensor | None = None
@@ -243,12 +238,17 @@ class TeleportingOptimizer(torch.optim.Optimizer):
                 "teleport()"
             )
         origin = [parameter.detach().clone() for parameter in self.subject.parameters()]
-        judged = [] if held_out is None else [held_out]
+        judged = self._judges(held_out)
         moves = []
         for x, y in batches:
-            judged.append(x)
-            moves.append(self._teleport(Batch(x, y), judged, origin))
+            judged.append(self.subject.judge(x, origin))
+            moves.append(self._teleport(Batch(x, y), judged))
         return moves
+
+    def _judges(self, held_out: Tensor | None) -> list[Judge]:
+        if held_out is None or not isinstance(self.subject, NetworkSubject):
+            return []
+        return [self.subject.judge(held_out, self.subject.parameters())]
 
     def report(self) -> str:
         """Where a group can act and where not, with reasons, and what became of teleports."""
@@ -261,13 +261,8 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             loss = self.subject.loss(batch)(self.subject.parameters())
             loss.backward()  # type: ignore[no-untyped-call]
 
-    def _teleport(
-        self,
-        batch: Batch | None,
-        others: Sequence[Tensor] = (),
-        origin: list[Tensor] | None = None,
-    ) -> Teleported:
-        """On a batch; the defect on other samples is that from ``origin``, or else of the move."""
+    def _teleport(self, batch: Batch | None, judged: Sequence[Judge] = ()) -> Teleported:
+        """On a batch; undone where the move's own defect, or that of a judge, is too large."""
         parameters = self.subject.parameters()
         if self.buffers == "transport":
             check_transport(self.base, parameters)
@@ -277,8 +272,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         climb = self.search(orbit, before, self.subject.loss(batch))
         move = self.subject.moved(orbit, batch, before, climb)
         if isinstance(move, NetworkMove):
-            whole = replace(move, before=origin or before)
-            defects = [move.defect(), *(whole.defect(x) for x in others)]
+            defects = [move.defect(), *(judge.defect(move.after) for judge in judged)]
             if not all(defect <= self.max_defect for defect in defects):
                 self.undone += 1
                 self.teleportation = replace(move, after=before, held=torch.tensor(True))

@@ -114,6 +114,44 @@ class GroupAction(ABC):
     @abstractmethod
     def _candidate(self, element: Element, pair: Pair) -> Candidate: ...
 
+    def _pulled_back(self, pair: Pair, v_in: Tensor, v_out: Tensor) -> Tensor:
+        """The gradient in T at T = 0 of <v_in, W_{m-1}> + <v_out, W_m>; an action may know it."""
+        width = pair.w_in.shape[-2]
+        trailing = (width,) if self.diagonal else (width, width)
+        element = pair.w_in.new_zeros((*pair.w_in.shape[:-2], *trailing), requires_grad=True)
+        with torch.enable_grad():
+            candidate = self._candidate(element, pair)
+            value = (candidate.incoming * v_in).sum() + (candidate.outgoing * v_out).sum()
+            (pulled,) = torch.autograd.grad(value, element)
+        return pulled
+
+    def pull_back(
+        self,
+        gradients: tuple[Layer, Layer],
+        incoming: Layer,
+        outgoing: Layer,
+        layer_input: LayerInput,
+        activation: Activation,
+    ) -> Tensor:
+        """The gradient in T at T = 0 of a function of both layers, from its gradients in them.
+
+        The adjoint of the action's derivative at the identity, in closed form where the action
+        has one. 0 where a move could not be trusted.
+
+        Args:
+            gradients: of the incoming and of the outgoing layer.
+
+        Returns:
+            ``(*batch, k, k)``, or ``(*batch, k)`` if ``diagonal``; float64.
+        """
+        sound = torch.ones(
+            incoming.weight.shape[:-2], dtype=torch.bool, device=layer_input.h.device
+        )
+        pair = Pair(incoming, outgoing, layer_input, activation, sound)
+        v_in, v_out = (gradient.joined().double() for gradient in gradients)
+        pulled = self._pulled_back(pair, v_in, v_out)
+        return torch.where(per_problem(pair.trusted, pulled), pulled, 0.0)
+
     def act(
         self,
         element: Element,
@@ -196,9 +234,14 @@ class Pair:
         self.outgoing_biased = outgoing.bias is not None
 
     @cached_property
+    def pre_activations(self) -> Tensor:
+        """W_{m-1} h, ``(*batch, k, samples)``."""
+        return self.w_in @ self.h
+
+    @cached_property
     def features(self) -> Tensor:
         """sigma(W_{m-1} h), ``(*batch, k, samples)``."""
-        return self.activation(self.w_in @ self.h)
+        return self.activation(self.pre_activations)
 
     def hidden(self, features: Tensor) -> Tensor:
         """Hidden features as the outgoing layer sees them: with ones where it has a bias."""
@@ -206,11 +249,20 @@ class Pair:
             return features
         return torch.cat((features, torch.ones_like(features[..., :1, :])), dim=-2)
 
+    def of_weight(self, outgoing: Tensor) -> Tensor:
+        """The part of a joined outgoing layer that is not its bias."""
+        return outgoing[..., :-1] if self.outgoing_biased else outgoing
+
+    @property
+    def transposed_weight_out(self) -> Tensor:
+        """W_m^T, without the bias."""
+        return self.of_weight(self.w_out).mT
+
     def times_inverse(self, g_inverse: Tensor) -> Tensor:
         """[W_m g^-1, b_m]: the group acts on the weight alone."""
         if not self.outgoing_biased:
             return self.w_out @ g_inverse
-        return torch.cat((self.w_out[..., :-1] @ g_inverse, self.w_out[..., -1:]), dim=-1)
+        return torch.cat((self.of_weight(self.w_out) @ g_inverse, self.w_out[..., -1:]), dim=-1)
 
 
 def relative_change(before: Tensor, after: Tensor) -> Tensor:

@@ -53,6 +53,14 @@ class PostActivationAction(GroupAction):
             _all_true(pair.w_in),
         )
 
+    def _pulled_back(self, pair: Pair, v_in: Tensor, v_out: Tensor) -> Tensor:
+        """dW_{m-1} = [T f / sigma'(W_{m-1} h)] h^+ with f = sigma(W_{m-1} h), dW_m = -W_m T."""
+        inverse = pair.activation.inverse
+        assert inverse is not None
+        slopes = slope(inverse, pair.features)
+        moved = (v_in @ pair.layer_input.pseudo_inverse.mT) * slopes
+        return moved @ pair.features.mT - pair.transposed_weight_out @ pair.of_weight(v_out)
+
 
 @final
 class PreActivationAction(GroupAction):
@@ -88,15 +96,30 @@ class PreActivationAction(GroupAction):
 
     def _candidate(self, element: Element, pair: Pair) -> Candidate:
         g, g_inverse = self.exponential(element)
-        moved_in = g @ pair.w_in
-        hidden = pair.hidden(pair.activation(moved_in @ pair.h))
+        hidden = pair.hidden(pair.activation(g @ pair.pre_activations))
         linear = pair.times_inverse(g_inverse)
         residual = pair.w_out @ pair.hidden(pair.features) - linear @ hidden
         if self.damping:
             correction, solved = _damped(residual, hidden, self.damping)
         else:
             correction, solved = residual @ torch.linalg.pinv(hidden), _all_true(hidden)
-        return Candidate(moved_in, linear + correction, solved)
+        return Candidate(g @ pair.w_in, linear + correction, solved)
+
+    def _pulled_back(self, pair: Pair, v_in: Tensor, v_out: Tensor) -> Tensor:
+        """dW_{m-1} = T W_{m-1}, dW_m = -W_m T + W_m [T f - sigma'(z) (T z)] H^+, z = W_{m-1} h."""
+        z, hidden = pair.pre_activations, pair.hidden(pair.features)
+        if self.damping:
+            corrected, solved = _damped_adjoint(v_out, hidden, self.damping)
+            corrected = torch.where(solved[..., None, None], corrected, 0.0)
+        else:
+            corrected = v_out @ torch.linalg.pinv(hidden).mT
+        back = pair.transposed_weight_out @ corrected
+        return (
+            v_in @ pair.w_in.mT
+            - pair.transposed_weight_out @ pair.of_weight(v_out)
+            + back @ pair.features.mT
+            - (back * slope(pair.activation, z)) @ z.mT
+        )
 
 
 @final
@@ -127,20 +150,50 @@ class RescalingAction(GroupAction):
         outgoing = torch.cat((weight, pair.w_out[..., scale.shape[-1] :]), dim=-1)
         return Candidate(scale.unsqueeze(-1) * pair.w_in, outgoing, _all_true(pair.w_in))
 
+    def _pulled_back(self, pair: Pair, v_in: Tensor, v_out: Tensor) -> Tensor:
+        """dW_{m-1} = diag(t) W_{m-1}, dW_m = -W_m diag(t)."""
+        outgoing = pair.of_weight(v_out) * pair.transposed_weight_out.mT
+        return (v_in * pair.w_in).sum(dim=-1) - outgoing.sum(dim=-2)
+
+
+def slope(activation: Activation, at: Tensor) -> Tensor:
+    """sigma'(at), entry by entry."""
+    with torch.enable_grad():
+        points = at.detach().requires_grad_()
+        (slopes,) = torch.autograd.grad(activation(points).sum(), points)
+    return slopes
+
 
 def _damped(residual: Tensor, hidden: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """R H^T (H H^T + lambda I)^-1, and which problems could be solved."""
-    units, samples = hidden.shape[-2:]
-    gram = hidden @ hidden.mT if units <= samples else hidden.mT @ hidden
-    scale = hidden.square().sum(dim=(-2, -1)) / units  # mean diagonal of H H^T, for both forms
+    factor, solved = _damped_factor(hidden, damping)
+    if _wide(hidden):
+        return torch.cholesky_solve(hidden @ residual.mT, factor).mT, solved
+    return torch.cholesky_solve(residual.mT, factor).mT @ hidden.mT, solved
+
+
+def _damped_adjoint(v: Tensor, hidden: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """The adjoint of R -> R H^T (H H^T + lambda I)^-1: V (H H^T + lambda I)^-1 H."""
+    factor, solved = _damped_factor(hidden, damping)
+    if _wide(hidden):
+        return torch.cholesky_solve(v.mT, factor).mT @ hidden, solved
+    return torch.cholesky_solve(hidden.mT @ v.mT, factor).mT, solved
+
+
+def _wide(hidden: Tensor) -> bool:
+    """At least as many samples as units."""
+    return hidden.shape[-2] <= hidden.shape[-1]
+
+
+def _damped_factor(hidden: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Cholesky's of H H^T + lambda I, or of the smaller H^T H + lambda I."""
+    gram = hidden @ hidden.mT if _wide(hidden) else hidden.mT @ hidden
+    scale = hidden.square().sum(dim=(-2, -1)) / hidden.shape[-2]  # mean diagonal of H H^T
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     gram = gram + (damping * scale)[..., None, None] * identity
     _, info = torch.linalg.cholesky_ex(gram.detach())
     solved = info == 0
-    factor = torch.linalg.cholesky_ex(torch.where(solved[..., None, None], gram, identity))[0]
-    if units <= samples:
-        return torch.cholesky_solve(hidden @ residual.mT, factor).mT, solved
-    return torch.cholesky_solve(residual.mT, factor).mT @ hidden.mT, solved
+    return torch.linalg.cholesky_ex(torch.where(solved[..., None, None], gram, identity))[0], solved
 
 
 def _all_true(like: Tensor) -> Tensor:

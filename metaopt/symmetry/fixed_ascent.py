@@ -12,7 +12,7 @@ from torch import Tensor
 from metaopt.errors import UserError
 from metaopt.symmetry.objectives import LossFunction, Objective, gradient_norm
 from metaopt.symmetry.orbit import Orbit
-from metaopt.symmetry.search import Climb, choose
+from metaopt.symmetry.search import Climb, choose, evaluate
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,7 @@ class FixedAscent:
         taken: list[list[Tensor]] = []
         moved = None
         for _ in range(self.iterations):
-            elements = [element.requires_grad_() for element in orbit.identity(current)]
-            with torch.enable_grad():
-                value = self.objective(orbit.move(current, elements).parameters, loss)
-                slopes = torch.autograd.grad(value.sum(), elements)
+            slopes = orbit.pull_back(current, evaluate(self.objective, current, loss).gradients())
             steps = [self.rate * slope for slope in slopes]
             with torch.no_grad():
                 move = orbit.move(current, steps)

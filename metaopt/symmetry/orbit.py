@@ -33,6 +33,13 @@ class Orbit(ABC):
         """exp(T) . w, differentiable in T."""
 
     @abstractmethod
+    def pull_back(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients in T at T = 0 of a function on the orbit, from its gradients at ``parameters``.
+
+        At first order the sites move independently, so each has its own.
+        """
+
+    @abstractmethod
     def transport(
         self, gradients: Sequence[Tensor], elements: Sequence[Tensor], squares: bool = False
     ) -> list[Tensor]:
@@ -70,6 +77,26 @@ class ChainOrbit(Orbit):
         layers = self.chain.layers(parameters)
         moved = teleport(self.chain, layers, self.layer_input, elements, self.action)
         return Moved(self.chain.parameters(moved.layers), moved.refused)
+
+    def pull_back(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+        layers, slopes = self.chain.layers(parameters), self.chain.layers(gradients)
+        layer_input = self.layer_input
+        pulled: list[Tensor] = []
+        for site in self.chain.sites:
+            if pulled:
+                before = site.incoming - 1
+                h = self.chain.activations[before](layers[before](layer_input.original))
+                layer_input = LayerInput(h)
+            pulled.append(
+                self.action.pull_back(
+                    (slopes[site.incoming], slopes[site.outgoing]),
+                    layers[site.incoming],
+                    layers[site.outgoing],
+                    layer_input,
+                    self.chain.activations[site.incoming],
+                )
+            )
+        return pulled
 
     def transport(
         self, gradients: Sequence[Tensor], elements: Sequence[Tensor], squares: bool = False

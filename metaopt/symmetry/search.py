@@ -24,8 +24,75 @@ class Climb(NamedTuple):
     taken: list[list[Tensor]]  # T of each site at each iteration, in order; 0 where it stayed
 
 
+NEAR = 0.01
+"""A search ends within this fraction of its bound, as the rest costs more than it brings."""
+
 Search = Callable[[Orbit, Sequence[Tensor], LossFunction], Climb]
 """From parameters to another point of their orbit."""
+
+
+class Point:
+    """Parameters, and an objective at them; its gradient only when asked for, once.
+
+    Args:
+        parameters: detached.
+        value: ``(*batch,)``, a function of ``leaves``; or detached, without leaves.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        loss: LossFunction,
+        parameters: list[Tensor],
+        value: Tensor,
+        leaves: list[Tensor] | None = None,
+    ) -> None:
+        self.parameters = parameters
+        self.value = value.detach().double()
+        self._objective, self._loss = objective, loss
+        self._graph = None if leaves is None else (value, leaves)
+
+    def gradients(self) -> list[Tensor]:
+        """Of the objective, one a parameter; what is not finite as 0."""
+        if self._graph is None:
+            self._graph = _graph(self._objective, self.parameters, self._loss)
+        (value, leaves), self._graph = self._graph, None
+        ones = torch.ones_like(value)
+        slopes = torch.autograd.grad(value, leaves, ones, allow_unused=True)
+        return [
+            torch.zeros_like(leaf) if g is None else g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            for g, leaf in zip(slopes, leaves, strict=True)
+        ]
+
+    def where(self, mask: Tensor, other: Point) -> Point:
+        """``other`` for the problems of the mask, ``(*batch,)``."""
+        if mask.all():
+            return other
+        if not mask.any():
+            return self
+        parameters = choose(mask, other.parameters, self.parameters)
+        value = torch.where(mask, other.value, self.value)
+        return Point(self._objective, self._loss, parameters, value)
+
+
+def evaluate(objective: Objective, parameters: Sequence[Tensor], loss: LossFunction) -> Point:
+    """The objective at ``parameters``."""
+    value, leaves = _graph(objective, parameters, loss)
+    return Point(objective, loss, [leaf.detach() for leaf in leaves], value, leaves)
+
+
+def _graph(
+    objective: Objective, parameters: Sequence[Tensor], loss: LossFunction
+) -> tuple[Tensor, list[Tensor]]:
+    with torch.enable_grad():
+        leaves = [parameter.detach().requires_grad_() for parameter in parameters]
+        return objective(leaves, loss), leaves
+
+
+def _units(directions: Sequence[Tensor], batch_dims: int) -> list[Tensor]:
+    """Divided by their norm, jointly over the sites of a problem."""
+    norm = entry_sum([d.square() for d in directions], batch_dims).sqrt().clamp(min=1e-300)
+    return [d / per_problem(norm, d) for d in directions]
 
 
 @dataclass(frozen=True)
@@ -34,7 +101,8 @@ class GradientAscent:
 
     Each iteration is w <- exp(a G) . w with G the objective's gradient in T at T = 0, divided by
     its norm: ``size`` is the Frobenius norm of the first T tried, a problem's own size is halved
-    while its objective would not rise, and after ``halvings`` failures it stays where it is.
+    while its objective would not rise, and after ``halvings`` failures in one iteration it has
+    arrived, as it has within 1 % of its bound. The search ends when all have.
 
     Attributes:
         iterations: steps of ascent.
@@ -70,39 +138,39 @@ class GradientAscent:
 
     def __call__(self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction) -> Climb:
         """From ``parameters`` to where the ascent ends."""
-        current = [parameter.detach() for parameter in parameters]
-        value = self._value(current, loss)
-        bound = self._bound(value)
-        size = torch.full_like(value, self.size, dtype=torch.float64)
-        refused = torch.zeros_like(value, dtype=torch.bool)
+        here = evaluate(self.objective, parameters, loss)
+        bound = self._bound(here.value)
+        size = torch.full_like(here.value, self.size, dtype=torch.float64)
+        refused = torch.zeros_like(here.value, dtype=torch.bool)
         moved = torch.zeros_like(refused)
+        arrived = self._near(here.value, bound)
         taken: list[list[Tensor]] = []
         for _ in range(self.iterations):
-            directions = self._directions(orbit, current, loss, value.dim())
+            if arrived.all():
+                break
+            directions = _units(orbit.pull_back(here.parameters, here.gradients()), arrived.dim())
+            start = here
             accepted = [torch.zeros_like(direction) for direction in directions]
-            climbing = torch.ones_like(refused)
+            climbing = ~arrived
             for _ in range(self.halvings + 1):
                 elements = [per_problem(size * climbing, d) * d for d in directions]
                 with torch.no_grad():
-                    move = orbit.move(current, elements)
-                tried_at = [parameter.detach() for parameter in move.parameters]
-                tried = self._value(tried_at, loss)
-                better = climbing & ~move.refused & (tried > value) & (tried <= bound)
-                current = choose(better, tried_at, current)
+                    move = orbit.move(start.parameters, elements)
+                tried = evaluate(self.objective, move.parameters, loss)
+                better = (
+                    climbing & ~move.refused & (tried.value > start.value) & (tried.value <= bound)
+                )
+                here = here.where(better, tried)
                 accepted = choose(better, elements, accepted)
-                value = torch.where(better, tried, value)
                 moved = moved | better
                 refused = torch.where(climbing, move.refused, refused)
                 climbing = climbing & ~better
                 size = torch.where(climbing, size / 2, size)
                 if not climbing.any():
                     break
+            arrived = arrived | climbing | self._near(here.value, bound)
             taken.append(accepted)
-        return Climb(current, refused & ~moved, taken)
-
-    def _value(self, parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
-        with torch.enable_grad():
-            return self.objective(parameters, loss).detach().double()
+        return Climb(here.parameters, refused & ~moved, taken)
 
     def _bound(self, start: Tensor) -> Tensor:
         """The largest value to accept, finite, ``(*batch,)``."""
@@ -112,17 +180,9 @@ class GradientAscent:
         ratio = torch.where(start < 0, start / self.most_ratio, start * self.most_ratio)
         return torch.minimum(ratio, largest)
 
-    def _directions(
-        self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction, batch_dims: int
-    ) -> list[Tensor]:
-        """Unit gradients of the objective in T at T = 0, jointly over the sites of a problem."""
-        elements = [element.requires_grad_() for element in orbit.identity(parameters)]
-        with torch.enable_grad():
-            value = self.objective(orbit.move(parameters, elements).parameters, loss)
-            gradients = torch.autograd.grad(value.sum(), elements)
-        gradients = tuple(g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for g in gradients)
-        norm = entry_sum([g.square() for g in gradients], batch_dims).sqrt().clamp(min=1e-300)
-        return [g / per_problem(norm, g) for g in gradients]
+    def _near(self, value: Tensor, bound: Tensor) -> Tensor:
+        """Where there is no room left below the bound, ``(*batch,)``."""
+        return bound - value <= NEAR * bound.abs()
 
 
 def choose(mask: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
