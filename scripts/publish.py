@@ -39,10 +39,12 @@ def ship(study: Path) -> None:
 
 
 def show(studies: list[Path]) -> None:
-    """Put tables and pictures where the pages show them; a table that is not there stays."""
+    """Put tables and pictures where the pages show them; what a study lacks stays."""
     tables = {p.stem: p for folder in studies for p in (folder / "tables").glob("*.md")}
+    shown = "".join(page.read_text() for page in PAGES)
     for picture in (p for folder in studies for p in folder.glob("*.png")):
-        shutil.copyfile(picture, ROOT / "docs" / "figures" / picture.name)
+        if f"figures/{picture.name}" in shown:
+            shutil.copyfile(picture, ROOT / "docs" / "figures" / picture.name)
     for page in PAGES:
         text = BLOCK.sub(
             lambda match: (

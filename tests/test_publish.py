@@ -12,7 +12,7 @@ from metaopt.experiments.recipes import SHIPPED
 from metaopt.learned.checkpoint import pretrained_path
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "publish.py"
-PAGE = "before\n<!-- table: one -->\n{}\n<!-- end -->\n<!-- table: none -->\nkept\n<!-- end -->\n"
+PAGE = "before ![](figures/figure6.png)\n<!-- table: one -->\n{}\n<!-- end -->\n<!-- table: none -->\nkept\n<!-- end -->\n"
 
 
 @pytest.fixture
@@ -44,13 +44,16 @@ def test_a_study_is_shipped_and_shown_wherever_it_lies(publish, tmp_path, monkey
     (study / "runs.json").write_text(json.dumps(runs))
     (study / "tables").mkdir()
     (study / "tables" / "one.md").write_text("| new |\n")
-    (study / "figure6.png").write_bytes(b"picture")
+    for picture in ("figure6.png", "shown-nowhere.png"):
+        (study / picture).write_bytes(b"picture")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["publish.py", "--studies", str(study)])
     publish.main()
     for name in SHIPPED:
         shipped = publish.ROOT / "metaopt" / "learned" / "pretrained" / f"{name}.safetensors"
         assert shipped.read_bytes() == pretrained_path("lstm_lr_tele").read_bytes()
-    assert (publish.ROOT / "docs" / "figures" / "figure6.png").read_bytes() == b"picture"
+    (picture,) = (publish.ROOT / "docs" / "figures").iterdir()
+    assert picture.name == "figure6.png"
+    assert picture.read_bytes() == b"picture"
     for page in publish.PAGES:
         assert page.read_text() == PAGE.format("| new |")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,7 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     out.mkdir(parents=True, exist_ok=True)
 
-    results = list(evaluate(methods, family, seeds, values.steps))
+    results: list[Result] = []
+    for result in evaluate(methods, family, seeds, values.steps):
+        results.append(result)
+        done = f"evaluated {result.method.name} ({len(results)} of {len(methods)})"
+        print(done, file=sys.stderr, flush=True)
     write_results(out, results, seeds)  # first: what is drawn can be drawn again
     write_manifest(out, results, seeds, family, values.steps)
     lines = summarise(results)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -43,6 +44,7 @@ def band_figure(bands: Sequence[Band], title: str) -> bytes:
     """A PNG of curves with bands; lines differ in style and marker as well as in colour."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
+    colours = colormaps["tab10" if len(bands) <= 10 else "tab20"]
     handles = []
     for i, band in enumerate(bands):
         steps = np.arange(len(band.middle))
@@ -54,6 +56,7 @@ def band_figure(bands: Sequence[Band], title: str) -> bytes:
             steps,
             middle,
             LINE_STYLES[i % len(LINE_STYLES)],
+            color=colours(i % colours.N),
             marker=MARKERS[i % len(MARKERS)],
             markevery=(i % 7, max(1, len(steps) // 10)),
             markersize=4,

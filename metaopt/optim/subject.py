@@ -16,6 +16,7 @@ from metaopt.network.loss import LossOnBatch, loss_on
 from metaopt.network.move import Judge, NetworkMove
 from metaopt.network.orbit import RescalingOrbit
 from metaopt.symmetry import (
+    ACTIONS,
     GroupAction,
     LayerInput,
     PostActivationAction,
@@ -225,6 +226,10 @@ def make_subject(
     Raises:
         UserError: for options that do not fit it.
     """
+    if isinstance(action, str) and action not in (AUTO, *ACTIONS):
+        raise UserError(
+            f"expected an action of {AUTO}, {', '.join(ACTIONS)}, got {action!r}: name one"
+        )
     if loss_fn is not None and not callable(loss_fn):
         raise UserError(
             f"expected a loss_fn that can be called, got {loss_fn!r}: give a function of the "
