@@ -34,6 +34,7 @@ FOLDERS = (
     "problems",
     "symmetry",
     "network",
+    "measures",
     "learned",
     "optim",
     "evaluation",

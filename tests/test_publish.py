@@ -12,7 +12,10 @@ from metaopt.experiments.recipes import SHIPPED
 from metaopt.learned.checkpoint import pretrained_path
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "publish.py"
-PAGE = "before ![](figures/figure6.png)\n<!-- table: one -->\n{}\n<!-- end -->\n<!-- table: none -->\nkept\n<!-- end -->\n"
+PAGE = (
+    "before ![](figures/figure6.png)\n<!-- table: one -->\n{}\n<!-- end -->\n"
+    "<!-- table: none -->\nkept\n<!-- end -->\n"
+)
 
 
 @pytest.fixture

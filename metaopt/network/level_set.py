@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metaopt.network.loss import LossOnBatch, loss_on
+from metaopt.network.loss import LossOnBatch, NetworkLoss
 from metaopt.symmetry.level_set import LevelSetClimb, LevelSetTeleport
 from metaopt.symmetry.objectives import LossFunction
 
@@ -18,7 +18,7 @@ def module_loss(
     Buffers stay as they are, and dropout drops the same at each evaluation.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return list(named.values()), loss_on(model, list(named), loss_fn, x, y)
+    return list(named.values()), NetworkLoss(model, list(named), loss_fn, x, y)
 
 
 def teleport_module(

@@ -10,23 +10,25 @@ from torch.func import functional_call
 
 from metaopt.network.move import with_values
 from metaopt.randomness import same_randomness
-from metaopt.symmetry.objectives import LossFunction
 
 LossOnBatch = Callable[[Tensor, Tensor], Tensor]
 """(the model's output, y) -> the loss, a scalar."""
 
 
-def loss_on(
-    model: nn.Module, names: Sequence[str], loss_fn: LossOnBatch, x: Tensor, y: Tensor
-) -> LossFunction:
+class NetworkLoss:
     """Of the parameters ``names``, in order; the others are as they are at each call.
 
     Buffers stay as they are, and dropout drops the same at each evaluation.
     """
-    seed = torch.random.initial_seed()
 
-    def loss(values: Sequence[Tensor]) -> Tensor:
-        with same_randomness(seed):
-            return loss_fn(functional_call(model, with_values(model, names, values), (x,)), y)
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], loss_fn: LossOnBatch, x: Tensor, y: Tensor
+    ) -> None:
+        self.model, self.names, self.loss_fn, self.x, self.y = model, names, loss_fn, x, y
+        self.seed = torch.random.initial_seed()
 
-    return loss
+    def __call__(self, values: Sequence[Tensor]) -> Tensor:
+        """The loss, a scalar."""
+        with same_randomness(self.seed):
+            tensors = with_values(self.model, self.names, values)
+            return self.loss_fn(functional_call(self.model, tensors, (self.x,)), self.y)

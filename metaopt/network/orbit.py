@@ -31,6 +31,9 @@ class RescalingOrbit(Orbit):
         device = parameters[0].device
         return [torch.zeros(s.width, dtype=torch.float64, device=device) for s in self.sites]
 
+    def batch_dims(self, parameters: Sequence[Tensor]) -> int:
+        return 0
+
     def move(self, parameters: Sequence[Tensor], elements: Sequence[Tensor]) -> Moved:
         """Refused, as a whole, where a |t| is above 32 or a weight would not be finite."""
         moved = dict(zip(self.names, parameters, strict=True))

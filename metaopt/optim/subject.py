@@ -12,7 +12,7 @@ from torch.func import functional_call
 from metaopt.errors import UserError
 from metaopt.learned.optimizer import ChainModel
 from metaopt.network import ChainView, as_chain, find_sites
-from metaopt.network.loss import LossOnBatch, loss_on
+from metaopt.network.loss import LossOnBatch, NetworkLoss
 from metaopt.network.move import Judge, NetworkMove
 from metaopt.network.orbit import RescalingOrbit
 from metaopt.symmetry import (
@@ -198,7 +198,7 @@ class NetworkSubject(Subject):
 
     def loss(self, batch: Batch | None) -> LossFunction:
         x, y = _given(batch)
-        return loss_on(self.model, self.names, self.loss_fn, x, y)
+        return NetworkLoss(self.model, self.names, self.loss_fn, x, y)
 
     def judge(self, x: Tensor, start: Sequence[Tensor]) -> Judge:
         """Of the change of the output on ``x`` from where the parameters are ``start``."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.symmetry.objectives import LossFunction, Objective, gradient_norm
+from metaopt.symmetry.objectives import LossFunction, Objective, OfOrbit, gradient_norm, on_orbit
 from metaopt.symmetry.orbit import Orbit
 from metaopt.symmetry.search import Climb, choose, evaluate
 
@@ -30,7 +30,7 @@ class FixedAscent:
 
     iterations: int = 10
     rate: float = 1e-4
-    objective: Objective = gradient_norm
+    objective: Objective | OfOrbit = gradient_norm
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or not 0 < self.rate < math.inf:
@@ -42,10 +42,11 @@ class FixedAscent:
     def __call__(self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction) -> Climb:
         """From ``parameters`` to where the ascent ends."""
         current = [parameter.detach() for parameter in parameters]
+        objective = on_orbit(self.objective, orbit)
         taken: list[list[Tensor]] = []
         moved = None
         for _ in range(self.iterations):
-            slopes = orbit.pull_back(current, evaluate(self.objective, current, loss).gradients())
+            slopes = orbit.pull_back(current, evaluate(objective, current, loss).gradients())
             steps = [self.rate * slope for slope in slopes]
             with torch.no_grad():
                 move = orbit.move(current, steps)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
 from metaopt.symmetry.metric import adaptive_metric
+from metaopt.symmetry.orbit import Orbit
 
 LossFunction = Callable[[Sequence[Tensor]], Tensor]
 """Parameters, in order -> losses ``(*batch,)``; that of a problem depends on its weights alone."""
@@ -18,8 +20,21 @@ Objective = Callable[[Sequence[Tensor], LossFunction], Tensor]
 """Parameters at g.w, and the loss -> value ``(*batch,)``, differentiable in the parameters.
 
 What else it takes (a metric, the directions of a sharpness) is its own and frozen, as a search
-compares its values from one call to the next.
+compares its values from one call to the next. One that must know the orbit is a :class:`OfOrbit`.
 """
+
+
+@runtime_checkable
+class OfOrbit(Protocol):
+    """An objective that becomes one on an orbit, which a search does with it."""
+
+    def on(self, orbit: Orbit) -> Objective:
+        """For the points of ``orbit``."""
+
+
+def on_orbit(objective: Objective | OfOrbit, orbit: Orbit) -> Objective:
+    """Ready to be evaluated on the orbit."""
+    return objective.on(orbit) if isinstance(objective, OfOrbit) else objective
 
 
 def gradient_norm(parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
@@ -67,10 +82,18 @@ class MetricNorm:
 class Negated:
     """-objective: what climbs it descends the objective."""
 
-    objective: Objective
+    objective: Objective | OfOrbit
+
+    def on(self, orbit: Orbit) -> Negated:
+        """For the points of ``orbit``."""
+        return Negated(on_orbit(self.objective, orbit))
 
     def __call__(self, parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
         """``(*batch,)``."""
+        if isinstance(self.objective, OfOrbit) and not callable(self.objective):
+            raise UserError(
+                f"expected an objective on an orbit, got {type(self.objective).__name__}: use on()"
+            )
         return -self.objective(parameters, loss)
 
 

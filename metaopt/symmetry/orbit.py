@@ -29,6 +29,10 @@ class Orbit(ABC):
         """T = 0 at each site, float64."""
 
     @abstractmethod
+    def batch_dims(self, parameters: Sequence[Tensor]) -> int:
+        """How many leading dimensions of each parameter count problems."""
+
+    @abstractmethod
     def move(self, parameters: Sequence[Tensor], elements: Sequence[Tensor]) -> Moved:
         """exp(T) . w, differentiable in T."""
 
@@ -72,6 +76,9 @@ class ChainOrbit(Orbit):
             trailing = (width,) if self.action.diagonal else (width, width)
             elements.append(weight.new_zeros((*weight.shape[:-2], *trailing), dtype=torch.float64))
         return elements
+
+    def batch_dims(self, parameters: Sequence[Tensor]) -> int:
+        return self.chain.layers(parameters)[0].weight.dim() - 2
 
     def move(self, parameters: Sequence[Tensor], elements: Sequence[Tensor]) -> Moved:
         layers = self.chain.layers(parameters)

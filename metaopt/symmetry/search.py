@@ -12,7 +12,14 @@ from torch import Tensor
 
 from metaopt.errors import UserError
 from metaopt.symmetry.action import per_problem
-from metaopt.symmetry.objectives import LossFunction, Objective, entry_sum, gradient_norm
+from metaopt.symmetry.objectives import (
+    LossFunction,
+    Objective,
+    OfOrbit,
+    entry_sum,
+    gradient_norm,
+    on_orbit,
+)
 from metaopt.symmetry.orbit import Orbit
 
 
@@ -119,7 +126,7 @@ class GradientAscent:
     iterations: int = 10
     size: float = 0.1
     halvings: int = 8
-    objective: Objective = gradient_norm
+    objective: Objective | OfOrbit = gradient_norm
     most: float = math.inf
     most_ratio: float = math.inf
 
@@ -138,7 +145,8 @@ class GradientAscent:
 
     def __call__(self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction) -> Climb:
         """From ``parameters`` to where the ascent ends."""
-        here = evaluate(self.objective, parameters, loss)
+        objective = on_orbit(self.objective, orbit)
+        here = evaluate(objective, parameters, loss)
         bound = self._bound(here.value)
         size = torch.full_like(here.value, self.size, dtype=torch.float64)
         refused = torch.zeros_like(here.value, dtype=torch.bool)
@@ -156,7 +164,7 @@ class GradientAscent:
                 elements = [per_problem(size * climbing, d) * d for d in directions]
                 with torch.no_grad():
                     move = orbit.move(start.parameters, elements)
-                tried = evaluate(self.objective, move.parameters, loss)
+                tried = evaluate(objective, move.parameters, loss)
                 better = (
                     climbing & ~move.refused & (tried.value > start.value) & (tried.value <= bound)
                 )

@@ -1,0 +1,157 @@
+"""Losses at many points around the weights, w + t d, in batches.
+
+In a chain of layers the first product is shared: (W + t D) x = W x + t (D x), so D x is computed
+once for all displacements t, and for all networks of a batch that see the same x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils.checkpoint import checkpoint
+
+from metaopt.chain import Layer, LayerChain
+from metaopt.symmetry.objectives import LossFunction
+
+BUDGET = 2**19
+"""Numbers that a layer's features may take at a time, over all points of a chunk: 2 MB in float32,
+which caches hold."""
+
+OutputLoss = Callable[[Tensor], Tensor]
+"""Outputs of networks, ``(*points, out, samples)`` -> their losses, ``(*points,)``."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """The points w + t d for every t and every d.
+
+    Attributes:
+        displacements: t, ``(T,)``.
+        directions: d, one tensor a parameter, ``(D, *its shape)``.
+    """
+
+    displacements: Tensor
+    directions: Sequence[Tensor]
+
+    def chunks(self, per_point: int) -> Iterator[tuple[slice, slice]]:
+        """Slices of both that hold no more points than fit, given the numbers that each takes."""
+        fit = max(1, BUDGET // max(per_point, 1))
+        count, total = len(self.displacements), len(self.directions[0])
+        across = max(1, min(total, fit // count))
+        along = count if across > 1 else min(count, fit)
+        starts = product(range(0, total, across), range(0, count, along))
+        for d, t in starts:
+            yield slice(t, t + along), slice(d, d + across)
+
+
+def losses_of(loss: LossFunction, parameters: Sequence[Tensor], points: Points) -> Tensor:
+    """``(T, D, *batch)``, of any loss, differentiable in the parameters; by ``vmap``.
+
+    The problems of a batch share the directions.
+    """
+    numbers = sum(parameter.numel() for parameter in parameters)
+
+    def some(t: Tensor, *rest: Tensor) -> Tensor:
+        own, directions = rest[: len(parameters)], rest[len(parameters) :]
+        shifted = [
+            p + t.reshape(-1, 1, *(1,) * p.dim()).to(p.dtype) * _for_all_problems(d, p)
+            for p, d in zip(own, directions, strict=True)
+        ]
+        flat = [p.flatten(0, 1) for p in shifted]
+        values = vmap(lambda *at: loss(at), randomness="same")(*flat)
+        return values.reshape(len(t), -1, *values.shape[1:])
+
+    def chunk(along: slice, across: slice) -> Tensor:
+        directions = [d[across] for d in points.directions]
+        return _kept_small(some, points.displacements[along], *parameters, *directions)
+
+    return _assembled(points, numbers, chunk)
+
+
+def _for_all_problems(directions: Tensor, parameter: Tensor) -> Tensor:
+    """``(D, *shape)`` -> ``(D, 1, ..., *shape)``, with a 1 for each batch dimension."""
+    batch_dims = parameter.dim() - directions.dim() + 1
+    return directions.reshape(len(directions), *(1,) * batch_dims, *directions.shape[1:])
+
+
+def losses_of_chain(
+    chain: LayerChain, layers: Sequence[Layer], x: Tensor, loss: OutputLoss, points: Points
+) -> Tensor:
+    """``(T, D)``, of one network that is a chain; differentiable in its layers.
+
+    Args:
+        layers: without batch dimensions.
+        x: ``(inputs, samples)``.
+    """
+    return Surroundings(chain, x, points).losses(layers, loss)
+
+
+class Surroundings:
+    """Points around networks of one shape on the same x.
+
+    What the first layers of the directions make of x is computed once: keep the object while x and
+    the points stay the same.
+    """
+
+    def __init__(self, chain: LayerChain, x: Tensor, points: Points) -> None:
+        self.chain, self.x, self.points = chain, x, points
+        self.directions = chain.layers(points.directions)
+        first = self.directions[0]
+        self.first = first.map(torch.Tensor.detach)(x)  # D x, (D, k, samples)
+
+    def losses(self, layers: Sequence[Layer], loss: OutputLoss) -> Tensor:
+        """``(T, D)``, of one network, differentiable in its layers."""
+        widest = max(layer.weight.shape[-2] for layer in layers)
+        weights = sum(layer.weight.numel() for layer in layers[1:])
+        z = layers[0](self.x)
+        own = self.chain.parameters(layers[1:])
+
+        def some(t: Tensor, z: Tensor, first: Tensor, *rest: Tensor) -> Tensor:
+            inner, outer = rest[: len(own)], rest[len(own) :]
+            scale = t.reshape(-1, 1, 1, 1).to(z.dtype)
+            h = self.chain.activations[0](z + scale * first)
+            moved = [
+                p + t.reshape(-1, *(1,) * d.dim()).to(p.dtype) * d
+                for p, d in zip(inner, outer, strict=True)
+            ]
+            rear = _rear(self.chain).layers(moved)
+            for layer, activation in zip(rear, self.chain.activations[1:], strict=True):
+                h = activation(layer(h))
+            return loss(h)
+
+        def chunk(along: slice, across: slice) -> Tensor:
+            outer = [d[across] for d in self.chain.parameters(self.directions[1:])]
+            displacements = self.points.displacements[along]
+            return _kept_small(some, displacements, z, self.first[across], *own, *outer)
+
+        return _assembled(self.points, widest * self.x.shape[-1] + weights, chunk)
+
+
+def _rear(chain: LayerChain) -> LayerChain:
+    """All layers but the first."""
+    return LayerChain(chain.activations[1:], chain.biased[1:])
+
+
+def _kept_small(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Evaluated again in the backward pass, so that no chunk keeps its features."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        result: Tensor = checkpoint(function, *tensors, use_reentrant=False)
+        return result
+    return function(*tensors)
+
+
+def _assembled(points: Points, per_point: int, chunk: Callable[[slice, slice], Tensor]) -> Tensor:
+    """Chunks side by side, ``(T, D, ...)``."""
+    columns: list[Tensor] = []
+    column: list[Tensor] = []
+    for along, across in points.chunks(per_point):
+        column.append(chunk(along, across))
+        if along.stop >= len(points.displacements):
+            columns.append(torch.cat(column))
+            column = []
+    return torch.cat(columns, dim=1)

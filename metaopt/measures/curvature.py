@@ -1,0 +1,157 @@
+"""Curvature kappa of a curve (eq. 80), its rate (eq. 84), and their mean psi (eq. 14)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from metaopt.errors import UserError
+from metaopt.measures.curves import derivatives
+from metaopt.network import ChainView, as_chain
+from metaopt.symmetry import GroupAction, LayerInput, make_action
+from metaopt.symmetry.objectives import LossFunction, Objective, entry_sum
+from metaopt.symmetry.orbit import ChainOrbit, Orbit
+
+
+def curvature(first: Sequence[Tensor], second: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
+    """kappa from gamma' and gamma'' (eq. 80), ``(*batch,)``; NaN where gamma' is 0.
+
+    As ||gamma'' without its part along gamma'|| / ||gamma'||^2, which cancels no digits.
+    """
+    across, speed = _across(first, second, batch_dims)
+    return _norm(across, batch_dims) / speed
+
+
+def curvature_rate(
+    first: Sequence[Tensor], second: Sequence[Tensor], third: Sequence[Tensor], batch_dims: int = 0
+) -> Tensor:
+    """d kappa / dt from the first three derivatives (eq. 84), ``(*batch,)``.
+
+    NaN where gamma' or kappa is 0.
+    """
+    across, speed = _across(first, second, batch_dims)
+    size = _norm(across, batch_dims)
+    along = _dot(first, second, batch_dims)
+    # d ||a||^2 / dt = 2 a . gamma''' - 2 (gamma' . gamma'') / ||gamma'||^2 a . gamma''
+    turned = _dot(across, third, batch_dims) - along / speed * size.square()
+    return turned / (size * speed) - 2 * size * along / speed.square()
+
+
+def _across(
+    first: Sequence[Tensor], second: Sequence[Tensor], batch_dims: int
+) -> tuple[list[Tensor], Tensor]:
+    """gamma'' without its part along gamma', and ||gamma'||^2."""
+    speed = _dot(first, first, batch_dims)
+    share = _dot(first, second, batch_dims) / speed
+    across = [
+        b - share.reshape(share.shape + (1,) * (b.dim() - batch_dims)) * a
+        for a, b in zip(first, second, strict=True)
+    ]
+    return across, speed
+
+
+def _dot(a: Sequence[Tensor], b: Sequence[Tensor], batch_dims: int) -> Tensor:
+    return entry_sum([x * y for x, y in zip(a, b, strict=True)], batch_dims)
+
+
+def _norm(a: Sequence[Tensor], batch_dims: int) -> Tensor:
+    return _dot(a, a, batch_dims).sqrt()
+
+
+def random_elements(
+    orbit: Orbit, parameters: Sequence[Tensor], count: int, generator: torch.Generator
+) -> list[list[Tensor]]:
+    """``count`` elements M of the Lie algebra with normal entries, each one tensor a site.
+
+    The size of M does not matter: kappa belongs to the curve, not to how fast it is run through.
+    """
+    if count < 1:
+        raise UserError(f"expected 1 curve or more, got {count}: the paper takes 1")
+    identity = orbit.identity(parameters)
+    return [
+        [torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device) for t in identity]
+        for _ in range(count)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """psi as an objective of a teleport: the mean of kappa over curves on the orbit (eq. 14).
+
+    The elements are frozen; a search makes it an objective on its orbit by :meth:`on`.
+
+    Attributes:
+        elements: M of each curve, one tensor a site (:func:`random_elements`).
+    """
+
+    elements: Sequence[Sequence[Tensor]]
+
+    def on(self, orbit: Orbit) -> Objective:
+        """For the points of ``orbit``."""
+
+        def psi(parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
+            return mean_curvature(orbit, parameters, self.elements)
+
+        return psi
+
+
+def mean_curvature(
+    orbit: Orbit, parameters: Sequence[Tensor], elements: Sequence[Sequence[Tensor]]
+) -> Tensor:
+    """psi(w), the mean of kappa over the curves exp(t M) . w at t = 0 (eq. 14), ``(*batch,)``.
+
+    Differentiable in the parameters. Arithmetic is float64.
+
+    Args:
+        elements: M of each curve, one tensor a site.
+    """
+    wide = [parameter.double() for parameter in parameters]
+    batch_dims = orbit.batch_dims(wide)
+    each = []
+    for element in elements:
+        first, second = derivatives(orbit, wide, element, order=2)
+        each.append(curvature(first, second, batch_dims))
+    return torch.stack(each).mean(dim=0)
+
+
+def network_curvature(
+    model: nn.Module,
+    x: Tensor,
+    generator: torch.Generator,
+    curves: int = 10,
+    action: str | GroupAction = "post_activation",
+) -> float:
+    """psi of a network on a batch: over random curves of all its sites together (eq. 14).
+
+    Args:
+        model: a chain of Linear layers.
+        x: samples in rows; the action is exact for as many as ``exact_when`` says.
+        action: eq. 78 by default, for which the paper derives the curves.
+
+    Raises:
+        UserError: if the model is no chain, or has no pair of layers.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(9, 5), nn.LeakyReLU(0.1), nn.Linear(5, 2))
+        >>> psi = network_curvature(model, torch.rand(8, 9), torch.Generator().manual_seed(0))
+        >>> psi > 0
+        True
+    """
+    view = as_chain(model)
+    if not isinstance(view, ChainView):
+        raise UserError(
+            f"expected a chain of Linear layers, whose orbits have curves, got another model "
+            f"({view}): measure its sharpness instead"
+        )
+    if not view.chain.sites:
+        raise UserError(
+            "expected a model with two layers or more, got one: a group acts between two layers"
+        )
+    acting = action if isinstance(action, GroupAction) else make_action(action)
+    parameters = [parameter.detach().double() for parameter in view.parameters(model)]
+    orbit = ChainOrbit(view.chain, LayerInput(x.flatten(1).mT.double()), acting)
+    elements = random_elements(orbit, parameters, curves, generator)
+    return float(mean_curvature(orbit, parameters, elements))

@@ -1,0 +1,135 @@
+"""Sharpness phi: the mean loss around the weights (eq. 13)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from metaopt.chain import LayerChain
+from metaopt.errors import UserError
+from metaopt.measures.around import Points, losses_of, losses_of_chain
+from metaopt.measures.directions import unit_directions
+from metaopt.measures.networks import evaluating
+from metaopt.measures.output_loss import of_columns
+from metaopt.network import ChainView, as_chain
+from metaopt.network.level_set import module_loss
+from metaopt.network.loss import LossOnBatch, NetworkLoss
+from metaopt.symmetry.objectives import LossFunction
+
+DISPLACEMENTS = tuple(0.001 + 0.01 * step for step in range(20))
+"""T of appendix F.3: 0.001, 0.011, ..., 0.191."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sharpness:
+    """phi as an objective of a teleport: the mean of L(w + t d) over all t and d (eq. 13).
+
+    The directions are frozen, and shared by the problems of a batch.
+
+    Attributes:
+        displacements: t, ``(T,)``.
+        directions: d, one tensor a parameter that moves, ``(D, *its shape)`` without batch
+            dimensions; see :meth:`drawn`.
+        chain: of a network that is one (``metaopt.network.as_chain``), whose parameters these are:
+            then the first product is shared by all displacements.
+    """
+
+    displacements: Tensor
+    directions: Sequence[Tensor]
+    chain: LayerChain | None = None
+
+    @classmethod
+    def drawn(
+        cls,
+        parameters: Sequence[Tensor],
+        generator: torch.Generator,
+        displacements: Sequence[float] = DISPLACEMENTS,
+        directions: int = 200,
+        chain: LayerChain | None = None,
+    ) -> Sharpness:
+        """With directions drawn uniformly from the unit sphere.
+
+        Args:
+            parameters: of one network, those that move, in order.
+
+        Raises:
+            UserError: for no displacement or direction, or a displacement that is not finite.
+        """
+        t = torch.tensor(list(displacements), dtype=torch.float64)
+        if t.dim() != 1 or not len(t) or not t.isfinite().all():
+            raise UserError(
+                f"expected displacements, one finite number or more, got {list(displacements)}: "
+                f"those of the paper are 0.001, 0.011, ..., 0.191"
+            )
+        drawn = unit_directions(parameters, directions, generator)
+        return cls(t.to(parameters[0].device), drawn, chain)
+
+    def __call__(self, parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
+        """``(*batch,)``.
+
+        Raises:
+            UserError: if the directions do not fit the parameters.
+        """
+        shapes, own = ([tuple(t.shape) for t in side] for side in (self.directions, parameters))
+        fits = len(shapes) == len(own) and all(
+            mine[len(mine) - len(shape) + 1 :] == shape[1:]
+            for shape, mine in zip(shapes, own, strict=True)
+        )
+        if not fits:
+            raise UserError(
+                f"expected parameters for directions of shapes {shapes}, got {own}: draw them for "
+                f"the parameters that move"
+            )
+        points = Points(self.displacements, self.directions)
+        if self.chain is None or not isinstance(loss, NetworkLoss):
+            return losses_of(loss, parameters, points).mean(dim=(0, 1))
+        layers = self.chain.layers(parameters)
+        output_loss = of_columns(loss.loss_fn, loss.y)
+        return losses_of_chain(self.chain, layers, loss.x.flatten(1).mT, output_loss, points).mean()
+
+
+def sharpness(
+    model: nn.Module,
+    loss_fn: LossOnBatch,
+    x: Tensor,
+    y: Tensor,
+    generator: torch.Generator,
+    displacements: Sequence[float] = DISPLACEMENTS,
+    directions: int = 200,
+) -> float:
+    """phi of a network on a batch, in evaluation mode, over random unit directions (eq. 13).
+
+    A chain of Linear layers takes the fast way, any other model one ``vmap``.
+
+    Args:
+        loss_fn: (the model's output, y) -> scalar loss.
+        directions: how many.
+
+    Raises:
+        UserError: for no displacement, direction or trainable parameter.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 2))
+        >>> x, y = torch.rand(8, 9), torch.arange(8) % 2
+        >>> g = torch.Generator().manual_seed(0)
+        >>> phi = sharpness(model, nn.CrossEntropyLoss(), x, y, g, directions=3)
+        >>> 0 < phi < 2
+        True
+    """
+    with evaluating(model), torch.no_grad():
+        view = as_chain(model)
+        if isinstance(view, ChainView):
+            loss: LossFunction = NetworkLoss(model, view.names, loss_fn, x, y)
+            parameters, chain = view.parameters(model), view.chain
+        else:
+            trained, loss = module_loss(model, loss_fn, x, y)
+            parameters, chain = list(trained), None
+        if not parameters:
+            raise UserError(
+                "expected a model with parameters that need a gradient, got none: unfreeze some"
+            )
+        objective = Sharpness.drawn(parameters, generator, displacements, directions, chain)
+        return float(objective([p.detach() for p in parameters], loss))
