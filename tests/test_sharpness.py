@@ -98,14 +98,24 @@ def test_a_chain_and_any_model_agree_point_by_point():
     )
     each = losses_of(loss, parameters, points)
     layers = as_chain(model).chain.layers(parameters)
-    of_chain = around.losses_of_chain(
-        as_chain(model).chain, layers, x.mT, of_columns(loss.loss_fn, y), points
-    )
+    surroundings = around.Surroundings(as_chain(model).chain, x.mT, points)
+    of_chain = surroundings.losses(layers, of_columns(loss.loss_fn, y))
     torch.testing.assert_close(of_chain, each, rtol=1e-12, atol=1e-13)
     expected = looped(
         model, functional.cross_entropy, x, y, points.displacements, points.directions
     )
     torch.testing.assert_close(each, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_another_batch_is_another_sharpness():
+    model, (x, y) = mlp(), data()
+    parameters = [p.detach() for p in model.parameters()]
+    chain = as_chain(model).chain
+    objective = Sharpness.drawn(parameters, generator(), T, 3, chain)
+    for batch in (x, x.flip(0), x):
+        loss = NetworkLoss(model, as_chain(model).names, functional.cross_entropy, batch, y)
+        fresh = Sharpness.drawn(parameters, generator(), T, 3, chain)(parameters, loss)
+        assert torch.equal(objective(parameters, loss), fresh)
 
 
 def test_of_a_quadratic_it_is_known():

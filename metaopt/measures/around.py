@@ -79,20 +79,8 @@ def _for_all_problems(directions: Tensor, parameter: Tensor) -> Tensor:
     return directions.reshape(len(directions), *(1,) * batch_dims, *directions.shape[1:])
 
 
-def losses_of_chain(
-    chain: LayerChain, layers: Sequence[Layer], x: Tensor, loss: OutputLoss, points: Points
-) -> Tensor:
-    """``(T, D)``, of one network that is a chain; differentiable in its layers.
-
-    Args:
-        layers: without batch dimensions.
-        x: ``(inputs, samples)``.
-    """
-    return Surroundings(chain, x, points).losses(layers, loss)
-
-
 class Surroundings:
-    """Points around networks of one shape on the same x.
+    """Points around networks of one shape, chains of layers, on the same x ``(inputs, samples)``.
 
     What the first layers of the directions make of x is computed once: keep the object while x and
     the points stay the same.

@@ -106,13 +106,15 @@ def mean_curvature(
     Differentiable in the parameters. Arithmetic is float64.
 
     Args:
-        elements: M of each curve, one tensor a site.
+        elements: M of each curve, one tensor a site; problems share those without their dimensions.
     """
     wide = [parameter.double() for parameter in parameters]
     batch_dims = orbit.batch_dims(wide)
+    shapes = [t.shape for t in orbit.identity(wide)]
     each = []
     for element in elements:
-        first, second = derivatives(orbit, wide, element, order=2)
+        own = [t.expand(shape) for t, shape in zip(element, shapes, strict=True)]
+        first, second = derivatives(orbit, wide, own, order=2)
         each.append(curvature(first, second, batch_dims))
     return torch.stack(each).mean(dim=0)
 

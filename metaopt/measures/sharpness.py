@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from metaopt.chain import LayerChain
 from metaopt.errors import UserError
-from metaopt.measures.around import Points, losses_of, losses_of_chain
+from metaopt.measures.around import Points, Surroundings, losses_of
 from metaopt.measures.directions import unit_directions
 from metaopt.measures.networks import evaluating
 from metaopt.measures.output_loss import of_columns
@@ -23,23 +22,28 @@ DISPLACEMENTS = tuple(0.001 + 0.01 * step for step in range(20))
 """T of appendix F.3: 0.001, 0.011, ..., 0.191."""
 
 
-@dataclass(frozen=True, eq=False)
 class Sharpness:
     """phi as an objective of a teleport: the mean of L(w + t d) over all t and d (eq. 13).
 
     The directions are frozen, and shared by the problems of a batch.
 
-    Attributes:
+    Args:
         displacements: t, ``(T,)``.
         directions: d, one tensor a parameter that moves, ``(D, *its shape)`` without batch
             dimensions; see :meth:`drawn`.
         chain: of a network that is one (``metaopt.network.as_chain``), whose parameters these are:
-            then the first product is shared by all displacements.
+            then the first product is shared by all displacements, and by all weights on one batch.
     """
 
-    displacements: Tensor
-    directions: Sequence[Tensor]
-    chain: LayerChain | None = None
+    def __init__(
+        self,
+        displacements: Tensor,
+        directions: Sequence[Tensor],
+        chain: LayerChain | None = None,
+    ) -> None:
+        self.points = Points(displacements, directions)
+        self.chain = chain
+        self._last: tuple[Tensor, Surroundings] | None = None
 
     @classmethod
     def drawn(
@@ -73,7 +77,8 @@ class Sharpness:
         Raises:
             UserError: if the directions do not fit the parameters.
         """
-        shapes, own = ([tuple(t.shape) for t in side] for side in (self.directions, parameters))
+        directions = self.points.directions
+        shapes, own = ([tuple(t.shape) for t in side] for side in (directions, parameters))
         fits = len(shapes) == len(own) and all(
             mine[len(mine) - len(shape) + 1 :] == shape[1:]
             for shape, mine in zip(shapes, own, strict=True)
@@ -83,12 +88,16 @@ class Sharpness:
                 f"expected parameters for directions of shapes {shapes}, got {own}: draw them for "
                 f"the parameters that move"
             )
-        points = Points(self.displacements, self.directions)
         if self.chain is None or not isinstance(loss, NetworkLoss):
-            return losses_of(loss, parameters, points).mean(dim=(0, 1))
-        layers = self.chain.layers(parameters)
-        output_loss = of_columns(loss.loss_fn, loss.y)
-        return losses_of_chain(self.chain, layers, loss.x.flatten(1).mT, output_loss, points).mean()
+            return losses_of(loss, parameters, self.points).mean(dim=(0, 1))
+        layers, output_loss = self.chain.layers(parameters), of_columns(loss.loss_fn, loss.y)
+        return self._around(self.chain, loss.x).losses(layers, output_loss).mean()
+
+    def _around(self, chain: LayerChain, x: Tensor) -> Surroundings:
+        """Kept while x is the same tensor, unchanged."""
+        if self._last is None or self._last[0] is not x:
+            self._last = x, Surroundings(chain, x.flatten(1).mT, self.points)
+        return self._last[1]
 
 
 def sharpness(

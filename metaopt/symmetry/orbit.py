@@ -92,7 +92,8 @@ class ChainOrbit(Orbit):
         for site in self.chain.sites:
             if pulled:
                 before = site.incoming - 1
-                h = self.chain.activations[before](layers[before](layer_input.original))
+                x = layer_input.original.to(layers[before].weight.dtype)
+                h = self.chain.activations[before](layers[before](x))
                 layer_input = LayerInput(h)
             pulled.append(
                 self.action.pull_back(

@@ -93,7 +93,8 @@ def teleport(
     refused = torch.zeros_like(layer_input.finite)
     for site, element in zip(chain.sites, elements, strict=True):
         while at < site.incoming:
-            h = chain.activations[at](moved[at](current.original))
+            x = current.original.to(moved[at].weight.dtype)
+            h = chain.activations[at](moved[at](x))
             current, at = LayerInput(h), at + 1
         move = action.act(
             element,

@@ -1,0 +1,1 @@
+"""Section 4: what sharpness and curvature of a minimum tell of generalization."""

@@ -1,0 +1,56 @@
+"""Section 4: sharpness and curvature against generalization (Table 1, Figures 4, 10 and 11).
+
+    python -m metaopt.experiments.generalization {correlation,teleport} --dataset mnist --out OUT
+
+correlation: of networks that differ in their initial weights, which measure tells the validation
+loss? teleport: does it help to teleport to a flatter or a less curved point? Both on real images;
+what was done is kept in --out, so it goes on where it was killed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from metaopt.cli.common import guarded, set_threads
+from metaopt.data import load
+from metaopt.errors import UserError
+from metaopt.experiments.command import study_parser
+from metaopt.experiments.generalization.correlation import QUICK as CORRELATION_QUICK
+from metaopt.experiments.generalization.correlation import CorrelationScale, correlation
+from metaopt.experiments.generalization.setting import SETTINGS
+from metaopt.experiments.generalization.teleports import QUICK as TELEPORT_QUICK
+from metaopt.experiments.generalization.teleports import TeleportScale, teleports
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the study, and print its table."""
+    parser = study_parser("generalization", __doc__)
+    parser.add_argument("study", choices=("correlation", "teleport"))
+    parser.add_argument("--dataset", choices=tuple(SETTINGS), required=True)
+    parser.add_argument(
+        "--data-dir", type=str, default="", help="folder of its files (else $METAOPT_DATA)"
+    )
+    parser.add_switch("--download", "fetch the files if they are not there")
+    parser.add_argument(
+        "--models", type=int, default=0, help="networks of the correlation study (default: 100)"
+    )
+    values = parser.parse_args(arguments)
+    set_threads(values.threads)
+    out = Path(values.out)
+    if values.models and values.models < 3:
+        raise UserError(
+            f"expected --models of 3 or more, got {values.models}: fewer have no correlation"
+        )
+    dataset = load(values.dataset, values.data_dir or None, values.download)
+    if values.study == "teleport":
+        print(teleports(out, dataset, TELEPORT_QUICK if values.quick else TeleportScale()))
+        return
+    scale = CORRELATION_QUICK if values.quick else CorrelationScale()
+    print(correlation(out, dataset, replace(scale, models=values.models or scale.models)))
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main)())

@@ -1,0 +1,54 @@
+"""Weights that a study keeps, with facts beside them, in one file that is written whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from metaopt.errors import UserError
+from metaopt.experiments.generalization.networks import Weights
+from metaopt.learned.checkpoint import write_atomically
+
+PLAN, FACTS = "plan", "facts"
+
+
+def keep(path: Path, weights: Weights, plan: dict[str, Any], facts: Any) -> None:
+    """Write them, whole or not at all.
+
+    Args:
+        plan: what they depend on; it and the facts as JSON can have them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {str(layer): weight for layer, weight in enumerate(weights)}
+    header = {PLAN: json.dumps(plan), FACTS: json.dumps(facts)}
+    write_atomically(path, save(tensors, header))
+
+
+def kept(path: Path, plan: dict[str, Any]) -> tuple[Weights, Any] | None:
+    """The weights and facts that are there; None if there is no file.
+
+    Raises:
+        UserError: if the file is damaged, or of another plan.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            weights = [file.get_tensor(str(layer)) for layer in range(len(file.keys()))]
+        found, facts = json.loads(header[PLAN]), json.loads(header[FACTS])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(
+            f"expected networks of this study in {str(path)!r}, got a file that is damaged or "
+            f"something else ({type(error).__name__}): remove it to make them anew"
+        ) from None
+    if found != json.loads(json.dumps(plan)):
+        raise UserError(
+            f"expected networks of the same plan in {str(path)!r}, got others: choose another "
+            f"--out, or remove the file"
+        )
+    return weights, facts

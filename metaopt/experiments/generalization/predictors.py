@@ -1,0 +1,122 @@
+"""What may predict the validation loss of each network: one number a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from metaopt.chain import LayerChain
+from metaopt.experiments.generalization.networks import CHAIN, Weights, single
+from metaopt.experiments.generalization.setting import Rows
+from metaopt.measures.around import Points, Surroundings
+from metaopt.measures.curvature import mean_curvature, random_elements
+from metaopt.measures.directions import unit_directions
+from metaopt.measures.hessian import Hessian
+from metaopt.measures.output_loss import cross_entropy
+from metaopt.measures.sharpness import DISPLACEMENTS
+from metaopt.symmetry import LayerInput, make_action
+from metaopt.symmetry.orbit import ChainOrbit
+
+SCALES = (0.1, 1.0, 10.0, 30.0)
+"""Of the displacements 0.001, 0.011, ..., 0.191."""
+
+EIGENVALUES = 10
+MODELS_AT_A_TIME = 10  # for curvatures, whose derivatives take several copies of the weights
+
+Numbers = list[float]
+
+
+def sharpness_at(scale: float) -> str:
+    """Name of phi with the displacements times ``scale``."""
+    return f"phi, {scale * DISPLACEMENTS[0]:g} to {scale * DISPLACEMENTS[-1]:g}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """On what the predictors are taken, and how finely.
+
+    Attributes:
+        images: of the training images, for phi and the Hessian.
+        directions: of phi.
+        curves, curved: of psi, and the images of its curves.
+    """
+
+    images: Rows
+    directions: int
+    curves: int
+    curved: Tensor
+
+
+def predictors(weights: Weights, measured: Measured) -> dict[str, Callable[[], Numbers]]:
+    """By name, each when it is called."""
+    exact = min(weights[0].shape[1], len(measured.curved))
+    return {
+        **{sharpness_at(scale): partial(_sharpness, weights, measured, scale) for scale in SCALES},
+        "psi": lambda: _curvature(weights, measured, len(measured.curved)),
+        f"psi, {exact} images": lambda: _curvature(weights, measured, exact),
+        "phi_2, 10 eigenvalues": lambda: _hessian(weights, measured, log_product),
+        "phi_1, above 1": lambda: _hessian(weights, measured, count_above),
+        "weight norm": lambda: _norms(weights),
+    }
+
+
+def _sharpness(weights: Weights, measured: Measured, scale: float) -> Numbers:
+    """phi of each network, in the same directions."""
+    x, y = measured.images
+    one = next(single(weights))
+    directions = unit_directions(one, measured.directions, torch.Generator().manual_seed(0))
+    points = Points(scale * torch.tensor(DISPLACEMENTS), directions)
+    chain = LayerChain(CHAIN.activations, CHAIN.biased)
+    around = Surroundings(chain, x.mT, points)
+    with torch.no_grad():
+        return [
+            float(around.losses(chain.layers(own), lambda out: cross_entropy(out, y)).mean())
+            for own in tqdm(single(weights), total=len(weights[0]), desc="phi", unit="network")
+        ]
+
+
+def _curvature(weights: Weights, measured: Measured, images: int) -> Numbers:
+    """psi of each network under eq. 78, along the same elements."""
+    action = make_action("post_activation", max_defect=float("inf"))
+    orbit = ChainOrbit(CHAIN, LayerInput(measured.curved[:images].mT.double()), action)
+    one = next(single(weights))
+    elements = random_elements(orbit, one, measured.curves, torch.Generator().manual_seed(0))
+    found: Numbers = []
+    with torch.no_grad():
+        for own in zip(*(torch.split(w, MODELS_AT_A_TIME) for w in weights), strict=True):
+            found += mean_curvature(orbit, own, elements).tolist()
+    return found
+
+
+def log_product(hessian: Hessian) -> float:
+    """phi_2."""
+    return hessian.log_product(EIGENVALUES)
+
+
+def count_above(hessian: Hessian) -> float:
+    """phi_1, above 1, up to 64."""
+    return float(hessian.count_above(1.0, at_most=64))
+
+
+def _hessian(weights: Weights, measured: Measured, number: Callable[[Hessian], float]) -> Numbers:
+    x, y = measured.images
+    chain = LayerChain(CHAIN.activations, CHAIN.biased)
+
+    def loss(values: Sequence[Tensor]) -> Tensor:
+        return functional.cross_entropy(chain.output(chain.layers(values), x.mT).mT, y)
+
+    return [
+        number(Hessian(loss, own))
+        for own in tqdm(single(weights), total=len(weights[0]), desc="Hessian", unit="network")
+    ]
+
+
+def _norms(weights: Weights) -> Numbers:
+    squares = [weight.double().square().sum(dim=(1, 2)) for weight in weights]
+    return torch.stack(squares).sum(dim=0).sqrt().tolist()

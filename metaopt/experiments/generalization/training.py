@@ -1,0 +1,58 @@
+"""The networks of a study, trained together; what is there already is gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from metaopt.experiments.generalization.kept import keep, kept
+from metaopt.experiments.generalization.networks import Weights, train_epoch
+from metaopt.experiments.generalization.setting import Rows
+
+MINIBATCH = 20
+
+Log = list[dict[str, Any]]
+"""What was seen after each epoch."""
+
+
+def trained(
+    path: Path,
+    plan: dict[str, Any],
+    start: Callable[[], Weights],
+    train: Rows,
+    rate: float,
+    epochs: range,
+    watch: Callable[[Weights], dict[str, Any]] | None = None,
+) -> tuple[Weights, Log]:
+    """After SGD over ``epochs``, in minibatches of 20 in the same order for all networks.
+
+    Args:
+        path: where they are kept after each epoch, from which they go on.
+        plan: what they depend on besides the rate, as JSON can have it; part of the file.
+        start: the weights before the first of the epochs.
+        epochs: their numbers, of which the order of the images depends.
+        watch: looks at them after each epoch.
+
+    Raises:
+        UserError: if the file is damaged, or of another plan.
+    """
+    whole = {**plan, "rate": rate, "first epoch": epochs.start, "minibatch": MINIBATCH}
+    there = kept(path, whole)
+    weights, log = (start(), []) if there is None else there
+    done = epochs.start + len(log)
+    left = range(done, epochs.stop)
+    bar = tqdm(left, initial=done, total=epochs.stop, desc="training", unit="epoch")
+    for epoch in bar:
+        train_epoch(weights, *train, epoch_order(len(train[1]), epoch), MINIBATCH, rate)
+        log.append(watch(weights) if watch is not None else {})
+        keep(path, weights, whole, log)
+    return weights, log
+
+
+def epoch_order(images: int, epoch: int) -> torch.Tensor:
+    """A permutation of the images, the same for all networks and studies."""
+    return torch.randperm(images, generator=torch.Generator().manual_seed(10**6 + epoch))
