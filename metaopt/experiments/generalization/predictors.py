@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
@@ -26,7 +28,8 @@ from metaopt.symmetry.orbit import ChainOrbit
 SCALES = (0.1, 1.0, 10.0, 30.0)
 """Of the displacements 0.001, 0.011, ..., 0.191."""
 
-EIGENVALUES = 10
+LARGEST = 10  # eigenvalues that are looked for: one for each class, which stand apart
+PRODUCT, THRESHOLD = 10, 1.0  # of phi_2 and phi_1
 MODELS_AT_A_TIME = 10  # for curvatures, whose derivatives take several copies of the weights
 
 Numbers = list[float]
@@ -55,13 +58,18 @@ class Measured:
 
 def predictors(weights: Weights, measured: Measured) -> dict[str, Callable[[], Numbers]]:
     """By name, each when it is called."""
+    spectra = cache(partial(_spectra, weights, measured))
     exact = min(weights[0].shape[1], len(measured.curved))
     return {
         **{sharpness_at(scale): partial(_sharpness, weights, measured, scale) for scale in SCALES},
         "psi": lambda: _curvature(weights, measured, len(measured.curved)),
         f"psi, {exact} images": lambda: _curvature(weights, measured, exact),
-        "phi_2, 10 eigenvalues": lambda: _hessian(weights, measured, log_product),
-        "phi_1, above 1": lambda: _hessian(weights, measured, count_above),
+        f"phi_2, {PRODUCT} eigenvalues": lambda: (
+            np.log(np.maximum(spectra()[:, :PRODUCT], 1e-30)).sum(axis=1).tolist()
+        ),
+        f"phi_1, above {THRESHOLD:g} of {LARGEST}": lambda: (
+            (spectra() > THRESHOLD).sum(axis=1).astype(float).tolist()
+        ),
         "weight norm": lambda: _norms(weights),
     }
 
@@ -94,27 +102,16 @@ def _curvature(weights: Weights, measured: Measured, images: int) -> Numbers:
     return found
 
 
-def log_product(hessian: Hessian) -> float:
-    """phi_2."""
-    return hessian.log_product(EIGENVALUES)
-
-
-def count_above(hessian: Hessian) -> float:
-    """phi_1, above 1, up to 64."""
-    return float(hessian.count_above(1.0, at_most=64))
-
-
-def _hessian(weights: Weights, measured: Measured, number: Callable[[Hessian], float]) -> Numbers:
+def _spectra(weights: Weights, measured: Measured) -> NDArray[np.float64]:
+    """The largest eigenvalues of the Hessian of each network, ``(models, LARGEST)``."""
     x, y = measured.images
     chain = LayerChain(CHAIN.activations, CHAIN.biased)
 
     def loss(values: Sequence[Tensor]) -> Tensor:
         return functional.cross_entropy(chain.output(chain.layers(values), x.mT).mT, y)
 
-    return [
-        number(Hessian(loss, own))
-        for own in tqdm(single(weights), total=len(weights[0]), desc="Hessian", unit="network")
-    ]
+    bar = tqdm(single(weights), total=len(weights[0]), desc="Hessian", unit="network")
+    return np.stack([Hessian(loss, own).largest(LARGEST, tolerance=1e-2) for own in bar])
 
 
 def _norms(weights: Weights) -> Numbers:
