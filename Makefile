@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint train study controls families optimizers minibatches publish clean
+.PHONY: help demo test lint train study controls families optimizers minibatches generalization publish clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -47,6 +47,11 @@ optimizers: $(STAMP) ## section 5.1 and appendix G on real data; needs MNIST in 
 
 minibatches: $(STAMP) ## the layerwise optimizer against tuned rivals; needs MNIST in $$METAOPT_DATA
 	$(BIN)/python -m metaopt.experiments.minibatches --out runs/minibatches
+
+generalization: $(STAMP) ## section 4 on real data; needs all three data sets in $$METAOPT_DATA
+	for data in mnist fashion-mnist cifar10; do for study in correlation teleport; do \
+	  $(BIN)/python -m metaopt.experiments.generalization $$study --dataset $$data \
+	    --out runs/generalization || exit; done; done
 
 publish: $(STAMP) ## ship the study's best optimizers, and put its tables and pictures into the docs
 	$(BIN)/python scripts/publish.py

@@ -1,6 +1,6 @@
 """Learned teleportation: learned optimizers that move a network's weights along symmetries."""
 
-from metaopt import problems
+from metaopt import measures, problems
 from metaopt.errors import UserError
 from metaopt.learned.checkpoint import load_meta_optimizer as load_pretrained
 from metaopt.learned.checkpoint import pretrained_card
@@ -16,6 +16,7 @@ __all__ = [
     "UserError",
     "list_pretrained",
     "load_pretrained",
+    "measures",
     "pretrained_card",
     "problems",
 ]

@@ -61,7 +61,7 @@ def show(studies: list[Path]) -> None:
 def main() -> None:
     """Ship, then show."""
     parser = argparse.ArgumentParser(description=__doc__)
-    names = ("study", "controls", "families", "optimizers", "minibatches")
+    names = ("study", "controls", "families", "optimizers", "minibatches", "generalization")
     there = [folder for name in names if (folder := ROOT / "runs" / name).is_dir()]
     parser.add_argument("--studies", type=Path, nargs="+", default=there, help="their folders")
     options = parser.parse_args()
