@@ -115,6 +115,12 @@ def test_a_search_ends_next_to_its_bound():
     assert len(tried) < 20
 
 
+def test_a_step_that_passes_the_bound_is_aimed_at_it():
+    climb, tried = ascent(lambda w: w, iterations=50, size=5.0, most_ratio=1.5)
+    assert 1.5 * (1 - NEAR) <= float(climb.parameters[0]) <= 1.5
+    assert len(tried) < 12
+
+
 def test_a_search_ends_where_no_halving_helps():
     climb, tried = ascent(lambda w: -(w - 1).square(), iterations=50, size=0.1, halvings=3)
     assert len(climb.taken) == 1, "at the maximum already"

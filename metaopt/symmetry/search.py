@@ -96,6 +96,16 @@ def _graph(
         return objective(leaves, loss), leaves
 
 
+def _shortened(start: Tensor, tried: Tensor, bound: Tensor) -> Tensor:
+    """By how much a step that was not accepted is shortened, ``(*batch,)``: half, or less.
+
+    One that passed the bound aims at it along the chord, below which a convex objective lies.
+    """
+    aimed = (1 - NEAR / 2) * (bound - start) / (tried - start)
+    passed = (tried > bound) & tried.isfinite()
+    return torch.where(passed, aimed.clamp(0.1, 0.9), 0.5)
+
+
 def _units(directions: Sequence[Tensor], batch_dims: int) -> list[Tensor]:
     """Divided by their norm, jointly over the sites of a problem."""
     norm = entry_sum([d.square() for d in directions], batch_dims).sqrt().clamp(min=1e-300)
@@ -108,17 +118,17 @@ class GradientAscent:
 
     Each iteration is w <- exp(a G) . w with G the objective's gradient in T at T = 0, divided by
     its norm: ``size`` is the Frobenius norm of the first T tried, a problem's own size is halved
-    while its objective would not rise, and after ``halvings`` failures in one iteration it has
-    arrived, as it has within 1 % of its bound. The search ends when all have.
+    while its objective would not rise, or shortened where it would pass its bound, and after
+    ``halvings`` failures in one iteration it has arrived, as it has within 1 % of its bound. The
+    search ends when all have.
 
     Attributes:
         iterations: steps of ascent.
         size: initial norm of T a step, the same for each problem.
         halvings: attempts a step.
         objective: what is climbed, ||grad L||^2 by default.
-        most: a move to a value above this one is not accepted, and its size is halved as if it
-            had not risen; a problem that starts above stays there. The value is the objective's:
-            of the default one, a squared norm.
+        most: a move to a value above this one is not accepted; a problem that starts above stays
+            there. The value is the objective's: of the default one, a squared norm.
         most_ratio: the same, as a multiple of each problem's value where the search starts (of a
             negative value, which rises towards 0, a fraction 1 / most_ratio).
     """
@@ -173,7 +183,8 @@ class GradientAscent:
                 moved = moved | better
                 refused = torch.where(climbing, move.refused, refused)
                 climbing = climbing & ~better
-                size = torch.where(climbing, size / 2, size)
+                shorter = size * _shortened(start.value, tried.value, bound)
+                size = torch.where(climbing, shorter, size)
                 if not climbing.any():
                     break
             arrived = arrived | climbing | self._near(here.value, bound)
