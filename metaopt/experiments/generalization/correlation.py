@@ -54,10 +54,11 @@ class CorrelationScale:
     directions: int = 200
     curves: int = 10
     curved: int = 200
-    measured: int | None = None  # images; else what the setting says
+    share: int = 200  # images of each direction
+    few: int | None = None  # images of the Hessian; else what the setting says
 
 
-QUICK = CorrelationScale(10, 2000, 1000, 3, 20, 2, 50, 200)
+QUICK = CorrelationScale(10, 2000, 1000, 3, 20, 2, 50, 50, 200)
 """Enough to see that everything runs."""
 
 
@@ -77,10 +78,11 @@ def correlation(out: Path, dataset: Dataset, scale: CorrelationScale) -> str:
         setting.rate,
         range(scale.epochs),
     )
-    few = scale.measured or setting.measured
     measured = Measured(
-        (train[0][:few], train[1][:few]),
+        train,
         scale.directions,
+        scale.share,
+        scale.few or setting.few,
         scale.curves,
         train[0][: scale.curved],
     )

@@ -29,7 +29,7 @@ SCALES = (0.1, 1.0, 10.0, 30.0)
 """Of the displacements 0.001, 0.011, ..., 0.191."""
 
 LARGEST = 10  # eigenvalues that are looked for: one for each class, which stand apart
-PRODUCT, THRESHOLD = 10, 1.0  # of phi_2 and phi_1
+PRODUCT = 10  # of them in phi_2
 MODELS_AT_A_TIME = 10  # for curvatures, whose derivatives take several copies of the weights
 
 Numbers = list[float]
@@ -45,13 +45,16 @@ class Measured:
     """On what the predictors are taken, and how finely.
 
     Attributes:
-        images: of the training images, for phi and the Hessian.
-        directions: of phi.
+        images: all training images.
+        directions, share: of phi, and the images of each direction.
+        few: images of the Hessian.
         curves, curved: of psi, and the images of its curves.
     """
 
     images: Rows
     directions: int
+    share: int
+    few: int
     curves: int
     curved: Tensor
 
@@ -67,26 +70,35 @@ def predictors(weights: Weights, measured: Measured) -> dict[str, Callable[[], N
         f"phi_2, {PRODUCT} eigenvalues": lambda: (
             np.log(np.maximum(spectra()[:, :PRODUCT], 1e-30)).sum(axis=1).tolist()
         ),
-        f"phi_1, above {THRESHOLD:g} of {LARGEST}": lambda: (
-            (spectra() > THRESHOLD).sum(axis=1).astype(float).tolist()
+        "phi_1, above the median fifth eigenvalue": lambda: (
+            (spectra() > np.median(spectra()[:, 4])).sum(axis=1).astype(float).tolist()
         ),
         "weight norm": lambda: _norms(weights),
     }
 
 
 def _sharpness(weights: Weights, measured: Measured, scale: float) -> Numbers:
-    """phi of each network, in the same directions."""
+    """phi of each network: each direction on images of its own, the same for all networks."""
     x, y = measured.images
     one = next(single(weights))
     directions = unit_directions(one, measured.directions, torch.Generator().manual_seed(0))
-    points = Points(scale * torch.tensor(DISPLACEMENTS), directions)
     chain = LayerChain(CHAIN.activations, CHAIN.biased)
-    around = Surroundings(chain, x.mT, points)
+    total = torch.zeros(len(weights[0]), dtype=torch.float64)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    share = min(measured.share, len(y))
+    bar = tqdm(range(measured.directions), desc="phi", unit="direction")
     with torch.no_grad():
-        return [
-            float(around.losses(chain.layers(own), lambda out: cross_entropy(out, y)).mean())
-            for own in tqdm(single(weights), total=len(weights[0]), desc="phi", unit="network")
-        ]
+        for index in bar:
+            own = order.roll(-index * share)[:share]
+            labels = y[own]
+            points = Points(
+                scale * torch.tensor(DISPLACEMENTS), [d[index, None] for d in directions]
+            )
+            around = Surroundings(chain, x[own].mT, points)
+            for model, layers in enumerate(single(weights)):
+                losses = around.losses(chain.layers(layers), partial(cross_entropy, y=labels))
+                total[model] += losses.mean()
+    return (total / measured.directions).tolist()
 
 
 def _curvature(weights: Weights, measured: Measured, images: int) -> Numbers:
@@ -104,7 +116,7 @@ def _curvature(weights: Weights, measured: Measured, images: int) -> Numbers:
 
 def _spectra(weights: Weights, measured: Measured) -> NDArray[np.float64]:
     """The largest eigenvalues of the Hessian of each network, ``(models, LARGEST)``."""
-    x, y = measured.images
+    x, y = (side[: measured.few] for side in measured.images)
     chain = LayerChain(CHAIN.activations, CHAIN.biased)
 
     def loss(values: Sequence[Tensor]) -> Tensor:

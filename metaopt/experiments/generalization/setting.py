@@ -9,8 +9,6 @@ from torch import Tensor
 
 from metaopt.data import Dataset, split, standardized
 
-PaperList = tuple[float, ...]
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -23,7 +21,7 @@ class Setting:
         finer: what the displacements 0.001, 0.011, ..., 0.191 are multiplied by in the released
             code, where the paper prints the same list for all.
         sharpness, curvature: Table 1, Pearson with the validation loss.
-        measured: images on which phi and the Hessian are taken.
+        few: images on which the Hessian is taken.
     """
 
     widths: tuple[int, int]
@@ -32,13 +30,13 @@ class Setting:
     finer: float
     sharpness: float
     curvature: float
-    measured: int = 1000
+    few: int = 1000
 
 
 SETTINGS = {
     "mnist": Setting((16, 10), (16, 10), 0.01, 1.0, 0.704, -0.050),
     "fashion-mnist": Setting((16, 10), (16, 10), 0.01, 0.1, 0.790, -0.232),
-    "cifar10": Setting((128, 32), (32, 10), 0.02, 0.1, 0.899, -0.167, measured=300),
+    "cifar10": Setting((128, 32), (32, 10), 0.02, 0.1, 0.899, -0.167, few=300),
 }
 
 Rows = tuple[Tensor, Tensor]

@@ -1,0 +1,38 @@
+"""The paper's theory as runnable studies, measured against its bounds.
+
+    python -m metaopt.experiments.convergence {sgd-basin,...,all} --out OUT [--quick]
+
+Each study leaves OUT/STUDY.json (what was measured, the bounds, the constants and how they were
+obtained), OUT/STUDY.png, and a line that says whether the statements came out as they should: those
+that are wrong as printed (docs/errata.md) should fail, and their corrected forms hold.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from metaopt.cli.common import guarded, set_threads
+from metaopt.experiments.command import study_parser
+from metaopt.experiments.convergence.studies import STUDIES
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one study or all, and print the verdicts."""
+    parser = study_parser("convergence", __doc__)
+    parser.add_argument("study", choices=(*STUDIES, "all"))
+    values = parser.parse_args(arguments)
+    set_threads(values.threads)
+    out = Path(values.out)
+    names = list(STUDIES) if values.study == "all" else [values.study]
+    for name in tqdm(names, desc="studies", unit="study", disable=None if len(names) > 1 else True):
+        outcome = STUDIES[name](values.quick)
+        outcome.write(out)
+        tqdm.write(outcome.verdict)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main)())
