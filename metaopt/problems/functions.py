@@ -6,6 +6,7 @@ so that it can be differentiated any number of times.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -65,13 +66,15 @@ class Quadratic:
 
     def largest_squared_gradient(self, level: Tensor | float) -> Tensor:
         """max ||grad L||^2 on the level set {L = level}: 2 beta (level - L*)."""
-        return 2 * self.beta * (torch.as_tensor(level, dtype=torch.float64) - self.lowest)
+        above: Tensor = torch.as_tensor(level, dtype=torch.float64) - self.lowest
+        return above * (2 * self.beta)
 
     def steepest_point(self, level: float) -> Tensor:
         """Where the maximum is attained: along the eigenvector of the largest eigenvalue."""
         _, vectors = torch.linalg.eigh(self.matrix)
-        length = (2 * (level - self.lowest) / self.beta) ** 0.5
-        return self.minimizer + length * vectors[:, -1]
+        length = math.sqrt(2 * (level - self.lowest) / self.beta)
+        point: Tensor = self.minimizer + length * vectors[:, -1]
+        return point
 
 
 def ellipse(ratio: float = 5.0) -> Quadratic:

@@ -27,9 +27,9 @@ from metaopt.symmetry.search import Climb, GradientAscent, Search
 ALONE = LayerChain(CHAIN.activations, CHAIN.biased)
 """Of one network."""
 
-DISPLACEMENTS = tuple(0.1 * step for step in range(1, 10))
-"""Of phi as an objective, as in the released code: with those of the correlation study phi is all
-but the loss itself."""
+DISPLACEMENTS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Of phi as an objective, in the range of the released code: with those of the correlation study
+phi is all but the loss itself."""
 
 NAMES = ("0.weight", "2.weight", "4.weight")
 HALVINGS = 40
@@ -54,7 +54,7 @@ class Effort:
     psi_steps: int = 1
     size: float = 0.1
     guarded_steps: int = 5
-    directions: int = 100
+    directions: int = 50
     curves: int = 10
 
 
