@@ -51,9 +51,10 @@ def partial_pearson(a: Array, b: Array, given: Array) -> Correlation:
 
 def coefficient(a: Array, b: Array) -> Array:
     """Pearson's, along the last axis; NaN where one side is constant."""
+    constant = (np.ptp(a, axis=-1) == 0) | (np.ptp(b, axis=-1) == 0)
     a, b = (x - x.mean(axis=-1, keepdims=True) for x in (a, b))
     size = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    result: Array = (a * b).sum(axis=-1) / np.where(size > 0, size, np.nan)
+    result: Array = (a * b).sum(axis=-1) / np.where(constant | (size == 0), np.nan, size)
     return result
 
 

@@ -55,7 +55,7 @@ class Effort:
     size: float = 0.1
     guarded_steps: int = 5
     directions: int = 50
-    curves: int = 10
+    curves: int = 1  # as in the paper
 
 
 @dataclass(frozen=True)

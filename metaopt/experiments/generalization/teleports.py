@@ -91,6 +91,7 @@ def teleports(out: Path, dataset: Dataset, scale: TeleportScale) -> str:
         watch,
     )
     moved, facts = _moved(out, dataset.name, plan, before, train, scale)
+    at = watch(moved)
     _, second = trained(
         out / f"{dataset.name}-after.safetensors",
         plan,
@@ -105,7 +106,7 @@ def teleports(out: Path, dataset: Dataset, scale: TeleportScale) -> str:
         "variants": VARIANTS,
         "facts": facts,
         "before": first,
-        "at": watch(moved),
+        "at": at,
         "after": second,
     }
     write_json(out / f"{dataset.name}-teleport.json", result)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from metaopt.errors import UserError
 from metaopt.experiments.generalization.kept import keep, kept
 from metaopt.experiments.generalization.networks import Weights, train_epoch
 from metaopt.experiments.generalization.setting import Rows
@@ -42,7 +43,12 @@ def trained(
     """
     whole = {**plan, "rate": rate, "first epoch": epochs.start, "minibatch": MINIBATCH}
     there = kept(path, whole)
-    weights, log = (start(), []) if there is None else there
+    weights, log = ([w.clone() for w in start()], []) if there is None else there
+    if len(log) > len(epochs):
+        raise UserError(
+            f"expected networks of the same plan in {str(path)!r}, got some of {len(log)} epochs "
+            f"for {len(epochs)}: choose another --out, or remove the file"
+        )
     done = epochs.start + len(log)
     left = range(done, epochs.stop)
     bar = tqdm(left, initial=done, total=epochs.stop, desc="training", unit="epoch")
