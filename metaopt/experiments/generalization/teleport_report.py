@@ -110,7 +110,9 @@ def _picture(name: str, result: dict[str, Any]) -> bytes:
                 epochs = np.arange(start, start + len(means))
                 label = variant if what == "train" else None
                 axes.plot(epochs, means, style, color=f"C{index}", label=label, linewidth=1.2)
+        axes.set_yscale("log")
         axes.set_xlabel("epoch")
+        axes.set_title("training loss solid, test loss dashed", fontsize=9)
         axes.legend(fontsize=7)
     figure.axes[0].set_ylabel(f"loss, {name}")
     buffer = io.BytesIO()
