@@ -126,9 +126,11 @@ def test_the_command_runs_what_is_named(monkeypatch, tmp_path, few, arguments, e
     assert code == 0
     assert few == expected
     assert out.splitlines() == [f"{n}: 1 of 1 statements as expected" for n, _ in expected]
-    assert {p.name for p in tmp_path.iterdir()} == {
+    assert {p.name for p in tmp_path.glob("*.*")} == {
         f"{n}.{kind}" for n, _ in expected for kind in ("json", "png")
     }
+    rows = (tmp_path / "tables" / "theory.md").read_text().splitlines()[2:]
+    assert rows == [f"| {n} | eq. 1 | holds |  | 2 |" for n, _ in expected]
 
 
 def test_a_study_that_does_not_exist_is_refused_in_one_line(monkeypatch, few):

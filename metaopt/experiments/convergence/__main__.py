@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from metaopt.cli.common import guarded, set_threads
 from metaopt.experiments.command import study_parser
+from metaopt.experiments.convergence.outcome import table
 from metaopt.experiments.convergence.studies import STUDIES
+from metaopt.experiments.report import write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,10 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_threads(values.threads)
     out = Path(values.out)
     names = list(STUDIES) if values.study == "all" else [values.study]
+    outcomes = []
     for name in tqdm(names, desc="studies", unit="study", disable=None if len(names) > 1 else True):
-        outcome = STUDIES[name](values.quick)
-        outcome.write(out)
-        tqdm.write(outcome.verdict)
+        outcomes.append(STUDIES[name](values.quick))
+        outcomes[-1].write(out)
+        tqdm.write(outcomes[-1].verdict)
+    write_text(out / "tables" / "theory.md", table(outcomes))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from metaopt.experiments.report import write_json
+from metaopt.experiments.report import markdown, write_json
 from metaopt.learned.checkpoint import write_atomically
 
 ROUNDING = 1e-9
@@ -115,6 +115,22 @@ class Outcome:
         facts = {"study": self.study, "verdict": self.verdict, "checks": checks, **self.facts}
         write_json(out / f"{self.study}.json", facts)
         write_atomically(out / f"{self.study}.png", self.picture)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Markdown: a row a statement."""
+    rows = [
+        [
+            outcome.study,
+            check.statement,
+            "holds" if check.holds else "fails",
+            "" if check.as_expected else "unexpected",
+            f"{check.margin:.3g}",
+        ]
+        for outcome in outcomes
+        for check in outcome.checks
+    ]
+    return markdown(["study", "statement", "measured", "", "margin"], rows)
 
 
 def png(figure: Figure) -> bytes:

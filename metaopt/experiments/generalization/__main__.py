@@ -44,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(
             f"expected --models of 3 or more, got {values.models}: fewer have no correlation"
         )
+    if values.models and values.study == "teleport":
+        raise UserError(
+            f"expected --models with the correlation study alone, got {values.models} for "
+            f"teleport: leave it out"
+        )
     dataset = load(values.dataset, values.data_dir or None, values.download)
     if values.study == "teleport":
         print(teleports(out, dataset, TELEPORT_QUICK if values.quick else TeleportScale()))

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from metaopt.data import Dataset
+from metaopt.errors import UserError
 from metaopt.experiments.generalization.association import (
     Correlation,
     coefficient,
@@ -93,6 +94,7 @@ def correlation(out: Path, dataset: Dataset, scale: CorrelationScale) -> str:
         TRAINING: lambda: evaluate(weights, *train)[0].tolist(),
         "validation accuracy": lambda: evaluate(weights, *test)[1].tolist(),
     }
+    numbers = {name: numbers[name] for name in ways if name in numbers}
     for name, measure in ways.items():
         if name not in numbers:
             numbers[name] = measure()
@@ -108,11 +110,16 @@ def _kept(path: Path, plan: dict[str, Any], scale: CorrelationScale) -> dict[str
     """What was measured before, if it was of the same plan."""
     if not path.exists():
         return {}
-    kept = json.loads(path.read_text())
-    if kept["plan"] != json.loads(json.dumps(_plan(plan, scale))):
-        return {}
-    numbers: dict[str, Numbers] = kept["numbers"]
-    return numbers
+    try:
+        kept = json.loads(path.read_text())
+        found, numbers = kept["plan"], dict(kept["numbers"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"expected measures of this study in {str(path)!r}, got a file that is damaged or "
+            f"something else ({type(error).__name__}): remove it to measure anew"
+        ) from None
+    same = found == json.loads(json.dumps(_plan(plan, scale)))
+    return numbers if same else {}
 
 
 Values = dict[str, NDArray[np.float64]]
@@ -176,7 +183,10 @@ def _on(values: Values, half: NDArray[np.bool_], scale: float) -> float:
 
 def pearson_of(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """Without an interval; -1 where there is nothing to correlate."""
-    return float(np.nan_to_num(coefficient(a, b), nan=-1.0))
+    finite = np.isfinite(a) & np.isfinite(b)
+    if finite.sum() < 2:
+        return -1.0
+    return float(np.nan_to_num(coefficient(a[finite], b[finite]), nan=-1.0))
 
 
 def _picture(name: str, values: Values) -> bytes:

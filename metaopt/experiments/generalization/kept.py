@@ -13,7 +13,7 @@ from metaopt.errors import UserError
 from metaopt.experiments.generalization.networks import Weights
 from metaopt.learned.checkpoint import write_atomically
 
-PLAN, FACTS = "plan", "facts"
+HEADER = "metaopt.generalization"
 
 
 def keep(path: Path, weights: Weights, plan: dict[str, Any], facts: Any) -> None:
@@ -24,8 +24,9 @@ def keep(path: Path, weights: Weights, plan: dict[str, Any], facts: Any) -> None
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {str(layer): weight for layer, weight in enumerate(weights)}
-    header = {PLAN: json.dumps(plan), FACTS: json.dumps(facts)}
-    write_atomically(path, save(tensors, header))
+    # One key: the order of several would differ from one writing to the next.
+    header = json.dumps({"plan": plan, "facts": facts})
+    write_atomically(path, save(tensors, {HEADER: header}))
 
 
 def kept(path: Path, plan: dict[str, Any]) -> tuple[Weights, Any] | None:
@@ -38,10 +39,10 @@ def kept(path: Path, plan: dict[str, Any]) -> tuple[Weights, Any] | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {})[HEADER])
             weights = [file.get_tensor(str(layer)) for layer in range(len(file.keys()))]
-        found, facts = json.loads(header[PLAN]), json.loads(header[FACTS])
-    except (SafetensorError, KeyError, ValueError) as error:
+        found, facts = header["plan"], header["facts"]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"expected networks of this study in {str(path)!r}, got a file that is damaged or "
             f"something else ({type(error).__name__}): remove it to make them anew"

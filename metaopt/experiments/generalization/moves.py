@@ -33,6 +33,7 @@ phi is all but the loss itself."""
 
 NAMES = ("0.weight", "2.weight", "4.weight")
 HALVINGS = 40
+NEAREST = 1e-6  # of the weights' norm: where the way of a warm restart begins to be looked at
 
 
 @dataclass(frozen=True)
@@ -169,14 +170,17 @@ class Teleporter:
         def at(t: float) -> Weights:
             return [w + t * d for w, d in zip(self.weights, direction, strict=True)]
 
-        low, high = 0.0, size
-        if not outcome.rise > 0:
-            high = 0.0
-        while high and self._loss(at(high)) - start < outcome.rise and high < 1e6 * size:
-            high *= 2
+        def short(t: float) -> bool:
+            return self._loss(at(t)) - start < outcome.rise
+
+        low, high = 0.0, 0.0
+        if outcome.rise > 0:
+            high = NEAREST * size
+            while short(high) and high < 1e6 * size:
+                low, high = high, 2 * high
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            if self._loss(at(middle)) - start < outcome.rise:
+            if short(middle):
                 low = middle
             else:
                 high = middle

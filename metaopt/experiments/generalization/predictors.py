@@ -23,6 +23,7 @@ from metaopt.measures.hessian import Hessian
 from metaopt.measures.output_loss import cross_entropy
 from metaopt.measures.sharpness import DISPLACEMENTS
 from metaopt.symmetry import LayerInput, make_action
+from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ChainOrbit
 
 SCALES = (0.1, 1.0, 10.0, 30.0)
@@ -67,11 +68,9 @@ def predictors(weights: Weights, measured: Measured) -> dict[str, Callable[[], N
         **{sharpness_at(scale): partial(_sharpness, weights, measured, scale) for scale in SCALES},
         "psi": lambda: _curvature(weights, measured, len(measured.curved)),
         f"psi, {exact} images": lambda: _curvature(weights, measured, exact),
-        f"phi_2, {PRODUCT} eigenvalues": lambda: (
-            np.log(np.maximum(spectra()[:, :PRODUCT], 1e-30)).sum(axis=1).tolist()
-        ),
+        f"phi_2, {PRODUCT} eigenvalues": lambda: _log_products(spectra()[:, :PRODUCT]).tolist(),
         "phi_1, above the median fifth eigenvalue": lambda: (
-            (spectra() > np.median(spectra()[:, 4])).sum(axis=1).astype(float).tolist()
+            (spectra() > np.nanmedian(spectra()[:, 4])).sum(axis=1).astype(float).tolist()
         ),
         "weight norm": lambda: _norms(weights),
     }
@@ -123,7 +122,21 @@ def _spectra(weights: Weights, measured: Measured) -> NDArray[np.float64]:
         return functional.cross_entropy(chain.output(chain.layers(values), x.mT).mT, y)
 
     bar = tqdm(single(weights), total=len(weights[0]), desc="Hessian", unit="network")
-    return np.stack([Hessian(loss, own).largest(LARGEST, tolerance=1e-2) for own in bar])
+    return np.stack([_largest(loss, own) for own in bar])
+
+
+def _largest(loss: LossFunction, own: Weights) -> NDArray[np.float64]:
+    """NaN of a network that diverged."""
+    with torch.no_grad():
+        if not loss(own).isfinite():
+            return np.full(LARGEST, np.nan)
+    return Hessian(loss, own).largest(LARGEST, tolerance=1e-2)
+
+
+def _log_products(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """phi_2 of each network; NaN where an eigenvalue is not positive."""
+    sums: NDArray[np.float64] = np.log(np.where(values > 0, values, np.nan)).sum(axis=1)
+    return sums
 
 
 def _norms(weights: Weights) -> Numbers:
