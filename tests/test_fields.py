@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from metaopt import UserError
-from metaopt.problems.skewed import random_skewed
-from metaopt.symmetry.fields import (
+from metaopt.geometry.fields import (
     along,
     antisymmetric_basis,
     bracket,
@@ -17,6 +16,7 @@ from metaopt.symmetry.fields import (
     squared_gradient,
     turned_gradient,
 )
+from metaopt.problems.skewed import random_skewed
 
 W = torch.tensor([0.7, -1.3, 0.4], dtype=torch.float64)
 

@@ -32,6 +32,7 @@ FOLDERS = (
     "chain",
     "data",
     "problems",
+    "geometry",
     "symmetry",
     "network",
     "measures",

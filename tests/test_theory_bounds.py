@@ -38,6 +38,14 @@ from metaopt.experiments.convergence.stochastic_problems import (
     sheared_smoothness,
     stationary,
 )
+from metaopt.geometry.bounds import BasinBounds
+from metaopt.geometry.level_curves import LevelCurves
+from metaopt.geometry.rotations import EllipticOrbits, RadialFamily, quadratic_orbits
+from metaopt.geometry.steepest import (
+    batched_gradient,
+    largest_on_circles,
+    largest_on_line,
+)
 from metaopt.problems.convexity import (
     STRICTLY_CONVEX,
     exponentials,
@@ -46,14 +54,6 @@ from metaopt.problems.convexity import (
     narrowing_cone_level,
 )
 from metaopt.problems.functions import Quadratic, booth, random_quadratic
-from metaopt.symmetry.bounds import BasinBounds
-from metaopt.symmetry.level_curves import LevelCurves
-from metaopt.symmetry.rotations import EllipticOrbits, RadialFamily, quadratic_orbits
-from metaopt.symmetry.steepest import (
-    batched_gradient,
-    largest_on_circles,
-    largest_on_line,
-)
 
 STUDIES = {"sgd-basin": sgd_basin, "error-bound": error_bound, "convex-order": convex_order}
 

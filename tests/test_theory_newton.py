@@ -11,6 +11,28 @@ from scipy.optimize import brentq
 
 from metaopt import UserError
 from metaopt.experiments.convergence import newton, newton_runs
+from metaopt.geometry.derivatives import (
+    derivatives,
+    gradients,
+    slope,
+    slopes,
+    value_and_slope,
+)
+from metaopt.geometry.fields import gradient, hessian_of
+from metaopt.geometry.level_sets import (
+    damped_newton_step,
+    on_level_set,
+    order_of_convergence,
+    solve_critical,
+    steepest_point,
+)
+from metaopt.geometry.newton_bounds import (
+    Constants,
+    bound_before_teleport,
+    newton_bound,
+    printed_newton_bound,
+    sharper_newton_bound,
+)
 from metaopt.problems.functions import booth, ellipse, random_quadratic
 from metaopt.problems.level_set_examples import (
     falling_curvature,
@@ -27,28 +49,6 @@ from metaopt.problems.skewed import (
     bend_second,
     bend_third,
     random_skewed,
-)
-from metaopt.symmetry.derivatives import (
-    derivatives,
-    gradients,
-    slope,
-    slopes,
-    value_and_slope,
-)
-from metaopt.symmetry.fields import gradient, hessian_of
-from metaopt.symmetry.level_sets import (
-    damped_newton_step,
-    on_level_set,
-    order_of_convergence,
-    solve_critical,
-    steepest_point,
-)
-from metaopt.symmetry.newton_bounds import (
-    Constants,
-    bound_before_teleport,
-    newton_bound,
-    printed_newton_bound,
-    sharper_newton_bound,
 )
 
 ZERO = torch.zeros(2, dtype=torch.float64)

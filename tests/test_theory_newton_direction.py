@@ -8,10 +8,8 @@ import torch
 
 from metaopt import UserError
 from metaopt.experiments.convergence import newton_direction
-from metaopt.problems.level_set_examples import slope_and_half_square
-from metaopt.problems.skewed import random_skewed
-from metaopt.symmetry.derivatives import derivatives, slope
-from metaopt.symmetry.newton_directions import (
+from metaopt.geometry.derivatives import derivatives, slope
+from metaopt.geometry.newton_directions import (
     cosine,
     growth,
     kantorovich_cosine,
@@ -23,6 +21,8 @@ from metaopt.symmetry.newton_directions import (
     steepest_orthogonal,
     widest_case,
 )
+from metaopt.problems.level_set_examples import slope_and_half_square
+from metaopt.problems.skewed import random_skewed
 
 
 def generator(seed=0):

@@ -8,19 +8,8 @@ import torch
 
 from metaopt import UserError
 from metaopt.experiments.convergence import one_teleport, one_teleport_algebra
-from metaopt.problems.functions import Quadratic, booth, ellipse, random_quadratic
-from metaopt.problems.level_set_examples import (
-    cubic_drift,
-    exponential_drift,
-    half_square,
-    radial,
-    ridge,
-    tilted_quartic,
-    two_axes,
-)
-from metaopt.problems.skewed import random_skewed
-from metaopt.symmetry.derivatives import derivatives, slope
-from metaopt.symmetry.fields import (
+from metaopt.geometry.derivatives import derivatives, slope
+from metaopt.geometry.fields import (
     along,
     antisymmetric_basis,
     bracket,
@@ -29,7 +18,7 @@ from metaopt.symmetry.fields import (
     squared_gradient,
     turned_gradient,
 )
-from metaopt.symmetry.optimal_flows import (
+from metaopt.geometry.optimal_flows import (
     bracket_rate,
     bracket_rate_formula,
     companion,
@@ -43,6 +32,17 @@ from metaopt.symmetry.optimal_flows import (
     third_derivative,
     times_at_steepest,
 )
+from metaopt.problems.functions import Quadratic, booth, ellipse, random_quadratic
+from metaopt.problems.level_set_examples import (
+    cubic_drift,
+    exponential_drift,
+    half_square,
+    radial,
+    ridge,
+    tilted_quartic,
+    two_axes,
+)
+from metaopt.problems.skewed import random_skewed
 
 (TURN,) = antisymmetric_basis(2)
 

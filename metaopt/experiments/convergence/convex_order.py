@@ -31,6 +31,9 @@ from metaopt.experiments.convergence.outcome import (
     equality_check,
     png,
 )
+from metaopt.geometry.fields import squared_gradient
+from metaopt.geometry.level_curves import LevelCurves
+from metaopt.geometry.rotations import quadratic_orbits
 from metaopt.problems.convexity import (
     STRICTLY_CONVEX,
     PlanarFunction,
@@ -38,9 +41,6 @@ from metaopt.problems.convexity import (
     quartic_valley,
 )
 from metaopt.problems.functions import booth, random_quadratic
-from metaopt.symmetry.fields import squared_gradient
-from metaopt.symmetry.level_curves import LevelCurves
-from metaopt.symmetry.rotations import quadratic_orbits
 
 DIFFERENCE = 1e-4  # relative, in the level, of central differences
 

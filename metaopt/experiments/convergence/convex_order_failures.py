@@ -16,6 +16,9 @@ from torch import Tensor
 from metaopt.errors import UserError
 from metaopt.experiments.convergence.outcome import Check, bound_check, equality_check
 from metaopt.experiments.convergence.stochastic import Array
+from metaopt.geometry.level_curves import LevelCurves
+from metaopt.geometry.rotations import RadialFamily
+from metaopt.geometry.steepest import batched_gradient, largest_on_circles, largest_on_line
 from metaopt.problems.convexity import (
     PlanarFunction,
     exponentials,
@@ -24,9 +27,6 @@ from metaopt.problems.convexity import (
     narrowing_cone,
     narrowing_cone_level,
 )
-from metaopt.symmetry.level_curves import LevelCurves
-from metaopt.symmetry.rotations import RadialFamily
-from metaopt.symmetry.steepest import batched_gradient, largest_on_circles, largest_on_line
 
 STRICT = 1e-9  # relative: a rise that is smaller counts as none
 ORIGIN = torch.zeros(2, dtype=torch.float64)

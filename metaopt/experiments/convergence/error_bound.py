@@ -24,7 +24,7 @@ from metaopt.experiments.convergence.stochastic_problems import (
     shared_hessian,
     stationary,
 )
-from metaopt.symmetry.bounds import BasinBounds
+from metaopt.geometry.bounds import BasinBounds
 
 STEPS = (2, 5, 17, 65, 257)
 RIPPLE_BETA = 8.0  # of r^2 + 3 sin^2 r

@@ -26,14 +26,14 @@ from metaopt.experiments.convergence.outcome import (
     order_check,
     png,
 )
-from metaopt.problems.skewed import random_skewed
-from metaopt.symmetry.level_sets import order_of_convergence
-from metaopt.symmetry.newton_bounds import (
+from metaopt.geometry.level_sets import order_of_convergence
+from metaopt.geometry.newton_bounds import (
     bound_before_teleport,
     newton_bound,
     printed_newton_bound,
     sharper_newton_bound,
 )
+from metaopt.problems.skewed import random_skewed
 
 METHODS = {
     "anew": "teleport and gradient step, γ = 1/λ0 measured anew",

@@ -18,11 +18,9 @@ from metaopt.experiments.convergence.outcome import (
     equality_check,
     png,
 )
-from metaopt.problems.functions import ellipse
-from metaopt.problems.skewed import random_skewed
-from metaopt.symmetry.derivatives import derivatives
-from metaopt.symmetry.fields import gradient, squared_gradient
-from metaopt.symmetry.newton_directions import (
+from metaopt.geometry.derivatives import derivatives
+from metaopt.geometry.fields import gradient, squared_gradient
+from metaopt.geometry.newton_directions import (
     cosine,
     growth,
     kantorovich_cosine,
@@ -33,6 +31,8 @@ from metaopt.symmetry.newton_directions import (
     random_positive_definite,
     steepest_orthogonal,
 )
+from metaopt.problems.functions import ellipse
+from metaopt.problems.skewed import random_skewed
 
 SIZES = (2, 3, 5, 10, 20, 50)
 CONDITIONS = (10.0, 100.0, 1000.0)

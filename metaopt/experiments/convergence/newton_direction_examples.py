@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from metaopt.experiments.convergence.outcome import Check, bound_check, equality_check
-from metaopt.problems.level_set_examples import slope_and_half_square
-from metaopt.symmetry.derivatives import derivatives
-from metaopt.symmetry.newton_directions import (
+from metaopt.geometry.derivatives import derivatives
+from metaopt.geometry.newton_directions import (
     cosine,
     growth,
     kantorovich_cosine,
@@ -19,6 +18,7 @@ from metaopt.symmetry.newton_directions import (
     steepest_orthogonal,
     widest_case,
 )
+from metaopt.problems.level_set_examples import slope_and_half_square
 
 
 def examples_by_hand() -> tuple[list[Check], dict[str, Any]]:

@@ -21,12 +21,10 @@ from metaopt.experiments.convergence.outcome import (
     equality_check,
     png,
 )
-from metaopt.problems.functions import Quadratic, booth, ellipse, random_quadratic
-from metaopt.problems.level_set_examples import tilted_quartic, two_axes
-from metaopt.symmetry.derivatives import slopes
-from metaopt.symmetry.fields import antisymmetric_basis
-from metaopt.symmetry.level_sets import on_level_set, steepest_point
-from metaopt.symmetry.optimal_flows import (
+from metaopt.geometry.derivatives import slopes
+from metaopt.geometry.fields import antisymmetric_basis
+from metaopt.geometry.level_sets import on_level_set, steepest_point
+from metaopt.geometry.optimal_flows import (
     bracket_rate_formula,
     descent,
     equation_12,
@@ -34,6 +32,8 @@ from metaopt.symmetry.optimal_flows import (
     steepest_squares,
     times_at_steepest,
 )
+from metaopt.problems.functions import Quadratic, booth, ellipse, random_quadratic
+from metaopt.problems.level_set_examples import tilted_quartic, two_axes
 
 Array = NDArray[np.float64]
 SERIES = ("levels", "ratio", "once", "always", "never", "fields")

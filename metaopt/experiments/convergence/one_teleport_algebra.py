@@ -14,23 +14,16 @@ from metaopt.experiments.convergence.outcome import (
     bound_check,
     equality_check,
 )
-from metaopt.problems.functions import random_quadratic
-from metaopt.problems.level_set_examples import (
-    radial,
-    ridge,
-    tilted_quartic,
-)
-from metaopt.problems.skewed import SkewedQuadratic, random_skewed
-from metaopt.symmetry.derivatives import slope
-from metaopt.symmetry.fields import (
+from metaopt.geometry.derivatives import slope
+from metaopt.geometry.fields import (
     along,
     antisymmetric_basis,
     reverse_gradient,
     squared_gradient,
     turned_gradient,
 )
-from metaopt.symmetry.level_sets import steepest_point
-from metaopt.symmetry.optimal_flows import (
+from metaopt.geometry.level_sets import steepest_point
+from metaopt.geometry.optimal_flows import (
     bracket_rate,
     bracket_rate_formula,
     companion,
@@ -41,6 +34,13 @@ from metaopt.symmetry.optimal_flows import (
     loss_bracket,
     third_derivative,
 )
+from metaopt.problems.functions import random_quadratic
+from metaopt.problems.level_set_examples import (
+    radial,
+    ridge,
+    tilted_quartic,
+)
+from metaopt.problems.skewed import SkewedQuadratic, random_skewed
 
 Function = Callable[[Tensor], Tensor]
 TURN = antisymmetric_basis(2)[0]

@@ -16,9 +16,7 @@ from metaopt.experiments.convergence.outcome import (
     equality_check,
     order_check,
 )
-from metaopt.problems.functions import Quadratic
-from metaopt.problems.level_set_examples import cubic_drift, exponential_drift
-from metaopt.symmetry.fields import (
+from metaopt.geometry.fields import (
     along,
     antisymmetric_basis,
     bracket,
@@ -26,13 +24,15 @@ from metaopt.symmetry.fields import (
     squared_gradient,
     turned_gradient,
 )
-from metaopt.symmetry.level_sets import order_of_convergence
-from metaopt.symmetry.optimal_flows import (
+from metaopt.geometry.level_sets import order_of_convergence
+from metaopt.geometry.optimal_flows import (
     bracket_rate,
     equation_12,
     gradient_flow,
     loss_bracket,
 )
+from metaopt.problems.functions import Quadratic
+from metaopt.problems.level_set_examples import cubic_drift, exponential_drift
 
 Function = Callable[[Tensor], Tensor]
 TURN = antisymmetric_basis(2)[0]

@@ -41,7 +41,7 @@ from metaopt.experiments.convergence.stochastic_problems import (
     many_directions,
     stationary,
 )
-from metaopt.symmetry.bounds import BasinBounds
+from metaopt.geometry.bounds import BasinBounds
 
 CHANCE = 5.0  # standard errors, for the largest deviation of some hundred means
 

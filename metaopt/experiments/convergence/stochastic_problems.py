@@ -11,8 +11,8 @@ from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
 from metaopt.experiments.convergence.stochastic import Array, Expected, StochasticProblem
+from metaopt.geometry.rotations import EllipticOrbits, RadialFamily, quadratic_orbits
 from metaopt.problems.functions import Quadratic, ellipse, random_quadratic
-from metaopt.symmetry.rotations import EllipticOrbits, RadialFamily, quadratic_orbits
 
 
 def _vector(*values: float) -> Tensor:

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaopt.errors import UserError
-from metaopt.symmetry.derivatives import Derivatives, Slopes, derivatives, gradients, slopes
-from metaopt.symmetry.fields import Function
+from metaopt.geometry.derivatives import Derivatives, Slopes, derivatives, gradients, slopes
+from metaopt.geometry.fields import Function
 
 SOLVED = 1e-9
 """The relative residual of the critical equations at which a point counts as found."""
