@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint train study controls families optimizers minibatches generalization publish clean
+.PHONY: help demo test lint train study controls families optimizers minibatches generalization theory publish clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -52,6 +52,9 @@ generalization: $(STAMP) ## section 4 on real data; needs all three data sets in
 	for data in mnist fashion-mnist cifar10; do for study in correlation teleport; do \
 	  $(BIN)/python -m metaopt.experiments.generalization $$study --dataset $$data \
 	    --out runs/generalization || exit; done; done
+
+theory: $(STAMP) ## the paper's theorems against their bounds (minutes)
+	$(BIN)/python -m metaopt.experiments.convergence all --out runs/theory
 
 publish: $(STAMP) ## ship the study's best optimizers, and put its tables and pictures into the docs
 	$(BIN)/python scripts/publish.py

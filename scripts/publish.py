@@ -61,7 +61,9 @@ def show(studies: list[Path]) -> None:
 def main() -> None:
     """Ship, then show."""
     parser = argparse.ArgumentParser(description=__doc__)
-    names = ("study", "controls", "families", "optimizers", "minibatches", "generalization")
+    names = (
+        "study", "controls", "families", "optimizers", "minibatches", "generalization", "theory"
+    )  # fmt: skip
     there = [folder for name in names if (folder := ROOT / "runs" / name).is_dir()]
     parser.add_argument("--studies", type=Path, nargs="+", default=there, help="their folders")
     options = parser.parse_args()

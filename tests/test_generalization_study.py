@@ -20,9 +20,9 @@ from metaopt import UserError
 from metaopt.cli.common import guarded
 from metaopt.experiments.generalization import __main__ as command
 from metaopt.experiments.generalization import correlation as correlating
+from metaopt.experiments.generalization import moves, training
 from metaopt.experiments.generalization import predictors as predicting
 from metaopt.experiments.generalization import teleports as teleporting
-from metaopt.experiments.generalization import training
 from metaopt.experiments.generalization.correlation import CorrelationScale, correlation, report
 from metaopt.experiments.generalization.kept import keep, kept
 from metaopt.experiments.generalization.moves import Effort, module_of
@@ -747,6 +747,7 @@ def test_images_of_cifar_have_colours_and_networks_of_their_own(tmp_path):
     arguments = ("teleport", "--dataset", "cifar10", "--data-dir", str(data), "--quick")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "TELEPORT_QUICK", replace(scale, effort=effort))
+        patch.setattr(moves, "HALVINGS", 2)
         table = printed(*arguments, "--out", str(tmp_path / "out"))
     assert len(cells(table)) == len(VARIANTS)
     found = load_file(tmp_path / "out" / "cifar10-after.safetensors")

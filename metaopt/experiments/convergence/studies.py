@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 from metaopt.experiments.convergence import (
     convex_order,
+    curvature_shift,
     error_bound,
+    landscapes,
     newton,
     newton_direction,
     one_teleport,
     sgd_basin,
+    symmetric_families,
 )
 from metaopt.experiments.convergence.outcome import Outcome
 
@@ -21,5 +24,8 @@ STUDIES: dict[str, Callable[[bool], Outcome]] = {
     "one-teleport": one_teleport.study,
     "newton-direction": newton_direction.study,
     "convex-order": convex_order.study,
+    "curvature-shift": curvature_shift.study,
+    "landscapes": landscapes.study,
+    "symmetric-families": symmetric_families.study,
 }
 """By name; the argument says whether it is quick."""
