@@ -4,7 +4,7 @@
 
 Of each shipped method that a study trained, the meta-seed that is best on validation problems is
 shipped. A table
-of the studies replaces what is between `<!-- table: NAME -->` and `<!-- end -->` in README.md and
+of the studies replaces what is between `<!-- table: NAME -->` and `<!-- end -->` in README.md,
 docs/results.md.
 """
 
@@ -21,7 +21,7 @@ from metaopt.learned.checkpoint import read_checkpoint, write_atomically
 from metaopt.training.run import BEST
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = tuple(ROOT / page for page in ("README.md", "docs/results.md", "docs/theory.md"))
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
