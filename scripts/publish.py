@@ -3,9 +3,8 @@
     python scripts/publish.py [--studies runs/study runs/controls runs/families ...]
 
 Of each shipped method that a study trained, the meta-seed that is best on validation problems is
-shipped. A table
-of the studies replaces what is between `<!-- table: NAME -->` and `<!-- end -->` in README.md,
-docs/results.md.
+shipped. A table of the studies replaces what is between `<!-- table: NAME -->` and `<!-- end -->` in
+README.md, docs/results.md and docs/theory.md.
 """
 
 from __future__ import annotations
