@@ -114,6 +114,26 @@ def test_a_linear_loss_has_no_curvature():
     np.testing.assert_array_equal(h.largest(2), [0.0, 0.0])
 
 
+def test_a_large_hessian_of_zeros_has_eigenvalues_of_zero():
+    h = Hessian(lambda values: (values[0] * 0).square().sum() + values[0].sum(), [torch.ones(500)])
+    np.testing.assert_array_equal(h.largest(3), np.zeros(3))
+
+
+def test_a_parameter_that_the_loss_does_not_use_is_flat():
+    model = mlp()
+    model.register_parameter("unused", nn.Parameter(torch.ones(3).double()))
+    x, y = torch.randn(30, 9).double(), torch.arange(30) % 4
+    h = hessian(model, nn.CrossEntropyLoss(), x, y)
+    assert h.size == sum(p.numel() for p in model.parameters())
+    assert np.abs(h.dense()[:3]).max() == 0 or np.abs(h.dense()[-3:]).max() == 0
+
+
+@pytest.mark.parametrize("at_most", [0, -3])
+def test_a_limit_below_one_is_refused(at_most):
+    with pytest.raises(UserError, match="expected at_most of 1 or more"):
+        Hessian(*quadratic(SMALL)[:2]).count_above(1.0, at_most=at_most)
+
+
 @pytest.mark.parametrize("count", [0, -1, 15])
 def test_a_number_of_eigenvalues_that_does_not_exist_is_refused(count):
     loss, parameters, _ = quadratic(SMALL)

@@ -229,6 +229,75 @@ def test_cross_entropy_of_columns_is_torchs_of_rows():
             torch.testing.assert_close(each[i, j], expected)
 
 
+@pytest.mark.parametrize(
+    ("loss_fn", "ignored"),
+    [
+        (nn.CrossEntropyLoss(ignore_index=0), None),
+        (nn.CrossEntropyLoss(), -100),
+        (functional.cross_entropy, -100),
+    ],
+)
+def test_classes_that_the_loss_ignores_do_not_count(loss_fn, ignored):
+    model, (x, y) = mlp(), data()
+    if ignored is not None:
+        y = torch.where(y == 0, ignored, y)
+    phi = sharpness(model, loss_fn, x, y, generator(), (1e-12,), 2)
+    assert phi == pytest.approx(loss_fn(model(x), y).item(), rel=1e-9)
+
+
+def test_a_batch_that_is_refilled_in_place_is_another_batch():
+    model, (x, y) = mlp(), data()
+    parameters = [p.detach() for p in model.parameters()]
+    chain, names = as_chain(model).chain, as_chain(model).names
+    objective = Sharpness.drawn(parameters, generator(), T, 3, chain)
+    loss = NetworkLoss(model, names, functional.cross_entropy, x, y)
+    with torch.inference_mode():
+        objective(parameters, loss)
+    objective(parameters, loss)
+    x.mul_(10)
+    fresh = Sharpness.drawn(parameters, generator(), T, 3, chain)(parameters, loss)
+    assert torch.equal(objective(parameters, loss), fresh)
+    own = [p.clone().requires_grad_() for p in parameters]
+    assert torch.autograd.grad(objective(own, loss), own)[0].isfinite().all()
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.rnn, self.out = nn.LSTM(7, 4, batch_first=True).double(), nn.Linear(4, 3).double()
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("shape", [(11, 2, 7), (11, 7)])
+def test_models_without_a_batching_rule_and_inputs_of_three_dimensions_are_measured(shape):
+    x = torch.randn(*shape, generator=generator(4), dtype=torch.float64)
+    model = Recurrent() if len(shape) == 3 else mlp()
+    y = torch.arange(11) % 3
+    directions = unit_directions(list(model.parameters()), 2, generator(2))
+    expected = looped(model, functional.cross_entropy, x, y, T, directions).mean().item()
+    phi = sharpness(model, functional.cross_entropy, x, y, generator(2), T, directions=2)
+    assert phi == pytest.approx(expected, rel=1e-10)
+
+
+def test_linear_layers_take_samples_of_three_dimensions():
+    x, model = torch.randn(11, 4, 7, generator=generator(4), dtype=torch.float64), mlp()
+    y = torch.randn(11, 4, 3, generator=generator(5), dtype=torch.float64)
+    phi = sharpness(model, functional.mse_loss, x, y, generator(), (1e-12,), 2)
+    assert phi == pytest.approx(functional.mse_loss(model(x), y).item(), rel=1e-9)
+
+
+def test_what_is_too_large_to_be_kept_is_computed_again(monkeypatch):
+    model, (x, y) = mlp(), data()
+    expected = sharpness(model, functional.cross_entropy, x, y, generator(2), T, 5)
+    monkeypatch.setattr(around, "KEPT", 10)
+    monkeypatch.setattr(around, "BUDGET", 500)
+    again = sharpness(model, functional.cross_entropy, x, y, generator(2), T, 5)
+    assert again == pytest.approx(expected, rel=1e-12)
+
+
 def test_modes_and_weights_are_left_alone():
     model = nn.Sequential(
         nn.Linear(7, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 3)

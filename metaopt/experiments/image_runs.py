@@ -29,6 +29,7 @@ from metaopt.symmetry.search import GradientAscent
 Pair = tuple[Tensor, Tensor]
 """Flat standardized images ``(n, pixels)``, classes ``(n,)``."""
 
+VERSION = 2  # of what a run's file says: seconds are without the study's own measures
 WIDTHS = (16, 10, 10)  # appendix G.2
 SLOPE = 0.1
 
@@ -84,7 +85,8 @@ class Plan:
 
     def file_name(self, data: str) -> str:
         """Distinct for each plan and data."""
-        text = json.dumps({"plan": asdict(self), "data": data}, sort_keys=True)
+        facts = {"plan": asdict(self), "data": data, "version": VERSION}
+        text = json.dumps(facts, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return f"{self.optimizer}-{self.seed}-{digest}.json"
 

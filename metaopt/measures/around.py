@@ -22,6 +22,9 @@ BUDGET = 2**19
 """Numbers that a layer's features may take at a time, over all points of a chunk: 2 MB in float32,
 which caches hold."""
 
+KEPT = 2**26
+"""Numbers of D x that are kept, 256 MB in float32; more are computed again in each chunk."""
+
 OutputLoss = Callable[[Tensor], Tensor]
 """Outputs of networks, ``(*points, out, samples)`` -> their losses, ``(*points,)``."""
 
@@ -49,12 +52,18 @@ class Points:
             yield slice(t, t + along), slice(d, d + across)
 
 
-def losses_of(loss: LossFunction, parameters: Sequence[Tensor], points: Points) -> Tensor:
-    """``(T, D, *batch)``, of any loss, differentiable in the parameters; by ``vmap``.
+def losses_of(
+    loss: LossFunction, parameters: Sequence[Tensor], points: Points, per_point: int = 0
+) -> Tensor:
+    """``(T, D, *batch)``, of any loss, differentiable in the parameters.
 
-    The problems of a batch share the directions.
+    By ``vmap``, or point by point where the loss has operations without a rule for it. The problems
+    of a batch share the directions.
+
+    Args:
+        per_point: numbers that a point takes; that of the parameters by default.
     """
-    numbers = sum(parameter.numel() for parameter in parameters)
+    numbers = per_point or sum(parameter.numel() for parameter in parameters)
 
     def some(t: Tensor, *rest: Tensor) -> Tensor:
         own, directions = rest[: len(parameters)], rest[len(parameters) :]
@@ -63,7 +72,10 @@ def losses_of(loss: LossFunction, parameters: Sequence[Tensor], points: Points) 
             for p, d in zip(own, directions, strict=True)
         ]
         flat = [p.flatten(0, 1) for p in shifted]
-        values = vmap(lambda *at: loss(at), randomness="same")(*flat)
+        try:
+            values = vmap(lambda *at: loss(at), randomness="same")(*flat)
+        except RuntimeError:  # without a batching rule; what is wrong otherwise is so here too
+            values = torch.stack([loss(at) for at in zip(*flat, strict=True)])
         return values.reshape(len(t), -1, *values.shape[1:])
 
     def chunk(along: slice, across: slice) -> Tensor:
@@ -89,8 +101,15 @@ class Surroundings:
     def __init__(self, chain: LayerChain, x: Tensor, points: Points) -> None:
         self.chain, self.x, self.points = chain, x, points
         self.directions = chain.layers(points.directions)
-        first = self.directions[0]
-        self.first = first.map(torch.Tensor.detach)(x)  # D x, (D, k, samples)
+        first = self.directions[0].map(Tensor.detach)
+        size = first.weight.shape[0] * first.weight.shape[1] * x.shape[-1]
+        self._first = first(x) if size <= KEPT else None
+
+    def first(self, across: slice) -> Tensor:
+        """D x of some directions, ``(D, k, samples)``."""
+        if self._first is not None:
+            return self._first[across]
+        return self.directions[0].map(lambda d: d.detach()[across])(self.x)
 
     def losses(self, layers: Sequence[Layer], loss: OutputLoss) -> Tensor:
         """``(T, D)``, of one network, differentiable in its layers."""
@@ -115,7 +134,7 @@ class Surroundings:
         def chunk(along: slice, across: slice) -> Tensor:
             outer = [d[across] for d in self.chain.parameters(self.directions[1:])]
             displacements = self.points.displacements[along]
-            return _kept_small(some, displacements, z, self.first[across], *own, *outer)
+            return _kept_small(some, displacements, z, self.first(across), *own, *outer)
 
         return _assembled(self.points, widest * self.x.shape[-1] + weights, chunk)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor, nn
 
 from metaopt.errors import UserError
@@ -41,7 +42,9 @@ class Hessian:
                     f"expected a finite scalar loss, got {value.tolist()}: measure one network "
                     f"that has not diverged at a time"
                 )
-            slopes = torch.autograd.grad(value, self._own, create_graph=True)
+            slopes = torch.autograd.grad(
+                value, self._own, create_graph=True, allow_unused=True, materialize_grads=True
+            )
         self._gradient = torch.cat([slope.flatten() for slope in slopes])
         self.size = self._gradient.numel()
 
@@ -95,7 +98,10 @@ class Hessian:
 
         operator = LinearOperator((self.size, self.size), matvec=apply, dtype=np.float64)
         start = np.random.default_rng(seed).standard_normal(self.size)
-        values = eigsh(
+        if not apply(start).any():
+            return np.zeros(count)
+        values = _found_by(
+            eigsh,
             operator,
             k=count,
             which="LA",
@@ -116,7 +122,11 @@ class Hessian:
         """
         if math.isnan(threshold):
             raise UserError("expected a threshold that is a number, got nan: 0.1 is usual")
-        limit = min(self.size, at_most or self.size)
+        if at_most is not None and at_most < 1:
+            raise UserError(
+                f"expected at_most of 1 or more, got {at_most}: leave it out to count all"
+            )
+        limit = min(self.size, self.size if at_most is None else at_most)
         count = min(16, limit)
         while True:
             above = int((self.largest(count, seed) > threshold).sum())
@@ -131,6 +141,16 @@ class Hessian:
         """
         values = self.largest(count, seed)
         return float(np.log(values).sum()) if (values > 0).all() else math.nan
+
+
+def _found_by(search: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    try:
+        return search(*arguments, **options)
+    except ArpackError as error:
+        raise UserError(
+            f"expected eigenvalues to converge, got none of a count of {options['k']} ({error}): "
+            f"ask for others, or allow a larger tolerance"
+        ) from None
 
 
 def hessian(model: nn.Module, loss_fn: LossOnBatch, x: Tensor, y: Tensor) -> Hessian:

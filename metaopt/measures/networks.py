@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -18,3 +20,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@torch.no_grad()
+def activations(model: nn.Module, x: Tensor) -> int:
+    """How many numbers the modules of a model put out on ``x``: what a point of it takes."""
+    total = 0
+
+    def count(module: nn.Module, arguments: Any, result: Any) -> None:
+        nonlocal total
+        total += result.numel() if isinstance(result, Tensor) else 0
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(count) for module in leaves]
+    try:
+        with evaluating(model):
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total

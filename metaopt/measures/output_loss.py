@@ -16,7 +16,8 @@ def of_columns(loss_fn: LossOnBatch, y: Tensor) -> OutputLoss:
     Plain cross entropy is taken along the columns as they lie, which is 14 times faster than
     turning them into rows.
     """
-    if _is_plain_cross_entropy(loss_fn) and y.dim() == 1 and not y.is_floating_point():
+    classes = y.dim() == 1 and not y.is_floating_point() and bool((y >= 0).all())
+    if classes and _is_plain_cross_entropy(loss_fn):
         return lambda output: cross_entropy(output, y)
 
     def losses(output: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
 
 
 def _is_plain_cross_entropy(loss_fn: object) -> bool:
-    """Whether it is the mean cross entropy without weights, smoothing or ignored classes in y."""
+    """Whether it is the mean cross entropy, without weights or smoothing, of all classes >= 0."""
     if loss_fn is functional.cross_entropy:
         return True
     return (
@@ -48,4 +49,5 @@ def _is_plain_cross_entropy(loss_fn: object) -> bool:
         and loss_fn.weight is None
         and loss_fn.reduction == "mean"
         and loss_fn.label_smoothing == 0
+        and loss_fn.ignore_index < 0
     )

@@ -11,7 +11,7 @@ from metaopt.chain import LayerChain
 from metaopt.errors import UserError
 from metaopt.measures.around import Points, Surroundings, losses_of
 from metaopt.measures.directions import unit_directions
-from metaopt.measures.networks import evaluating
+from metaopt.measures.networks import activations, evaluating
 from metaopt.measures.output_loss import of_columns
 from metaopt.network import ChainView, as_chain
 from metaopt.network.level_set import module_loss
@@ -43,7 +43,7 @@ class Sharpness:
     ) -> None:
         self.points = Points(displacements, directions)
         self.chain = chain
-        self._last: tuple[Tensor, Surroundings] | None = None
+        self._last: tuple[Tensor, int, Surroundings] | None = None
 
     @classmethod
     def drawn(
@@ -88,16 +88,26 @@ class Sharpness:
                 f"expected parameters for directions of shapes {shapes}, got {own}: draw them for "
                 f"the parameters that move"
             )
-        if self.chain is None or not isinstance(loss, NetworkLoss):
-            return losses_of(loss, parameters, self.points).mean(dim=(0, 1))
+        per_point = sum(parameter.numel() for parameter in parameters)
+        if isinstance(loss, NetworkLoss):
+            per_point += activations(loss.model, loss.x)
+        if self.chain is None or not isinstance(loss, NetworkLoss) or not _rows(loss.x, parameters):
+            return losses_of(loss, parameters, self.points, per_point).mean(dim=(0, 1))
         layers, output_loss = self.chain.layers(parameters), of_columns(loss.loss_fn, loss.y)
         return self._around(self.chain, loss.x).losses(layers, output_loss).mean()
 
     def _around(self, chain: LayerChain, x: Tensor) -> Surroundings:
         """Kept while x is the same tensor, unchanged."""
-        if self._last is None or self._last[0] is not x:
-            self._last = x, Surroundings(chain, x.flatten(1).mT, self.points)
-        return self._last[1]
+        if x.is_inference() or torch.is_inference_mode_enabled():
+            return Surroundings(chain, x.flatten(1).mT, self.points)
+        if self._last is None or self._last[0] is not x or self._last[1] != x._version:
+            self._last = x, x._version, Surroundings(chain, x.flatten(1).mT, self.points)
+        return self._last[2]
+
+
+def _rows(x: Tensor, parameters: Sequence[Tensor]) -> bool:
+    """Whether the first layer takes a sample of ``x`` as one row."""
+    return x.dim() > 1 and x[0].numel() == parameters[0].shape[-1]
 
 
 def sharpness(
@@ -111,7 +121,8 @@ def sharpness(
 ) -> float:
     """phi of a network on a batch, in evaluation mode, over random unit directions (eq. 13).
 
-    A chain of Linear layers takes the fast way, any other model one ``vmap``.
+    A chain of Linear layers takes the fast way, any other model one ``vmap``, or a loop where its
+    operations have none. All directions are in memory: as many copies of the parameters.
 
     Args:
         loss_fn: (the model's output, y) -> scalar loss.

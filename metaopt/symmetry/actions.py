@@ -37,12 +37,7 @@ class PostActivationAction(GroupAction):
         return activation.inverse is not None and samples <= inputs and inverses
 
     def _candidate(self, element: Element, pair: Pair) -> Candidate:
-        inverse = pair.activation.inverse
-        if inverse is None:
-            raise UserError(
-                f"expected a bijective activation for eq. 78, got {pair.activation}: "
-                f"use the rescaling or the pre-activation action"
-            )
+        inverse = _inverse(pair.activation)
         g, g_inverse = self.exponential(element)
         # sigma^-1(sigma(z)) rather than z: equal in exact arithmetic, and at g = I the
         # difference is then zero bit for bit.
@@ -55,9 +50,7 @@ class PostActivationAction(GroupAction):
 
     def _pulled_back(self, pair: Pair, v_in: Tensor, v_out: Tensor) -> Tensor:
         """dW_{m-1} = [T f / sigma'(W_{m-1} h)] h^+ with f = sigma(W_{m-1} h), dW_m = -W_m T."""
-        inverse = pair.activation.inverse
-        assert inverse is not None
-        slopes = slope(inverse, pair.features)
+        slopes = slope(_inverse(pair.activation), pair.features)
         moved = (v_in @ pair.layer_input.pseudo_inverse.mT) * slopes
         return moved @ pair.features.mT - pair.transposed_weight_out @ pair.of_weight(v_out)
 
@@ -154,6 +147,15 @@ class RescalingAction(GroupAction):
         """dW_{m-1} = diag(t) W_{m-1}, dW_m = -W_m diag(t)."""
         outgoing = pair.of_weight(v_out) * pair.transposed_weight_out.mT
         return (v_in * pair.w_in).sum(dim=-1) - outgoing.sum(dim=-2)
+
+
+def _inverse(activation: Activation) -> Activation:
+    if activation.inverse is None:
+        raise UserError(
+            f"expected a bijective activation for eq. 78, got {activation}: "
+            f"use the rescaling or the pre-activation action"
+        )
+    return activation.inverse
 
 
 def slope(activation: Activation, at: Tensor) -> Tensor:

@@ -31,8 +31,9 @@ class Climb(NamedTuple):
     taken: list[list[Tensor]]  # T of each site at each iteration, in order; 0 where it stayed
 
 
-NEAR = 0.01
-"""A search ends within this fraction of its bound, as the rest costs more than it brings."""
+NEAR = 0.05
+"""A search ends when so little of the way from its start to its bound is left: more costs more than
+it brings."""
 
 Search = Callable[[Orbit, Sequence[Tensor], LossFunction], Climb]
 """From parameters to another point of their orbit."""
@@ -119,8 +120,8 @@ class GradientAscent:
     Each iteration is w <- exp(a G) . w with G the objective's gradient in T at T = 0, divided by
     its norm: ``size`` is the Frobenius norm of the first T tried, a problem's own size is halved
     while its objective would not rise, or shortened where it would pass its bound, and after
-    ``halvings`` failures in one iteration it has arrived, as it has within 1 % of its bound. The
-    search ends when all have.
+    ``halvings`` failures in one iteration it has arrived, as it has when a twentieth of the way
+    to its bound is left. The search ends when all have.
 
     Attributes:
         iterations: steps of ascent.
@@ -161,7 +162,8 @@ class GradientAscent:
         size = torch.full_like(here.value, self.size, dtype=torch.float64)
         refused = torch.zeros_like(here.value, dtype=torch.bool)
         moved = torch.zeros_like(refused)
-        arrived = self._near(here.value, bound)
+        room = NEAR * (bound - here.value)
+        arrived = bound - here.value <= room
         taken: list[list[Tensor]] = []
         for _ in range(self.iterations):
             if arrived.all():
@@ -187,7 +189,7 @@ class GradientAscent:
                 size = torch.where(climbing, shorter, size)
                 if not climbing.any():
                     break
-            arrived = arrived | climbing | self._near(here.value, bound)
+            arrived = arrived | climbing | (bound - here.value <= room)
             taken.append(accepted)
         return Climb(here.parameters, refused & ~moved, taken)
 
@@ -198,10 +200,6 @@ class GradientAscent:
             return largest
         ratio = torch.where(start < 0, start / self.most_ratio, start * self.most_ratio)
         return torch.minimum(ratio, largest)
-
-    def _near(self, value: Tensor, bound: Tensor) -> Tensor:
-        """Where there is no room left below the bound, ``(*batch,)``."""
-        return bound - value <= NEAR * bound.abs()
 
 
 def choose(mask: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:

@@ -48,10 +48,11 @@ def bound_check(
 ) -> Check:
     """measured <= bound, entry by entry; NaN on either side is a failure."""
     m, b = np.broadcast_arrays(np.asarray(measured, float), np.asarray(bound, float))
-    holds = bool((m <= b * (1 + ROUNDING)).all())
+    holds = bool(m.size and np.isfinite(m).all() and (m <= b * (1 + ROUNDING)).all())
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(m > 0, b / m, np.where(b >= 0, math.inf, -math.inf))
-    return Check(statement, expected, holds, float(np.min(ratios)))
+    ratios = np.where(np.isfinite(m), ratios, math.nan)
+    return Check(statement, expected, holds, float(np.min(ratios)) if m.size else math.nan)
 
 
 def equality_check(
@@ -61,8 +62,11 @@ def equality_check(
     tolerance: float = 1e-8,
     expected: bool = True,
 ) -> Check:
-    """||measured - stated|| <= tolerance ||stated||."""
+    """||measured - stated|| <= tolerance ||stated||; ``stated`` may be one number for all."""
     m, s = np.asarray(measured, float), np.asarray(stated, float)
+    if not m.size or s.shape not in ((), m.shape):
+        raise ValueError(f"expected as many numbers as stated, got {m.shape} and {s.shape}")
+    s = np.broadcast_to(s, m.shape)
     size = float(np.linalg.norm(s)) or 1.0
     error = float(np.linalg.norm(m - s)) / size
     return Check(statement, expected, bool(error <= tolerance), error)

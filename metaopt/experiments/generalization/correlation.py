@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from metaopt.experiments.generalization.association import (
 )
 from metaopt.experiments.generalization.networks import evaluate, initial_weights
 from metaopt.experiments.generalization.predictors import (
+    LARGEST,
     SCALES,
     Measured,
     Numbers,
@@ -71,6 +72,7 @@ def correlation(out: Path, dataset: Dataset, scale: CorrelationScale) -> str:
     plan: dict[str, Any] = {"data": dataset.name, "images": len(train[1])}
     sizes = (inputs, *setting.widths, max(classes, 10))
     plan["sizes"], plan["models"] = sizes, scale.models
+    scale = replace(scale, few=scale.few or setting.few)
     weights, _ = trained(
         out / f"{dataset.name}-networks.safetensors",
         plan,
@@ -103,7 +105,7 @@ def correlation(out: Path, dataset: Dataset, scale: CorrelationScale) -> str:
 
 
 def _plan(plan: dict[str, Any], scale: CorrelationScale) -> dict[str, Any]:
-    return {**plan, "scale": asdict(scale)}
+    return {**plan, "scale": asdict(scale), "scales": SCALES, "eigenvalues": LARGEST}
 
 
 def _kept(path: Path, plan: dict[str, Any], scale: CorrelationScale) -> dict[str, Numbers]:

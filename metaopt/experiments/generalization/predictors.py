@@ -69,9 +69,9 @@ def predictors(weights: Weights, measured: Measured) -> dict[str, Callable[[], N
         "psi": lambda: _curvature(weights, measured, len(measured.curved)),
         f"psi, {exact} images": lambda: _curvature(weights, measured, exact),
         f"phi_2, {PRODUCT} eigenvalues": lambda: _log_products(spectra()[:, :PRODUCT]).tolist(),
-        "phi_1, above the median fifth eigenvalue": lambda: (
-            (spectra() > np.nanmedian(spectra()[:, 4])).sum(axis=1).astype(float).tolist()
-        ),
+        "phi_1, above the median fifth eigenvalue": lambda: _counts(
+            spectra(), float(np.nanmedian(spectra()[:, 4]))
+        ).tolist(),
         "weight norm": lambda: _norms(weights),
     }
 
@@ -137,6 +137,12 @@ def _log_products(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """phi_2 of each network; NaN where an eigenvalue is not positive."""
     sums: NDArray[np.float64] = np.log(np.where(values > 0, values, np.nan)).sum(axis=1)
     return sums
+
+
+def _counts(values: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
+    """phi_1 of each network; NaN where there is no spectrum."""
+    counts: NDArray[np.float64] = (values > threshold).sum(axis=1).astype(float)
+    return np.where(np.isnan(values).any(axis=1), np.nan, counts)
 
 
 def _norms(weights: Weights) -> Numbers:
