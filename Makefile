@@ -54,7 +54,7 @@ generalization: $(STAMP) ## section 4 on real data; needs all three data sets in
 	    --out runs/generalization || exit; done; done
 
 theory: $(STAMP) ## the paper's theorems against their bounds (minutes)
-	$(BIN)/python -m metaopt.experiments.convergence all --out runs/theory
+	$(BIN)/python -m metaopt.experiments.convergence all
 
 publish: $(STAMP) ## ship the study's best optimizers, and put its tables and pictures into the docs
 	$(BIN)/python scripts/publish.py

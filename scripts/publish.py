@@ -3,8 +3,8 @@
     python scripts/publish.py [--studies runs/study runs/controls runs/families ...]
 
 Of each shipped method that a study trained, the meta-seed that is best on validation problems is
-shipped. A table of the studies replaces what is between `<!-- table: NAME -->` and `<!-- end -->` in
-README.md, docs/results.md and docs/theory.md.
+shipped. A table of the studies replaces what is between `<!-- table: NAME -->` and `<!-- end -->`
+in README.md, docs/results.md and docs/theory.md.
 """
 
 from __future__ import annotations
@@ -21,6 +21,15 @@ from metaopt.training.run import BEST
 
 ROOT = Path(__file__).parents[1]
 PAGES = tuple(ROOT / page for page in ("README.md", "docs/results.md", "docs/theory.md"))
+STUDIES = (
+    "study",
+    "controls",
+    "families",
+    "optimizers",
+    "minibatches",
+    "generalization",
+    "convergence",
+)
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -60,10 +69,7 @@ def show(studies: list[Path]) -> None:
 def main() -> None:
     """Ship, then show."""
     parser = argparse.ArgumentParser(description=__doc__)
-    names = (
-        "study", "controls", "families", "optimizers", "minibatches", "generalization", "theory"
-    )  # fmt: skip
-    there = [folder for name in names if (folder := ROOT / "runs" / name).is_dir()]
+    there = [folder for name in STUDIES if (folder := ROOT / "runs" / name).is_dir()]
     parser.add_argument("--studies", type=Path, nargs="+", default=there, help="their folders")
     options = parser.parse_args()
     for study in options.studies:

@@ -48,7 +48,8 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         assert call(command, *arguments) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
-        (line,) = captured.err.splitlines()
+        *progress, line = captured.err.splitlines()
+        assert all(said.startswith("evaluated ") for said in progress)
         assert line.startswith("error: ")
         assert "Traceback" not in line
         return line
@@ -277,7 +278,8 @@ def test_the_script_explains_itself(script: str) -> None:
 def test_the_script_answers_bad_input_with_one_line() -> None:
     done = start(str(ROOT / "eval_meta.py"), *EVAL, "--methods", "adamm")
     assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+    *progress, line = done.stderr.splitlines()
+    assert all(said.startswith("evaluated ") for said in progress)
     assert line.startswith("error: ")
     assert "'adamm'" in line
 
@@ -295,6 +297,7 @@ def test_a_real_limit_on_file_size_loses_no_earlier_results() -> None:
     before = snapshot(Path("out"))
     done = start("-c", LIMITED, *EVAL, "--methods", "adam", "--overwrite")
     assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+    *progress, line = done.stderr.splitlines()
+    assert all(said.startswith("evaluated ") for said in progress)
     assert "File too large" in line
     assert snapshot(Path("out")) == before

@@ -88,7 +88,8 @@ def test_a_study_leaves_its_numbers_and_a_picture(tmp_path):
     assert facts["series"] == [1.0, None]
     (check,) = facts["checks"]
     assert check == {
-        "statement": "eq. 1", "expected": True, "holds": True, "margin": 2.0, "as_expected": True
+        "statement": "eq. 1", "expected": True, "holds": True, "margin": 2.0, "as_expected": True,
+        "kind": "bound / measured",
     }  # fmt: skip
     assert (tmp_path / "out" / "a-study.png").read_bytes().startswith(b"\x89PNG")
 
@@ -137,7 +138,7 @@ def test_the_command_runs_what_is_named(monkeypatch, tmp_path, few, arguments, e
     assert shown.exists() == (arguments == ["all"]), "of all studies in full alone"
     if shown.exists():
         rows = shown.read_text().splitlines()[2:]
-        assert rows == [f"| {n} | eq. 1 | holds |  | 2 |" for n, _ in expected]
+        assert rows == [f"| {n} | eq. 1 | hold | holds | bound / measured 2 |" for n, _ in expected]
 
 
 def test_a_study_that_does_not_exist_is_refused_in_one_line(monkeypatch, few):

@@ -364,3 +364,51 @@ def test_what_has_no_curve_is_refused():
     with pytest.raises(UserError, match="expected an objective on an orbit, got Curvature"):
         objective([], None)
     assert math.isnan(curvature([torch.zeros(2)], [torch.ones(2)]).item())
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        [],
+        [[torch.randn(6)]],
+        [[torch.tensor(1.0)]],
+        [[torch.randn(1, 6, 6)]],
+        [[torch.randn(6, 6), torch.randn(6, 6)]],
+        [[torch.randn(5, 5)]],
+    ],
+    ids=lambda elements: str([tuple(t.shape) for e in elements for t in e]),
+)
+def test_elements_of_other_shapes_are_refused(elements):
+    orbit, parameters = orbit_of(LeakyReLU(0.1), "post_activation")
+    with pytest.raises(UserError, match=r"expected elements of shapes .*one a site"):
+        mean_curvature(orbit, parameters, elements)
+
+
+def test_an_objective_by_itself_is_no_search():
+    model = nn.Sequential(nn.Linear(9, 4), nn.LeakyReLU(0.1), nn.Linear(4, 2))
+    base = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(UserError, match="expected a search, called with an orbit"):
+        TeleportingOptimizer(base, model, nn.CrossEntropyLoss(), search=Negated(Curvature([])))
+
+
+def test_the_parameters_that_move_are_those_that_objectives_see():
+    model = nn.Sequential(nn.Linear(9, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).double()
+    x, y = torch.randn(6, 9).double(), torch.arange(6) % 2
+    seen = []
+
+    def objective(parameters, loss):
+        seen.append([p.detach().clone() for p in parameters])
+        return sum(p.sum() for p in parameters)
+
+    optimizer = TeleportingOptimizer(
+        torch.optim.SGD(model.parameters(), 0.1),
+        model,
+        nn.CrossEntropyLoss(),
+        search=GradientAscent(1, objective=objective),
+    )
+    moving = [p.detach().clone() for p in optimizer.moving]
+    assert isinstance(optimizer.orbit(x, y), RescalingOrbit)
+    optimizer.teleport(x, y)
+    for mine, given in zip(moving, seen[0], strict=True):
+        assert torch.equal(mine, given)
+    assert len(moving) < len(list(model.parameters()))

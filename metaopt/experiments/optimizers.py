@@ -26,7 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study_parser("optimizers", __doc__)
     parser.add_argument("study", choices=("mnist", *STUDIES))
     parser.add_argument(
-        "--data-dir", type=str, default="", help="folder of MNIST's files (else $METAOPT_DATA)"
+        "--data-dir",
+        type=str,
+        default="",
+        help="folder of MNIST's files (else $METAOPT_DATA/mnist)",
     )
     parser.add_switch("--download", "fetch MNIST if it is not there")
     values = parser.parse_args(arguments)

@@ -84,10 +84,33 @@ class Curvature:
     The elements are frozen; a search makes it an objective on its orbit by :meth:`on`.
 
     Attributes:
-        elements: M of each curve, one tensor a site (:func:`random_elements`).
+        elements: M of each curve, one tensor a site; see :meth:`drawn`.
+
+    Example:
+        >>> from metaopt import TeleportingOptimizer
+        >>> from metaopt.symmetry.search import GradientAscent
+        >>> model = nn.Sequential(nn.Linear(9, 5), nn.LeakyReLU(0.1), nn.Linear(5, 2))
+        >>> x, y, g = torch.rand(8, 9), torch.arange(8) % 2, torch.Generator().manual_seed(0)
+        >>> base = torch.optim.SGD(model.parameters(), 0.1)
+        >>> optimizer = TeleportingOptimizer(base, model, nn.CrossEntropyLoss(), "post_activation")
+        >>> psi = Curvature.drawn(optimizer.orbit(x, y), optimizer.moving, g, curves=2)
+        >>> optimizer.search = GradientAscent(objective=psi)  # Negated(psi) goes down
+        >>> bool(optimizer.teleport(x, y).defect() < 1e-4)
+        True
     """
 
     elements: Sequence[Sequence[Tensor]]
+
+    @classmethod
+    def drawn(
+        cls,
+        orbit: Orbit,
+        parameters: Sequence[Tensor],
+        generator: torch.Generator,
+        curves: int = 1,
+    ) -> Curvature:
+        """With random elements (:func:`random_elements`) for an orbit of these parameters."""
+        return cls(random_elements(orbit, parameters, curves, generator))
 
     def on(self, orbit: Orbit) -> Objective:
         """For the points of ``orbit``."""
@@ -111,12 +134,30 @@ def mean_curvature(
     wide = [parameter.double() for parameter in parameters]
     batch_dims = orbit.batch_dims(wide)
     shapes = [t.shape for t in orbit.identity(wide)]
+    _check(elements, shapes, batch_dims)
     each = []
     for element in elements:
         own = [t.expand(shape) for t, shape in zip(element, shapes, strict=True)]
         first, second = derivatives(orbit, wide, own, order=2)
         each.append(curvature(first, second, batch_dims))
     return torch.stack(each).mean(dim=0)
+
+
+def _check(
+    elements: Sequence[Sequence[Tensor]], shapes: Sequence[torch.Size], batch_dims: int
+) -> None:
+    """One element a site for each curve, of one problem's shape or of the batch's."""
+    for element in elements or ((),):
+        own = [tuple(t.shape) for t in element]
+        fits = len(own) == len(shapes) and all(
+            shape in (tuple(whole), tuple(whole[batch_dims:]))
+            for shape, whole in zip(own, shapes, strict=True)
+        )
+        if not fits:
+            raise UserError(
+                f"expected elements of shapes {[tuple(s) for s in shapes]}, one a site, for each "
+                f"curve, got {own}: draw them with Curvature.drawn"
+            )
 
 
 def network_curvature(

@@ -57,7 +57,10 @@ class Sharpness:
         """With directions drawn uniformly from the unit sphere.
 
         Args:
-            parameters: of one network, those that move, in order.
+            parameters: of one network, those that move, in order: of a
+                :class:`~metaopt.TeleportingOptimizer` its ``moving``.
+            displacements: those of the correlation study by default, at which phi is all but the
+                loss; as an objective the paper's code takes 0.1 to 0.9.
 
         Raises:
             UserError: for no displacement or direction, or a displacement that is not finite.

@@ -38,6 +38,11 @@ class Batch(NamedTuple):
     y: Tensor
 
 
+def batch_of(x: Tensor | None, y: Tensor | None) -> Batch | None:
+    """None unless both are given."""
+    return None if x is None or y is None else Batch(x, y)
+
+
 class Subject(ABC):
     """Has parameters, an orbit and a loss, on a batch where it needs one."""
 

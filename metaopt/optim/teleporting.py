@@ -15,9 +15,10 @@ from metaopt.network.loss import LossOnBatch
 from metaopt.network.move import Judge, NetworkMove
 from metaopt.optim.buffers import POLICIES, check_transport, reset, transport
 from metaopt.optim.schedule import Schedule, as_predicate
-from metaopt.optim.subject import AUTO, Batch, NetworkSubject, make_subject
+from metaopt.optim.subject import AUTO, Batch, NetworkSubject, batch_of, make_subject
 from metaopt.symmetry import GroupAction, Teleported
-from metaopt.symmetry.search import Search
+from metaopt.symmetry.orbit import Orbit
+from metaopt.symmetry.search import Search, check_search
 
 
 class TeleportingOptimizer(torch.optim.Optimizer):
@@ -36,8 +37,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         schedule: see :data:`Schedule`; the first step is 0. A step that teleports needs the
             gradient at the new point: give it a closure, or ``batch=(x, y)``.
         search: how the point is found; of a network by default an ascent to at most twice the
-            squared gradient norm. At a rate that is already good a larger gradient often costs more
-            than it brings, the more so the more often: compare with a run without teleports.
+            squared gradient norm, which often costs more than it brings: compare with no teleports.
         buffers: what becomes of the base's buffers (momenta and the like) at a teleport: "keep",
             "reset", or "transport" (appendix G.1; ``metaopt.optim.buffers``).
         sites: names of (incoming, outgoing) layers of a network to use, instead of all found.
@@ -49,11 +49,9 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         teleportation: the move of the last step or call, or None.
         made, undone: how many teleports stayed, and were undone because of their defect.
 
-    Raises:
-        UserError: for options that do not fit, before anything is built.
+    Options that do not fit are a ``UserError``, before anything is built.
 
     Example:
-        >>> import torch
         >>> model = nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 2))
         >>> base, loss_fn = torch.optim.Adam(model.parameters(), 1e-3), nn.CrossEntropyLoss()
         >>> optimizer = TeleportingOptimizer(base, model, loss_fn, action="rescaling")
@@ -78,6 +76,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             raise UserError(f"expected buffers of {', '.join(POLICIES)}, got {buffers!r}: name one")
         if not max_defect > 0:
             raise UserError(f"expected a positive max_defect, got {max_defect}: inf undoes nothing")
+        check_search(search)
         times = as_predicate(schedule)
         subject = make_subject(model, loss_fn, action, sites)
         held = {id(p) for group in base.param_groups for p in group["params"]}
@@ -220,8 +219,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             x, y: the batch, samples in rows; a problem needs none.
             held_out: other samples, on which the defect is checked too.
         """
-        batch = None if x is None or y is None else Batch(x, y)
-        return self._teleport(batch, self._judges(held_out))
+        return self._teleport(batch_of(x, y), self._judges(held_out))
 
     def teleport_on(
         self, batches: Iterable[tuple[Tensor, Tensor]], held_out: Tensor | None = None
@@ -234,8 +232,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         """
         if not isinstance(self.subject, NetworkSubject):
             raise UserError(
-                "expected a network for minibatches, got a problem, which has its own data: use "
-                "teleport()"
+                "expected a network for minibatches, got a problem with its data: use teleport()"
             )
         origin = [parameter.detach().clone() for parameter in self.subject.parameters()]
         judged = self._judges(held_out)
@@ -249,6 +246,15 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         if held_out is None or not isinstance(self.subject, NetworkSubject):
             return []
         return [self.subject.judge(held_out, self.subject.parameters())]
+
+    @property
+    def moving(self) -> list[nn.Parameter]:
+        """The parameters that teleports move, in the order that objectives see them."""
+        return self.subject.parameters()
+
+    def orbit(self, x: Tensor | None = None, y: Tensor | None = None) -> Orbit:
+        """Where they can move to, on a batch."""
+        return self.subject.orbit(batch_of(x, y))
 
     def report(self) -> str:
         """Where a group can act and where not, with reasons, and what became of teleports."""

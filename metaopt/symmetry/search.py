@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,23 @@ it brings."""
 
 Search = Callable[[Orbit, Sequence[Tensor], LossFunction], Climb]
 """From parameters to another point of their orbit."""
+
+
+def check_search(search: object) -> None:
+    """Complain of what is no search, as an objective by itself.
+
+    Raises:
+        UserError: if it cannot be called with an orbit, parameters and a loss.
+    """
+    if search is None:
+        return
+    try:
+        inspect.signature(search).bind(None, None, None)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise UserError(
+            f"expected a search, called with an orbit, parameters and a loss, got "
+            f"{type(search).__name__}: give an objective to one, GradientAscent(objective=...)"
+        ) from None
 
 
 class Point:

@@ -30,12 +30,14 @@ class Check:
         holds: whether it did.
         margin: of a bound, the least bound / measured; of an equality, its relative error; of an
             order of convergence, the fitted one.
+        kind: which of the three.
     """
 
     statement: str
     expected: bool
     holds: bool
     margin: float
+    kind: str = "bound / measured"
 
     @property
     def as_expected(self) -> bool:
@@ -69,14 +71,15 @@ def equality_check(
     s = np.broadcast_to(s, m.shape)
     size = float(np.linalg.norm(s)) or 1.0
     error = float(np.linalg.norm(m - s)) / size
-    return Check(statement, expected, bool(error <= tolerance), error)
+    return Check(statement, expected, bool(error <= tolerance), error, "relative error")
 
 
 def order_check(
     statement: str, fitted: float, order: float, tolerance: float, expected: bool = True
 ) -> Check:
     """An order of convergence, within a tolerance."""
-    return Check(statement, expected, bool(abs(fitted - order) <= tolerance), float(fitted))
+    holds = bool(abs(fitted - order) <= tolerance)
+    return Check(statement, expected, holds, float(fitted), "order")
 
 
 @dataclass(frozen=True)
@@ -127,14 +130,14 @@ def table(outcomes: Sequence[Outcome]) -> str:
         [
             outcome.study,
             check.statement,
+            "hold" if check.expected else "fail",
             "holds" if check.holds else "fails",
-            "" if check.as_expected else "unexpected",
-            f"{check.margin:.3g}",
+            f"{check.kind} {check.margin:.3g}",
         ]
         for outcome in outcomes
         for check in outcome.checks
     ]
-    return markdown(["study", "statement", "measured", "", "margin"], rows)
+    return markdown(["study", "statement", "should", "measured", "by"], rows)
 
 
 def png(figure: Figure) -> bytes:

@@ -4,7 +4,8 @@
 
 correlation: of networks that differ in their initial weights, which measure tells the validation
 loss? teleport: does it help to teleport to a flatter or a less curved point? Both on real images;
-what was done is kept in --out, so it goes on where it was killed.
+each prints a table and leaves it in --out, with a picture and the numbers as JSON. What was done is
+kept there too, so that it goes on where it was killed; give --quick a folder of its own.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("study", choices=("correlation", "teleport"))
     parser.add_argument("--dataset", choices=tuple(SETTINGS), required=True)
     parser.add_argument(
-        "--data-dir", type=str, default="", help="folder of its files (else $METAOPT_DATA)"
+        "--data-dir", type=str, default="", help="folder of its files (else $METAOPT_DATA/DATASET)"
     )
     parser.add_switch("--download", "fetch the files if they are not there")
     parser.add_argument(
-        "--models", type=int, default=0, help="networks of the correlation study (default: 100)"
+        "--models", type=int, default=0, help="networks, of correlation alone (default: 100)"
     )
     values = parser.parse_args(arguments)
     set_threads(values.threads)
