@@ -36,6 +36,9 @@ NEAR = 0.05
 """A search ends when so little of the way from its start to its bound is left: more costs more than
 it brings."""
 
+TINY = 1e-6
+"""Or so little, as a fraction of the bound: no way at all."""
+
 Search = Callable[[Orbit, Sequence[Tensor], LossFunction], Climb]
 """From parameters to another point of their orbit."""
 
@@ -180,7 +183,7 @@ class GradientAscent:
         size = torch.full_like(here.value, self.size, dtype=torch.float64)
         refused = torch.zeros_like(here.value, dtype=torch.bool)
         moved = torch.zeros_like(refused)
-        room = NEAR * (bound - here.value)
+        room = torch.maximum(NEAR * (bound - here.value), TINY * bound.abs())
         arrived = bound - here.value <= room
         taken: list[list[Tensor]] = []
         for _ in range(self.iterations):
