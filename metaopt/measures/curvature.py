@@ -88,13 +88,13 @@ class Curvature:
 
     Example:
         >>> from metaopt import TeleportingOptimizer
-        >>> from metaopt.symmetry.search import GradientAscent
+        >>> from metaopt.symmetry import GradientAscent, Negated
         >>> model = nn.Sequential(nn.Linear(9, 5), nn.LeakyReLU(0.1), nn.Linear(5, 2))
         >>> x, y, g = torch.rand(8, 9), torch.arange(8) % 2, torch.Generator().manual_seed(0)
         >>> base = torch.optim.SGD(model.parameters(), 0.1)
         >>> optimizer = TeleportingOptimizer(base, model, nn.CrossEntropyLoss(), "post_activation")
         >>> psi = Curvature.drawn(optimizer.orbit(x, y), optimizer.moving, g, curves=2)
-        >>> optimizer.search = GradientAscent(objective=psi)  # Negated(psi) goes down
+        >>> optimizer.search = GradientAscent(objective=Negated(psi))  # psi alone goes up
         >>> bool(optimizer.teleport(x, y).defect() < 1e-4)
         True
     """
