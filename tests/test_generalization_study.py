@@ -95,18 +95,14 @@ def finished(tmp_path_factory):
     """(folder, table) of a study by its command line, on images in files."""
     data = make_dataset(tmp_path_factory.mktemp("data"), "mnist", train=300, test=100)
     known = {}
-
-    def get(study):
-        if study not in known:
-            out = tmp_path_factory.mktemp(study)
-            arguments = [study, "--dataset", "mnist", "--data-dir", str(data), "--quick"]
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(command, "CORRELATION_QUICK", CORRELATION)
-                patch.setattr(command, "TELEPORT_QUICK", TELEPORT)
-                known[study] = out, printed(*arguments, "--out", str(out))
-        return known[study]
-
-    return get
+    for study in ("correlation", "teleport"):  # before a test watches the streams or patches
+        out = tmp_path_factory.mktemp(study)
+        arguments = [study, "--dataset", "mnist", "--data-dir", str(data), "--quick"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(command, "CORRELATION_QUICK", CORRELATION)
+            patch.setattr(command, "TELEPORT_QUICK", TELEPORT)
+            known[study] = out, printed(*arguments, "--out", str(out))
+    return known.__getitem__
 
 
 def printed(*arguments):
