@@ -16,8 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metaopt.chain import Activation, LayerChain
-from metaopt.experiments.generalization.moves import ALONE, module_of
-from metaopt.experiments.generalization.networks import SLOPE, initial_weights, single, train_epoch
+from metaopt.experiments.generalization.moves import module_of
+from metaopt.experiments.generalization.networks import (
+    ALONE,
+    SLOPE,
+    initial_weights,
+    single,
+    train_epoch,
+)
 from metaopt.measures.curvature import curvature, mean_curvature, random_elements
 from metaopt.measures.directions import unit_directions
 from metaopt.measures.sharpness import DISPLACEMENTS, sharpness

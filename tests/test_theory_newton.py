@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
+from theory_cases import check, generator, point
 
 from metaopt import UserError
 from metaopt.experiments.convergence import newton, newton_runs
@@ -54,23 +55,9 @@ from metaopt.problems.skewed import (
 ZERO = torch.zeros(2, dtype=torch.float64)
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def point(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
 @pytest.fixture(scope="module")
 def outcome():
     return newton.study(True)
-
-
-def check(outcome, *words):
-    """The one check whose statement has all the words."""
-    (found,) = [c for c in outcome.checks if all(word in c.statement for word in words)]
-    return found
 
 
 # the functions

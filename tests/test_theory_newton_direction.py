@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from theory_cases import check, generator, point
 
 from metaopt import UserError
 from metaopt.experiments.convergence import newton_direction
@@ -25,29 +26,15 @@ from metaopt.problems.level_set_examples import slope_and_half_square
 from metaopt.problems.skewed import random_skewed
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def draw(n, condition=50.0, draws=40, seed=0):
     """H and g."""
     g = torch.randn(draws, n, generator=generator(seed + 1), dtype=torch.float64)
     return random_positive_definite(n, condition, draws, generator(seed)), g
 
 
-def point(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
 @pytest.fixture(scope="module")
 def outcome():
     return newton_direction.study(True)
-
-
-def check(outcome, *words):
-    """The one check whose statement has all the words."""
-    (found,) = [c for c in outcome.checks if all(word in c.statement for word in words)]
-    return found
 
 
 def test_random_matrices_have_the_condition_number_asked_for():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from theory_cases import check, generator, point
 
 from metaopt import UserError
 from metaopt.experiments.convergence import one_teleport, one_teleport_algebra
@@ -47,23 +48,9 @@ from metaopt.problems.skewed import random_skewed
 (TURN,) = antisymmetric_basis(2)
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def point(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
 @pytest.fixture(scope="module")
 def outcome():
     return one_teleport.study(True)
-
-
-def check(outcome, *words):
-    """The one check whose statement has all the words."""
-    (found,) = [c for c in outcome.checks if all(word in c.statement for word in words)]
-    return found
 
 
 # brackets with the loss

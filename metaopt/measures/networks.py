@@ -1,25 +1,13 @@
-"""A network as measures see it: in evaluation mode."""
+"""What a network takes, to measure it in pieces that fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode inside, and each module as it was after."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+from metaopt.network.mode import evaluating
 
 
 @torch.no_grad()

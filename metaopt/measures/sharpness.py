@@ -11,11 +11,12 @@ from metaopt.chain import LayerChain
 from metaopt.errors import UserError
 from metaopt.measures.around import Points, Surroundings, losses_of
 from metaopt.measures.directions import unit_directions
-from metaopt.measures.networks import activations, evaluating
+from metaopt.measures.networks import activations
 from metaopt.measures.output_loss import of_columns
 from metaopt.network import ChainView, as_chain
 from metaopt.network.level_set import module_loss
 from metaopt.network.loss import LossOnBatch, NetworkLoss
+from metaopt.network.mode import evaluating
 from metaopt.symmetry.objectives import LossFunction
 
 DISPLACEMENTS = tuple(0.001 + 0.01 * step for step in range(20))
@@ -91,10 +92,10 @@ class Sharpness:
                 f"expected parameters for directions of shapes {shapes}, got {own}: draw them for "
                 f"the parameters that move"
             )
-        per_point = sum(parameter.numel() for parameter in parameters)
-        if isinstance(loss, NetworkLoss):
-            per_point += activations(loss.model, loss.x)
         if self.chain is None or not isinstance(loss, NetworkLoss) or not _rows(loss.x, parameters):
+            per_point = sum(parameter.numel() for parameter in parameters)
+            if isinstance(loss, NetworkLoss):
+                per_point += activations(loss.model, loss.x)
             return losses_of(loss, parameters, self.points, per_point).mean(dim=(0, 1))
         layers, output_loss = self.chain.layers(parameters), of_columns(loss.loss_fn, loss.y)
         return self._around(self.chain, loss.x).losses(layers, output_loss).mean()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metaopt.errors import UserError
+from metaopt.network.mode import evaluating
 from metaopt.symmetry.action import relative_change
 
 
@@ -34,9 +35,8 @@ class NetworkMove:
 
         In evaluation mode and in float64, at the weights as they are stored.
         """
-        x = self.x if x is None else x
-        before, after = (output(self.model, self.names, at, x) for at in (self.before, self.after))
-        return relative_change(before, after)
+        judge = Judge(self.model, self.names, self.x if x is None else x, self.before)
+        return judge.defect(self.after)
 
 
 class Judge:
@@ -61,19 +61,13 @@ def output(model: nn.Module, names: Sequence[str], values: Sequence[Tensor], x: 
     Raises:
         UserError: if the model gives anything but one tensor.
     """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            try:
-                wide = x.double() if x.is_floating_point() else x
-                tensors = with_values(model, names, values, torch.float64)
-                result = functional_call(model, tensors, (wide,))
-            except RuntimeError:  # a dtype written into the forward
-                result = functional_call(model, with_values(model, names, values), (x,))
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), torch.no_grad():
+        try:
+            wide = x.double() if x.is_floating_point() else x
+            tensors = with_values(model, names, values, torch.float64)
+            result = functional_call(model, tensors, (wide,))
+        except RuntimeError:  # a dtype written into the forward
+            result = functional_call(model, with_values(model, names, values), (x,))
     if not isinstance(result, Tensor):
         raise UserError(
             f"expected a model whose output is one tensor, got {type(result).__name__}: wrap "

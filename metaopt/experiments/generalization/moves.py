@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metaopt.chain import LayerChain
-from metaopt.experiments.generalization.networks import CHAIN, SLOPE, Weights
+from metaopt.experiments.generalization.networks import ALONE, SLOPE, Weights
 from metaopt.experiments.generalization.setting import Rows
 from metaopt.measures.curvature import Curvature, mean_curvature, random_elements
 from metaopt.measures.directions import unit_directions
@@ -23,9 +22,6 @@ from metaopt.symmetry.objectives import LossFunction, Negated
 from metaopt.symmetry.orbit import ChainOrbit, Orbit
 from metaopt.symmetry.random_move import RandomMove
 from metaopt.symmetry.search import Climb, GradientAscent, Search
-
-ALONE = LayerChain(CHAIN.activations, CHAIN.biased)
-"""Of one network."""
 
 DISPLACEMENTS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Of phi as an objective, in the range of the released code: with those of the correlation study

@@ -24,7 +24,10 @@ CHUNK = 2**24  # features of all networks at a time where losses are evaluated
 CHAIN = LayerChain(
     (LeakyReLU(SLOPE), LeakyReLU(SLOPE), Identity()), (False, False, False), batch_dims=1
 )
-"""Of the three layers, for the actions and the measures."""
+"""Of the three layers of all networks, for the actions and the measures."""
+
+ALONE = LayerChain(CHAIN.activations, CHAIN.biased)
+"""Of one network."""
 
 Weights = list[Tensor]
 """Of each layer, ``(models, out, in)``."""

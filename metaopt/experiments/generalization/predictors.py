@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from metaopt.chain import LayerChain
-from metaopt.experiments.generalization.networks import CHAIN, Weights, single
+from metaopt.experiments.generalization.networks import ALONE, CHAIN, Weights, single
 from metaopt.experiments.generalization.setting import Rows
 from metaopt.measures.around import Points, Surroundings
 from metaopt.measures.curvature import mean_curvature, random_elements
@@ -81,7 +80,6 @@ def _sharpness(weights: Weights, measured: Measured, scale: float) -> Numbers:
     x, y = measured.images
     one = next(single(weights))
     directions = unit_directions(one, measured.directions, torch.Generator().manual_seed(0))
-    chain = LayerChain(CHAIN.activations, CHAIN.biased)
     total = torch.zeros(len(weights[0]), dtype=torch.float64)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     share = min(measured.share, len(y))
@@ -93,9 +91,9 @@ def _sharpness(weights: Weights, measured: Measured, scale: float) -> Numbers:
             points = Points(
                 scale * torch.tensor(DISPLACEMENTS), [d[index, None] for d in directions]
             )
-            around = Surroundings(chain, x[own].mT, points)
+            around = Surroundings(ALONE, x[own].mT, points)
             for model, layers in enumerate(single(weights)):
-                losses = around.losses(chain.layers(layers), partial(cross_entropy, y=labels))
+                losses = around.losses(ALONE.layers(layers), partial(cross_entropy, y=labels))
                 total[model] += losses.mean()
     return (total / measured.directions).tolist()
 
@@ -116,10 +114,9 @@ def _curvature(weights: Weights, measured: Measured, images: int) -> Numbers:
 def _spectra(weights: Weights, measured: Measured) -> NDArray[np.float64]:
     """The largest eigenvalues of the Hessian of each network, ``(models, LARGEST)``."""
     x, y = (side[: measured.few] for side in measured.images)
-    chain = LayerChain(CHAIN.activations, CHAIN.biased)
 
     def loss(values: Sequence[Tensor]) -> Tensor:
-        return functional.cross_entropy(chain.output(chain.layers(values), x.mT).mT, y)
+        return functional.cross_entropy(ALONE.output(ALONE.layers(values), x.mT).mT, y)
 
     bar = tqdm(single(weights), total=len(weights[0]), desc="Hessian", unit="network")
     return np.stack([_largest(loss, own) for own in bar])
