@@ -1,4 +1,4 @@
-"""The one exception of the package that is meant for people, and a check that raises it."""
+"""The exceptions of the package that are meant for people, and a check that raises one."""
 
 from __future__ import annotations
 
@@ -23,3 +23,17 @@ def check_names(what: str, names: Sequence[str], known: Collection[str]) -> None
         raise UserError(
             f"expected {what} of {', '.join(known)}, got {list(names)}: name at least one"
         )
+
+
+class Interrupted(Exception):
+    """A run was asked to end, by SIGINT or SIGTERM, and did.
+
+    Attributes:
+        signal: its number; the command lines exit with 128 more.
+        where: how far the run had come, for people.
+    """
+
+    def __init__(self, signal: int, where: str = "") -> None:
+        super().__init__(f"interrupted {where}".strip())
+        self.signal = signal
+        self.where = where

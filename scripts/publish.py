@@ -16,7 +16,8 @@ import shutil
 from pathlib import Path
 
 from metaopt.experiments.recipes import LAYERWISE, SHIPPED
-from metaopt.learned.checkpoint import read_checkpoint, write_atomically
+from metaopt.learned.checkpoint import read_checkpoint
+from metaopt.storage import write_atomically
 from metaopt.training.run import BEST
 
 ROOT = Path(__file__).parents[1]

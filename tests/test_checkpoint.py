@@ -1,6 +1,5 @@
 """Checkpoints: what goes in comes out, damage is noticed, nothing is executed, writes are whole."""
 
-import errno
 import os
 import pickle
 import re
@@ -22,7 +21,6 @@ from metaopt.learned.checkpoint import (
     pretrained_path,
     read_checkpoint,
     save_meta_optimizer,
-    write_atomically,
     write_checkpoint,
 )
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
@@ -208,65 +206,6 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path, path, writer):
     if writer != "torch.save":
         pickle.loads(path.read_bytes())
         assert trap.exists()  # the trap does work
-
-
-def fail(*arguments, **options):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-class FullDisk:
-    """A file that takes some bytes and then no more."""
-
-    def __init__(self, file) -> None:
-        self.file = file
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.file.close()
-
-    def write(self, data: bytes) -> None:
-        self.file.write(data[: len(data) // 2])
-        self.file.flush()
-        fail()
-
-
-FAILURES = {
-    "replace": fail,
-    "fsync": fail,
-    "chmod": fail,
-    "fdopen": lambda descriptor, mode, real=os.fdopen: FullDisk(real(descriptor, mode)),
-}
-
-
-@pytest.mark.parametrize("old", [b"old content", None], ids=["over an old file", "new file"])
-@pytest.mark.parametrize("step", FAILURES)
-def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(
-    path, monkeypatch, step, old
-):
-    if old is not None:
-        path.write_bytes(old)
-    monkeypatch.setattr(checkpoint.os, step, FAILURES[step])
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, b"new content")
-    monkeypatch.undo()
-    assert [p.name for p in path.parent.iterdir()] == ([] if old is None else [path.name])
-    assert old is None or path.read_bytes() == old
-    write_atomically(path, b"new content")
-    assert path.read_bytes() == b"new content"
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-def test_a_file_is_synced_before_it_gets_its_name_and_its_folder_after(path, monkeypatch):
-    calls = []
-    for name in ("fsync", "replace"):
-        real = getattr(os, name)
-        monkeypatch.setattr(
-            checkpoint.os, name, lambda *a, n=name, r=real: (calls.append(n), r(*a))[1]
-        )
-    write_atomically(path, b"content")
-    assert calls == ["fsync", "replace", "fsync"]
 
 
 def test_every_shipped_optimizer_loads_by_name_and_steps():

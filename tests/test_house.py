@@ -29,6 +29,8 @@ NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
 FOLDERS = (
     "errors",
     "randomness",
+    "storage",
+    "ranks",
     "chain",
     "data",
     "problems",

@@ -26,12 +26,12 @@ def families(**fields):
 def test_every_width_is_drawn_with_as_many_problems_as_keep_the_number_of_weights():
     spec = TrainingSpec(widths=(10, 20, 28, 40), rectangular=False, depths=(2,), batch_size=4)
     drawn = generator()
-    problems = [draw_problems(spec, drawn) for _ in range(40)]
+    problems = [draw_problems(spec, drawn).sample() for _ in range(40)]
     assert {(p.W1.shape[-1], p.batch) for p in problems} == {(10, 16), (20, 4), (28, 2), (40, 1)}
 
 
 def test_a_batch_has_at_least_one_problem_however_wide():
-    assert draw_problems(TrainingSpec(widths=(100,)), generator()).batch == 1
+    assert draw_problems(TrainingSpec(widths=(100,)), generator()).sample().batch == 1
 
 
 def test_square_families_are_square():
@@ -60,7 +60,7 @@ def test_depths_slopes_and_distributions_are_drawn_from_those_named():
 
 def test_problems_are_as_the_spec_says():
     spec = TrainingSpec(loss="norm", slopes=(0.3,), depths=(3,), dtype="float64")
-    problem = draw_problems(spec, generator())
+    problem = draw_problems(spec, generator()).sample()
     assert problem.loss == "norm"
     assert problem.depth == 3
     assert problem.chain.activations[0].slope == 0.3
@@ -71,7 +71,7 @@ def test_the_same_generator_draws_the_same_problems_with_training_seeds(monkeypa
     seeds = []
     check = mixture.check_seeds
     monkeypatch.setattr(mixture, "check_seeds", lambda s, role: seeds.extend(s) or check(s, role))
-    first, second = (draw_problems(TrainingSpec(), generator(3)) for _ in range(2))
+    first, second = (draw_problems(TrainingSpec(), generator(3)).sample() for _ in range(2))
     assert torch.equal(first.x, second.x)
     assert seeds[: len(seeds) // 2] == seeds[len(seeds) // 2 :]
     assert all(s in TRAINING and s not in TEST and s not in VALIDATION for s in seeds)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from metaopt import storage
 from metaopt.cli.train import entry
 from metaopt.errors import UserError
-from metaopt.learned import checkpoint
 from metaopt.learned.checkpoint import load_meta_optimizer, read_checkpoint
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
 from metaopt.training import run as run_module
@@ -20,7 +20,7 @@ from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer
 
 SCRIPT = Path(__file__).parent.parent / "train_meta.py"
-FILES = ("last.safetensors", "best.safetensors")
+FILES = ("last.safetensors", "best.safetensors", "previous.safetensors")
 WRITES = 2 * 4  # four validations, two files each
 BATCHES = 8
 
@@ -52,7 +52,7 @@ def undisturbed(tmp_path_factory) -> dict[str, bytes]:
 
 def resume(out: Path) -> dict[str, bytes]:
     run_training(make_trainer(), out, resume=True, overwrite=False)
-    assert sorted(p.name for p in out.iterdir()) == sorted((*FILES, "tensorboard"))
+    assert sorted(p.name for p in out.iterdir()) == sorted((*FILES, "tensorboard", ".lock"))
     return contents(out)
 
 
@@ -87,7 +87,7 @@ def test_the_reference_run_leaves_best_and_last_apart(undisturbed, tmp_path):
     assert undisturbed.keys() == set(FILES)
     for name, data in undisturbed.items():
         (tmp_path / name).write_bytes(data)
-    last, best = (load_meta_optimizer(tmp_path / name).state_dict() for name in FILES)
+    last, best = (load_meta_optimizer(tmp_path / name).state_dict() for name in FILES[:2])
     assert not torch.equal(last["update.lstm.head_bias"], best["update.lstm.head_bias"])
 
 
@@ -107,7 +107,7 @@ def test_killed_at_any_checkpoint_write(monkeypatch, undisturbed, tmp_path, call
 def test_killed_between_the_writing_of_a_file_and_its_renaming(
     monkeypatch, undisturbed, tmp_path, call
 ):
-    killed_run(monkeypatch, tmp_path, checkpoint.os, "replace", call, "before")
+    killed_run(monkeypatch, tmp_path, storage.os, "replace", call, "before")
     assert resume(tmp_path) == undisturbed
 
 
@@ -204,7 +204,7 @@ def test_the_switches_of_the_command_line(cli, tmp_path):
     out = tmp_path / "deep" / "run"
     assert cli(out, "--resume", **SHORT)[0] == 0  # nothing there yet: it starts
     finished = snapshot(out)
-    assert len([name for name in finished if name.endswith(".safetensors")]) == 2
+    assert len([name for name in finished if name.endswith(".safetensors")]) == 3
 
     assert cli(out, "--resume", **SHORT)[0] == 0  # finished: nothing to do, nothing changed
     assert snapshot(out) == finished

@@ -57,7 +57,7 @@ def test_the_generator_alone_decides_the_draws():
     first, second, other = (generator(seed) for seed in (1, 1, 2))
     for _ in range(3):
         own, same, another = (
-            draw_minibatches(TrainingSpec(), drawn) for drawn in (first, second, other)
+            draw_minibatches(TrainingSpec(), drawn).sample() for drawn in (first, second, other)
         )
         assert own.family == same.family != another.family
         assert_same(copies(own), copies(same))
@@ -83,7 +83,7 @@ CHOICES = {
 def many() -> list[tuple[MinibatchFamily, Tensor]]:
     """(family, losses at the start) of a hundred batches."""
     drawn, spec = generator(), TrainingSpec(batch_size=1)
-    problems = (draw_minibatches(spec, drawn) for _ in range(100))
+    problems = (draw_minibatches(spec, drawn).sample() for _ in range(100))
     return [(problem.family, problem().detach()) for problem in problems]
 
 

@@ -108,7 +108,7 @@ def fake_windows(monkeypatch, windows: list[list[tuple[float, float]]]) -> None:
 def test_clipping_bounds_the_norm_of_the_whole_meta_gradient_and_keeps_its_direction(
     monkeypatch, clip, entry
 ):
-    trainer = make(clip=clip)
+    trainer = make(clip=clip, steps=3)
     fake_windows(monkeypatch, [[(1.0, entry)]])
     numbers = trainer.train_batch()
     flat = torch.cat([p.grad.flatten() for p in trainer.meta.parameters()])
@@ -127,7 +127,7 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD)
 def test_a_non_finite_meta_gradient_is_skipped_and_counted_and_ends_its_batch(monkeypatch, bad):
-    trainer = make()
+    trainer = make(steps=3)
     fake_windows(monkeypatch, [[(1.0, 0.1)], [BAD[bad], (1.0, 0.1)], [(1.0, 0.1)]])
     trainer.train_batch()
     before = copies(trainer.meta)
@@ -150,7 +150,7 @@ def test_a_batch_ends_where_its_losses_are_far_below_the_floor_and_not_before(mo
             yield Window(torch.tensor(1.0), gradients, losses, torch.tensor(0))
 
     monkeypatch.setitem(ESTIMATORS, "truncated", lambda spec, generator: unroll)
-    trainer = make(log_floor=1e-12)
+    trainer = make(log_floor=1e-12, steps=9)
     trainer.train_batch()
     assert trainer.meta_steps == 2
     assert (trainer.trajectories, trainer.skipped) == (1, 0)
@@ -159,7 +159,7 @@ def test_a_batch_ends_where_its_losses_are_far_below_the_floor_and_not_before(mo
 def test_max_skips_in_a_row_end_the_run_with_a_message_and_a_good_step_starts_the_count_anew(
     monkeypatch,
 ):
-    trainer = make(max_skips=3)
+    trainer = make(max_skips=3, steps=3)
     good, bad = [(1.0, 0.1)], [(1.0, math.inf)]
     fake_windows(monkeypatch, [bad, bad, good, bad, bad, bad])
     for _ in range(5):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -9,7 +11,9 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse import ArgumentParser
 
-from metaopt.errors import UserError
+from metaopt.cli.signals import ended_by_sigterm
+from metaopt.errors import Interrupted, UserError
+from metaopt.ranks import TIMEOUT
 
 
 class Parser(ArgumentParser):
@@ -26,6 +30,19 @@ class Parser(ArgumentParser):
         another program holds a core.
         """
         self.add_argument("--threads", type=int, default=1, help="of torch; 0: its own choice")
+
+    def add_device(self) -> None:
+        """``--device``, for :func:`pick_device`."""
+        self.add_argument("--device", type=str, default="cpu", help="cpu, cuda or cuda:N")
+
+    def add_timeout(self) -> None:
+        """``--timeout``, for :func:`metaopt.ranks.joined`."""
+        self.add_argument(
+            "--timeout",
+            type=float,
+            default=TIMEOUT,
+            help="under torchrun: seconds to wait for the slowest process",
+        )
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(str(message).split())
@@ -48,7 +65,8 @@ def guarded(main: Callable[[Sequence[str] | None], None], hint: str = "") -> Cal
 
     def entry() -> int:
         try:
-            main(None)
+            with ended_by_sigterm():
+                main(None)
         except UserError as error:
             return _complain(" ".join(str(error).split()))
         except OSError as error:
@@ -62,8 +80,9 @@ def guarded(main: Callable[[Sequence[str] | None], None], hint: str = "") -> Cal
                 raise
             return _complain("expected sizes that fit into memory, got larger ones: lower them")
         except KeyboardInterrupt:
-            print(f"interrupted; run again{hint}", file=sys.stderr)
-            return 130
+            return _interrupted(signal.SIGINT, "", hint)
+        except Interrupted as end:
+            return _interrupted(end.signal, end.where, hint)
         return 0
 
     return entry
@@ -77,11 +96,40 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "cuda" is that of this process, where torchrun started several.
+
+    Raises:
+        UserError: if this machine has none of that name.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"expected a --device of cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cpu":
+        return device
+    count = torch.cuda.device_count()
+    if device.type != "cuda" or not torch.cuda.is_available():
+        raise UserError(
+            f"expected a --device that this torch can use, got {name!r} with {count} GPUs: use cpu"
+        )
+    index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
+    if index >= count:
+        raise UserError(f"expected one of {count} GPUs, got number {index}: start fewer processes")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
 def take(cls: type[Any], values: Any) -> Any:
     """An instance of the dataclass ``cls`` from the parsed values of its fields."""
     fields = cls.__dataclass_fields__
     chosen = {name: values[name] for name in fields}
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()})
+
+
+def _interrupted(number: int, where: str, hint: str) -> int:
+    print(" ".join(f"interrupted {where}".split()) + f"; run again{hint}", file=sys.stderr)
+    return 128 + number
 
 
 def _complain(line: str) -> int:

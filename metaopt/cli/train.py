@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from metaopt.cli.common import Parser, guarded, set_threads, take
+from metaopt.cli.common import Parser, guarded, pick_device, set_threads, take
+from metaopt.cli.signals import noted
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
+from metaopt.ranks import joined, restarted
 from metaopt.training.run import run_training
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer
@@ -23,22 +25,32 @@ def build_parser() -> Parser:
     parser.add_switch("--resume", "go on with the run in --out, or start it if there is none")
     parser.add_switch("--overwrite", "lose the run in --out")
     parser.add_threads()
+    parser.add_device()
+    parser.add_timeout()
     parser.add_class_arguments(TrainingSpec)
     parser.add_class_arguments(MetaOptimizerSpec)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, build, run, save."""
+    """Parse, build, run, save; under torchrun, one of several processes."""
     values = build_parser().parse_args(arguments)
     set_threads(values.threads)
-    trainer = Trainer(take(MetaOptimizerSpec, values), take(TrainingSpec, values))
-    done_before = run_training(trainer, Path(values.out), values.resume, values.overwrite)
+    device = pick_device(values.device)
+    networks, spec = take(MetaOptimizerSpec, values), take(TrainingSpec, values)
+    out = Path(values.out)
+    again = restarted()  # what this same command had saved before it failed
+    resume, overwrite = values.resume or again, values.overwrite and not again
+    with joined(device, values.timeout) as ranks, noted() as stopped:
+        trainer = Trainer(networks, spec, ranks, device)
+        done_before = run_training(trainer, out, resume, overwrite, stopped)
+    if not ranks.first:
+        return
     if done_before:
-        print(f"the run in {values.out} was finished already; nothing was trained")
+        print(f"the run in {out} was finished already; nothing was trained")
     print(f"best validation score (mean log10 loss): {trainer.best_score:.3f}")
     print(f"skipped meta-steps: {trainer.skipped} of {trainer.skipped + trainer.meta_steps}")
-    print(f"checkpoints: {values.out}/best.safetensors, {values.out}/last.safetensors")
+    print(f"checkpoints: {out}/best.safetensors, {out}/last.safetensors")
 
 
 HINT = " with --resume to go on from the last checkpoint"

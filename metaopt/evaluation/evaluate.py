@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from metaopt.evaluation.methods import Method, describe
 from metaopt.evaluation.rollout import Trajectory, rollout
-from metaopt.learned.checkpoint import write_atomically
 from metaopt.problems import RegressionFamily, check_seeds
+from metaopt.storage import write_atomically
 
 RESULTS = "results.jsonl"
 MANIFEST = "manifest.json"

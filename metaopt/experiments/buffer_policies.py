@@ -20,9 +20,9 @@ from metaopt.evaluation.figure import Band, band_figure
 from metaopt.evaluation.rollout import rollout
 from metaopt.experiments.image_runs import BASES
 from metaopt.experiments.report import markdown, write_json, write_text
-from metaopt.learned.checkpoint import write_atomically
 from metaopt.optim import TeleportingOptimizer
 from metaopt.problems import Regression, first_seeds
+from metaopt.storage import write_atomically
 from metaopt.symmetry.fixed_ascent import FixedAscent
 from metaopt.symmetry.objectives import MetricNorm
 from metaopt.symmetry.search import GradientAscent

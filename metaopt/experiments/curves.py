@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import geometric_means
-from metaopt.learned.checkpoint import load_meta_optimizer, write_atomically
+from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.problems import Regression, RegressionFamily
+from metaopt.storage import write_atomically
 
 Build = Callable[[Regression], torch.optim.Optimizer]
 

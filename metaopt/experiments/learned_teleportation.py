@@ -27,8 +27,8 @@ from metaopt.experiments.rivals import SECOND_ORDER, Rivals
 from metaopt.experiments.scale import TITLES, Quick, Scale
 from metaopt.experiments.tables import meta_seed_table, method_table, rate_table, reach_table
 from metaopt.experiments.training_pool import seeded, train_all
-from metaopt.learned.checkpoint import write_atomically
 from metaopt.problems import RegressionFamily, first_seeds
+from metaopt.storage import write_atomically
 
 EQ79 = "lstm_update_tele_eq79"
 

@@ -16,7 +16,7 @@ from scipy import stats
 from metaopt.experiments.image_runs import Run
 from metaopt.experiments.mnist import CONTROLS, Cell, Results, final
 from metaopt.experiments.report import markdown, write_json, write_text
-from metaopt.learned.checkpoint import write_atomically
+from metaopt.storage import write_atomically
 
 TELEPORTS = ("eq. 79", "rescaling", "rescaling, buffers transported")
 SIDES = ("train", "test")

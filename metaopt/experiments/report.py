@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaopt.evaluation.figure import Band
-from metaopt.learned.checkpoint import write_atomically
+from metaopt.storage import write_atomically
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,11 +7,8 @@ runs give equal bytes.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +20,7 @@ from torch import Tensor
 
 from metaopt.errors import UserError
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.storage import write_atomically
 
 FORMAT = "metaopt"
 VERSION = 1
@@ -55,32 +53,11 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, An
 
 def checkpoint_bytes(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
     """The file's content; equal tensors and facts give equal bytes."""
-    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": FORMAT, "version": VERSION, **facts}
     header.pop("sha256", None)  # of a file these facts were read from
     header["sha256"] = _digest(whole, header)
     return save(whole, {FORMAT: json.dumps(header, sort_keys=True)})
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` whole, or leave it as it was."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

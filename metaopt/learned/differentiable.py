@@ -36,7 +36,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
         order = {id(p): index for index, p in enumerate(other.param_groups[0]["params"])}
         self.order = [order[id(p)] for p in self.body.parameters]
         self.seen: Pass | None = None
-        self.refused = torch.zeros((), dtype=torch.long)
+        self.refused = torch.zeros((), dtype=torch.long, device=self.body.parameters[0].device)
         self.second_order = False
         self.learned_state: State = {
             name: [tensor.detach().clone() for tensor in tensors]

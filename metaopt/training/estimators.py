@@ -61,13 +61,16 @@ def persistent_evolution(
     theta = meta_parameters(optimizer)
     runs = [[copy.deepcopy((problem, optimizer)) for _ in range(2)] for _ in range(pairs)]
     sums = [[torch.zeros_like(p) for p in theta] for _ in range(pairs)]
-    refused = torch.zeros((), dtype=torch.long)
+    refused = torch.zeros((), dtype=torch.long, device=problem.x.device)
     for start in range(0, steps, window):
         gradients = [torch.zeros_like(p) for p in theta]
         losses: list[Tensor] = []
         values: list[Tensor] = []
         for pair, xi in zip(runs, sums, strict=True):
-            eps = [sigma * torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in theta]
+            eps = [
+                sigma * torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
+                for p in theta
+            ]
             for sign, (own_problem, own_optimizer) in zip((1, -1), pair, strict=True):
                 _perturb(own_optimizer, theta, eps, sign)
                 count = min(window, steps - start)

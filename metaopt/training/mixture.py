@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 
-from metaopt.problems import Regression, RegressionFamily, check_seeds
+from metaopt.problems import Family, Problem, RegressionFamily, check_seeds
 from metaopt.problems.seeds import TRAINING
 
 if TYPE_CHECKING:
@@ -16,13 +16,24 @@ if TYPE_CHECKING:
 Choice = TypeVar("Choice")
 
 
-def draw_problems(spec: TrainingSpec, generator: torch.Generator) -> Regression:
+class Drawn(NamedTuple):
+    """A batch that is still to be sampled, whole or in shards."""
+
+    family: Family
+    seeds: list[int]
+
+    def sample(self) -> Problem:
+        """The whole batch."""
+        return self.family.sample(self.seeds)
+
+
+def draw_problems(spec: TrainingSpec, generator: torch.Generator) -> Drawn:
     """The next batch: one family, as many problems of it as keep the number of weights."""
     family = draw_family(spec, generator)
     budget = spec.batch_size * spec.reference.coordinates
     count = max(1, round(budget / family.coordinates))
     seeds = [integer(generator, TRAINING.start, 2**53) for _ in range(count)]
-    return family.sample(check_seeds(seeds, "training"))
+    return Drawn(family, check_seeds(seeds, "training"))
 
 
 def draw_family(spec: TrainingSpec, generator: torch.Generator) -> RegressionFamily:

@@ -1,80 +1,163 @@
-"""A training run in a folder: progress, curves, checkpoints, resumption."""
+"""A training run in a folder: progress, curves, checkpoints, resumption.
+
+Where several processes train together, the first alone reads and writes the folder.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from metaopt.errors import UserError
-from metaopt.learned.checkpoint import checkpoint_bytes, read_checkpoint, write_checkpoint
+from metaopt.errors import Interrupted, UserError
+from metaopt.learned.checkpoint import (
+    Checkpoint,
+    checkpoint_bytes,
+    read_checkpoint,
+    write_checkpoint,
+)
+from metaopt.storage import keep_previous, locked, remove_leftovers
 from metaopt.training.state import pack, pack_best, unpack
 from metaopt.training.trainer import Trainer
 
 LAST = "last.safetensors"
+PREVIOUS = "previous.safetensors"
 BEST = "best.safetensors"
 CURVES = "tensorboard"
 
 
-def run_training(trainer: Trainer, out: Path, resume: bool, overwrite: bool) -> bool:
+def never() -> int:
+    """No signal to stop."""
+    return 0
+
+
+def run_training(
+    trainer: Trainer,
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    stopped: Callable[[], int] = never,
+) -> bool:
     """Train to the end of the budget, leaving ``best`` and ``last`` checkpoints in ``out``.
 
     ``last`` holds all that is needed to go on, the best networks among it; ``best`` is written
-    from it and after it, so a kill between the two loses nothing.
+    from it and after it, so a kill between the two loses nothing. ``previous`` is the ``last``
+    before, for when that is damaged.
+
+    Args:
+        stopped: asked after each batch: the number of a signal to end at, with a checkpoint, or 0.
 
     Returns:
         Whether the run was finished before.
 
     Raises:
-        UserError: if ``out`` holds a run and neither ``resume`` nor ``overwrite`` was asked for.
+        UserError: if another process writes ``out``, or it holds a run and neither ``resume`` nor
+            ``overwrite`` was asked for, or its checkpoint is damaged.
+        Interrupted: where ``stopped`` says so.
     """
-    last = out / LAST
     if overwrite and resume:
         raise UserError("expected --resume or --overwrite, got both: choose one")
-    if overwrite:
-        for path in (last, out / BEST):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(out / CURVES, ignore_errors=True)
-    elif last.exists():
+    first = trainer.ranks.first
+    with locked(out) if first else contextlib.nullcontext():
+        last = _last(trainer, out, resume, overwrite)
+        if last is not None:
+            unpack(trainer, last)
+            if first:
+                _restore_best(trainer, out)
+            if trainer.finished:
+                return True
+        _train(trainer, out, stopped)
+    return False
+
+
+def _last(trainer: Trainer, out: Path, resume: bool, overwrite: bool) -> Checkpoint | None:
+    """The state to go on from, the same in all processes; None to start."""
+
+    def prepare() -> bytes:
+        if overwrite:
+            for name in (LAST, PREVIOUS, BEST):
+                (out / name).unlink(missing_ok=True)
+            shutil.rmtree(out / CURVES, ignore_errors=True)
+        remove_leftovers(out, (LAST, PREVIOUS, BEST))
+        if not (out / LAST).exists():
+            return b""
         if not resume:
             raise UserError(
                 f"expected an --out without a run, got {str(out)!r}, which holds one: add "
                 f"--resume to go on with it or --overwrite to lose it"
             )
-        unpack(trainer, read_checkpoint(last))
-        _restore_best(trainer, out)
-        if trainer.finished:
-            return True
-    out.mkdir(parents=True, exist_ok=True)
-    for stale in (*out.glob(f".{LAST}.*"), *out.glob(f".{BEST}.*")):
-        stale.unlink()  # of a write that was killed
-    spec = trainer.spec
-    curves = SummaryWriter(str(out / CURVES), purge_step=trainer.trajectories + 1)
-    with (
-        curves,
-        tqdm(
-            total=spec.trajectories,
-            initial=trainer.trajectories,
-            unit="trajectory",
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,  # a log file wants few lines
-        ) as bar,
-    ):
+        _read(out)
+        return (out / LAST).read_bytes()
+
+    data = trainer.ranks.from_first(prepare)
+    if not data:
+        return None
+    with tempfile.TemporaryDirectory() as folder:  # others may not see the run's own
+        copy = Path(folder) / LAST
+        copy.write_bytes(data)
+        return read_checkpoint(copy)
+
+
+def _read(out: Path) -> Checkpoint:
+    """The last checkpoint; where it is damaged the complaint offers the previous one."""
+    try:
+        return read_checkpoint(out / LAST)
+    except UserError as damage:
+        try:
+            facts = read_checkpoint(out / PREVIOUS).facts
+        except UserError:
+            raise damage from None
+        raise UserError(
+            f"{damage}; {str(out / PREVIOUS)!r}, of {facts.get('trajectories')} trajectories, is "
+            f"whole: move it to {LAST} and resume"
+        ) from None
+
+
+def _train(trainer: Trainer, out: Path, stopped: Callable[[], int]) -> None:
+    spec, first = trainer.spec, trainer.ranks.first
+    with contextlib.ExitStack() as stack:
+        curves = None
+        if first:
+            start = trainer.trajectories + 1
+            curves = stack.enter_context(SummaryWriter(str(out / CURVES), purge_step=start))
+        bar = stack.enter_context(
+            tqdm(
+                total=spec.trajectories,
+                initial=trainer.trajectories,
+                unit="trajectory",
+                mininterval=0.5 if sys.stderr.isatty() else 30.0,  # a log file wants few lines
+                disable=not first,
+            )
+        )
         while not trainer.finished:
             before = trainer.trajectories
             numbers = trainer.train_batch()
             due = trainer.trajectories // spec.validation_every > before // spec.validation_every
             if due or trainer.finished:
                 numbers |= trainer.validate()
-                write_checkpoint(last, *pack(trainer))
-                write_checkpoint(out / BEST, *pack_best(trainer))
-            for name, value in numbers.items():
-                curves.add_scalar(name, value, trainer.trajectories)
+            signal = trainer.ranks.most(stopped())
+            if first and (due or trainer.finished or signal):
+                _write(trainer, out)
+            if curves is not None:
+                for name, value in numbers.items():
+                    curves.add_scalar(name, value, trainer.trajectories)
             bar.update(trainer.trajectories - before)
             bar.set_postfix(loss=f"{numbers['final_loss']:.2e}", skipped=trainer.skipped)
-    return False
+            if signal and not trainer.finished:
+                raise Interrupted(signal, f"at trajectory {trainer.trajectories}, which is kept")
+
+
+def _write(trainer: Trainer, out: Path) -> None:
+    keep_previous(out / LAST, out / PREVIOUS)
+    write_checkpoint(out / LAST, *pack(trainer))
+    if trainer.best:
+        write_checkpoint(out / BEST, *pack_best(trainer))
 
 
 def _restore_best(trainer: Trainer, out: Path) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from metaopt.problems import FAMILIES, Family, MinibatchFamily, Problem, check_seeds
+from metaopt.problems import FAMILIES, Family, MinibatchFamily, check_seeds
 from metaopt.problems.seeds import TRAINING
-from metaopt.training.mixture import draw_problems, integer, one_of
+from metaopt.training.mixture import Drawn, draw_problems, integer, one_of
 
 if TYPE_CHECKING:  # the spec checks its ``problems`` against the table below
     from metaopt.training.spec import TrainingSpec
@@ -36,12 +36,12 @@ class Source:
         smoothing: a validation loss is the mean over this fraction of the steps before it.
     """
 
-    draw: Callable[[TrainingSpec, torch.Generator], Problem]
+    draw: Callable[[TrainingSpec, torch.Generator], Drawn]
     validation: Callable[[TrainingSpec], list[tuple[Family, int]]]
     smoothing: float = 0.0
 
 
-def draw_minibatches(spec: TrainingSpec, generator: torch.Generator) -> Problem:
+def draw_minibatches(spec: TrainingSpec, generator: torch.Generator) -> Drawn:
     """``batch_size`` networks of one architecture, drawn from a wide mixture."""
 
     def log_uniform(low: float, high: float) -> float:
@@ -65,7 +65,7 @@ def draw_minibatches(spec: TrainingSpec, generator: torch.Generator) -> Problem:
         noise=log_uniform(0.01, 0.5),
     )
     seeds = [integer(generator, TRAINING.start, 2**53) for _ in range(spec.batch_size)]
-    return family.sample(check_seeds(seeds, "training"))
+    return Drawn(family, check_seeds(seeds, "training"))
 
 
 def regression_validation(spec: TrainingSpec) -> list[tuple[Family, int]]:

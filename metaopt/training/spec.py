@@ -43,6 +43,8 @@ class TrainingSpec:
         trajectories: the budget, in 20x20 problems. A batch of another width holds as many
             problems as keep the number of weights, and so the work, the same.
         batch_size: 20x20 problems trained on together.
+        micro_batch: of those, how many are unrolled together; 0 for all. A batch in several parts
+            can be shared by as many processes, and is the same whatever their number.
         steps: length of a trajectory, which ends before where its losses are far below log_floor.
         window: steps between two meta-steps, t_unroll.
         widths: the sizes of each batch (samples, input, hidden, output) are drawn from these.
@@ -84,6 +86,7 @@ class TrainingSpec:
     problems: str = "regression"
     trajectories: int = 720
     batch_size: int = 4
+    micro_batch: int = 0
     steps: int = 100
     window: int = 6
     widths: tuple[int, ...] = (8, 12, 16, 20, 28, 40)
@@ -134,7 +137,7 @@ class TrainingSpec:
                     f"expected a positive {name}, got {getattr(self, name)}: "
                     f"the default is {getattr(type(self), name)}"
                 )
-        for name in ("learning_rate_final", "clip", "log_floor", "rollback"):
+        for name in ("learning_rate_final", "clip", "log_floor", "rollback", "micro_batch"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(
                     f"expected {name} of 0 or more, got {getattr(self, name)}: 0 turns it off"
@@ -174,6 +177,11 @@ class TrainingSpec:
                 distribution=distribution,
                 dtype=self.dtype,
             )
+
+    @property
+    def shards(self) -> int:
+        """How many parts a batch has, if it has as many problems."""
+        return -(-self.batch_size // self.micro_batch) if self.micro_batch else 1
 
     @property
     def reference(self) -> RegressionFamily:

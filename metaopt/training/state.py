@@ -55,8 +55,13 @@ def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
         UserError: if the checkpoint is of another config, naming the fields that differ.
     """
     facts = checkpoint.facts
+    if not isinstance(facts.get("training"), dict):
+        raise UserError(
+            "expected the last checkpoint of a run, got one without its training config: put "
+            "last.safetensors back, or use --overwrite"
+        )
     _check_same("networks", trainer.meta.spec.as_dict(), facts.get("spec"))
-    _check_same("training", spec_as_dict(trainer.spec), facts.get("training"))
+    _check_same("training", spec_as_dict(trainer.spec), {"micro_batch": 0} | facts["training"])
     try:
         _restore(trainer, checkpoint)
     except (KeyError, ValueError, RuntimeError) as error:
@@ -72,7 +77,7 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.set_state(checkpoint.tensors)
     trainer.best = checkpoint.under(BEST)
     trainer.best_state = checkpoint.under(BEST_STATE)
-    trainer.generator.set_state(checkpoint.tensors["generator"].to(torch.uint8))
+    trainer.generator.set_state(checkpoint.tensors["generator"].to("cpu", torch.uint8))
     for name in COUNTERS:
         setattr(trainer, name, facts[name])
     trainer.best_score = math.inf if facts["best_score"] is None else facts["best_score"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,14 +17,13 @@ from metaopt.evaluation.statistics import FLOOR
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.problems import Family, first_seeds
-from metaopt.training.estimators import ESTIMATORS
-from metaopt.training.meta_loss import META_LOSSES
+from metaopt.ranks import ALONE, CPU, Ranks
+from metaopt.training.shards import reduced_windows, split
 from metaopt.training.sources import SOURCES
 from metaopt.training.spec import REFERENCE_WIDTH, SCHEDULES, TrainingSpec
 
 RAW = "raw/"
 ADAM = "adam/"
-SETTLED = 1e-3  # of the log floor: below it the meta-gradient is 0 but for a thousandth
 DIVERGED = 38.0  # log10 loss that stands for a problem whose loss is not finite
 
 
@@ -30,15 +31,35 @@ class Trainer:
     """One meta-training run; ``metaopt.training.state`` packs all it needs to go on.
 
     Each call of :meth:`train_batch` trains on one batch of trajectories. The rates are a function
-    of progress; problem seeds and an estimator's draws come from ``generator``, and nothing else
-    is random.
+    of progress; problem seeds come from ``generator``, an estimator's draws from seeds made of the
+    spec's, and nothing else is random.
+
+    Args:
+        ranks: the processes that share the work; each has a trainer of its own, and all of these
+            stay the same.
+        device: of the networks and problems.
+
+    Raises:
+        UserError: if there are more processes than parts of a batch.
     """
 
-    def __init__(self, networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
+    def __init__(
+        self,
+        networks: MetaOptimizerSpec,
+        spec: TrainingSpec,
+        ranks: Ranks = ALONE,
+        device: torch.device = CPU,
+    ) -> None:
         _check_flat(networks, spec)
         _check_chain(networks, spec)
+        if ranks.size > spec.shards:
+            raise UserError(
+                f"expected a batch in {ranks.size} parts or more for {ranks.size} processes, got "
+                f"{spec.shards}: lower micro_batch, now {spec.micro_batch} of {spec.batch_size}"
+            )
         self.spec = spec
-        self.meta = MetaOptimizer(networks, seed=spec.seed)
+        self.ranks = ranks
+        self.meta = MetaOptimizer(networks, seed=spec.seed).to(device)
         self.generator = torch.Generator().manual_seed(spec.seed)
         element = [] if self.meta.element is None else list(self.meta.element.parameters())
         groups: list[dict[str, Any]] = [{"params": list(self.meta.update.parameters())}]
@@ -71,32 +92,28 @@ class Trainer:
             UserError: after ``max_skips`` skipped steps in a row.
         """
         self._set_rates()
-        problem = SOURCES[self.spec.problems].draw(self.spec, self.generator)
-        optimizer = LearnedOptimizer(problem, self.meta)
-        meta_loss = META_LOSSES[self.spec.meta_loss](self.spec.log_floor)
+        drawn = SOURCES[self.spec.problems].draw(self.spec, self.generator)
         values: list[float] = []
         norms: list[float] = []
-        refused = 0
-        losses = torch.full((1, problem.batch), math.nan)
-        estimate = ESTIMATORS[self.spec.estimator](self.spec, self.generator)
-        for window in estimate(problem, optimizer, self.spec.steps, self.spec.window, meta_loss):
-            losses, refused = window.losses, int(window.refused)
+        mean_log, refused = math.nan, 0
+        for window in reduced_windows(drawn, self.spec, self.meta, self.ranks, self.trajectories):
+            mean_log, refused = window.mean_log, window.refused
             norm = torch.linalg.vector_norm(
                 torch.stack([torch.linalg.vector_norm(g) for g in window.gradients])
             ).item()
-            if not (math.isfinite(norm) and math.isfinite(window.meta_loss.item())):
+            if not (math.isfinite(norm) and math.isfinite(window.meta_loss)):
                 self._skip()
                 break
             self._step(window.gradients, norm)
-            values.append(window.meta_loss.item())
+            values.append(window.meta_loss)
             norms.append(norm)
-            if (losses[-1] < SETTLED * self.spec.log_floor).all():
+            if window.settled:
                 break
         self.trajectories += self.spec.batch_size
         return {
             "meta_loss": sum(values) / len(values) if values else math.nan,
             "gradient_norm": sum(norms) / len(norms) if norms else math.nan,
-            "final_loss": losses[-1].double().log().mean().exp().item(),
+            "final_loss": float(np.exp(mean_log)),
             "skipped": float(self.skipped),
             "refused_teleportations": float(refused),
             "learning_rate": self.adam.param_groups[0]["lr"],
@@ -129,13 +146,22 @@ class Trainer:
 
     def _mean_logs(self, family: Family, count: int) -> Tensor:
         """Mean log10 loss of the first validation problems of a family, by step."""
-        problem = family.sample(first_seeds("validation", count))
         steps = max(self.spec.validation_at)
-        optimizer = LearnedOptimizer(problem, self.averaged)
-        losses = rollout(problem, optimizer, steps, measure_defects=False).losses
+        parts = split(first_seeds("validation", count), self.spec.shards)
+        own = [self._losses(family, parts[k], steps) for k in self.ranks.own(len(parts))]
+        gathered = self.ranks.gather(
+            [losses.flatten() for losses in own], [(steps + 1) * len(part) for part in parts]
+        )
+        losses = torch.cat([flat.view(steps + 1, -1).cpu() for flat in gathered], dim=1)
         losses = smoothed(losses, SOURCES[self.spec.problems].smoothing)
         logs = losses.clamp(min=FLOOR, max=10**DIVERGED).log10()
         return logs.nan_to_num(nan=DIVERGED, posinf=DIVERGED).mean(dim=1)
+
+    def _losses(self, family: Family, seeds: Sequence[int], steps: int) -> Tensor:
+        """Of the averaged networks, ``(steps + 1, problems)``, float64."""
+        problem = family.sample(seeds).to(next(self.meta.parameters()).device)
+        optimizer = LearnedOptimizer(problem, self.averaged)
+        return rollout(problem, optimizer, steps, measure_defects=False).losses
 
     def state(self) -> dict[str, Tensor]:
         """The networks in training and Adam's moments, by name."""

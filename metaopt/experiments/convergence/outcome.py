@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from metaopt.experiments.report import markdown, write_json
-from metaopt.learned.checkpoint import write_atomically
+from metaopt.storage import write_atomically
 
 ROUNDING = 1e-9
 """A bound that is met with equality may be passed by this fraction, which is rounding."""

@@ -40,7 +40,7 @@ from metaopt.experiments.generalization.predictors import (
 from metaopt.experiments.generalization.setting import SETTINGS, rows_of
 from metaopt.experiments.generalization.training import trained
 from metaopt.experiments.report import markdown, write_json, write_text
-from metaopt.learned.checkpoint import write_atomically
+from metaopt.storage import write_atomically
 
 LOSS, TRAINING = "validation loss", "training loss"
 

@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from metaopt.errors import UserError
 from metaopt.experiments.generalization.networks import Weights
-from metaopt.learned.checkpoint import write_atomically
+from metaopt.storage import write_atomically
 
 HEADER = "metaopt.generalization"
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from metaopt.experiments.report import markdown, write_text
-from metaopt.learned.checkpoint import write_atomically
+from metaopt.storage import write_atomically
 
 NONE = "no teleport"
 Array = NDArray[np.float64]

@@ -1,0 +1,121 @@
+"""A batch in micro-shards, each with its own unroll, and one meta-gradient of all.
+
+Shards depend on the config alone. Each is unrolled by itself, by whichever process has it, and
+their meta-gradients are added up in their order in float64: one process, or as many as there are
+shards, give the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from metaopt.learned.meta_optimizer import MetaOptimizer
+from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.ranks import Ranks
+from metaopt.training.estimators import ESTIMATORS
+from metaopt.training.meta_loss import META_LOSSES
+from metaopt.training.mixture import Drawn
+from metaopt.training.spec import TrainingSpec
+from metaopt.training.unroll import Window
+
+Item = TypeVar("Item")
+SETTLED = 1e-3  # of the log floor: below it the meta-gradient is 0 but for a thousandth
+
+
+def split(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
+    """In order, into parts whose lengths differ by 1 at most; as many as there are items at most.
+
+    >>> split([1, 2, 3, 4, 5], 2)
+    [[1, 2, 3], [4, 5]]
+    """
+    parts = min(parts, len(items))
+    small, longer = divmod(len(items), parts)
+    ends = [(k + 1) * small + min(k + 1, longer) for k in range(parts)]
+    return [items[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+class Reduced(NamedTuple):
+    """A window of the whole batch; the same in every process."""
+
+    meta_loss: float
+    gradients: list[Tensor]  # of the mean over problems, one a meta-parameter
+    mean_log: float  # of the problems' losses at the window's end
+    settled: bool  # all of them far below the floor of the meta-loss
+    refused: int  # teleportations so far in the trajectory, over problems
+
+
+def reduced_windows(
+    drawn: Drawn, spec: TrainingSpec, meta: MetaOptimizer, ranks: Ranks, trajectory: int
+) -> Iterator[Reduced]:
+    """Unroll this process's shards a window at a time, and add up those of all.
+
+    Change ``meta`` in place between windows.
+
+    Args:
+        trajectory: with the spec's seed it seeds what an estimator draws.
+
+    Raises:
+        UserError: if another process ends or is too slow.
+    """
+    shards = split(drawn.seeds, spec.shards)
+    device = next(meta.parameters()).device
+    meta_loss = META_LOSSES[spec.meta_loss](spec.log_floor)
+    own: list[Iterator[Window]] = []
+    for k in ranks.own(len(shards)):
+        problem = drawn.family.sample(shards[k]).to(device)
+        estimate = ESTIMATORS[spec.estimator](spec, _generator(spec.seed, trajectory, k))
+        optimizer = LearnedOptimizer(problem, meta)
+        own.append(iter(estimate(problem, optimizer, spec.steps, spec.window, meta_loss)))
+    like = [p for p in meta.parameters() if p.requires_grad]
+    length = sum(p.numel() for p in like) + len(_FACTS)
+    weights = [len(shard) / len(drawn.seeds) for shard in shards]
+    for _ in range(0, spec.steps, spec.window):
+        packed = [_pack(next(windows), spec.log_floor) for windows in own]
+        gathered = ranks.gather(packed, [length] * len(shards))
+        yield _reduce(gathered, weights, like)
+
+
+_FACTS = ("meta_loss", "mean_log", "unsettled", "refused")
+
+
+def _pack(window: Window, floor: float) -> Tensor:
+    """The window as one vector: what :data:`_FACTS` names, then the gradients."""
+    last = window.losses[-1].double()
+    facts = torch.stack(
+        (
+            window.meta_loss.double(),
+            last.log().mean(),
+            (~(last < SETTLED * floor)).any().double(),
+            window.refused.to(last),
+        )
+    )
+    return torch.cat((facts, *(g.detach().double().flatten() for g in window.gradients)))
+
+
+def _reduce(
+    gathered: Sequence[Tensor], weights: Sequence[float], like: Sequence[Tensor]
+) -> Reduced:
+    total = gathered[0] * weights[0]
+    for vector, weight in zip(gathered[1:], weights[1:], strict=True):
+        total = total + weight * vector
+    facts = torch.stack([vector[: len(_FACTS)] for vector in gathered]).cpu()
+    parts = torch.split(total[len(_FACTS) :], [p.numel() for p in like])
+    meta_loss, mean_log = total[:2].tolist()
+    return Reduced(
+        meta_loss,
+        [part.view(p.shape).to(p.dtype) for part, p in zip(parts, like, strict=True)],
+        mean_log,
+        not bool(facts[:, 2].any()),
+        int(facts[:, 3].sum()),
+    )
+
+
+def _generator(seed: int, trajectory: int, shard: int) -> torch.Generator:
+    """Of a shard's own draws, whoever has it."""
+    digest = hashlib.sha256(f"{seed}/{trajectory}/{shard}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
