@@ -6,7 +6,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint train study controls families optimizers minibatches generalization theory publish clean
+.PHONY: help demo test lint docs soak audit wheel train study controls families optimizers \
+  minibatches generalization theory publish clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -28,6 +29,21 @@ lint: $(STAMP) ## style and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+docs: $(STAMP) ## the documentation as a site, in runs/docs/; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs runs/docs
+	@echo runs/docs/index.html
+
+soak: $(STAMP) ## the long forms of the tests of faults, scale and bad input (an hour)
+	METAOPT_SOAK=1 METAOPT_FUZZ=soak $(BIN)/python -m pytest -rP -m soak tests tests/fuzz
+
+audit: $(STAMP) ## known vulnerabilities of the pinned dependencies; needs network
+	$(INSTALL) pip-audit
+	$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip
+
+wheel: $(STAMP) ## a wheel and an sdist in dist/
+	$(INSTALL) build
+	$(BIN)/python -m build --outdir dist .
 
 train: $(STAMP) ## meta-train LSTM(update,tele), resuming what is there
 	$(BIN)/python train_meta.py --config configs/lstm_update_tele.yaml --resume

@@ -60,12 +60,12 @@ def kill_at_call(monkeypatch, target, name: str, call: int, when: str) -> None:
     """Make the ``call``-th call of ``target.name`` raise, before or after what it does."""
     real, calls = getattr(target, name), 0
 
-    def killing(*arguments):
+    def killing(*arguments, **options):
         nonlocal calls
         calls += 1
         if calls == call and when == "before":
             raise Killed
-        result = real(*arguments)
+        result = real(*arguments, **options)
         if calls == call:
             raise Killed
         return result

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from metaopt.cli.common import Parser, guarded, set_threads, take
+from metaopt.cli.common import Parser, guarded, pick_device, set_threads, take
 from metaopt.errors import UserError
-from metaopt.evaluation.evaluate import (
-    RESULTS,
-    Result,
-    evaluate,
-    write_manifest,
-    write_results,
-)
+from metaopt.evaluation.evaluate import Result, evaluate
 from metaopt.evaluation.figure import loss_figure
 from metaopt.evaluation.methods import default_methods, known_methods, resolve
 from metaopt.evaluation.report import html_report
+from metaopt.evaluation.results import MANIFEST, RESULTS, read_results, save
 from metaopt.evaluation.statistics import FLOOR
 from metaopt.evaluation.table import as_text, summarise
-from metaopt.learned.checkpoint import write_atomically
-from metaopt.problems import PAPER_TEST_SEEDS, RegressionFamily, first_seeds
+from metaopt.problems import PAPER_TEST_SEEDS, RegressionFamily, check_seeds, first_seeds
+from metaopt.ranks import joined, restarted
+from metaopt.storage import locked, remove_leftovers, write_atomically
 
 FIGURE = "loss.png"
 REPORT = "report.html"
@@ -57,9 +54,18 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--steps", type=int, default=100, help="inner steps of each method")
     parser.add_argument("--out", type=str, default="runs/eval", help="folder of the results")
+    parser.add_argument(
+        "--together",
+        type=int,
+        default=0,
+        help="problems stepped in one batch, 0: all; under torchrun processes share the batches",
+    )
     parser.add_switch("--overwrite", "replace the results in --out")
+    parser.add_switch("--redraw", "only draw the table, picture and report of --out again")
     parser.add_switch("--tensorboard", "also write mean log10 losses as TensorBoard scalars")
     parser.add_threads()
+    parser.add_device()
+    parser.add_timeout()
     parser.add_class_arguments(RegressionFamily)
     return parser
 
@@ -68,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, build, run, save."""
     values = build_parser().parse_args(arguments)
     set_threads(values.threads)
+    if values.redraw:
+        draw(Path(values.out), values.tensorboard)
+        return
     family = take(RegressionFamily, values)
     if values.steps < 1:
         raise UserError(f"expected --steps of 1 or more, got {values.steps}: 100 is usual")
@@ -75,36 +84,54 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",")] if names else []
     methods = [resolve(name) for name in dict.fromkeys(names or default_methods())]
-    seeds = parse_seeds(values.seeds, values.problems)
+    seeds = check_seeds(parse_seeds(values.seeds, values.problems), "test")
     out = Path(values.out)
-    if (out / RESULTS).exists() and not values.overwrite:
+    device = pick_device(values.device)
+    with joined(device, values.timeout) as ranks, locked(out) if ranks.first else nullcontext():
+        ranks.from_first(lambda: _check_out(out, values.overwrite or restarted()))
+        results: list[Result] = []
+        for result in evaluate(
+            methods, family, seeds, values.steps, values.together, ranks, device
+        ):
+            results.append(result)
+            if ranks.first:
+                done = f"evaluated {result.method.name} ({len(results)} of {len(methods)})"
+                print(done, file=sys.stderr, flush=True)
+        if ranks.first:
+            save(out, results, seeds, family, values.steps)
+            draw(out, values.tensorboard)
+
+
+def draw(out: Path, tensorboard: bool = False) -> None:
+    """The picture, the report and the table of the results in a folder.
+
+    Raises:
+        UserError: if they are missing or damaged.
+    """
+    results, manifest = read_results(out)
+    lines = summarise(results)
+    sizes = manifest["config"]["problem"]
+    title = (
+        f"Loss on {len(manifest['problem_seeds'])} held-out problems "
+        f"({sizes['hidden']} hidden units, {sizes['samples']} samples)"
+    )
+    write_atomically(out / FIGURE, loss_figure(results, title))
+    write_atomically(out / REPORT, html_report(title, results, lines, manifest))
+    if tensorboard:
+        write_curves(out, results)
+    print(as_text(lines, manifest["config"]["steps"]))
+    for name in (RESULTS, MANIFEST, FIGURE, REPORT):
+        print(out / name)
+
+
+def _check_out(out: Path, overwrite: bool) -> bytes:
+    remove_leftovers(out, (RESULTS, MANIFEST, FIGURE, REPORT))
+    if (out / RESULTS).exists() and not overwrite:
         raise UserError(
-            f"expected an --out without results, got {values.out!r}, which holds some: add "
+            f"expected an --out without results, got {str(out)!r}, which holds some: add "
             f"--overwrite or choose another"
         )
-    out.mkdir(parents=True, exist_ok=True)
-
-    results: list[Result] = []
-    for result in evaluate(methods, family, seeds, values.steps):
-        results.append(result)
-        done = f"evaluated {result.method.name} ({len(results)} of {len(methods)})"
-        print(done, file=sys.stderr, flush=True)
-    write_results(out, results, seeds)  # first: what is drawn can be drawn again
-    write_manifest(out, results, seeds, family, values.steps)
-    lines = summarise(results)
-    title = (
-        f"Loss on {len(seeds)} held-out problems "
-        f"({family.hidden} hidden units, {family.samples} samples)"
-    )
-    picture = loss_figure(results, title)
-    write_atomically(out / FIGURE, picture)
-    subtitle = f"{values.steps} steps from a mean loss of {results[0].losses[0].mean():.4g}."
-    write_atomically(out / REPORT, html_report(title, subtitle, lines, values.steps, picture))
-    if values.tensorboard:
-        write_curves(out, results)
-    print(as_text(lines, values.steps))
-    for name in (RESULTS, "manifest.json", FIGURE, REPORT):
-        print(out / name)
+    return b""
 
 
 def parse_seeds(asked: str | int | list[int], problems: int) -> list[int]:

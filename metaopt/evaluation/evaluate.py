@@ -1,15 +1,9 @@
-"""Evaluate methods on the same problems from the same start, and write what happened."""
+"""Evaluate methods on the same problems from the same start."""
 
 from __future__ import annotations
 
-import json
-import math
-import platform
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,13 +11,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from metaopt.evaluation.methods import Method, describe
+from metaopt.errors import UserError
+from metaopt.evaluation.methods import Method
 from metaopt.evaluation.rollout import Trajectory, rollout
 from metaopt.problems import RegressionFamily, check_seeds
-from metaopt.storage import write_atomically
-
-RESULTS = "results.jsonl"
-MANIFEST = "manifest.json"
+from metaopt.ranks import ALONE, CPU, Ranks
 
 
 @dataclass(frozen=True)
@@ -41,98 +33,66 @@ class Result:
 
 
 def evaluate(
-    methods: Sequence[Method], family: RegressionFamily, seeds: Iterable[int], steps: int
+    methods: Sequence[Method],
+    family: RegressionFamily,
+    seeds: Iterable[int],
+    steps: int,
+    together: int = 0,
+    ranks: Ranks = ALONE,
+    device: torch.device = CPU,
 ) -> Iterator[Result]:
     """Each method in turn, on fresh copies of the same problems.
 
     Args:
         seeds: test seeds; what is chosen on validation problems is chosen elsewhere.
+        together: problems that are stepped in one batch; 0 for all.
+        ranks: the processes that share the batches; each gets all results.
+        device: of the problems; results are on the CPU.
+
+    Raises:
+        UserError: for other seeds, or fewer batches than processes.
     """
     checked = check_seeds(seeds, "test")
+    if together < 0:
+        raise UserError(f"expected --together of 0 or more, got {together}: 0 for all at once")
+    width = together or len(checked)
+    parts = [checked[start : start + width] for start in range(0, len(checked), width)]
+    if ranks.size > len(parts):
+        raise UserError(
+            f"expected {ranks.size} batches or more for {ranks.size} processes, got {len(parts)}: "
+            f"add --together {max(1, len(checked) // ranks.size)}, or start fewer"
+        )
+    own = ranks.own(len(parts))
     for method in methods:
-        problem = family.sample(checked)
-        bar: tqdm[Any] = tqdm(total=steps, desc=method.name, unit="step", leave=False, disable=None)
+        bar: tqdm[Any] = tqdm(
+            total=steps * len(own),
+            desc=method.name,
+            unit="step",
+            leave=False,
+            disable=None if ranks.first else True,
+        )
         with bar:
-            trajectory = rollout(problem, method.optimizer(problem), steps, progress=bar)
-        yield Result(method, trajectory)
+            packed = []
+            for k in own:
+                problem = family.sample(parts[k]).to(device)
+                run = rollout(problem, method.optimizer(problem), steps, progress=bar)
+                packed.append(_pack(run))
+        lengths = [len(_TENSORS) * (steps + 1) * len(part) + 1 for part in parts]
+        yield Result(method, _join(ranks.gather(packed, lengths), steps))
 
 
-def rows(result: Result, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """The JSONL rows of one method: by problem, then by step.
-
-    ``loss`` and ``grad_norm`` are null where not finite; ``defect`` is that of the teleportation
-    in the step that led here, null where nothing was teleported.
-    """
-    run = result.trajectory
-    columns = [
-        tensor.T.tolist() for tensor in (run.losses, run.grad_norms, run.defects, run.refused)
-    ]
-    for seed, *per_problem in zip(seeds, *columns, strict=True):
-        for step, (loss, norm, defect, refused) in enumerate(zip(*per_problem, strict=True)):
-            yield {
-                "method": result.method.name,
-                "problem_seed": seed,
-                "step": step,
-                "loss": _finite(loss),
-                "grad_norm": _finite(norm),
-                "defect": _finite(defect),
-                "refused": refused,
-            }
+_TENSORS = ("losses", "grad_norms", "defects", "refused")
 
 
-def write_results(out: Path, results: Sequence[Result], seeds: Sequence[int]) -> None:
-    """``results.jsonl``, whole or not at all."""
-    lines = [json.dumps(row) for result in results for row in rows(result, seeds)]
-    write_atomically(out / RESULTS, ("\n".join(lines) + "\n").encode())
+def _pack(run: Trajectory) -> torch.Tensor:
+    """All of it in one float64 vector."""
+    tensors = [getattr(run, name).double().flatten() for name in _TENSORS]
+    return torch.cat((*tensors, tensors[0].new_tensor([run.seconds_per_step])))
 
 
-def write_manifest(
-    out: Path, results: Sequence[Result], seeds: Sequence[int], family: RegressionFamily, steps: int
-) -> None:
-    """``manifest.json``: what is needed to get the same numbers again."""
-    manifest = {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in ("metaopt", "torch", "numpy", "higher")},
-        },
-        "git_revision": git_revision(),
-        "threads": torch.get_num_threads(),
-        "config": {"problem": asdict(family), "steps": steps},
-        "problem_seeds": list(seeds),
-        "methods": {
-            result.method.name: {
-                **describe(result.method),
-                "seconds_per_step": result.trajectory.seconds_per_step,
-            }
-            for result in results
-        },
-    }
-    write_atomically(out / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-
-
-def git_revision() -> str | None:
-    """The revision of the checkout this package runs from; None outside one, or without git."""
-    root = Path(__file__).parents[2]
-    try:
-        if Path(_git(root, "rev-parse", "--show-toplevel")) != root:
-            return None  # installed inside somebody else's checkout
-        return _git(root, "describe", "--always", "--dirty")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None  # run from a checkout that is not installed
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _join(packed: Sequence[torch.Tensor], steps: int) -> Trajectory:
+    """Of all problems; the seconds are of all batches one after another."""
+    parts = [vector[:-1].cpu().view(len(_TENSORS), steps + 1, -1) for vector in packed]
+    losses, grad_norms, defects, refused = torch.cat(parts, dim=2)
+    seconds = sum(float(vector[-1]) for vector in packed)
+    return Trajectory(losses, grad_norms, defects, refused.bool(), seconds)

@@ -5,7 +5,6 @@ Its differentiable counterpart is ``metaopt.training.unroll``; there is no third
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from metaopt.evaluation.clock import Clock
 from metaopt.problems import Problem
 from metaopt.symmetry import Teleportation
 
@@ -79,14 +79,14 @@ def rollout(
         first_step: of the trajectory; it says which minibatch a problem of minibatches is at.
     """
     closure = _Recorder(problem)
-    nothing = torch.full((problem.batch,), torch.nan, dtype=torch.float64)
-    defects, refused = [nothing], [torch.zeros(problem.batch, dtype=torch.bool)]
-    seconds = 0.0
+    device = next(problem.parameters()).device
+    nothing = torch.full((problem.batch,), torch.nan, dtype=torch.float64, device=device)
+    defects, refused = [nothing], [torch.zeros(problem.batch, dtype=torch.bool, device=device)]
+    clock = Clock(device)
     for step in range(steps):
         closure.fresh, closure.step = True, first_step + step
-        start = time.perf_counter()
-        optimizer.step(closure)
-        seconds += time.perf_counter() - start
+        with clock:
+            optimizer.step(closure)
         teleportation = getattr(optimizer, "teleportation", None)
         if teleportation is None:
             defects.append(nothing)
@@ -103,7 +103,7 @@ def rollout(
         torch.stack(closure.grad_norms),
         torch.stack(defects),
         torch.stack(refused),
-        seconds / max(steps, 1),
+        clock.seconds() / max(steps, 1),
     )
 
 

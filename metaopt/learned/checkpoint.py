@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metaopt.errors import UserError
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
-from metaopt.storage import write_atomically
+from metaopt.storage import write_together
 
 FORMAT = "metaopt"
 VERSION = 1
@@ -42,13 +42,19 @@ class Checkpoint(NamedTuple):
         }
 
 
-def write_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+def write_checkpoint(
+    path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], keep: Path | None = None
+) -> None:
     """Write to a temporary name, sync, rename; the old file stays whole until the new one is.
+
+    Args:
+        keep: the name that the old file then gets.
 
     Raises:
         OSError: as the file system gives it, for example when the disk is full.
     """
-    write_atomically(path, checkpoint_bytes(tensors, facts))
+    kept = {} if keep is None else {path: keep}
+    write_together({path: checkpoint_bytes(tensors, facts)}, kept)
 
 
 def checkpoint_bytes(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
@@ -77,8 +83,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = json.loads(metadata[FORMAT])
+        canonical = json.dumps(header, sort_keys=True) == metadata[FORMAT]
         digest = str(header.pop("sha256"))
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (
+        SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError
+    ) as error:  # fmt: skip
         raise UserError(
             f"expected a metaopt checkpoint, got {str(path)!r}, which is truncated, damaged or "
             f"no checkpoint: take another copy ({type(error).__name__})"
@@ -88,7 +97,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"expected a checkpoint of version {VERSION}, got {header.get('version')!r} in "
             f"{str(path)!r}: use the metaopt release that wrote it"
         )
-    if _digest(tensors, header) != digest:
+    if not canonical or _digest(tensors, header) != digest:
         raise UserError(
             f"expected the checksum {digest[:12]} in {str(path)!r}, got another: the file is "
             f"damaged, take another copy"

@@ -26,6 +26,8 @@ from metaopt.errors import UserError
 from metaopt.symmetry.orbit import Orbit
 
 POLICIES = ("keep", "reset", "transport")
+"""What ``buffers`` of a teleporting optimizer may be."""
+
 GRADIENTS = ("momentum_buffer", "exp_avg", "grad_avg")
 SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
 COUNTS = ("step",)

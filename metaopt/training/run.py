@@ -22,7 +22,7 @@ from metaopt.learned.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from metaopt.storage import keep_previous, locked, remove_leftovers
+from metaopt.storage import locked, remove_leftovers
 from metaopt.training.state import pack, pack_best, unpack
 from metaopt.training.trainer import Trainer
 
@@ -154,8 +154,7 @@ def _train(trainer: Trainer, out: Path, stopped: Callable[[], int]) -> None:
 
 
 def _write(trainer: Trainer, out: Path) -> None:
-    keep_previous(out / LAST, out / PREVIOUS)
-    write_checkpoint(out / LAST, *pack(trainer))
+    write_checkpoint(out / LAST, *pack(trainer), keep=out / PREVIOUS)
     if trainer.best:
         write_checkpoint(out / BEST, *pack_best(trainer))
 

@@ -1,0 +1,108 @@
+"""A new group action: rescaling of the units of a network with quadratic activations.
+
+For sigma(z) = z^2 and d > 0, sigma(d z) = d^2 sigma(z). So the output stays where a unit's incoming
+weights and bias are multiplied by d and its outgoing weights are divided by d^2, for all data. No
+action of the library does this: positive rescaling divides by d.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from metaopt import TeleportingOptimizer
+from metaopt.chain import Activation, Layer
+from metaopt.network.steps import STEPS, Call, Step
+from metaopt.symmetry import GradientAscent, GroupAction
+from metaopt.symmetry.action import Candidate, Pair
+from metaopt.symmetry.exponential import Element
+
+
+@dataclass(frozen=True)
+class Square:
+    """sigma(z) = z^2, which has no inverse and is homogeneous of degree 2, not 1."""
+
+    inverse: None = None
+    homogeneous: bool = False
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return z.square()
+
+
+@final
+class SquareAction(GroupAction):
+    """W_{m-1} <- D W_{m-1}, b_{m-1} <- D b_{m-1}, W_m <- W_m D^-2, D = diag(exp(t))."""
+
+    exact_when = "the activation is the square"
+    diagonal = True  # an element is t, (*batch, k), and not a matrix
+
+    def is_exact(
+        self, incoming: Layer, outgoing: Layer, samples: int, activation: Activation
+    ) -> bool:
+        """For any number of samples."""
+        return activation == Square()
+
+    def _candidate(self, element: Element, pair: Pair) -> Candidate:
+        assert isinstance(element, Tensor)
+        incoming = element.exp().unsqueeze(-1) * pair.w_in  # w_in is [W b], so the bias goes along
+        inverse = torch.diag_embed((-2 * element).exp())
+        solved = torch.ones(pair.w_in.shape[:-2], dtype=torch.bool)  # there is nothing to solve
+        return Candidate(incoming, pair.times_inverse(inverse), solved)
+
+
+class Quadratic(nn.Module):
+    """One hidden layer of squares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows to rows."""
+        result: Tensor = self.out(torch.square(self.hidden(x)))
+        return result
+
+
+def square_step(call: Call) -> Step:
+    """What lies between two layers, where the forward calls torch.square there."""
+    return Step(call.label, "activation", Square(), homogeneous=False)
+
+
+def gradient_norm(model: nn.Module, loss: Tensor) -> float:
+    """||grad L||^2."""
+    return sum(float(g.square().sum()) for g in torch.autograd.grad(loss, list(model.parameters())))
+
+
+def main() -> dict[str, float]:
+    """Teleport a quadratic network to a larger gradient; the loss stays."""
+    STEPS[torch.square] = square_step  # or the network would not be seen as a chain
+    torch.manual_seed(0)
+    model, loss_fn = Quadratic(), nn.MSELoss()
+    x, y = torch.randn(50, 6), torch.randn(50, 3)
+    optimizer = TeleportingOptimizer(
+        torch.optim.SGD(model.parameters(), 0.01),
+        model,
+        loss_fn,
+        action=SquareAction(),
+        search=GradientAscent(iterations=20, size=0.2, most_ratio=4.0),
+    )
+    before = loss_fn(model(x), y)
+    norm_before = gradient_norm(model, before)
+    move = optimizer.teleport(x, y)
+    after = loss_fn(model(x), y)
+    return {
+        "loss before": before.item(),
+        "loss after": after.item(),
+        "squared gradient norm before": norm_before,
+        "squared gradient norm after": gradient_norm(model, after),
+        "defect": float(move.defect()),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # the tensors are tiny; more threads only wait for one another
+    for name, value in main().items():
+        print(f"{name}: {value:.6g}")

@@ -1,0 +1,98 @@
+"""A new hand-made optimizer in the table of methods: Lion, with and without a teleport.
+
+Lion (Chen et al. 2023) steps by the sign of a momentum. It works entry by entry, so the problems of
+a batch do not mix. One that looks at a whole tensor, as L-BFGS does, would need
+``metaopt.evaluation.per_problem.PerProblemOptimizer``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from metaopt import TeleportingOptimizer
+from metaopt.evaluation.evaluate import evaluate
+from metaopt.evaluation.methods import HAND_MADE, Method, resolve
+from metaopt.evaluation.sweep import best, sweep
+from metaopt.evaluation.table import as_text, summarise
+from metaopt.problems import Regression, RegressionFamily, first_seeds
+from metaopt.symmetry import GradientAscent
+
+
+class Lion(torch.optim.Optimizer):
+    """w <- w - lr sign(beta_1 m + (1 - beta_1) g),   m <- beta_2 m + (1 - beta_2) g.
+
+    The buffer m is an average of gradients. It is called ``momentum_buffer``, as in torch's SGD, so
+    that a teleport can transport it (``metaopt.optim.buffers``).
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; a closure is evaluated first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            fast, slow = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                momentum = state["momentum_buffer"]
+                parameter.sub_(group["lr"] * momentum.lerp(parameter.grad, 1 - fast).sign())
+                momentum.lerp_(parameter.grad, 1 - slow)
+        return loss
+
+
+def lion(problem: Regression, rate: float) -> torch.optim.Optimizer:
+    """For a problem, as the table wants it."""
+    return Lion(problem.parameters(), lr=rate)
+
+
+def lion_tele(problem: Regression, rate: float) -> torch.optim.Optimizer:
+    """With one teleport before step 5, which m follows."""
+    return TeleportingOptimizer(
+        Lion(problem.parameters(), lr=rate),
+        problem,
+        schedule=[5],
+        search=GradientAscent(size=0.01),
+        buffers="transport",
+    )
+
+
+def register(family: RegressionFamily) -> None:
+    """Put both into the table, at rates that are chosen on validation problems."""
+    HAND_MADE["lion"] = Method("lion", lion, 1e-2)
+    HAND_MADE["lion_tele"] = Method("lion_tele", lion_tele, 1e-2)
+    swept = list(sweep(["lion", "lion_tele"], family, 4, 50, rates=(1e-3, 1e-2, 1e-1)))
+    for found in best(swept):
+        HAND_MADE[found.method] = replace(HAND_MADE[found.method], rate=found.rate)
+
+
+def main() -> str:
+    """The table of results on test problems, of problems smaller than the usual ones."""
+    family = RegressionFamily.square(8)
+    register(family)
+    methods = [resolve(name) for name in ("lion", "lion_tele", "lion@0.001", "gd")]
+    results = list(evaluate(methods, family, first_seeds("test", 4), steps=50))
+    return as_text(summarise(results), steps=50)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # the tensors are tiny; more threads only wait for one another
+    print(main())

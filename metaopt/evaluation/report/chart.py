@@ -1,0 +1,152 @@
+"""The chart as shapes: in per cent of its width and height, so that text keeps its size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaopt.evaluation.evaluate import Result
+from metaopt.evaluation.report.axis import Tick, log_limits, log_ticks, step_ticks
+from metaopt.evaluation.statistics import log_mean_bands
+from metaopt.evaluation.table import number
+
+COLOURS, DASHES, MARKERS = 7, 4, 10  # as many as chart.css and chart.html.j2 have
+MOST_STEPS = 250  # drawn of a longer run, besides its last: the page stays small
+MARKS = 10  # on a line
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A method's line: the paths in thousandths of the plot, the marks in per cent of it."""
+
+    name: str
+    style: str  # classes of chart.css
+    marker: int
+    line: str
+    band: str
+    marks: tuple[tuple[str, str], ...]
+    values: tuple[str, ...]  # at the shown steps, as the table has them
+    intervals: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """All that the template draws."""
+
+    problems: int
+    steps: tuple[int, ...]  # shown
+    curves: tuple[Curve, ...]
+    x_ticks: tuple[Tick, ...]  # in per cent from the left
+    y_ticks: tuple[Tick, ...]  # in per cent from the top
+    bottom: float  # of the log axis, in decades
+    top: float
+
+    @property
+    def data(self) -> dict[str, object]:
+        """What the script needs: the values are the table's own text."""
+        methods = [{"name": curve.name, "values": curve.values} for curve in self.curves]
+        return {"steps": self.steps, "bottom": self.bottom, "top": self.top, "methods": methods}
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return not any(curve.line for curve in self.curves)
+
+    @property
+    def ends(self) -> list[tuple[str, str]]:
+        """(name, value) at the last step, the lowest first and what diverged last."""
+        last = [(curve.name, curve.values[-1]) for curve in self.curves]
+        return sorted(last, key=lambda pair: float("inf" if pair[1] == "diverged" else pair[1]))
+
+
+def draw(results: Sequence[Result]) -> Chart:
+    """Geometric means over problems of each result, with 95 % bootstrap bands."""
+    last = len(results[0].losses) - 1
+    steps = shown_steps(last)
+    bands = [log_mean_bands(result.losses[list(steps)]) for result in results]
+    bottom, top = log_limits(np.concatenate([np.ravel(band) for band in bands]).tolist())
+    across = np.array(steps) / max(last, 1)
+
+    def down(losses: Floats) -> Floats:
+        with np.errstate(invalid="ignore"):
+            return np.asarray((top - np.log10(losses)) / (top - bottom))
+
+    return Chart(
+        results[0].losses.shape[1],
+        steps,
+        tuple(
+            Curve(
+                result.method.name,
+                f"colour-{i % COLOURS} dash-{i % DASHES}" + " learned" * result.method.learned,
+                i % MARKERS,
+                _line(across, down(mean)),
+                _band(across, down(low), down(high)),
+                _marks(across, down(mean), i),
+                tuple(number(value if math.isfinite(value) else math.inf) for value in mean),
+                tuple(_interval(*ends) for ends in zip(low, high, strict=True)),
+            )
+            for i, (result, (mean, low, high)) in enumerate(zip(results, bands, strict=True))
+        ),
+        tuple(Tick(100 * tick.at / max(last, 1), tick.label) for tick in step_ticks(last)),
+        tuple(
+            Tick(100 * (top - tick.at) / (top - bottom), tick.label)
+            for tick in log_ticks(bottom, top)
+        ),
+        bottom,
+        top,
+    )
+
+
+def shown_steps(last: int) -> tuple[int, ...]:
+    """All up to the last, or evenly spread ones and the last.
+
+    >>> shown_steps(3)
+    (0, 1, 2, 3)
+    >>> shown_steps(751)[-3:]
+    (744, 748, 751)
+    """
+    stride = max(1, math.ceil(last / MOST_STEPS))
+    return tuple(sorted({*range(0, last + 1, stride), last}))
+
+
+def _stretches(values: Floats) -> Iterator[slice]:
+    """Where values are finite without a gap."""
+    edges = np.diff(np.isfinite(values).astype(int), prepend=0, append=0)
+    starts, stops = (np.flatnonzero(edges == sign).tolist() for sign in (1, -1))
+    yield from map(slice, starts, stops)
+
+
+def _line(x: Floats, y: Floats) -> str:
+    return "".join("M" + _points(x[part], y[part]) for part in _stretches(y))
+
+
+def _band(x: Floats, low: Floats, high: Floats) -> str:
+    return "".join(
+        f"M{_points(x[part], high[part])} {_points(x[part][::-1], low[part][::-1])}Z"
+        for part in _stretches(low)
+    )
+
+
+def _points(x: Floats, y: Floats) -> str:
+    """A path through points; what follows the first needs no letter."""
+    return " ".join(f"{1000 * a:.4g},{1000 * b:.4g}" for a, b in zip(x, y, strict=True))
+
+
+def _marks(x: Floats, y: Floats, method: int) -> tuple[tuple[str, str], ...]:
+    """Spread over the line, elsewhere for each method, and at points that stand alone."""
+    stride = max(1, len(x) // MARKS)
+    alone = {part.start for part in _stretches(y) if part.stop - part.start == 1}
+    places = sorted({*range(3 * method % stride, len(x), stride), *alone})
+    return tuple(
+        (f"{100 * x[i]:.4g}%", f"{100 * y[i]:.4g}%") for i in places if math.isfinite(y[i])
+    )
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{number(low)}, {number(high)}]" if math.isfinite(low) else ""

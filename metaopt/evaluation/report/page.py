@@ -1,0 +1,74 @@
+"""The page as a whole: templates, style and script in one file, and the policy that seals it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from metaopt.evaluation.evaluate import Result
+from metaopt.evaluation.report.chart import draw
+from metaopt.evaluation.report.columns import columns, table_rows
+from metaopt.evaluation.report.facts import facts, lowest
+from metaopt.evaluation.table import Line
+
+STYLES = ("colours.css", "page.css", "chart.css", "table.css")
+SCRIPTS = ("say.js", "sort.js", "chart.js")
+
+
+def html_report(
+    title: str, results: Sequence[Result], lines: Sequence[Line], manifest: Mapping[str, Any]
+) -> bytes:
+    """The page; it needs no network and no other file.
+
+    Args:
+        lines: the table's, one a result.
+        manifest: what ``manifest.json`` holds.
+    """
+    style, script = ("".join(map(_file, names)) for names in (STYLES, SCRIPTS))
+    environment = Environment(
+        loader=FunctionLoader(_file),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("page.html.j2").render(
+        title=title,
+        policy=policy(style, script),
+        style=Markup(style),
+        script=Markup(script),
+        facts=facts(manifest, results),
+        lowest=lowest(lines),
+        chart=draw(results),
+        columns=columns(manifest["config"]["steps"]),
+        rows=table_rows(results, lines),
+    )
+    return text.encode(errors="replace")  # a path may hold bytes that are no text
+
+
+def policy(style: str, script: str) -> str:
+    """A Content-Security-Policy: this style and this script run, and nothing is fetched."""
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"style-src '{_digest(style)}'",
+            f"script-src '{_digest(script)}'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _file(name: str) -> str:
+    return resources.files(__package__).joinpath("files", name).read_text(encoding="utf-8")

@@ -1,0 +1,221 @@
+"""The results of an evaluation as files: written whole, checked when they are read.
+
+``manifest.json`` holds the SHA-256 of ``results.jsonl`` and one of its own content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt.errors import UserError
+from metaopt.evaluation.evaluate import Result
+from metaopt.evaluation.methods import Method, describe
+from metaopt.evaluation.rollout import Trajectory
+from metaopt.problems import RegressionFamily
+from metaopt.storage import write_together
+
+RESULTS = "results.jsonl"
+MANIFEST = "manifest.json"
+CHECKSUMS = "sha256"
+
+
+def previous(name: str) -> str:
+    """The name of the file that was there before, ``results.previous.jsonl`` for instance."""
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}.previous{dot}{suffix}"
+
+
+def save(
+    out: Path, results: Sequence[Result], seeds: Sequence[int], family: RegressionFamily, steps: int
+) -> None:
+    """Both files; those before are kept under :func:`previous` names.
+
+    Raises:
+        OSError: as the file system gives it; what was there is whole then.
+    """
+    lines = [json.dumps(row) for result in results for row in rows(result, seeds)]
+    files = {out / RESULTS: ("\n".join(lines) + "\n").encode()}
+    manifest = _manifest(results, seeds, family, steps)
+    manifest[CHECKSUMS] = {
+        RESULTS: hashlib.sha256(files[out / RESULTS]).hexdigest(),
+        MANIFEST: _digest(manifest),
+    }
+    files[out / MANIFEST] = _text(manifest)
+    write_together(files, {path: out / previous(path.name) for path in files})
+
+
+def rows(result: Result, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The JSONL rows of one method: by problem, then by step.
+
+    ``loss`` and ``grad_norm`` are null where not finite; ``defect`` is that of the teleportation
+    in the step that led here, null where nothing was teleported.
+    """
+    run = result.trajectory
+    columns = [
+        tensor.T.tolist() for tensor in (run.losses, run.grad_norms, run.defects, run.refused)
+    ]
+    for seed, *per_problem in zip(seeds, *columns, strict=True):
+        for step, (loss, norm, defect, refused) in enumerate(zip(*per_problem, strict=True)):
+            yield {
+                "method": result.method.name,
+                "problem_seed": seed,
+                "step": step,
+                "loss": _finite(loss),
+                "grad_norm": _finite(norm),
+                "defect": _finite(defect),
+                "refused": refused,
+            }
+
+
+def _manifest(
+    results: Sequence[Result], seeds: Sequence[int], family: RegressionFamily, steps: int
+) -> dict[str, Any]:
+    """What is needed to get the same numbers again."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("metaopt", "torch", "numpy", "higher")},
+        },
+        "git_revision": git_revision(),
+        "threads": torch.get_num_threads(),
+        "config": {"problem": asdict(family), "steps": steps},
+        "problem_seeds": list(seeds),
+        "methods": {
+            result.method.name: {
+                **describe(result.method),
+                "seconds_per_step": result.trajectory.seconds_per_step,
+            }
+            for result in results
+        },
+    }
+
+
+def read_manifest(out: Path, name: str = MANIFEST) -> dict[str, Any]:
+    """The manifest of a folder of results.
+
+    Raises:
+        UserError: if it is missing, damaged, or no manifest.
+    """
+    try:
+        data = (out / name).read_bytes()
+        manifest = json.loads(data)
+        written = data == _text(manifest)
+        expected = manifest.pop(CHECKSUMS)
+        whole = written and _digest(manifest) == expected[MANIFEST]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"expected a manifest of eval_meta.py, got {str(out / name)!r}, which is missing, "
+            f"damaged or none: evaluate again ({type(error).__name__})"
+        ) from None
+    if not whole:
+        raise UserError(
+            f"expected the checksum in {str(out / name)!r}, got another: the file is damaged, "
+            f"take another copy or evaluate again"
+        )
+    return {**manifest, CHECKSUMS: expected}
+
+
+def read_results(out: Path) -> tuple[list[Result], dict[str, Any]]:
+    """The results of a folder, without optimizers, and its manifest.
+
+    Raises:
+        UserError: if a file is missing or damaged, offering those before where they are whole.
+    """
+    try:
+        return _read(out, RESULTS, MANIFEST)
+    except UserError as damage:
+        try:
+            _read(out, previous(RESULTS), previous(MANIFEST))
+        except UserError:
+            raise damage from None
+        raise UserError(
+            f"{damage}; {previous(RESULTS)} and {previous(MANIFEST)} beside it are whole: rename "
+            f"both to go back to them"
+        ) from None
+
+
+def _read(out: Path, results: str, name: str) -> tuple[list[Result], dict[str, Any]]:
+    manifest = read_manifest(out, name)
+    path = out / results
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != manifest[CHECKSUMS].get(RESULTS):
+        raise UserError(
+            f"expected the results that {name} is of, got {str(path)!r}, which is missing, "
+            f"damaged or of another run: take another copy or evaluate again"
+        )
+    read = [json.loads(line) for line in data.splitlines()]
+    seconds = {method: facts["seconds_per_step"] for method, facts in manifest["methods"].items()}
+    steps = manifest["config"]["steps"]
+    return [
+        Result(
+            Method(method, _unknown, facts["rate"], facts["learned"], facts["checkpoint"] or {}),
+            _trajectory([row for row in read if row["method"] == method], steps, seconds[method]),
+        )
+        for method, facts in manifest["methods"].items()
+    ], manifest
+
+
+def _trajectory(own: Sequence[dict[str, Any]], steps: int, seconds: float) -> Trajectory:
+    """Of rows by problem, then by step."""
+
+    def column(key: str) -> Tensor:
+        values = [math.nan if row[key] is None else row[key] for row in own]
+        return torch.tensor(values, dtype=torch.float64).view(-1, steps + 1).T
+
+    return Trajectory(
+        column("loss"), column("grad_norm"), column("defect"), column("refused").bool(), seconds
+    )
+
+
+def _unknown(problem: object, rate: float) -> torch.optim.Optimizer:
+    raise UserError("expected a method to step with, got one read from results: name it instead")
+
+
+def _text(manifest: dict[str, Any]) -> bytes:
+    """As it is written."""
+    return (json.dumps(manifest, indent=2) + "\n").encode()
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Of a manifest without its checksums."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def git_revision() -> str | None:
+    """The revision of the checkout this package runs from; None outside one, or without git."""
+    root = Path(__file__).parents[2]
+    try:
+        if Path(_git(root, "rev-parse", "--show-toplevel")) != root:
+            return None  # installed inside somebody else's checkout
+        return _git(root, "describe", "--always", "--dirty")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None  # run from a checkout that is not installed
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

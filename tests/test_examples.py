@@ -1,0 +1,163 @@
+"""The examples of docs/extending.md: each runs, and what it adds does what it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from metaopt.chain import Layer, LeakyReLU
+from metaopt.evaluation.methods import HAND_MADE
+from metaopt.evaluation.rollout import rollout
+from metaopt.network.steps import STEPS
+from metaopt.problems import RegressionFamily, first_seeds
+from metaopt.symmetry import ACTIONS, LayerInput
+from metaopt.training.sources import SOURCES
+
+torch.set_num_threads(1)
+
+DOCS = Path(__file__).parents[1] / "docs"
+EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
+TABLES: tuple[dict[Any, Any], ...] = (ACTIONS, HAND_MADE, SOURCES, STEPS)
+
+
+@pytest.fixture(autouse=True)
+def _tables_as_they_were() -> Iterator[None]:
+    """Examples enter themselves; other tests must not see it."""
+    kept = [dict(table) for table in TABLES]
+    with torch.random.fork_rng():
+        yield
+    for table, entries in zip(TABLES, kept, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+def example(name: str) -> ModuleType:
+    """The module of a file of docs/examples."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_shows_every_example_whole() -> None:
+    page = (DOCS / "extending.md").read_text()
+    shown = re.findall(r"^```{literalinclude} examples/(\w+)\.py\n(.*?)^```", page, re.M | re.S)
+    assert dict(shown) == {path.stem: ":language: python\n" for path in EXAMPLES}
+    assert len(EXAMPLES) == 4
+
+
+def test_an_example_runs_as_a_script() -> None:
+    command = [sys.executable, str(DOCS / "examples" / "add_action.py")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert "defect" in run.stdout
+    assert not run.stderr
+
+
+def test_the_action_keeps_the_loss_and_raises_the_gradient_to_its_bound() -> None:
+    measured = example("add_action").main()
+    assert measured["loss after"] == pytest.approx(measured["loss before"], rel=1e-5)
+    assert measured["defect"] < 1e-5
+    ratio = measured["squared gradient norm after"] / measured["squared gradient norm before"]
+    assert 2 < ratio < 4.001
+
+
+def test_the_action_is_exact_for_squares_alone() -> None:
+    module = example("add_action")
+    action = module.SquareAction()
+    incoming = Layer(torch.rand(4, 3).double(), torch.rand(4).double())
+    outgoing = Layer(torch.rand(2, 4).double(), torch.rand(2).double())
+    samples = LayerInput(torch.randn(3, 50).double())
+    t = torch.tensor([0.5, -0.5, 1.0, 0.0], dtype=torch.float64)
+    move = action.act(t, incoming, outgoing, samples, module.Square())
+    assert not move.refused
+    assert move.defect < 1e-14
+    torch.testing.assert_close(move.incoming.bias, incoming.bias * t.exp())
+    assert torch.equal(move.outgoing.bias, outgoing.bias)
+    assert action.act(t, incoming, outgoing, samples, LeakyReLU()).refused
+    assert action.is_exact(incoming, outgoing, 50, module.Square())
+    assert not action.is_exact(incoming, outgoing, 50, LeakyReLU())
+
+
+def test_the_problem_is_drawn_by_seed_and_solved_by_the_learned_optimizer() -> None:
+    module = example("add_problem")
+    family = module.RobustFamily()
+    together, alone = family.sample([3, 5]), family.sample([5])
+    assert torch.equal(together()[1:], alone())
+    assert sum(p[0].numel() for p in alone.parameters()) == family.coordinates
+    residuals = alone.y - alone.chain.output(alone.chain.layers([alone.w1, alone.w2]), alone.x)
+    printed = family.scale**2 * ((1 + (residuals / family.scale).square()).sqrt() - 1)
+    torch.testing.assert_close(alone(), printed.sum(dim=(-2, -1)))
+    measured = module.main()
+    assert measured["lstm_update_tele"] < 1e-8 < measured["Adam"] < measured["at the start"]
+    assert math.isfinite(measured["validation score of the training"])
+
+
+def test_the_source_is_trained_on() -> None:
+    trainer = example("add_problem").trained()
+    assert trainer.finished
+    assert trainer.meta_steps > 0
+    assert trainer.skipped == 0
+
+
+def test_the_objective_balances_the_network_and_keeps_its_loss() -> None:
+    measured = example("add_objective").main()
+    assert measured["loss after"] == pytest.approx(measured["loss before"], rel=1e-5)
+    assert measured["defect"] < 1e-5
+    assert measured["squared norm after"] < 0.5 * measured["squared norm before"]
+    assert measured["imbalance before"] > 10
+    assert measured["imbalance after"] < 1.01
+
+
+def test_the_optimizer_is_a_method_and_its_buffer_is_transported() -> None:
+    module = example("add_optimizer")
+    table = module.main().splitlines()
+    assert [line.split()[0] for line in table[1:]] == ["lion", "lion_tele", "lion@0.001", "gd"]
+    family = RegressionFamily.square(8)
+    assert HAND_MADE["lion"].rate == min((1e-3, 1e-2, 1e-1), key=lambda r: last(module, family, r))
+    problem = family.sample(first_seeds("test", 2))
+    optimizer = HAND_MADE["lion_tele"].optimizer(problem)
+    first = problem().detach()
+    for _ in range(20):
+        optimizer.step(lambda: _differentiated(problem))
+    assert optimizer.made == 1
+    assert (problem() < first).all()
+
+
+def test_the_optimizer_makes_its_printed_step() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+    optimizer = example("add_optimizer").Lion([weight], lr=0.25)
+    weight.grad = torch.tensor([3.0, -1.0, 0.0])
+    optimizer.step()
+    assert torch.equal(weight.detach(), torch.tensor([0.75, -1.75, 0.5]))
+    momentum = optimizer.state[weight]["momentum_buffer"]
+    torch.testing.assert_close(momentum, 0.01 * weight.grad)
+    weight.grad = torch.tensor([-0.1, 4.0, 0.0])
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([0.5, -2.0, 0.5]))
+
+
+def last(module: ModuleType, family: RegressionFamily, rate: float) -> float:
+    """Mean log loss of Lion after 50 steps on the validation problems that choose its rate."""
+    problem = family.sample(first_seeds("validation", 4))
+    losses = rollout(problem, module.Lion(problem.parameters(), lr=rate), 50).losses[-1]
+    return float(losses.log().mean())
+
+
+def _differentiated(problem: torch.nn.Module) -> torch.Tensor:
+    problem.zero_grad()
+    total = problem().sum()
+    total.backward()
+    return total.detach()
