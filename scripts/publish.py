@@ -15,6 +15,7 @@ import re
 import shutil
 from pathlib import Path
 
+from metaopt.evaluation.reference import FILE, parse_table
 from metaopt.experiments.recipes import LAYERWISE, SHIPPED
 from metaopt.learned.checkpoint import read_checkpoint
 from metaopt.storage import write_atomically
@@ -65,6 +66,9 @@ def show(studies: list[Path]) -> None:
         )
         write_atomically(page, text.encode())
         print(f"wrote {page.relative_to(ROOT)}")
+    table = parse_table((ROOT / "README.md").read_text())
+    path = ROOT / "metaopt" / "evaluation" / FILE
+    write_atomically(path, (json.dumps(table, indent=1) + "\n").encode())
 
 
 def main() -> None:

@@ -82,8 +82,12 @@ def test_processes_give_the_bytes_of_one(alone, tmp_path, processes):
     out = tmp_path / "eval"
     command = ["--methods", "gd,lstm_update_tele", "--problems", "8", "--steps", "9"]
     command += ["--together", "2", "--out"]
-    assert torchrun(processes, str(EVAL), *command, str(out)).wait(120) == 0
-    assert start(str(EVAL), *command, str(tmp_path / "one")).wait(120) == 0
+    for process in (
+        torchrun(processes, str(EVAL), *command, str(out)),
+        start(str(EVAL), *command, str(tmp_path / "one")),
+    ):
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, errors
     name = "results.jsonl"
     assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 

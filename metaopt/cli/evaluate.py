@@ -10,6 +10,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from metaopt.cli.common import Parser, guarded, pick_device, set_threads, take
+from metaopt.cli.verify import verify
 from metaopt.errors import UserError
 from metaopt.evaluation.evaluate import Result, evaluate
 from metaopt.evaluation.figure import loss_figure
@@ -62,6 +63,11 @@ def build_parser() -> Parser:
     )
     parser.add_switch("--overwrite", "replace the results in --out")
     parser.add_switch("--redraw", "only draw the table, picture and report of --out again")
+    parser.add_switch(
+        "--verify-results",
+        "only make the README's table again, or --methods of it, and say where it differs; "
+        "exit code 1 if it does",
+    )
     parser.add_switch("--tensorboard", "also write mean log10 losses as TensorBoard scalars")
     parser.add_threads()
     parser.add_device()
@@ -77,12 +83,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if values.redraw:
         draw(Path(values.out), values.tensorboard)
         return
-    family = take(RegressionFamily, values)
-    if values.steps < 1:
-        raise UserError(f"expected --steps of 1 or more, got {values.steps}: 100 is usual")
     names = values.methods  # a string on the command line, perhaps a list in a config
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",")] if names else []
+    if values.verify_results:
+        if not verify(list(dict.fromkeys(names))):
+            raise SystemExit(1)
+        return
+    family = take(RegressionFamily, values)
+    if values.steps < 1:
+        raise UserError(f"expected --steps of 1 or more, got {values.steps}: 100 is usual")
     methods = [resolve(name) for name in dict.fromkeys(names or default_methods())]
     seeds = check_seeds(parse_seeds(values.seeds, values.problems), "test")
     out = Path(values.out)

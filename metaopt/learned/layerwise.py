@@ -139,5 +139,6 @@ def _spread(output: Tensor, sizes: Sequence[int]) -> Tensor:
         ``(outputs, problems, coordinates)``.
     """
     by_problem = output.reshape(len(output), len(sizes), -1).mT
-    index = torch.repeat_interleave(torch.tensor(sizes, device=output.device))
+    repeats = torch.tensor(sizes, device=output.device)
+    index = torch.repeat_interleave(repeats, output_size=sum(sizes))  # else the host asks for it
     return by_problem[:, :, index]

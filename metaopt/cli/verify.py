@@ -1,0 +1,57 @@
+"""``--verify-results``: the README's table made again, and where it comes out otherwise."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from metaopt.errors import UserError
+from metaopt.evaluation.evaluate import Result, evaluate
+from metaopt.evaluation.methods import known_methods, resolve
+from metaopt.evaluation.reference import compare, reference
+from metaopt.evaluation.table import number
+from metaopt.problems import RegressionFamily, first_seeds
+
+
+def verify(asked: Sequence[str]) -> bool:
+    """Evaluate the table's methods, or those asked for of them, and say which cells differ.
+
+    Returns:
+        Whether none does.
+
+    Raises:
+        UserError: for a method that the table does not have.
+    """
+    known = reference()
+    table = known["methods"]
+    names = _chosen(asked, list(table))
+    steps, seeds = known["steps"], first_seeds("test", known["problems"])
+    results: list[Result] = []
+    for result in evaluate([resolve(name) for name in names], RegressionFamily(), seeds, steps):
+        results.append(result)
+        done = f"evaluated {result.method.name} ({len(results)} of {len(names)})"
+        print(done, file=sys.stderr, flush=True)
+    cells = list(compare(results, table))
+    differing = [cell for cell in cells if not cell.same]
+    for cell in differing:
+        place = "worst problem" if cell.where == "worst" else f"step {cell.where}"
+        shown, found = number(cell.shown), number(cell.found)
+        print(f"{cell.method}, {place}: the README shows {shown}, this run gave {found}")
+    same = len(cells) - len(differing)
+    print(f"{same} of {len(cells)} numbers of {len(results)} methods are the README's")
+    return not differing
+
+
+def _chosen(asked: Sequence[str], table: list[str]) -> list[str]:
+    by_name = {key.partition("@")[0]: key for key in table}
+    unknown = [name for name in asked if name not in by_name and name not in table]
+    if unknown:
+        raise UserError(
+            f"expected methods of the README's table, {', '.join(by_name)}, got {unknown[0]!r}: "
+            f"name one, or leave --methods out"
+        )
+    chosen = [by_name.get(name, name) for name in asked] or table
+    absent = [key for key in chosen if key.partition("@")[0] not in known_methods()]
+    if absent:
+        print(f"left out, as they need the extra 'rivals': {', '.join(absent)}", file=sys.stderr)
+    return [key for key in chosen if key not in absent]

@@ -1,0 +1,92 @@
+"""The table that the README shows, kept with the package, and how another run compares to it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metaopt.errors import UserError
+from metaopt.evaluation.evaluate import Result
+
+FILE = "reference.json"
+WORST = "worst"
+FLOOR = 1e-9
+"""Losses below it are float32's rounding, which another processor rounds otherwise."""
+NEAR_FLOOR = 10.0  # factor that two of these may differ by
+TOLERANCE = {WORST: 0.1}  # relative; of the mean over problems:
+MEAN_TOLERANCE = 0.02
+
+
+class Compared(NamedTuple):
+    """One cell of the table."""
+
+    method: str
+    where: str  # the step, or "worst"
+    shown: float
+    found: float
+
+    @property
+    def same(self) -> bool:
+        """Up to the digits that are shown, or rounding where only rounding is left."""
+        low, high = sorted((self.shown, self.found))
+        if not math.isfinite(high):
+            return low == high
+        if high < FLOOR:
+            return high <= NEAR_FLOOR * low
+        return high - low <= TOLERANCE.get(self.where, MEAN_TOLERANCE) * high
+
+
+def parse_table(page: str) -> dict[str, Any]:
+    """The README's table of methods: (method or method@rate) -> column -> number."""
+    found = re.search(r"<!-- table: methods -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    if found is None:
+        raise UserError("expected a page with a table of methods, got one without: give README.md")
+    lines = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in
+             found[1].strip().splitlines()]  # fmt: skip
+    headings, _, *rows = lines
+    columns = {
+        name.removeprefix("step ").replace("worst at the last", WORST): index
+        for index, name in enumerate(headings)
+        if name.startswith(("step ", WORST))
+    }
+    table = {}
+    for row in rows:
+        name, rate = row[0].strip("`"), row[1]
+        if rate == "all":  # the envelope of many
+            continue
+        key = name if rate == "–" else f"{name}@{rate}"
+        table[key] = {column: _number(row[index]) for column, index in columns.items()}
+    return {"problems": 64, "steps": 100, "methods": table}
+
+
+def reference() -> dict[str, Any]:
+    """What :func:`parse_table` made of the README of this version."""
+    text = (resources.files("metaopt.evaluation") / FILE).read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def compare(results: Sequence[Result], table: dict[str, dict[str, Any]]) -> Iterator[Compared]:
+    """Every cell of the methods that were evaluated."""
+    for result in results:
+        losses = result.losses
+        for where, shown in table[result.method.name].items():
+            if where == WORST:
+                found = float(np.max(losses[-1]))
+            else:
+                found = float(np.exp(np.mean(np.log(losses[int(where)]))))
+            yield Compared(result.method.name, where, math.inf if shown is None else shown, found)
+
+
+def _number(cell: str) -> float | None:
+    """None where it is not finite: JSON has no other word for it."""
+    try:
+        return float(cell)
+    except ValueError:
+        return None

@@ -1,0 +1,103 @@
+"""Steps that could run on a GPU: nothing in them asks for a value, all tensors are on one device.
+
+A device without values, "meta", shows both without a GPU; with one, numbers are compared.
+"""
+
+import pytest
+import torch
+
+from metaopt import LearnedOptimizer, UserError
+from metaopt.cli.common import pick_device
+from metaopt.evaluation.evaluate import evaluate
+from metaopt.evaluation.methods import known_methods, resolve
+from metaopt.evaluation.rollout import rollout
+from metaopt.learned.meta_optimizer import ELEMENT_RULES, MetaOptimizer, MetaOptimizerSpec
+from metaopt.problems import MinibatchFamily, RegressionFamily
+from metaopt.training.estimators import ESTIMATORS
+from metaopt.training.meta_loss import META_LOSSES
+from metaopt.training.spec import TrainingSpec
+from metaopt.training.trainer import Trainer
+
+FAMILY = RegressionFamily(samples=4, input=5, hidden=3, output=2)
+LOOKS = {"lbfgs", "muon", "levenberg_marquardt", "shampoo", "soap"}
+"""Of other libraries, or a problem at a time: their steps look at values."""
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("name", [name for name in known_methods() if name not in LOOKS])
+def test_no_step_of_a_method_asks_for_a_value(name):
+    problem = FAMILY.sample([1, 2]).to("meta")
+    run = rollout(problem, resolve(name).optimizer(problem), 4)
+    for tensor in (run.losses, run.grad_norms, run.defects, run.refused):
+        assert tensor.shape == (5, 2)
+        assert tensor.device.type == "meta"
+
+
+def test_nor_on_minibatches():
+    problem = MinibatchFamily(hidden=4, samples=16, minibatch=4).sample([1, 2]).to("meta")
+    run = rollout(problem, resolve("lstm_layerwise").optimizer(problem), 3)
+    assert run.losses.device.type == "meta"
+
+
+@pytest.mark.parametrize("element", ELEMENT_RULES)
+@pytest.mark.parametrize("action", ["post_activation", "pre_activation"])
+@pytest.mark.parametrize("estimator", ["truncated", "first_order"])
+def test_no_unrolled_step_asks_for_a_value(element, action, estimator):
+    update = "flat" if element == "flat" else "coordinatewise"
+    spec = MetaOptimizerSpec(
+        update=update, element=element, action=action, hidden=3, flat_widths=(5, 3, 2)
+    )
+    meta = MetaOptimizer(spec).to("meta")
+    problem = FAMILY.sample([1, 2]).to("meta")
+    unroll = ESTIMATORS[estimator](TrainingSpec(), torch.Generator())
+    windows = unroll(problem, LearnedOptimizer(problem, meta), 4, 2, META_LOSSES["log"](1e-6))
+    for window in windows:
+        assert {g.device.type for g in window.gradients} == {"meta"}
+        assert window.refused.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "cuda:-1", "gpu", "", "meta", "mps", "tpu:0"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(name):
+    with pytest.raises(UserError, match=r"^expected .*GPU|^expected a --device of cpu"):
+        pick_device(name)
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["gd", "adam", "gd_tele", "lstm_update", "lstm_update_tele"])
+def test_a_gpu_gives_the_numbers_of_a_cpu(name):
+    def losses(device: str) -> torch.Tensor:
+        results = evaluate([resolve(name)], FAMILY, [1, 2], 10, device=torch.device(device))
+        return next(iter(results)).trajectory.losses
+
+    torch.testing.assert_close(losses("cuda"), losses("cpu"), rtol=1e-2, atol=1e-6)
+
+
+@needs_gpu
+def test_a_step_on_a_gpu_does_not_synchronize_but_for_the_eigenvectors():
+    """``torch.linalg.eigh`` looks whether it succeeded; nothing else waits."""
+    problem = FAMILY.sample([1, 2]).to("cuda")
+    optimizer = resolve("lstm_update").optimizer(problem)
+    rollout(problem, optimizer, 2)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.zero_grad()
+        problem().sum().backward()
+        optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+def test_a_meta_optimizer_trains_on_a_gpu():
+    spec = TrainingSpec(
+        trajectories=2, batch_size=1, steps=6, window=3, widths=(8,), validation_problems=2,
+        validation_at=(2, 4), validation_families=(),
+    )  # fmt: skip
+    losses = []
+    for device in ("cpu", "cuda"):
+        trainer = Trainer(MetaOptimizerSpec(hidden=4), spec, device=torch.device(device))
+        losses.append(trainer.train_batch()["meta_loss"])
+        assert trainer.validate()["score"] < 10
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -1,0 +1,101 @@
+"""What is built from the checkout has everything that the package reads, and its two commands."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import metaopt
+
+ROOT = Path(__file__).parents[1]
+LEFT_OUT = shutil.ignore_patterns(
+    ".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "figures"
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A wheel and an sdist, made of a copy."""
+    folder = tmp_path_factory.mktemp("built")
+    source = shutil.copytree(ROOT, folder / "source", ignore=LEFT_OUT)
+    backend, where = "import setuptools.build_meta as backend", repr(str(folder))
+    code = f"{backend}; backend.build_sdist({where}); backend.build_wheel({where})"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_wheel_has_every_file_of_the_package_and_nothing_else(built):
+    (wheel,) = built.glob("*.whl")
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    package = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "metaopt").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert inside == package
+
+
+def test_the_wheel_has_the_two_commands(built):
+    (wheel,) = built.glob("*.whl")
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+    commands = ConfigParser()
+    commands.read_string(archive.read(name).decode())
+    assert dict(commands["console_scripts"]) == {
+        "metaopt-train": "metaopt.cli.train:entry",
+        "metaopt-eval": "metaopt.cli.evaluate:entry",
+    }
+
+
+def test_the_sdist_has_what_it_takes_to_test_and_to_build(built):
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {name.split("/", 1)[-1] for name in opened.getnames()}
+    needed = {"setup.cfg", "Makefile", "constraints.txt", "CHANGELOG.md", "train_meta.py"}
+    needed |= {"configs/demo.yaml", "tests/test_packaging.py", "tests/fuzz/conftest.py"}
+    needed |= {"docs/index.md", "scripts/publish.py", "benchmarks/methods.py"}
+    assert needed <= names
+
+
+def test_the_version_stands_in_one_place_and_has_a_line_in_the_changelog(built):
+    (wheel,) = built.glob("*.whl")
+    assert wheel.name.startswith(f"metaopt-{metaopt.__version__}-")
+    holders = [
+        path.name
+        for path in (*ROOT.glob("*.cfg"), *ROOT.glob("*.toml"), *(ROOT / "metaopt").rglob("*.py"))
+        if f'"{metaopt.__version__}"' in path.read_text() or f"= {metaopt.__version__}\n" in
+        path.read_text()
+    ]  # fmt: skip
+    assert holders == ["__init__.py"]
+    assert f"## {metaopt.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def requirements(section: str, option: str, setup: ConfigParser) -> list[Requirement]:
+    lines = setup[section][option].split("\n")
+    return [Requirement(line) for line in lines if line and not line.startswith("%")]
+
+
+def test_the_oldest_versions_that_are_tested_are_the_oldest_that_are_allowed():
+    setup = ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg")
+    allowed = requirements("options", "install_requires", setup)
+    allowed += requirements("options.extras_require", "test", setup)
+    pinned = {}
+    for line in (ROOT / "constraints-oldest.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            pinned[pin.name.lower()] = Version(str(pin.specifier).removeprefix("=="))
+    for requirement in allowed:
+        oldest = next(s.version for s in requirement.specifier if s.operator == ">=")
+        release = Version(oldest).release
+        found = pinned[requirement.name.lower()].release
+        assert found[: len(release)] == release, requirement
