@@ -97,7 +97,7 @@ def test_it_is_refused_in_one_line(kind: str, reader: str, ending: str) -> None:
 # The sources, as a syntax tree: what they call, and with which keywords.
 
 FORBIDDEN = {
-    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load",
+    "eval", "exec", "__import__", "os.system", "os.popen", "pickle.load",
     "pickle.loads", "pickle.Unpickler", "cPickle.load", "dill.load", "dill.loads", "joblib.load",
     "cloudpickle.load", "cloudpickle.loads", "marshal.load", "marshal.loads", "shelve.open",
     "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "yaml.unsafe_load_all",
@@ -146,7 +146,8 @@ def unsafe(call: ast.Call, names: dict[str, str]) -> str:
         return name
     if name == "torch.load" and not is_constant("weights_only", True):
         return "torch.load without weights_only=True"
-    if name == "numpy.load" and "allow_pickle" in keywords and not is_constant("allow_pickle", False):  # fmt: skip
+    given = "allow_pickle" in keywords or len(call.args) > 2
+    if name == "numpy.load" and given and not is_constant("allow_pickle", False):
         return "numpy.load with allow_pickle"
     if name == "yaml.load":
         loader = keywords.get("Loader") or (call.args[1] if len(call.args) > 1 else None)

@@ -1,16 +1,23 @@
 """Learned optimizers at the edges: many columns, thawed layers, refused groups, reports."""
 
 import copy
-import math
 
 import pytest
 import torch
-from learned_network_cases import batch_for, build, made, mlp, train, weights
+from learned_network_cases import batch_for, build, equal, made, mlp, train, weights
 from torch import nn
 from torch.nn import functional as F
 
 from metaopt import LearnedOptimizer, UserError
+from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.learned import lstm as fused
+from metaopt.learned.body import Now, added, largest_so_far, loosely
+from metaopt.learned.hand_made import GradientDirection, Replaced
+from metaopt.learned.loss_curvature import known_curvature
+from metaopt.learned.meta_optimizer import MetaOptimizerSpec
+from metaopt.learned.observation import Observation, log_sign
+from metaopt.learned.spectral import Spectrum
+from metaopt.learned.units import Units
 from metaopt.problems import RegressionFamily
 
 
@@ -57,8 +64,144 @@ def test_a_group_that_m1_cannot_step_is_refused_and_leaves_no_trace():
 
 def test_the_report_says_what_is_stepped_and_how():
     problem = RegressionFamily(4, 3, 3, 2).sample([10**7])
-    assert "1 sites of a chain of layers that holds its data" in LearnedOptimizer(
-        problem, build()
-    ).report()
+    assert (
+        "1 sites of a chain of layers that holds its data"
+        in LearnedOptimizer(problem, build()).report()
+    )
     alone = LearnedOptimizer([nn.Parameter(torch.ones(2)) for _ in range(3)], build())
     assert "3 parameters that are stepped without teleportation" in alone.report()
+
+
+# What m1 and m2 see.
+
+
+def rounded_away(*shape, seed=0):
+    """Numbers in float64 that float32 cannot hold."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def test_features_in_float64_are_of_the_input_as_it_was_given():
+    chain = LayerChain((LeakyReLU(0.1), Identity()), (False, False), batch_dims=0)
+    x, parameters = rounded_away(4, 5), [rounded_away(3, 4), rounded_away(2, 3)]
+    seen = Observation.of(chain, parameters, parameters, x)
+    assert torch.equal(seen.double_inputs[0], x)
+    expected = nn.functional.leaky_relu(parameters[0] @ x, 0.1)
+    torch.testing.assert_close(seen.double_inputs[1], expected, rtol=1e-14, atol=1e-14)
+
+
+def test_the_numbers_that_the_networks_see_have_no_graph_where_what_is_seen_has_one():
+    chain = LayerChain((LeakyReLU(0.1), Identity()), (True, True), batch_dims=0)
+    own = [rounded_away(*shape).requires_grad_() for shape in ((3, 4), (3,), (2, 3), (2,))]
+    slopes = [2 * p for p in own]
+    seen = Observation.of(chain, own, slopes, rounded_away(4, 5), second_order=True)
+    assert seen.curvature[0].requires_grad
+    numbers = seen.numbers
+    layers = [*numbers.layers, *numbers.double_layers, *numbers.layer_gradients]
+    tensors = [*numbers.double_inputs, *numbers.curvature, *(t for layer in layers for t in layer)]
+    assert not any(tensor.requires_grad for tensor in tensors)
+    assert seen.numbers.numbers is seen.numbers
+
+
+def test_what_is_seen_of_loose_parameters_has_no_graph():
+    own = [torch.ones(3, 2, requires_grad=True), torch.ones(2, requires_grad=True)]
+    slopes = torch.autograd.grad(sum(p.pow(3).sum() for p in own), own, create_graph=True)
+    seen, largest = loosely(own, slopes, largest_so_far(own))
+    tensors = [*seen.parameters, *seen.gradients, *seen.scales, *largest]
+    assert not any(tensor.requires_grad for tensor in tensors)
+
+
+def test_the_scale_of_loose_parameters_is_a_hundred_gradients_over_their_norm_or_a_least_one():
+    own, slopes = [torch.zeros(4, 9), torch.full((4, 9), 2.0)], [torch.full((4, 9), 0.5)] * 2
+    seen, _ = loosely(own, slopes, largest_so_far(own))
+    assert [float(s) for s in seen.scales] == pytest.approx([100 * 3.0 / (0.03 * 6), 100 * 3 / 12])
+
+
+def test_weights_of_few_digits_keep_their_dtype_in_a_step():
+    own = [torch.ones(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.float64)]
+    stepped = added(Now(own, own), [torch.ones(3), torch.ones(3)], 0.5)
+    assert [p.dtype for p in stepped] == [torch.bfloat16, torch.float64]
+    assert all((p == 1.5).all() for p in stepped)
+
+
+def test_gradients_of_units_are_those_of_the_gradients_and_the_balance_is_of_the_weights():
+    units = Units(
+        weights=(torch.tensor([1.0, 4.0]), torch.tensor([2.0, 3.0])),
+        gradients=(torch.tensor([5.0, 6.0]), torch.tensor([7.0, 9.0])),
+        features=torch.ones(2),
+        gradient_rms=torch.ones(()),
+    )
+    for name, energies in (("gradients", units.gradients), ("balance", units.weights)):
+        expected = [channel for energy in energies for channel in log_sign(energy)]
+        torch.testing.assert_close(units.channel_pairs(name), expected)
+
+
+def test_the_spectrum_of_a_batch_of_batches_is_that_of_each_problem():
+    h = rounded_away(2, 3, 4, 6)
+    h[1, 2] = 0.0
+    whole = Spectrum.of(h)
+    for i in range(2):
+        for own, alone in zip(whole, Spectrum.of(h[i]), strict=True):
+            torch.testing.assert_close(own[i], alone)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "shape", "expected"),
+    [
+        (nn.CrossEntropyLoss(), (6, 3), 0.5 / 6),
+        (nn.CrossEntropyLoss(), (6, 3, 4), 0.5 / 24),
+        (nn.CrossEntropyLoss(), (3,), 0.5),
+        (nn.CrossEntropyLoss(reduction="sum"), (6, 3), 0.5),
+        (nn.MSELoss(), (6, 3), 2 / 18),
+        (nn.BCEWithLogitsLoss(), (6, 1), 0.25 / 6),
+        (nn.MSELoss(), (), 2.0),
+        (nn.MSELoss(), (0, 3), 2.0),
+    ],
+)
+def test_the_curvature_of_a_mean_is_that_of_a_term_over_the_number_of_terms(
+    loss_fn, shape, expected
+):
+    assert known_curvature(loss_fn)(torch.zeros(shape)) == pytest.approx(expected)
+
+
+# Specs and controls.
+
+
+@pytest.mark.parametrize(
+    ("element", "largest"), [("spectral", 8), ("coordinatewise", 32), ("flat", 32)]
+)
+def test_a_bound_is_as_large_as_the_element_may_be(element, largest):
+    assert MetaOptimizerSpec(element=element, bound=float(largest)).bound == largest
+    with pytest.raises(UserError, match=rf"bound in \(0, {largest}\]"):
+        MetaOptimizerSpec(element=element, bound=largest + 0.1)
+
+
+def test_random_elements_of_one_seed_are_not_those_of_another_at_a_later_step():
+    class Ones(GradientDirection):
+        def propose(self, seen, state):
+            return [torch.ones(1, 3, 3)], []
+
+    drawn = {}
+    for seed in (0, 1, 2):
+        for step in (0, 1, 10, 60, 120):
+            rule = Replaced(Ones(1.0), random=seed)
+            (element,), (count,) = rule.propose(None, [torch.tensor([step])])
+            assert int(count) == step + 1
+            assert torch.linalg.matrix_norm(element).item() == pytest.approx(3.0)
+            drawn[seed, step] = tuple(element.flatten().tolist())
+    assert len(set(drawn.values())) == len(drawn)
+
+
+# Batches.
+
+
+def test_a_step_on_another_batch_is_the_same_whether_or_not_the_last_one_is_remembered():
+    first, second = (batch_for(mlp, 5, seed, torch.float64) for seed in (1, 2))
+    model, optimizer, _ = made(mlp)
+    train(model, optimizer, [first])
+    resumed, loaded, _ = made(mlp)
+    resumed.load_state_dict(copy.deepcopy(model.state_dict()))
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, [second])
+    train(resumed, loaded, [second])
+    assert equal(model, resumed)

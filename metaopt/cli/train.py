@@ -7,6 +7,7 @@ from pathlib import Path
 
 from metaopt.cli.common import Parser, guarded, pick_device, set_threads, take
 from metaopt.cli.signals import noted
+from metaopt.errors import Interrupted
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
 from metaopt.ranks import joined, restarted
 from metaopt.training.run import run_training
@@ -43,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     resume, overwrite = values.resume or again, values.overwrite and not again
     with joined(device, values.timeout) as ranks, noted() as stopped:
         trainer = Trainer(networks, spec, ranks, device)
-        done_before = run_training(trainer, out, resume, overwrite, stopped)
+        try:
+            done_before = run_training(trainer, out, resume, overwrite, stopped)
+        except Interrupted as end:
+            if ranks.first:
+                raise
+            raise SystemExit(128 + end.signal) from None  # one line for all
     if not ranks.first:
         return
     if done_before:
