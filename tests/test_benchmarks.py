@@ -15,6 +15,8 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 HELPERS = {"command", "interleaved", "trajectory", "jax_trajectory"}  # imported by the others
+HELPERS |= {"scaling_point", "scaling_model", "scaling_projection", "scaling_tables"}
+HELPERS |= {"scaling"}  # which test_scaling_benchmark.py runs
 JAX = ["against_jax", "--batch=1", "--steps=10", "--repeats=1"]
 TINY = [
     ["against_released_code", "--code=.", "--batch=1", "--runs=1", "--steps=2", "--repeats=1"],
