@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs soak audit wheel train study controls families optimizers \
+.PHONY: help demo test lint docs soak mutants audit wheel train study controls families optimizers \
   minibatches generalization theory publish clean
 
 help: ## say what there is
@@ -36,6 +36,10 @@ docs: $(STAMP) ## the documentation as a site, in runs/docs/; a warning is an er
 
 soak: $(STAMP) ## the long forms of the tests of faults, scale and bad input (an hour)
 	METAOPT_SOAK=1 METAOPT_FUZZ=soak $(BIN)/python -m pytest -rP -m soak tests tests/fuzz
+
+mutants: $(STAMP) ## small faults in symmetry/ and learned/, and which tests notice (an hour)
+	$(INSTALL) mutmut
+	$(BIN)/python scripts/mutants.py
 
 audit: $(STAMP) ## known vulnerabilities of the pinned dependencies; needs network
 	$(INSTALL) pip-audit

@@ -6,6 +6,7 @@ package anew, one module of it from another source.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -28,11 +29,12 @@ from coverage import CoverageData
 
 ROOT = Path(__file__).parents[1]
 SLOWEST = 4.0  # seconds of a test that is asked
-FIRST = 12  # tests of the file that runs a line most
-ROUNDS = (2.5, 12.0)  # seconds of the fastest others, and of further ones
+ROUNDS = (1.0, 2.0, 3.0)  # seconds of tests that are asked one round after another
 PATIENCE = 4.0  # times the seconds expected, and
 STARTING = 40.0  # seconds, until a child is killed
 MEMORY = 12 * 2**30  # bytes of a child
+LATE = ("torch._dynamo", "torch.fx.experimental.symbolic_shapes", "matplotlib.pyplot")
+"""What torch and others import when they are used first, which takes a second or more."""
 SKIPPED = ("fuzz", "browser", "house", "docs", "tutorial", "examples", "benchmarks")
 
 
@@ -105,23 +107,33 @@ class Tests:
         return {t for t in tests if t and not any(name in t.split("::")[0] for name in SKIPPED)}
 
     def rounds(self, path: Path, lines: tuple[int, int] | None) -> list[list[str]]:
-        """To be asked one after another: some of the file with the most, then the fastest.
+        """To be asked one after another, the fastest first.
+
+        A case of each test function in the file with the most of them; one of each in the other
+        files; further cases.
 
         Args:
             lines: of a statement; None for the whole file.
         """
         found = self._of(path, lines) & self.seconds.keys()
-        files = Counter(test.partition("::")[0] for test in sorted(found))
         tests = sorted(found, key=lambda test: (self.seconds[test], test))
+        fastest: dict[str, str] = {}
+        for test in tests:
+            fastest.setdefault(test.partition("[")[0], test)
+        cases = list(fastest.values())
+        files = Counter(test.partition("::")[0] for test in sorted(cases))
         best = {f"{name}::" for name, _ in files.most_common(1)}
-        first = [test for test in tests if any(map(test.startswith, best))][:FIRST]
-        others = [test for test in tests if test not in first]
-        ends = list(accumulate(self.seconds[test] for test in others))
-        split = [sum(end <= most for end in ends) for most in ROUNDS]
-        return [first, others[: split[0]], others[split[0] : split[1]]]
+        first = [test for test in cases if any(map(test.startswith, best))]
+        chosen: list[list[str]] = []
+        for most, candidates in zip(ROUNDS, (first, cases, tests), strict=True):
+            asked = {test for before in chosen for test in before}
+            left = [test for test in candidates if test not in asked]
+            ends = accumulate(self.seconds[test] for test in left)
+            chosen.append(left[: max(1, sum(end <= most for end in ends))])
+        return chosen
 
     def ask(self, tests: Sequence[str], path: Path, source: str, log: Path) -> bool | None:
-        """Whether these tests pass with ``source`` in the place of ``path``; None where it hangs."""
+        """Whether these tests pass with ``source`` in place of ``path``; None where it hangs."""
 
         def work() -> int:
             sys.meta_path.insert(0, Finder(path, source))
@@ -136,8 +148,11 @@ def warm_up() -> None:
     """Import all that the package imports, and forget the package alone."""
     for path in (ROOT / "metaopt").rglob("*.py"):
         importlib.import_module(_module_name(path))
+    for name in LATE:
+        importlib.import_module(name)
     for name in [name for name in sys.modules if name.partition(".")[0] == "metaopt"]:
         del sys.modules[name]
+    gc.freeze()  # what is here is not looked at again in each child
 
 
 def _module_name(path: Path) -> str:
@@ -177,7 +192,8 @@ def _forked(work: Callable[[], int], limit: float, log: Path) -> int | None:
 def _run(tests: Sequence[str], plugin: Chosen, *flags: str) -> int:
     """Pytest in this process."""
     files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
-    options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-p", "no:cov", *flags]
+    options = ["-q", "--assert=plain", "-p", "no:cacheprovider", *flags]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     return int(pytest.main([*options, *files], plugins=[plugin]))
 
 
@@ -185,7 +201,7 @@ def _measure(out: Path) -> None:
     """Which test runs which line, into ``out``/coverage."""
     if (out / "coverage").exists():
         return
-    skipped = [f"--ignore-glob=*{name}*" for name in SKIPPED]
+    skipped = [f"--ignore-glob=tests/*{name}*" for name in SKIPPED]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "--cov=metaopt", *skipped]
     partial = out / "coverage.partial"
     environment = os.environ | {"COVERAGE_FILE": str(partial)}

@@ -1,6 +1,7 @@
 """Learned optimizers at the edges: many columns, thawed layers, refused groups, reports."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -12,11 +13,14 @@ from metaopt import LearnedOptimizer, UserError
 from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.learned import lstm as fused
 from metaopt.learned.body import Now, added, largest_so_far, loosely
+from metaopt.learned.checkpoint import read_checkpoint, write_checkpoint
+from metaopt.learned.element import CoordinatewiseElement
 from metaopt.learned.hand_made import GradientDirection, Replaced
 from metaopt.learned.loss_curvature import known_curvature
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
 from metaopt.learned.observation import Observation, log_sign
 from metaopt.learned.spectral import Spectrum
+from metaopt.learned.tape import Pass, Tape
 from metaopt.learned.units import Units
 from metaopt.problems import RegressionFamily
 
@@ -39,6 +43,20 @@ def test_columns_stepped_in_blocks_give_the_same_values_and_gradients(monkeypatc
         results.append([output, *following])
     torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("alone", ["x", "h", "c", "weights"])
+def test_what_alone_asks_for_a_gradient_gets_the_same_one_as_among_others(alone):
+    net = fused.LSTM(3, 5, 1, 2, torch.Generator().manual_seed(0)).double()
+    shapes = {"x": (3, 4), "h": (5, 4), "c": (5, 4)}
+    gradients = []
+    for asked in ({"x", "h", "c", "weights"}, {alone}):
+        net.requires_grad_("weights" in asked)
+        given = {n: rounded_away(*s).requires_grad_(n in asked) for n, s in shapes.items()}
+        output, (h, c) = net(given["x"], [given["h"], given["c"]])
+        own = [given[alone]] if alone in given else list(net.parameters())
+        gradients.append(torch.autograd.grad((output.sum() + h.sin().sum() + c.sum()), own))
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_layer_that_is_thawed_later_is_named_and_nothing_moves():
@@ -136,6 +154,15 @@ def test_gradients_of_units_are_those_of_the_gradients_and_the_balance_is_of_the
         torch.testing.assert_close(units.channel_pairs(name), expected)
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_a_unit_is_empty_or_not_whatever_the_scale_of_the_features(scale):
+    features = scale * torch.tensor([1.0, 3.0, 1e-14])
+    pair = (torch.ones(3), torch.ones(3))
+    units = Units(pair, pair, features, torch.tensor(0.5 * scale))
+    assert units.empty.tolist() == [False, False, True]
+    assert float(units.gate(3.0)) == pytest.approx(math.tanh(3.0 * 0.5 / 4.0))
+
+
 def test_the_spectrum_of_a_batch_of_batches_is_that_of_each_problem():
     h = rounded_away(2, 3, 4, 6)
     h[1, 2] = 0.0
@@ -164,7 +191,20 @@ def test_the_curvature_of_a_mean_is_that_of_a_term_over_the_number_of_terms(
     assert known_curvature(loss_fn)(torch.zeros(shape)) == pytest.approx(expected)
 
 
-# Specs and controls.
+# Files, specs and controls.
+
+
+def test_a_file_says_what_it_is_and_of_which_version(tmp_path):
+    write_checkpoint(tmp_path / "one.safetensors", {"a": torch.ones(2)}, {"own": 3})
+    facts = read_checkpoint(tmp_path / "one.safetensors").facts
+    assert facts.keys() == {"format", "version", "own", "sha256"}
+    assert (facts["format"], facts["version"]) == ("metaopt", 1)
+
+
+@pytest.mark.parametrize(("bound", "gate"), [(0.0, 1.0), (-1.0, 1.0), (8.0, -1.0)])
+def test_an_element_over_entries_needs_a_bound_and_a_gain_that_is_not_negative(bound, gate):
+    with pytest.raises(UserError, match="expected bound > 0 and gate >= 0"):
+        CoordinatewiseElement(5, 1, ("balance",), bound, gate, torch.Generator())
 
 
 @pytest.mark.parametrize(
@@ -190,6 +230,46 @@ def test_random_elements_of_one_seed_are_not_those_of_another_at_a_later_step():
             assert torch.linalg.matrix_norm(element).item() == pytest.approx(3.0)
             drawn[seed, step] = tuple(element.flatten().tolist())
     assert len(set(drawn.values())) == len(drawn)
+
+
+# Passes.
+
+
+class Scaled(nn.Linear):
+    def forward(self, x, factor, name=None):
+        return super().forward(x) * factor
+
+
+def test_a_pass_keeps_numbers_and_words_as_they_were_given_and_tensors_without_their_graph():
+    model, x = Scaled(2, 2), torch.ones(1, 2, requires_grad=True)
+    tape = Tape(model)
+    model(x * 1.0, 2.0, name="twice").sum().backward()
+    seen = tape.take()
+    assert seen.arguments[1] == 2.0
+    assert seen.keywords == {"name": "twice"}
+    assert torch.equal(seen.x, x)
+    assert not seen.x.requires_grad
+    assert tape.take() is None
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_a_pass_is_done_again_under_the_same_autocast(on):
+    model, x = nn.Linear(3, 3), torch.ones(2, 3)
+    tape = Tape(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=on):
+        output = model(x)
+    output.float().sum().backward()
+    seen = tape.take()
+    assert seen.cast_to == (torch.bfloat16 if on else None)
+    with seen.autocast():
+        assert model(x).dtype == output.dtype == (torch.bfloat16 if on else torch.float32)
+
+
+def test_a_pass_without_a_tensor_is_done_again_as_it_was():
+    seen = Pass(("words",), {"count": 2})
+    assert seen.x is None
+    with seen.autocast():
+        assert not torch.is_autocast_enabled("cpu")
 
 
 # Batches.

@@ -1,17 +1,22 @@
 """Moves and searches at the edges: precision, batches of batches, nothing left to climb."""
 
+import re
+
 import pytest
 import torch
 from cases import mixed_signs
 
+from metaopt import UserError
 from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.symmetry import LayerInput, Negated, make_action
 from metaopt.symmetry.exponential import Spectral
 from metaopt.symmetry.fixed_ascent import FixedAscent
-from metaopt.symmetry.objectives import gradient_norm
+from metaopt.symmetry.level_set import LevelSetTeleport, Stopped
+from metaopt.symmetry.metric import adaptive_metric
+from metaopt.symmetry.objectives import entry_sum, gradient_norm
 from metaopt.symmetry.orbit import ChainOrbit, Moved
 from metaopt.symmetry.random_move import RandomMove
-from metaopt.symmetry.search import Climb, GradientAscent
+from metaopt.symmetry.search import Climb, GradientAscent, evaluate
 
 SEARCH = GradientAscent(iterations=3, size=0.2)
 
@@ -83,6 +88,7 @@ REFUSALS = [
     ((False, False, False), (False, False, False)),
     ((True, False, True), (False, False, True)),
     ((True, True, True), (True, False, False)),
+    ((False, True, False), (True, True, False)),
 ]
 
 
@@ -104,9 +110,33 @@ def test_a_problem_is_refused_where_no_step_moved_it(first, second):
             assert (step == 0).all(dim=1).tolist() == list(refused)
 
 
-@pytest.mark.parametrize(
-    "search", [RandomMove(SEARCH, seeded()), FixedAscent(iterations=2), SEARCH]
-)
+@pytest.mark.parametrize(("first", "second"), REFUSALS)
+def test_a_climb_is_refused_where_its_first_move_was(first, second):
+    """One that was refused has arrived: it is not asked again."""
+    search = GradientAscent(2, halvings=0, objective=lambda values, loss: values[0].sum(dim=1))
+    climb = search(Line(first, second), [torch.zeros(3, 1)], None)
+    assert climb.refused.tolist() == list(first)
+    expected = [0.1 * (not a) * (1 + (not b)) for a, b in zip(first, second, strict=True)]
+    torch.testing.assert_close(
+        climb.parameters[0].flatten().double(), torch.tensor(expected).double()
+    )
+
+
+def test_a_search_that_made_no_step_was_not_refused():
+    start = [torch.zeros(3, 1)]
+    climb = RandomMove(Steps([]), seeded())(Line(), start, None)
+    assert not climb.refused.any()
+    assert torch.equal(climb.parameters[0], start[0])
+
+
+SEARCHES = {
+    "random": RandomMove(SEARCH, seeded()),
+    "fixed": FixedAscent(iterations=2),
+    "guarded": SEARCH,
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
 def test_where_a_search_ends_carries_no_graph_even_where_all_is_refused(search):
     orbit, parameters, loss = setting()
     broken = [p.clone().fill_(float("nan")).requires_grad_() for p in parameters]
@@ -126,6 +156,79 @@ def test_a_bound_that_is_no_way_off_is_not_climbed_to(objective):
     assert climb.taken == []
     assert not climb.refused.any()
     assert all(map(torch.equal, climb.parameters, parameters))
+
+
+def test_a_step_past_the_bound_is_shortened_to_end_a_fortieth_of_the_way_before_it():
+    search = GradientAscent(
+        size=0.1, most=0.05, objective=lambda values, loss: values[0].sum(dim=1)
+    )
+    climb = search(Line(*[[False]] * 4), [torch.zeros(1, 1).double()], None)
+    assert climb.parameters[0].item() == pytest.approx(0.05 * (1 - 1 / 40), rel=1e-9)
+    assert len(climb.taken) == 1
+
+
+def test_slopes_that_are_not_finite_count_as_none():
+    def objective(values, loss):
+        rising, falling, undefined, sound = values[0].unbind(dim=1)
+        return rising.sqrt() - falling.sqrt() + (0 * undefined).sqrt() + sound.square()
+
+    point = evaluate(objective, [torch.tensor([[0.0, 0.0, 0.0, 3.0]])], None)
+    assert point.gradients()[0].tolist() == [[0.0, 0.0, 0.0, 6.0]]
+
+
+# Level sets.
+
+
+@pytest.mark.parametrize("halvings", [0, 3])
+def test_a_step_is_tried_once_more_than_it_may_be_halved(halvings):
+    start = torch.ones(2, dtype=torch.float64)
+
+    def only_there(values):
+        loss = values[0][0].square() + 3 * values[0][1].square()
+        return loss if torch.equal(values[0].detach(), start) else loss * float("nan")
+
+    climb = LevelSetTeleport(halvings=halvings, corrections=0)([start], only_there)
+    assert climb.not_finite == halvings + 1
+    assert climb.stopped == Stopped.NO_STEP
+    assert torch.equal(climb.parameters[0], start)
+
+
+def test_a_loss_may_be_linear_in_a_parameter_and_without_another():
+    start = [torch.tensor([1.0, 0.5]).double(), torch.ones(2).double(), torch.ones(3).double()]
+
+    def loss(values):
+        return values[0].square().sum() * values[0][0] + 0.1 * values[1].sum()
+
+    climb = LevelSetTeleport(iterations=3)(start, loss)
+    assert climb.gradient_norms[-1] > climb.gradient_norms[0]
+    assert torch.equal(climb.parameters[2], start[2])
+
+
+# Objectives.
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (3, 2)])
+def test_a_parameter_may_be_one_number_a_problem(batch):
+    sums = entry_sum([torch.ones(batch), torch.ones(*batch, 4)], len(batch))
+    assert sums.shape == batch
+    assert (sums == 5).all()
+
+
+def test_what_is_negated_twice_is_as_it_was():
+    _, parameters, loss = setting()
+    twice = Negated(Negated(gradient_norm))
+    own = [p.requires_grad_() for p in parameters]
+    assert torch.equal(twice(own, loss), gradient_norm(own, loss))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adadelta, torch.optim.ASGD, torch.optim.Adamax])
+def test_an_optimizer_whose_step_is_of_another_form_has_no_metric(kind):
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = kind([weight])
+    weight.sum().backward()
+    optimizer.step()
+    with pytest.raises(UserError, match=f"expected Adagrad, RMSprop or Adam.*{kind.__name__}"):
+        adaptive_metric(optimizer, [weight])
 
 
 # Elements and layers.
@@ -154,3 +257,41 @@ def test_transported_gradients_keep_their_dtype_and_are_those_of_float64(action,
     found = orbit.transport(narrow, elements, squares)
     assert [t.dtype for t in found] == [torch.float32] * 4
     torch.testing.assert_close(found, [t.float() for t in expected])
+
+
+# Options.
+
+DEFAULTS = [
+    (GradientAscent, ("iterations", "halvings", "size"), {"size": 0.0}),
+    (FixedAscent, ("iterations", "rate"), {"rate": 0.0}),
+    (LevelSetTeleport, ("iterations", "halvings", "corrections"), {"iterations": 0}),
+    (LevelSetTeleport, ("rho", "tolerance"), {"rho": 0.0}),
+    (LevelSetTeleport, ("growth", "stationary"), {"growth": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("search", "names", "bad"), DEFAULTS)
+def test_a_refusal_names_the_defaults_as_they_are(search, names, bad):
+    with pytest.raises(UserError) as error:
+        search(**bad)
+    named = re.findall(r"\d[\d.e-]*", str(error.value).split("defaults are")[1])
+    assert [float(number.rstrip(".")) for number in named] == [
+        getattr(search(), name) for name in names
+    ]
+
+
+INFINITE = [
+    lambda inf: GradientAscent(size=inf),
+    lambda inf: GradientAscent(most=inf * 0),
+    lambda inf: FixedAscent(rate=inf),
+    lambda inf: LevelSetTeleport(rho=inf),
+    lambda inf: LevelSetTeleport(tolerance=inf),
+    lambda inf: LevelSetTeleport(growth=inf),
+    lambda inf: LevelSetTeleport(stationary=1.0),
+]
+
+
+@pytest.mark.parametrize("build", INFINITE)
+def test_an_option_has_to_be_finite_and_below_its_limit(build):
+    with pytest.raises(UserError, match="expected"):
+        build(float("inf"))

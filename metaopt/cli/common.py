@@ -11,13 +11,20 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse import ArgumentParser
 
+from metaopt.cli.configs import MODE
 from metaopt.cli.signals import ended_by_sigterm
 from metaopt.errors import Interrupted, UserError
 from metaopt.ranks import TIMEOUT
 
+MOST_THREADS = 1024
+TOO_LARGE = "expected sizes that fit into memory, got larger ones: lower them"
+
 
 class Parser(ArgumentParser):
     """A parser whose complaints are a :class:`UserError` of one line instead of a usage page."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, parser_mode=MODE, **kwargs)
 
     def add_switch(self, name: str, meaning: str) -> None:
         """A flag without a value that is off by default; in a config file, true or false."""
@@ -48,6 +55,21 @@ class Parser(ArgumentParser):
         line = " ".join(str(message).split())
         raise UserError(f"{line}; see --help") from None
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """None, which a config says by ``null``, is no value; a NUL is in no path."""
+        try:
+            values = super().parse_args(*args, **kwargs)
+        except UserError:
+            raise
+        except (ValueError, RecursionError) as error:
+            self.error(str(error))
+        for name, value in values.items():
+            if value is None and self.get_default(name) is not None:
+                self.error(f"expected a value of {name}, got none: give one, or leave it out")
+            if isinstance(value, str) and "\0" in value:
+                self.error(f"expected {name} without a NUL character, got {value!r}")
+        return values
+
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
         """A config file that is no text is a complaint too."""
         try:
@@ -75,10 +97,12 @@ def guarded(main: Callable[[Sequence[str] | None], None], hint: str = "") -> Cal
                 f"expected to read and write files, got {error.strerror or error}{place}: "
                 f"mend that and run again{hint}"
             )
+        except MemoryError:
+            return _complain(TOO_LARGE)
         except RuntimeError as error:
             if "allocate memory" not in str(error):
                 raise
-            return _complain("expected sizes that fit into memory, got larger ones: lower them")
+            return _complain(TOO_LARGE)
         except KeyboardInterrupt:
             return _interrupted(signal.SIGINT, "", hint)
         except Interrupted as end:
@@ -90,8 +114,10 @@ def guarded(main: Callable[[Sequence[str] | None], None], hint: str = "") -> Cal
 
 def set_threads(threads: int) -> None:
     """The number of threads of torch; 0 leaves its own choice."""
-    if threads < 0:
-        raise UserError(f"expected threads of 0 or more, got {threads}: 0 leaves it to torch")
+    if not 0 <= threads <= MOST_THREADS:
+        raise UserError(
+            f"expected threads of 0 to {MOST_THREADS}, got {threads}: 0 leaves it to torch"
+        )
     if threads:
         torch.set_num_threads(threads)
 

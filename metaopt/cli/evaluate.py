@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -16,7 +17,7 @@ from metaopt.evaluation.evaluate import Result, evaluate
 from metaopt.evaluation.figure import loss_figure
 from metaopt.evaluation.methods import default_methods, known_methods, resolve
 from metaopt.evaluation.report import html_report
-from metaopt.evaluation.results import MANIFEST, RESULTS, read_results, save
+from metaopt.evaluation.results import MANIFEST, RESULTS, STRANGE, read_results, save
 from metaopt.evaluation.statistics import FLOOR
 from metaopt.evaluation.table import as_text, summarise
 from metaopt.problems import PAPER_TEST_SEEDS, RegressionFamily, check_seeds, first_seeds
@@ -119,19 +120,32 @@ def draw(out: Path, tensorboard: bool = False) -> None:
         UserError: if they are missing or damaged.
     """
     results, manifest = read_results(out)
+    try:
+        table, picture, page = _drawn(results, manifest)
+    except STRANGE as error:
+        raise UserError(
+            f"expected results of eval_meta.py in {str(out)!r}, got others with right checksums "
+            f"({type(error).__name__}): evaluate again"
+        ) from None
+    write_atomically(out / FIGURE, picture)
+    write_atomically(out / REPORT, page)
+    if tensorboard:
+        write_curves(out, results)
+    print(table)
+    for name in (RESULTS, MANIFEST, FIGURE, REPORT):
+        print(out / name)
+
+
+def _drawn(results: list[Result], manifest: dict[str, Any]) -> tuple[str, bytes, bytes]:
+    """The table, the picture and the report."""
     lines = summarise(results)
     sizes = manifest["config"]["problem"]
     title = (
         f"Loss on {len(manifest['problem_seeds'])} held-out problems "
         f"({sizes['hidden']} hidden units, {sizes['samples']} samples)"
     )
-    write_atomically(out / FIGURE, loss_figure(results, title))
-    write_atomically(out / REPORT, html_report(title, results, lines, manifest))
-    if tensorboard:
-        write_curves(out, results)
-    print(as_text(lines, manifest["config"]["steps"]))
-    for name in (RESULTS, MANIFEST, FIGURE, REPORT):
-        print(out / name)
+    page = html_report(title, results, lines, manifest)
+    return as_text(lines, manifest["config"]["steps"]), loss_figure(results, title), page
 
 
 def _check_out(out: Path, overwrite: bool) -> bytes:

@@ -155,6 +155,28 @@ def _read(out: Path, results: str, name: str) -> tuple[list[Result], dict[str, A
             f"expected the results that {name} is of, got {str(path)!r}, which is missing, "
             f"damaged or of another run: take another copy or evaluate again"
         )
+    try:
+        return _parsed(data, manifest), manifest
+    except STRANGE as error:
+        raise UserError(
+            f"expected results of eval_meta.py in {str(out)!r}, got others with right checksums "
+            f"({type(error).__name__}): evaluate again"
+        ) from None
+
+
+STRANGE = (
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+)
+"""What content that was never written by :func:`save` may raise where it is used."""
+
+
+def _parsed(data: bytes, manifest: dict[str, Any]) -> list[Result]:
     read = [json.loads(line) for line in data.splitlines()]
     seconds = {method: facts["seconds_per_step"] for method, facts in manifest["methods"].items()}
     steps = manifest["config"]["steps"]
@@ -164,7 +186,7 @@ def _read(out: Path, results: str, name: str) -> tuple[list[Result], dict[str, A
             _trajectory([row for row in read if row["method"] == method], steps, seconds[method]),
         )
         for method, facts in manifest["methods"].items()
-    ], manifest
+    ]
 
 
 def _trajectory(own: Sequence[dict[str, Any]], steps: int, seconds: float) -> Trajectory:

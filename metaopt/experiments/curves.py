@@ -6,6 +6,10 @@ import hashlib
 import io
 import json
 import math
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -15,12 +19,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metaopt.errors import UserError
 from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import geometric_means
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.problems import Regression, RegressionFamily
 from metaopt.storage import write_atomically
+
+DAMAGED = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise for a file that is no .npz file."""
 
 Build = Callable[[Regression], torch.optim.Optimizer]
 
@@ -75,11 +98,9 @@ def measure(
     facts = json.dumps([what, asdict(family), list(seeds), steps, made_by])
     key = hashlib.sha256(facts.encode()).hexdigest()
     if path.exists():
-        with np.load(path, allow_pickle=False) as kept:
-            if str(kept["key"]) == key:
-                return Curves(
-                    kept["losses"], kept["defects"], int(kept["refused"]), float(kept["seconds"])
-                )
+        kept = _kept(path, key)
+        if kept is not None:
+            return kept
     problem = family.sample(seeds)
     run = rollout(problem, build(problem), steps)
     curves = Curves(
@@ -97,6 +118,22 @@ def measure(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
     return curves
+
+
+def _kept(path: Path, key: str) -> Curves | None:
+    """What the file holds; None if that is of something else."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["key"]) != key:
+                return None
+            return Curves(
+                kept["losses"], kept["defects"], int(kept["refused"]), float(kept["seconds"])
+            )
+    except DAMAGED as error:
+        raise UserError(
+            f"expected curves of a study in {str(path)!r}, got a file that is damaged or "
+            f"something else ({type(error).__name__}): remove it to measure anew"
+        ) from None
 
 
 def measure_checkpoint(

@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 
 from metaopt.data import batches
+from metaopt.errors import UserError
 from metaopt.experiments.report import write_json
 from metaopt.optim import TeleportingOptimizer
 from metaopt.optim.buffers import reset
@@ -125,7 +126,13 @@ def run(plan: Plan, train: Pair, test: Pair, folder: Path, data: str) -> Run:
     """
     path = folder / plan.file_name(data)
     if path.exists():
-        return _read(path)
+        try:
+            return _read(path)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"expected a run of this study in {str(path)!r}, got a file that is damaged or "
+                f"something else ({type(error).__name__}): remove it to train anew"
+            ) from None
     result = _train(plan, train, test)
     write_json(path, {"plan": asdict(plan), "data": data, "run": asdict(result)})
     return result

@@ -74,7 +74,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             this code does not know.
     """
     path = Path(path)
-    if not path.is_file():
+    if not _is_file(path):
         raise UserError(
             f"expected a checkpoint file, got {str(path)!r}, which does not exist: check the path"
         )
@@ -135,7 +135,7 @@ def build_meta_optimizer(checkpoint: Checkpoint, source: str) -> MetaOptimizer:
     try:
         meta = MetaOptimizer(MetaOptimizerSpec.from_dict(checkpoint.facts["spec"]))
         meta.load_state_dict(checkpoint.under(META))
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"expected tensors that fit the spec in {source!r}, got others ({reason[:200]}): "
@@ -178,6 +178,13 @@ def pretrained_card(name: str) -> str:
     '# lstm_update'
     """
     return pretrained_path(name).with_suffix(".md").read_text(encoding="utf-8")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:

@@ -31,6 +31,10 @@ State = dict[str, list[Tensor]]
 """LSTM states by network: "update" and, where g is learned, "element"."""
 
 
+MOST = {"hidden": 1000, "layers": 100, "flat_widths": 1000}
+"""A file that says more is not built, which would take all memory or forever."""
+
+
 @dataclass(frozen=True)
 class MetaOptimizerSpec:
     """Which networks a meta-optimizer is made of. Stored in its checkpoint.
@@ -87,10 +91,9 @@ class MetaOptimizerSpec:
                 f"expected element of {', '.join(ELEMENT_RULES)}, got {self.element!r}: name one"
             )
         for name in ("hidden", "layers"):
-            if getattr(self, name) < 1:
-                raise UserError(
-                    f"expected {name} of 1 or more, got {getattr(self, name)}: give a whole number"
-                )
+            value, most = getattr(self, name), MOST[name]
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise UserError(f"expected {name} of 1 to {most}, got {value}: give a whole number")
         for name in ("damping", "stretch", "gate", "hold", "norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(
@@ -108,9 +111,10 @@ class MetaOptimizerSpec:
                 f"expected damping of 0 for the action {self.action!r}, got {self.damping}: only "
                 f"pre_activation (eq. 79) is damped"
             )
-        if min(self.flat_widths) < 1:
+        widths = self.flat_widths
+        if len(widths) != 3 or not all(1 <= width <= MOST["flat_widths"] for width in widths):
             raise UserError(
-                f"expected positive flat_widths, got {self.flat_widths}: "
+                f"expected three flat_widths of 1 to {MOST['flat_widths']}, got {widths}: "
                 "give input, hidden and output"
             )
         if self.action == "rescaling":

@@ -79,7 +79,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         action: str = AUTO,
         sites: Sequence[tuple[str, str]] | None = None,
     ) -> None:
-        if not 0 <= float(lr) < math.inf:
+        if not 0 <= lr < math.inf:
             raise UserError(f"expected an lr of 0 or more, got {lr}: 1 is as trained")
         network = isinstance(model, nn.Module) and not isinstance(model, ChainModel)
         if not network and (loss_fn is not None or action != AUTO or sites is not None):

@@ -193,7 +193,7 @@ def network_curvature(
         raise UserError(
             "expected a model with two layers or more, got one: a group acts between two layers"
         )
-    if x.dim() < 2 or x[0].numel() != model.get_parameter(view.names[0]).shape[-1]:
+    if x.dim() < 2 or not len(x) or x[0].numel() != model.get_parameter(view.names[0]).shape[-1]:
         raise UserError(
             f"expected samples in rows that the first layer takes, got x of shape "
             f"{tuple(x.shape)}: one row a sample"

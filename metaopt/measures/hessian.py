@@ -87,7 +87,7 @@ class Hessian:
                 f"choose another number"
             )
         if self.size <= max(DENSE, count + 1):
-            values = np.linalg.eigvalsh(self.dense())
+            values = _eigenvalues(self.dense())
             return np.asarray(values[::-1][:count], dtype=np.float64)
         like = self._gradient.detach()
 
@@ -141,6 +141,15 @@ class Hessian:
         """
         values = self.largest(count, seed)
         return float(np.log(values).sum()) if (values > 0).all() else math.nan
+
+
+def _eigenvalues(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not np.isfinite(matrix).all():
+        raise UserError(
+            "expected a finite Hessian, got NaN or infinity: measure a network that has not "
+            "diverged, or one of float64"
+        )
+    return np.asarray(np.linalg.eigvalsh(matrix), dtype=np.float64)
 
 
 def _found_by(search: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -111,7 +111,7 @@ class Sharpness:
 
 def _rows(x: Tensor, parameters: Sequence[Tensor]) -> bool:
     """Whether the first layer takes a sample of ``x`` as one row."""
-    return x.dim() > 1 and x[0].numel() == parameters[0].shape[-1]
+    return x.dim() > 1 and len(x) > 0 and x[0].numel() == parameters[0].shape[-1]
 
 
 def sharpness(
@@ -143,6 +143,8 @@ def sharpness(
         >>> 0 < phi < 2
         True
     """
+    if not len(x):
+        raise UserError("expected a batch of samples, got none: the loss of none is no number")
     with evaluating(model), torch.no_grad():
         view = as_chain(model)
         if isinstance(view, ChainView):

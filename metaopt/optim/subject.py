@@ -140,7 +140,7 @@ class NetworkSubject(Subject):
             self.action = make_action(self.action)
         if isinstance(self.action, GroupAction):
             self._check(self.action)
-        elif not self.homogeneous and isinstance(self.view, str):
+        elif not self.homogeneous and not self._chained():
             raise UserError(
                 f"expected a model with a place for a group to act, got none ({self.sites.why()}): "
                 f"use the optimizer without teleportation"
@@ -150,6 +150,10 @@ class NetworkSubject(Subject):
         else:
             own = dict.fromkeys(n for s in self.homogeneous for n in (*s.multiplied, s.divided))
             self.names = tuple(own)
+
+    def _chained(self) -> bool:
+        """Whether GL has a place to act."""
+        return isinstance(self.view, ChainView) and bool(self.view.chain.sites)
 
     def _check(self, action: GroupAction) -> None:
         if isinstance(action, RescalingAction):
@@ -162,6 +166,11 @@ class NetworkSubject(Subject):
             raise UserError(
                 f"expected a chain of Linear layers for {type(action).__name__}, got another "
                 f"model ({self.view}): use action='rescaling'"
+            )
+        elif not self.view.chain.sites:
+            raise UserError(
+                f"expected a model with two layers or more for {type(action).__name__}, got one: "
+                f"a group acts between two layers"
             )
         elif isinstance(action, PostActivationAction) and not self.view.chain.invertible:
             raise UserError(

@@ -36,7 +36,8 @@ class Quadratic:
 
     def __post_init__(self) -> None:
         h = self.matrix
-        if h.dim() != 2 or not torch.equal(h, h.mT) or not bool((self.eigenvalues > 0).all()):
+        symmetric = h.dim() == 2 and bool(h.isfinite().all()) and torch.equal(h, h.mT)
+        if not symmetric or not bool((self.eigenvalues > 0).all()):
             raise UserError(
                 f"expected a symmetric positive definite matrix, got one of shape "
                 f"{tuple(h.shape)} that is not: a strictly convex quadratic has one"

@@ -18,6 +18,8 @@ from torch.nn import functional
 from metaopt.chain import LayerChain
 from metaopt.errors import UserError
 from metaopt.problems.problem import Problem, layer_shapes
+from metaopt.problems.regression import DEEPEST, LARGEST
+from metaopt.problems.seeds import check_range
 
 KINDS = ("classification", "regression")
 NONLINEAR: dict[str, Callable[[Tensor], Tensor]] = {
@@ -120,9 +122,10 @@ class MinibatchFamily:
                 f"name one"
             )
         for name, least in (("input", 1), ("hidden", 1), ("output", 1), ("depth", 2)):
-            if getattr(self, name) < least:
+            most = DEEPEST if name == "depth" else LARGEST
+            if not least <= getattr(self, name) <= most:
                 raise UserError(
-                    f"expected {name} of {least} or more, got {getattr(self, name)}: "
+                    f"expected {name} of {least} to {most}, got {getattr(self, name)}: "
                     f"give a whole number"
                 )
         for name in ("weight_scale", "data_scale", "decay", "noise"):
@@ -132,8 +135,8 @@ class MinibatchFamily:
                 )
         if self.kind == "classification" and self.output < 2:
             raise UserError(f"expected 2 classes or more, got output={self.output}: name more")
-        if self.samples < 2:
-            raise UserError(f"expected samples of 2 or more, got {self.samples}: take more")
+        if not 2 <= self.samples <= LARGEST:
+            raise UserError(f"expected samples of 2 to {LARGEST}, got {self.samples}: take others")
         if not 1 <= self.minibatch <= self.samples:
             raise UserError(
                 f"expected a minibatch of 1 to {self.samples} samples, got {self.minibatch}: "
@@ -152,7 +155,7 @@ class MinibatchFamily:
 
     def sample(self, seeds: Iterable[int]) -> MinibatchProblem:
         """One problem a seed."""
-        drawn = [self._draw(torch.Generator().manual_seed(seed)) for seed in seeds]
+        drawn = [self._draw(torch.Generator().manual_seed(seed)) for seed in check_range(seeds)]
         if not drawn:
             raise UserError("expected at least one problem seed, got none: name a seed")
         weights, biases = (

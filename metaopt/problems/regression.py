@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.errors import UserError
 from metaopt.problems.problem import Problem, layer_shapes
+from metaopt.problems.seeds import check_range
 
+LARGEST = 10**6  # units and samples, far beyond what is trained here
+DEEPEST = 1000
+STEEPEST = 1e30
 LOSSES = ("half_squared", "norm")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 DISTRIBUTIONS: dict[str, Callable[..., Tensor]] = {"uniform": torch.rand, "normal": torch.randn}
@@ -103,18 +107,21 @@ class RegressionFamily:
 
     def __post_init__(self) -> None:
         for name in ("samples", "input", "hidden", "output"):
-            if getattr(self, name) < 1:
+            if not 1 <= getattr(self, name) <= LARGEST:
                 raise UserError(
                     f"expected a positive size, got {name}={getattr(self, name)}: "
-                    f"use 1 or more for each of samples, input, hidden and output"
+                    f"use 1 to {LARGEST} for each of samples, input, hidden and output"
                 )
-        if self.depth < 2:
+        if not 2 <= self.depth <= DEEPEST:
             raise UserError(
-                f"expected a depth of 2 layers or more, got {self.depth}: "
+                f"expected a depth of 2 to {DEEPEST} layers, got {self.depth}: "
                 "teleportation acts between two layers"
             )
-        if not 0 < self.slope < float("inf"):
-            raise UserError(f"expected a positive slope, got {self.slope}: the paper uses 0.1")
+        if not 1 / STEEPEST <= self.slope <= STEEPEST:  # its inverse is one too, in float32
+            raise UserError(
+                f"expected a positive slope, from {1 / STEEPEST:g} to {STEEPEST:g}, got "
+                f"{self.slope}: the paper uses 0.1"
+            )
         if self.loss not in LOSSES:
             raise UserError(f"expected a loss of {', '.join(LOSSES)}, got {self.loss!r}: name one")
         if self.distribution not in DISTRIBUTIONS:
@@ -147,7 +154,7 @@ class RegressionFamily:
 
         Drawn in float32 and then converted, so that a float64 problem is the same problem.
         """
-        drawn = [self._draw(seed) for seed in seeds]
+        drawn = [self._draw(seed) for seed in check_range(seeds)]
         if not drawn:
             raise UserError("expected at least one problem seed, got none: name a seed")
         *weights, x, y = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))

@@ -6,7 +6,7 @@ are disjoint, training never takes a seed of the first two, and nothing is chose
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from metaopt.errors import UserError
 
@@ -20,16 +20,25 @@ PAPER_TEST_SEEDS = tuple(n * n * 12345 for n in range(5))
 ROLES = {"test": TEST, "validation": VALIDATION, "training": TRAINING}
 
 
+def check_range(seeds: Iterable[int]) -> Iterator[int]:
+    """``seeds``, or a :class:`UserError` naming the first that torch does not take."""
+    for seed in seeds:
+        if not 0 <= seed < TRAINING.stop:
+            raise UserError(f"expected seeds in [0, 2^63), got {seed}: choose others")
+        yield seed
+
+
 def check_seeds(seeds: Iterable[int], role: str) -> list[int]:
     """``seeds`` as a list, or a :class:`UserError` naming the first outside the role's range."""
     allowed = ROLES[role]
-    checked = list(seeds)
-    for seed in checked:
+    checked = []
+    for seed in seeds:  # no list of more than a role has
         if seed not in allowed:
             raise UserError(
                 f"expected {role} seeds in [{allowed.start}, {allowed.stop}), got {seed}: "
                 f"choose seeds of that range"
             )
+        checked.append(seed)
     return checked
 
 

@@ -9,6 +9,7 @@ from itertools import product
 
 from metaopt.errors import UserError, check_names
 from metaopt.problems import FAMILIES, RegressionFamily
+from metaopt.problems.regression import LARGEST
 from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.meta_loss import META_LOSSES
 from metaopt.training.sources import SOURCES
@@ -126,10 +127,11 @@ class TrainingSpec:
                     f"expected {name} of 1 or more, got {getattr(self, name)}: give a whole number"
                 )
         for name in ("widths", "depths", "validation_at"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
+            sizes = getattr(self, name)
+            if not sizes or min(sizes) < 1 or (name == "widths" and max(sizes) > LARGEST):
                 raise UserError(
                     f"expected positive {name}, got {list(getattr(self, name))}: "
-                    "give whole numbers of 1 or more"
+                    f"give whole numbers of 1 or more (widths: to {LARGEST})"
                 )
         for name in ("pes_sigma", "learning_rate_update", "learning_rate_element"):
             if not 0 < getattr(self, name) < math.inf:

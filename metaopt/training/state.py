@@ -7,11 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metaopt.errors import UserError
 from metaopt.learned.checkpoint import META, Checkpoint, meta_tensors
 from metaopt.training.spec import TrainingSpec
-from metaopt.training.trainer import Trainer
+from metaopt.training.trainer import ADAM, RAW, Trainer
 
 COUNTERS = ("trajectories", "meta_steps", "skipped", "skipped_in_row", "rollbacks")
 BEST = "best/"
@@ -60,15 +61,56 @@ def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
             "expected the last checkpoint of a run, got one without its training config: put "
             "last.safetensors back, or use --overwrite"
         )
-    _check_same("networks", trainer.meta.spec.as_dict(), facts.get("spec"))
+    if not isinstance(facts.get("spec"), dict):
+        raise UserError(
+            "expected the last checkpoint of a run, got one without its networks' config: put "
+            "last.safetensors back, or use --overwrite"
+        )
+    _check_same("networks", trainer.meta.spec.as_dict(), facts["spec"])
     _check_same("training", spec_as_dict(trainer.spec), {"micro_batch": 0} | facts["training"])
     try:
+        _check_facts(facts)
+        _check_shapes(trainer, checkpoint)
         _restore(trainer, checkpoint)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"expected the last checkpoint of a run, got a file without its state ({error}): "
             f"put last.safetensors back, or use --overwrite"
         ) from None
+
+
+def _check_facts(facts: dict[str, Any]) -> None:
+    """Raises ValueError for what :func:`pack` never writes."""
+    for name in COUNTERS:
+        if type(facts[name]) is not int or not 0 <= facts[name] < 2**63:
+            raise ValueError(f"{name} = {facts[name]!r}")
+    score = facts["best_score"]
+    if score is not None and not (isinstance(score, float) and math.isfinite(score)):
+        raise ValueError(f"best_score = {score!r}")
+
+
+def _check_shapes(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Raises ValueError where they are not those of these networks, and of Adam on them."""
+    facts, networks = checkpoint.facts, trainer.averaged.state_dict()
+    fresh = {RAW + name: tensor for name, tensor in networks.items()}
+    stepped = fresh | {
+        f"{ADAM}{index}/{name}": torch.zeros(()) if name == "step" else parameter
+        for index, parameter in enumerate(trainer.meta.parameters())
+        for name in ("step", "exp_avg", "exp_avg_sq")
+    }
+    expected = {META + name: tensor for name, tensor in networks.items()}
+    expected |= {"generator": trainer.generator.get_state()}
+    expected |= stepped if facts["meta_steps"] else fresh
+    if facts["best_score"] is not None:
+        expected |= {BEST + name: tensor for name, tensor in networks.items()}
+        then = stepped if f"{BEST_STATE}{ADAM}0/step" in checkpoint.tensors else fresh
+        expected |= {BEST_STATE + name: tensor for name, tensor in then.items()}
+    if _kinds(checkpoint.tensors) != _kinds(expected):
+        raise ValueError("tensors of other names, shapes or types")
+
+
+def _kinds(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:

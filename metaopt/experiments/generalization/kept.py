@@ -42,7 +42,7 @@ def kept(path: Path, plan: dict[str, Any]) -> tuple[Weights, Any] | None:
             header = json.loads((file.metadata() or {})[HEADER])
             weights = [file.get_tensor(str(layer)) for layer in range(len(file.keys()))]
         found, facts = header["plan"], header["facts"]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"expected networks of this study in {str(path)!r}, got a file that is damaged or "
             f"something else ({type(error).__name__}): remove it to make them anew"

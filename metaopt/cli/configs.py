@@ -1,0 +1,24 @@
+"""Config files: YAML without aliases, which make a few lines as long as all memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_loader
+
+from metaopt.errors import UserError
+
+MODE = "yaml without aliases"
+"""The ``parser_mode`` of every parser."""
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the slower one where libyaml is not
+
+
+def _load(text: str) -> Any:
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _LOADER)):
+        raise UserError("expected a config without aliases, got a * that is one: write it out")
+    return get_loader("yaml")(text)
+
+
+set_loader(MODE, _load, exceptions=(yaml.YAMLError, UserError))
