@@ -15,6 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from metaopt.errors import UserError
 
@@ -137,9 +138,7 @@ def joined(device: torch.device, timeout: float = TIMEOUT) -> Iterator[Ranks]:
         yield ALONE
         return
     try:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
-        )
+        _start("nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout))
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
@@ -154,4 +153,20 @@ def joined(device: torch.device, timeout: float = TIMEOUT) -> Iterator[Ranks]:
 
 def restarted() -> bool:
     """Whether torchrun has started this process again, after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _start(backend: str, timeout: timedelta) -> None:
+    """The processes find each other by a store that torchrun keeps over restarts.
+
+    There the addresses of those that died are still written: each start has its own names.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    own = dist.PrefixStore(  # type: ignore[attr-defined]
+        f"metaopt/{_restarts()}", store
+    )
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)

@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metaopt.evaluation.rollout import rollout
-from metaopt.learned.checkpoint import load_meta_optimizer, write_atomically
+from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.problems import Problem, RegressionFamily
 from metaopt.problems.families_2d import Ellipses
 from metaopt.problems.scalar_network import ScalarNetwork
+from metaopt.storage import write_atomically
 from metaopt.symmetry import ACTIONS, LayerInput, gradient_norm, make_action, teleport
 from metaopt.symmetry.orbit import ChainOrbit
 from metaopt.symmetry.search import evaluate

@@ -66,9 +66,9 @@ def show(studies: list[Path]) -> None:
         )
         write_atomically(page, text.encode())
         print(f"wrote {page.relative_to(ROOT)}")
-    table = parse_table((ROOT / "README.md").read_text())
-    path = ROOT / "metaopt" / "evaluation" / FILE
-    write_atomically(path, (json.dumps(table, indent=1) + "\n").encode())
+    if "<!-- table: methods -->" in (readme := (ROOT / "README.md").read_text()):
+        path = ROOT / "metaopt" / "evaluation" / FILE
+        write_atomically(path, (json.dumps(parse_table(readme), indent=1) + "\n").encode())
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def trained(out, **fields) -> dict[str, bytes]:
 
 def test_a_run_is_repeatable_and_resumes_to_the_same_bytes(monkeypatch, tmp_path):
     alone = trained(tmp_path / "alone")
-    assert len(alone) == 2
+    assert len(alone) == 3
     assert trained(tmp_path / "again") == alone
     assert trained(tmp_path / "other", seed=1) != alone
 
