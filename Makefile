@@ -35,7 +35,7 @@ docs: $(STAMP) ## the documentation as a site, in runs/docs/; a warning is an er
 	@echo runs/docs/index.html
 
 soak: $(STAMP) ## the long forms of the tests of faults, scale and bad input (an hour)
-	METAOPT_SOAK=1 METAOPT_FUZZ=soak $(BIN)/python -m pytest -rP -m soak tests tests/fuzz
+	METAOPT_SOAK=1 METAOPT_FUZZ=soak $(BIN)/python -m pytest -rP -m soak
 
 mutants: $(STAMP) ## small faults in symmetry/ and learned/, and which tests notice (an hour)
 	$(INSTALL) mutmut
