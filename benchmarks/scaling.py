@@ -56,7 +56,7 @@ def in_a_process(point: Numbers, options: argparse.Namespace) -> dict[str, float
     finished = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True, env=environment(options.threads)
     )
-    numbers: dict[str, float] = json.loads(finished.stdout)
+    numbers: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
     return numbers
 
 

@@ -6,16 +6,13 @@ shards: a sum over it is the same whoever computed its terms.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from metaopt.errors import UserError
 
@@ -78,6 +75,22 @@ class Ranks:
         self._together(lambda: dist.all_reduce(shared, dist.ReduceOp.MAX))
         return int(shared)
 
+    def check_same(self, text: str, what: str) -> None:
+        """All processes must have been given the same.
+
+        Raises:
+            UserError: in all of them, if they have not.
+        """
+        digest = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
+        own = torch.tensor([digest], dtype=torch.float64, device=self.device)
+        found = [float(other) for other in self.gather([own], [1] * self.size)]
+        if len(set(found)) > 1:
+            raise UserError(
+                f"expected the same {what} in all {self.size} processes, got another in number "
+                f"{next(k for k, other in enumerate(found) if other != found[0])} than in number "
+                f"0: start all with the same command and versions"
+            )
+
     def from_first(self, make: Callable[[], bytes]) -> bytes:
         """What the first process makes, in all of them.
 
@@ -113,60 +126,10 @@ class Ranks:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:120]
             raise UserError(
-                f"expected all {self.size} processes to go on, got none from another for "
-                f"{self.timeout:g} s, or its end (seen by process {self.rank}: {reason}): see what "
-                f"that one says; --resume goes on from the last checkpoint"
+                f"expected all {self.size} processes to go on, got the end of one, or no word from "
+                f"it in {self.timeout:g} s (process {self.rank} was told: {reason}): see what that "
+                f"one says, and start all of them again"
             ) from None
 
 
 ALONE = Ranks()
-
-
-@contextmanager
-def joined(device: torch.device, timeout: float = TIMEOUT) -> Iterator[Ranks]:
-    """This process among those that torchrun started, or alone.
-
-    Any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT will do. CPU tensors go
-    by gloo, those of GPUs by nccl.
-
-    Raises:
-        UserError: for a timeout that is none, or if the processes do not find each other.
-    """
-    if not 0 < timeout < float("inf"):
-        raise UserError(f"expected a --timeout of more than 0 seconds, got {timeout}: 45 is usual")
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield ALONE
-        return
-    try:
-        _start("nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout))
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"expected to find {os.environ['WORLD_SIZE']} processes, got none of that many "
-            f"({reason}): start all by torchrun, with the same address"
-        ) from None
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device, timeout)
-    finally:
-        dist.destroy_process_group()
-
-
-def restarted() -> bool:
-    """Whether torchrun has started this process again, after a failure."""
-    return _restarts() > 0
-
-
-def _restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-def _start(backend: str, timeout: timedelta) -> None:
-    """The processes find each other by a store that torchrun keeps over restarts.
-
-    There the addresses of those that died are still written: each start has its own names.
-    """
-    store, rank, size = next(rendezvous("env://", timeout=timeout))
-    own = dist.PrefixStore(  # type: ignore[attr-defined]
-        f"metaopt/{_restarts()}", store
-    )
-    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)

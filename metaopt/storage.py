@@ -31,7 +31,8 @@ def write_together(files: Mapping[Path, bytes], keep: Mapping[Path, Path] | None
         keep: the name that what was at a path gets.
 
     Raises:
-        OSError: as the file system gives it; all files are as they were then.
+        OSError: as the file system gives it; all files are as they were then, unless it lets
+            only some of them be replaced.
     """
     temporaries: dict[Path, str] = {}
     try:
@@ -103,6 +104,11 @@ def locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
+    except NotImplementedError:
+        raise UserError(
+            f"expected an --out on a file system with locks, got {str(folder)!r} on one without: "
+            f"choose another"
+        ) from None
     except Timeout:
         raise UserError(
             f"expected an --out that no other run writes, got {str(folder)!r}, which one does "

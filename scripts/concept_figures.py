@@ -61,7 +61,8 @@ def level_set() -> Drawn:
     x, y = torch.meshgrid(even(-2.4, 5.4, 161), even(-2.2, 3.7, 121), indexing="xy")
     at = torch.stack((x, y), -1)
     heights = problem.loss(at.unsqueeze(-2))[..., 0] / problem.loss(start)
-    plane.contour(x, y, heights, levels=[0.04, 0.2, 0.5, 2, 4, 8], colors="0.75", linewidths=0.8)
+    grid, levels = (x.numpy(), y.numpy(), heights.numpy()), [0.04, 0.2, 0.5, 2, 4, 8]
+    plane.contour(*grid, levels=levels, colors="0.75", linewidths=0.8)
     circle = problem.rotate(start.expand(200, 1, 2), even(0, 2 * math.pi, 200)[:, None])[:, 0]
     plane.plot(*circle.mT, color=BLACK, linewidth=1.6, label="level set of w: its orbit")
     numbers = {"rate": rate, "loss": float(problem.loss(start)), "steps": steps}

@@ -31,6 +31,7 @@ FOLDERS = (
     "randomness",
     "storage",
     "ranks",
+    "launch",
     "chain",
     "data",
     "problems",

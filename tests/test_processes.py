@@ -154,6 +154,67 @@ def test_processes_on_two_hosts_give_the_bytes_of_one(alone, tmp_path):
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
+@soak
+def test_a_signal_to_one_process_ends_all_with_one_line_and_a_checkpoint(tmp_path):
+    """Then resumed, by one process, to the bytes of one that was left alone."""
+    long = {"trajectories": "400", "validation_every": "200"}
+    out = tmp_path / "two"
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    both = [
+        start(str(TRAIN), *flags(out, **long), env=ENVIRONMENT | environment | {"RANK": rank})
+        for rank in "01"
+    ]
+    wait_for(lambda: list(out.glob("tensorboard/events*")), both[0])
+    time.sleep(0.3)
+    both[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [143, 143], errors
+    assert [text.count("interrupted at trajectory") for text in errors] == [1, 0]
+    assert (out / FILES[0]).exists()
+    again = start(str(TRAIN), *flags(out, "--resume", **long))
+    whole = start(str(TRAIN), *flags(tmp_path / "one", **long))
+    for process in (again, whole):
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+    for name in FILES[:2]:
+        assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+@soak
+def test_a_refused_command_is_refused_after_a_restart_too_and_in_one_line(tmp_path):
+    out = tmp_path / "out"
+    small = ["--problems", "2", "--steps", "2", "--together", "1", "--out", str(out)]
+    first = start(str(EVAL), "--methods", "gd", *small)
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    process = torchrun(2, str(EVAL), "--methods", "adam", *small, restarts=1)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode != 0
+    complaints = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(complaints) == 2  # the first try and the restart, by the first process each
+    assert all("add --overwrite" in line for line in complaints)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+@soak
+def test_processes_with_other_flags_are_told_so(tmp_path):
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    both = [
+        start(
+            str(TRAIN),
+            *flags(tmp_path / "out", seed=rank),
+            env=ENVIRONMENT | environment | {"RANK": rank},
+        )
+        for rank in "01"
+    ]
+    for process in both:
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 2
+        assert "expected the same config and torch in all 2 processes" in errors
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_rank_waits_no_longer_than_it_is_told(capsys):
     """Alone where two are expected: one line, after the time given."""
     environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}

@@ -168,7 +168,7 @@ def cli(monkeypatch, capsys):
 
 
 def snapshot(out: Path) -> dict[str, tuple[bytes, int]]:
-    files = [p for p in sorted(out.rglob("*")) if p.is_file()]
+    files = [p for p in sorted(out.rglob("*")) if p.is_file() and p.name != ".lock"]
     return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
 
 

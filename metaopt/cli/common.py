@@ -42,12 +42,12 @@ class Parser(ArgumentParser):
         """``--device``, for :func:`pick_device`."""
         self.add_argument("--device", type=str, default="cpu", help="cpu, cuda or cuda:N")
 
-    def add_timeout(self) -> None:
-        """``--timeout``, for :func:`metaopt.ranks.joined`."""
+    def add_timeout(self, seconds: float = TIMEOUT) -> None:
+        """``--timeout``, for :func:`metaopt.launch.joined`."""
         self.add_argument(
             "--timeout",
             type=float,
-            default=TIMEOUT,
+            default=seconds,
             help="under torchrun: seconds to wait for the slowest process",
         )
 

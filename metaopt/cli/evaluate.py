@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from metaopt.cli.common import Parser, guarded, pick_device, set_threads, take
@@ -17,11 +18,11 @@ from metaopt.evaluation.evaluate import Result, evaluate
 from metaopt.evaluation.figure import loss_figure
 from metaopt.evaluation.methods import default_methods, known_methods, resolve
 from metaopt.evaluation.report import html_report
-from metaopt.evaluation.results import MANIFEST, RESULTS, STRANGE, read_results, save
+from metaopt.evaluation.results import MANIFEST, RESULTS, STRANGE, previous, read_results, save
 from metaopt.evaluation.statistics import FLOOR
 from metaopt.evaluation.table import as_text, summarise
+from metaopt.launch import joined, note_start, restarted
 from metaopt.problems import PAPER_TEST_SEEDS, RegressionFamily, check_seeds, first_seeds
-from metaopt.ranks import joined, restarted
 from metaopt.storage import locked, remove_leftovers, write_atomically
 
 FIGURE = "loss.png"
@@ -72,7 +73,7 @@ def build_parser() -> Parser:
     parser.add_switch("--tensorboard", "also write mean log10 losses as TensorBoard scalars")
     parser.add_threads()
     parser.add_device()
-    parser.add_timeout()
+    parser.add_timeout(1800.0)  # processes meet once a method, and nothing is kept before the end
     parser.add_class_arguments(RegressionFamily)
     return parser
 
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",")] if names else []
     if values.verify_results:
+        _check_nothing_else(values)
         if not verify(list(dict.fromkeys(names))):
             raise SystemExit(1)
         return
@@ -98,8 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = check_seeds(parse_seeds(values.seeds, values.problems), "test")
     out = Path(values.out)
     device = pick_device(values.device)
-    with joined(device, values.timeout) as ranks, locked(out) if ranks.first else nullcontext():
-        ranks.from_first(lambda: _check_out(out, values.overwrite or restarted()))
+    asked = f"{names} {family} {seeds} {values.steps} {values.together} {torch.__version__}"
+    with joined(device, values.timeout) as ranks, ExitStack() as held:
+        ranks.check_same(asked, "command and torch")
+        ranks.from_first(lambda: _take(out, values.overwrite or restarted(out), held))
         results: list[Result] = []
         for result in evaluate(
             methods, family, seeds, values.steps, values.together, ranks, device
@@ -148,13 +152,29 @@ def _drawn(results: list[Result], manifest: dict[str, Any]) -> tuple[str, bytes,
     return as_text(lines, manifest["config"]["steps"]), loss_figure(results, title), page
 
 
-def _check_out(out: Path, overwrite: bool) -> bytes:
-    remove_leftovers(out, (RESULTS, MANIFEST, FIGURE, REPORT))
+def _check_nothing_else(values: Any) -> None:
+    """The README's table is of one family, 64 problems, 100 steps, on one CPU process."""
+    default = build_parser().get_defaults()
+    free = {"config", "methods", "threads", "out", "overwrite", "verify_results", "timeout"}
+    other = [k for k, v in values.items() if k not in free and v != default[k]]
+    if other:
+        raise UserError(
+            f"expected --verify-results with --methods and --threads alone, got --{other[0]}: "
+            f"leave it out"
+        )
+
+
+def _take(out: Path, overwrite: bool, held: ExitStack) -> bytes:
+    """The folder, for this run alone."""
+    held.enter_context(locked(out))
+    written = (RESULTS, MANIFEST, FIGURE, REPORT)
+    remove_leftovers(out, (*written, previous(RESULTS), previous(MANIFEST)))
     if (out / RESULTS).exists() and not overwrite:
         raise UserError(
             f"expected an --out without results, got {str(out)!r}, which holds some: add "
             f"--overwrite or choose another"
         )
+    note_start(out)
     return b""
 
 

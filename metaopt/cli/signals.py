@@ -24,7 +24,8 @@ def handling(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # of another language
+                signal.signal(number, handler)
 
 
 @contextmanager
@@ -40,12 +41,12 @@ def ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def noted() -> Iterator[Callable[[], int]]:
-    """Gives a function that says which of the two came, or 0; a second SIGINT ends at once."""
+    """Gives a function that says which of the two came first, or 0; then SIGINT ends at once."""
     came = 0
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal came
-        if came == number == signal.SIGINT:
+        if came and number == signal.SIGINT:
             raise KeyboardInterrupt
         came = came or number
 

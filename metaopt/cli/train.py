@@ -8,8 +8,8 @@ from pathlib import Path
 from metaopt.cli.common import Parser, guarded, pick_device, set_threads, take
 from metaopt.cli.signals import noted
 from metaopt.errors import Interrupted
+from metaopt.launch import joined, restarted
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
-from metaopt.ranks import joined, restarted
 from metaopt.training.run import run_training
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = pick_device(values.device)
     networks, spec = take(MetaOptimizerSpec, values), take(TrainingSpec, values)
     out = Path(values.out)
-    again = restarted()  # what this same command had saved before it failed
+    again = restarted(out)  # with what this same command had saved before it failed
     resume, overwrite = values.resume or again, values.overwrite and not again
     with joined(device, values.timeout) as ranks, noted() as stopped:
         trainer = Trainer(networks, spec, ranks, device)

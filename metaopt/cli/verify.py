@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from metaopt.errors import UserError
 from metaopt.evaluation.evaluate import Result, evaluate
 from metaopt.evaluation.methods import known_methods, resolve
-from metaopt.evaluation.reference import compare, reference
+from metaopt.evaluation.reference import (
+    FLOOR,
+    MEAN_TOLERANCE,
+    NEAR_FLOOR,
+    TOLERANCE,
+    WORST,
+    compare,
+    reference,
+)
 from metaopt.evaluation.table import number
 from metaopt.problems import RegressionFamily, first_seeds
 
@@ -34,11 +42,15 @@ def verify(asked: Sequence[str]) -> bool:
     cells = list(compare(results, table))
     differing = [cell for cell in cells if not cell.same]
     for cell in differing:
-        place = "worst problem" if cell.where == "worst" else f"step {cell.where}"
+        place = "worst problem" if cell.where == WORST else f"step {cell.where}"
         shown, found = number(cell.shown), number(cell.found)
         print(f"{cell.method}, {place}: the README shows {shown}, this run gave {found}")
     same = len(cells) - len(differing)
-    print(f"{same} of {len(cells)} numbers of {len(results)} methods are the README's")
+    print(
+        f"{same} of {len(cells)} numbers of {len(results)} methods are the README's, within "
+        f"{100 * MEAN_TOLERANCE:g} % (worst problems {100 * TOLERANCE[WORST]:g} %, losses below "
+        f"{FLOOR:g} a factor of {NEAR_FLOOR:g})"
+    )
     return not differing
 
 
@@ -54,4 +66,10 @@ def _chosen(asked: Sequence[str], table: list[str]) -> list[str]:
     absent = [key for key in chosen if key.partition("@")[0] not in known_methods()]
     if absent:
         print(f"left out, as they need the extra 'rivals': {', '.join(absent)}", file=sys.stderr)
-    return [key for key in chosen if key not in absent]
+    present = [key for key in chosen if key not in absent]
+    if not present:
+        raise UserError(
+            f"expected a method that is installed, got {', '.join(absent)}: install the extra "
+            f"'rivals', or name others"
+        )
+    return present

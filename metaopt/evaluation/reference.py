@@ -13,6 +13,7 @@ import numpy as np
 
 from metaopt.errors import UserError
 from metaopt.evaluation.evaluate import Result
+from metaopt.evaluation.statistics import geometric_mean
 
 FILE = "reference.json"
 WORST = "worst"
@@ -33,7 +34,7 @@ class Compared(NamedTuple):
 
     @property
     def same(self) -> bool:
-        """Up to the digits that are shown, or rounding where only rounding is left."""
+        """Within 2 % (worst problems: 10 %), or a factor of 10 where only rounding is left."""
         low, high = sorted((self.shown, self.found))
         if not math.isfinite(high):
             return low == high
@@ -78,9 +79,9 @@ def compare(results: Sequence[Result], table: dict[str, dict[str, Any]]) -> Iter
         losses = result.losses
         for where, shown in table[result.method.name].items():
             if where == WORST:
-                found = float(np.max(losses[-1]))
+                found = float(losses[-1].max()) if np.isfinite(losses[-1]).all() else math.inf
             else:
-                found = float(np.exp(np.mean(np.log(losses[int(where)]))))
+                found = geometric_mean(losses[int(where)]).mean
             yield Compared(result.method.name, where, math.inf if shown is None else shown, found)
 
 

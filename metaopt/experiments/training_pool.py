@@ -30,11 +30,18 @@ def train_all(jobs: Sequence[Job], processes: int) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         futures = {pool.submit(train_one, *job): job[1] for job in jobs}
-        for future in tqdm(as_completed(futures), total=len(futures), desc="training", unit="run"):
-            try:
-                future.result()
-            except UserError as error:
-                failed.append(f"{futures[future]}: {error}")
+        done = tqdm(as_completed(futures), total=len(futures), desc="training", unit="run")
+        try:
+            for future in done:
+                try:
+                    future.result()
+                except UserError as error:
+                    failed.append(f"{futures[future]}: {error}")
+        except BaseException:  # a signal: end at once; each run goes on from its last checkpoint
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
     if failed:
         raise UserError("; ".join(failed))
 

@@ -81,7 +81,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         header = json.loads(metadata[FORMAT])
         canonical = json.dumps(header, sort_keys=True) == metadata[FORMAT]
         digest = str(header.pop("sha256"))

@@ -12,10 +12,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from metaopt.errors import Interrupted, UserError
+from metaopt.launch import note_start
 from metaopt.learned.checkpoint import (
     Checkpoint,
     checkpoint_bytes,
@@ -64,8 +66,8 @@ def run_training(
     if overwrite and resume:
         raise UserError("expected --resume or --overwrite, got both: choose one")
     first = trainer.ranks.first
-    with locked(out) if first else contextlib.nullcontext():
-        last = _last(trainer, out, resume, overwrite)
+    with contextlib.ExitStack() as held:
+        last = _last(trainer, out, resume, overwrite, held)
         if last is not None:
             unpack(trainer, last)
             if first:
@@ -76,16 +78,26 @@ def run_training(
     return False
 
 
-def _last(trainer: Trainer, out: Path, resume: bool, overwrite: bool) -> Checkpoint | None:
-    """The state to go on from, the same in all processes; None to start."""
+def _last(
+    trainer: Trainer, out: Path, resume: bool, overwrite: bool, held: contextlib.ExitStack
+) -> Checkpoint | None:
+    """The state to go on from, the same in all processes; None to start.
+
+    Args:
+        held: gets the folder's lock, in the first process.
+    """
+    given = f"{trainer.meta.spec} {trainer.spec} {torch.__version__}"
+    trainer.ranks.check_same(given, "config and torch")
 
     def prepare() -> bytes:
+        held.enter_context(locked(out))
         if overwrite:
             for name in (LAST, PREVIOUS, BEST):
                 (out / name).unlink(missing_ok=True)
             shutil.rmtree(out / CURVES, ignore_errors=True)
         remove_leftovers(out, (LAST, PREVIOUS, BEST))
         if not (out / LAST).exists():
+            note_start(out)
             return b""
         if not resume:
             raise UserError(
@@ -93,6 +105,7 @@ def _last(trainer: Trainer, out: Path, resume: bool, overwrite: bool) -> Checkpo
                 f"--resume to go on with it or --overwrite to lose it"
             )
         _read(out)
+        note_start(out)
         return (out / LAST).read_bytes()
 
     data = trainer.ranks.from_first(prepare)

@@ -100,7 +100,7 @@ def _check_shapes(trainer: Trainer, checkpoint: Checkpoint) -> None:
     }
     expected = {META + name: tensor for name, tensor in networks.items()}
     expected |= {"generator": trainer.generator.get_state()}
-    expected |= stepped if facts["meta_steps"] else fresh
+    expected |= stepped if f"{ADAM}0/step" in checkpoint.tensors else fresh
     if facts["best_score"] is not None:
         expected |= {BEST + name: tensor for name, tensor in networks.items()}
         then = stepped if f"{BEST_STATE}{ADAM}0/step" in checkpoint.tensors else fresh
