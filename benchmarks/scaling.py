@@ -125,7 +125,10 @@ def show(numbers: Numbers) -> None:
 
 def measured(options: argparse.Namespace) -> Numbers:
     """All that was asked for."""
-    wanted = options.axes.split(",") if options.axes else [*AXES, "processes", "parts"]
+    known = [*AXES, "processes", "parts"]
+    wanted = options.axes.split(",") if options.axes else known
+    if not set(wanted) <= set(known):
+        raise SystemExit(f"expected axes of {', '.join(known)}, got {options.axes!r}: name some")
     axes: Numbers = {
         name: {task: axis(name, task, options) for task in TASKS if (name, task) != NO_WINDOW}
         for name in AXES

@@ -23,11 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaopt.evaluation.rollout import rollout
 from metaopt.experiments.recipes import SHIPPED
+from metaopt.launch import joined
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.problems import RegressionFamily
-from metaopt.ranks import ALONE, CPU, Ranks, joined
+from metaopt.ranks import ALONE, CPU, Ranks
 from metaopt.training.mixture import Drawn
 from metaopt.training.sources import SOURCES, Source
 from metaopt.training.spec import TrainingSpec

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler as schedulers
 
-from metaopt import LearnedOptimizer
+from metaopt import LearnedOptimizer, UserError
 
 NETWORKS = pytest.mark.parametrize("make", [mlp, conv_net])
 SHIPPED = pytest.mark.parametrize("name", ["lstm_update", "lstm_update_tele", "lstm_lr_tele"])
@@ -277,3 +277,17 @@ def test_the_lr_of_each_group_scales_its_step():
         factor = 0.5 if index < len(steps[1.0]) - 1 else 0.25
         torch.testing.assert_close(half, factor * whole, rtol=1e-9, atol=1e-14)
         assert whole.abs().max() > 0
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+@pytest.mark.parametrize("name", ["lstm_update_tele", "lstm_layerwise"])
+def test_a_state_of_another_kind_of_optimizer_is_refused(name, stepped):
+    model = torch.nn.Linear(3, 2)
+    adam = torch.optim.Adam(model.parameters())
+    if stepped:
+        model(torch.ones(4, 3)).sum().backward()
+        adam.step()
+    optimizer = LearnedOptimizer(model, name)
+    with pytest.raises(UserError, match="an optimizer with weight_decay"):
+        optimizer.load_state_dict(adam.state_dict())
+    assert optimizer.param_groups[0]["lr"] == 1.0

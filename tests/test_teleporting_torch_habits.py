@@ -169,3 +169,13 @@ def test_frozen_layers_stay_and_are_reported():
     optimizer.teleport(*data(20))
     assert torch.equal(model[0].weight, first)
     assert "frozen" in optimizer.report()
+
+
+def test_a_state_of_the_base_alone_is_refused_with_what_to_do():
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 4), torch.nn.LeakyReLU(0.1), torch.nn.Linear(4, 2)
+    )
+    base = torch.optim.Adam(model.parameters())
+    optimizer = TeleportingOptimizer(base, model, torch.nn.MSELoss(), schedule=[1])
+    with pytest.raises(UserError, match=r"got one with state, param_groups: load .* the base"):
+        optimizer.load_state_dict(base.state_dict())

@@ -17,7 +17,7 @@ from metaopt.evaluation.reference import (
     compare,
     reference,
 )
-from metaopt.evaluation.table import number
+from metaopt.evaluation.table import as_text, number, summarise
 from metaopt.problems import RegressionFamily, first_seeds
 
 
@@ -39,6 +39,7 @@ def verify(asked: Sequence[str]) -> bool:
         results.append(result)
         done = f"evaluated {result.method.name} ({len(results)} of {len(names)})"
         print(done, file=sys.stderr, flush=True)
+    print(as_text(summarise(results), steps))
     cells = list(compare(results, table))
     differing = [cell for cell in cells if not cell.same]
     for cell in differing:

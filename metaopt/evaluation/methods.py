@@ -111,6 +111,7 @@ HAND_MADE: dict[str, Method] = {
 }
 """Every hand-made method by name."""
 
+RIVALS = ("shampoo", "soap")
 if find_spec("pytorch_optimizer"):  # the extra "rivals"
     HAND_MADE |= {
         "shampoo": Method("shampoo", _from_rivals("Shampoo"), 3.0),
@@ -150,6 +151,11 @@ def resolve(text: str) -> Method:
     if text.endswith(".safetensors"):
         return learned_method(text, text)
     name, at, rate_text = text.partition("@")
+    if name in RIVALS and name not in HAND_MADE:
+        raise UserError(
+            f"expected the package pytorch_optimizer for {name}, got none: "
+            f"pip install 'metaopt[rivals]'"
+        )
     if name not in known_methods():
         raise UserError(
             f"expected a method of {', '.join(known_methods())}, or the path of a .safetensors "

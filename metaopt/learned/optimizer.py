@@ -213,6 +213,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Raises:
             UserError: if they are of another one.
         """
+        if any("weight_decay" in group for group in state_dict.get("param_groups", ())):
+            raise UserError(
+                "expected a state of a LearnedOptimizer, got one of an optimizer with "
+                "weight_decay, which it does not have: start from a fresh state"
+            )
         expected = [_shapes(body.init_state(self.meta)) for body in self.bodies]
         loaded = state_dict.get("state", {}).get("learned")
         if loaded is not None and [_shapes(state) for state in loaded] != expected:

@@ -15,6 +15,7 @@ from metaopt.network.loss import LossOnBatch
 from metaopt.network.move import Judge, NetworkMove
 from metaopt.optim.buffers import POLICIES, check_transport, reset, transport
 from metaopt.optim.schedule import Schedule, as_predicate
+from metaopt.optim.state import check_own_state
 from metaopt.optim.subject import AUTO, Batch, NetworkSubject, batch_of, make_subject
 from metaopt.symmetry import GroupAction, Teleported
 from metaopt.symmetry.orbit import Orbit
@@ -144,9 +145,8 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`, which stays as it is."""
-        self.base.load_state_dict(copy.deepcopy(state_dict["base"]))
-        self.steps = state_dict["steps"]
-        self.undone = state_dict["undone"]
+        self.base.load_state_dict(copy.deepcopy(check_own_state(state_dict)["base"]))
+        self.steps, self.undone = state_dict["steps"], state_dict["undone"]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As the base does."""
