@@ -178,7 +178,7 @@ def whitening() -> Drawn:
     losses, defects = [float(r.losses[0]) for r in runs], [float(r.defects[1]) for r in runs]
     first_held = [math.isnan(defect) for defect in defects].index(True)
     figure, (eigenvalues, loss) = panels()
-    rows = torch.stack(values)
+    rows = torch.stack(values).numpy()
     eigenvalues.semilogy(rows, color=GREY, linewidth=0.8)
     eigenvalues.semilogy(rows[:, -1], "-", color=BLACK, linewidth=1.8, label="the largest")
     eigenvalues.semilogy(rows[:, 0], "--", color=BLACK, linewidth=1.8, label="the smallest")

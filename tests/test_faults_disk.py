@@ -45,7 +45,7 @@ def test_a_disk_that_fills_during_training_ends_it_in_a_line_and_it_goes_on_late
 ):
     out = small_disk / "run"
     filler = small_disk / "filler"
-    process = start(str(TRAIN), *flags(out, trajectories="400"))
+    process = start(str(TRAIN), *flags(out, trajectories="200"))
     deadline = time.monotonic() + 60
     while not (out / FILES[0]).exists():
         assert process.poll() is None
@@ -62,11 +62,11 @@ def test_a_disk_that_fills_during_training_ends_it_in_a_line_and_it_goes_on_late
     assert "No space left" in line
     assert "--resume" in line
     kept = read_checkpoint(out / FILES[0]).facts["trajectories"]
-    assert 0 < kept < 400
+    assert 0 < kept < 200
     filler.unlink()
-    assert ended(start(str(TRAIN), *flags(out, "--resume", trajectories="400")))[0] == 0
+    assert ended(start(str(TRAIN), *flags(out, "--resume", trajectories="200")))[0] == 0
     alone = tmp_path / "alone"
-    assert ended(start(str(TRAIN), *flags(alone, trajectories="400")))[0] == 0
+    assert ended(start(str(TRAIN), *flags(alone, trajectories="200")))[0] == 0
     assert contents(out) == contents(alone)
 
 

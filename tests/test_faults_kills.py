@@ -102,7 +102,7 @@ def test_a_signal_ends_a_training_with_a_checkpoint_a_line_and_its_exit_code(tmp
     number = signal.Signals[name]
     script = str(Path(__file__).parents[1] / "train_meta.py")
     out = tmp_path / "stopped"
-    long = {"trajectories": "400", "validation_every": "200"}  # no checkpoint of its own by then
+    long = {"trajectories": "200", "validation_every": "100"}  # no checkpoint of its own by then
     process = start(script, *flags(out, **long))
     deadline = time.monotonic() + 60
     while not list(out.glob("tensorboard/events*")):
@@ -120,7 +120,7 @@ def test_a_signal_ends_a_training_with_a_checkpoint_a_line_and_its_exit_code(tmp
     assert "Traceback" not in errors
     kept = read_checkpoint(out / "last.safetensors").facts["trajectories"]
     assert line.split()[3].rstrip(",") == str(kept)
-    assert 0 < kept < 400
+    assert 0 < kept < 200
     done = [
         start(script, *flags(where, *switches, **long))
         for where, switches in ((out, ["--resume"]), (tmp_path / "alone", []))

@@ -157,7 +157,7 @@ def test_processes_on_two_hosts_give_the_bytes_of_one(alone, tmp_path):
 @soak
 def test_a_signal_to_one_process_ends_all_with_one_line_and_a_checkpoint(tmp_path):
     """Then resumed, by one process, to the bytes of one that was left alone."""
-    long = {"trajectories": "400", "validation_every": "200"}
+    long = {"trajectories": "200", "validation_every": "100"}
     out = tmp_path / "two"
     environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     both = [

@@ -12,11 +12,12 @@ import torch
 from metaopt import storage
 from metaopt.cli.train import entry
 from metaopt.errors import UserError
-from metaopt.learned.checkpoint import load_meta_optimizer, read_checkpoint
+from metaopt.learned.checkpoint import load_meta_optimizer, read_checkpoint, write_checkpoint
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
 from metaopt.training import run as run_module
 from metaopt.training.run import run_training
 from metaopt.training.spec import TrainingSpec
+from metaopt.training.state import pack, unpack
 from metaopt.training.trainer import Trainer
 
 SCRIPT = Path(__file__).parent.parent / "train_meta.py"
@@ -241,3 +242,19 @@ def test_bad_flags_give_one_line_and_exit_code_2(cli, tmp_path, flag, value):
     assert message.count("\n") == 1
     assert flag in message or value in message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_went_back_to_networks_before_any_meta_step_resumes(tmp_path):
+    """Adam has no moments then, though meta-steps were made."""
+    trainer = make_trainer(rollback=1e-9)
+    trainer.validate()
+    trainer.best_score = -100.0
+    for _ in range(2):
+        trainer.train_batch()
+    trainer.validate()
+    assert (trainer.rollbacks, trainer.meta_steps > 0) == (1, True)
+    write_checkpoint(tmp_path / FILES[0], *pack(trainer))
+    again = make_trainer(rollback=1e-9)
+    unpack(again, read_checkpoint(tmp_path / FILES[0]))
+    assert again.rollbacks == 1
+    assert not again.adam.state_dict()["state"]

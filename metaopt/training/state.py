@@ -100,11 +100,13 @@ def _check_shapes(trainer: Trainer, checkpoint: Checkpoint) -> None:
     }
     expected = {META + name: tensor for name, tensor in networks.items()}
     expected |= {"generator": trainer.generator.get_state()}
-    expected |= stepped if f"{ADAM}0/step" in checkpoint.tensors else fresh
+    moments, then = (f"{prefix}{ADAM}0/step" in checkpoint.tensors for prefix in ("", BEST_STATE))
+    back_at_the_start = facts["rollbacks"] > 0 and not then and not moments
+    expected |= stepped if facts["meta_steps"] and not back_at_the_start else fresh
     if facts["best_score"] is not None:
         expected |= {BEST + name: tensor for name, tensor in networks.items()}
-        then = stepped if f"{BEST_STATE}{ADAM}0/step" in checkpoint.tensors else fresh
-        expected |= {BEST_STATE + name: tensor for name, tensor in then.items()}
+        best_state = stepped if then else fresh
+        expected |= {BEST_STATE + name: tensor for name, tensor in best_state.items()}
     if _kinds(checkpoint.tensors) != _kinds(expected):
         raise ValueError("tensors of other names, shapes or types")
 
