@@ -61,8 +61,8 @@ def level_set() -> Drawn:
     x, y = torch.meshgrid(even(-2.4, 5.4, 161), even(-2.2, 3.7, 121), indexing="xy")
     at = torch.stack((x, y), -1)
     heights = problem.loss(at.unsqueeze(-2))[..., 0] / problem.loss(start)
-    grid, levels = (x.numpy(), y.numpy(), heights.numpy()), [0.04, 0.2, 0.5, 2, 4, 8]
-    plane.contour(*grid, levels=levels, colors="0.75", linewidths=0.8)
+    grid = (t.numpy() for t in (x, y, heights))
+    plane.contour(*grid, levels=[0.04, 0.2, 0.5, 2, 4, 8], colors="0.75", linewidths=0.8)
     circle = problem.rotate(start.expand(200, 1, 2), even(0, 2 * math.pi, 200)[:, None])[:, 0]
     plane.plot(*circle.mT, color=BLACK, linewidth=1.6, label="level set of w: its orbit")
     numbers = {"rate": rate, "loss": float(problem.loss(start)), "steps": steps}
@@ -233,7 +233,8 @@ def sharpness() -> Drawn:
     network = ScalarNetwork.fitted(torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64), 1.0)
     figure, (plane, along) = panels()
     u, v = torch.meshgrid(even(0.02, 3.6, 181), even(0.02, 3.6, 181), indexing="xy")
-    plane.contour(u, v, network(torch.stack((u, v), -1)), levels=[0.1, 0.3, 1, 3, 9], colors="0.7")
+    heights = (t.numpy() for t in (u, v, network(torch.stack((u, v), -1))))
+    plane.contour(*heights, levels=[0.1, 0.3, 1, 3, 9], colors="0.7")
     scales = even(0.3, 3.33, 200)
     curve = [network.minimizer(float(g)) for g in scales]
     plane.plot(*torch.stack(curve).mT, color=BLACK, linewidth=1.6, label="minima: one orbit")
