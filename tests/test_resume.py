@@ -203,7 +203,9 @@ SHORT = {"trajectories": "4"}
 
 def test_the_switches_of_the_command_line(cli, tmp_path):
     out = tmp_path / "deep" / "run"
-    assert cli(out, "--resume", **SHORT)[0] == 0  # nothing there yet: it starts
+    code, said = cli(out, "--resume", **SHORT)  # nothing there yet: it starts, and says so
+    assert code == 0
+    assert said.startswith(f"no checkpoint to resume in {str(out)!r}: starting anew\n")
     finished = snapshot(out)
     assert len([name for name in finished if name.endswith(".safetensors")]) == 3
 

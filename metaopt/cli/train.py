@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from metaopt.cli.signals import noted
 from metaopt.errors import Interrupted
 from metaopt.launch import joined, restarted
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
-from metaopt.training.run import run_training
+from metaopt.training.run import LAST, run_training
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer
 
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     resume, overwrite = values.resume or again, values.overwrite and not again
     with joined(device, values.timeout) as ranks, noted() as stopped:
         trainer = Trainer(networks, spec, ranks, device)
+        if resume and ranks.first and not (out / LAST).exists():
+            print(f"no checkpoint to resume in {str(out)!r}: starting anew", file=sys.stderr)
         try:
             done_before = run_training(trainer, out, resume, overwrite, stopped)
         except Interrupted as end:
