@@ -137,8 +137,9 @@ def _check_same(what: str, now: dict[str, Any], then: dict[str, Any] | None) -> 
     differing = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k))
     if differing:
         field = differing[0]
-        raise UserError(
+        line = (
             f"expected the {what} config of the run to resume, got another {', '.join(differing)} "
             f"({field}: {then.get(field)} then, {now.get(field)} now): use its config, or "
             f"another --out"
         )
+        raise UserError(" ".join(line.split()))  # a file may name fields as it likes

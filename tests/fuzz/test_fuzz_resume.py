@@ -91,6 +91,7 @@ facts_of_a_run = st.sampled_from((*COUNTERS, "best_score", "spec", "training"))
 @example({"spec": [1]})
 @example({"training": "x"})
 @example({"training": 3})
+@example({"spec": {"\n": False}})
 def test_facts(facts: dict[str, Any]) -> None:
     """With a right checksum."""
     resumed(checkpoint_bytes(HALF.tensors, HALF.facts | facts))
