@@ -68,6 +68,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file; none has a name that is too long for the system."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def keep_previous(path: Path, previous: Path) -> None:
     """Give the file at ``path`` the name ``previous`` as well, in the place of what has it.
 

@@ -289,8 +289,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     numbers = draw_all(options.out)
-    for name, value in numbers.items():
-        print(f"{name:30} {value:.6g}")
+    print("\n".join(f"{name:30} {value:.6g}" for name, value in numbers.items()))
     if options.page:
         text = options.page.read_text()
         text = QUOTED.sub(lambda m: f"{written(numbers[m[1]])}<!--{m[1]}-->", text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from script_cases import load
 
 from metaopt.evaluation.evaluate import Result
 from metaopt.evaluation.methods import HAND_MADE
@@ -122,9 +122,4 @@ class Page(HTMLParser):
 
 def screenshot_script() -> ModuleType:
     """``scripts/screenshot.py``."""
-    spec = importlib.util.spec_from_file_location("screenshot", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import ModuleType
 
 import pytest
 from matplotlib.image import imread
+from script_cases import load
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "concepts.md"
@@ -19,13 +19,7 @@ ROUNDING = 1e-6  # a number below is rounding, of which the size alone can be to
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = ROOT / "scripts" / "concept_figures.py"
-    spec = importlib.util.spec_from_file_location("concept_figures", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(ROOT / "scripts" / "concept_figures.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from script_cases import load
 
 from metaopt.chain import Layer, LeakyReLU
 from metaopt.evaluation.methods import HAND_MADE
@@ -43,13 +43,7 @@ def _tables_as_they_were() -> Iterator[None]:
 
 def example(name: str) -> ModuleType:
     """The module of a file of docs/examples."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / "examples" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    return load(DOCS / "examples" / f"{name}.py")
 
 
 def test_the_page_shows_every_example_whole() -> None:

@@ -1,12 +1,12 @@
 """``scripts/publish.py``: ships the best on validation problems, and fills the pages."""
 
-import importlib.util
 import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from script_cases import load
 
 from metaopt.experiments.recipes import SHIPPED
 from metaopt.learned.checkpoint import pretrained_path
@@ -21,9 +21,7 @@ PAGE = (
 @pytest.fixture
 def publish(tmp_path, monkeypatch):
     """The script, with a root of its own."""
-    spec = importlib.util.spec_from_file_location("publish", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load(SCRIPT)
     root = tmp_path / "root"
     for folder in ("docs/figures", "metaopt/learned/pretrained"):
         (root / folder).mkdir(parents=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from metaopt.cli.common import Parser, guarded, pick_device, set_threads, take
-from metaopt.cli.verify import verify
+from metaopt.cli.verify import announced, verify
 from metaopt.errors import UserError
 from metaopt.evaluation.evaluate import Result, evaluate
 from metaopt.evaluation.figure import loss_figure
@@ -104,14 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with joined(device, values.timeout) as ranks, ExitStack() as held:
         ranks.check_same(asked, "command and torch")
         ranks.from_first(lambda: _take(out, values.overwrite or restarted(out), held))
-        results: list[Result] = []
-        for result in evaluate(
-            methods, family, seeds, values.steps, values.together, ranks, device
-        ):
-            results.append(result)
-            if ranks.first:
-                done = f"evaluated {result.method.name} ({len(results)} of {len(methods)})"
-                print(done, file=sys.stderr, flush=True)
+        running = evaluate(methods, family, seeds, values.steps, values.together, ranks, device)
+        results = announced(running, len(methods), loud=ranks.first)
         if ranks.first:
             save(out, results, seeds, family, values.steps)
             draw(out, values.tensorboard)

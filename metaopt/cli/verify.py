@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from metaopt.errors import UserError
 from metaopt.evaluation.evaluate import Result, evaluate
@@ -34,11 +34,8 @@ def verify(asked: Sequence[str]) -> bool:
     table = known["methods"]
     names = _chosen(asked, list(table))
     steps, seeds = known["steps"], first_seeds("test", known["problems"])
-    results: list[Result] = []
-    for result in evaluate([resolve(name) for name in names], RegressionFamily(), seeds, steps):
-        results.append(result)
-        done = f"evaluated {result.method.name} ({len(results)} of {len(names)})"
-        print(done, file=sys.stderr, flush=True)
+    methods = [resolve(name) for name in names]
+    results = announced(evaluate(methods, RegressionFamily(), seeds, steps), len(names))
     print(as_text(summarise(results), steps))
     cells = list(compare(results, table))
     differing = [cell for cell in cells if not cell.same]
@@ -53,6 +50,17 @@ def verify(asked: Sequence[str]) -> bool:
         f"{FLOOR:g} a factor of {NEAR_FLOOR:g})"
     )
     return not differing
+
+
+def announced(results: Iterable[Result], count: int, loud: bool = True) -> list[Result]:
+    """All of them, each named on stderr as it comes."""
+    done: list[Result] = []
+    for result in results:
+        done.append(result)
+        if loud:
+            line = f"evaluated {result.method.name} ({len(done)} of {count})"
+            print(line, file=sys.stderr, flush=True)
+    return done
 
 
 def _chosen(asked: Sequence[str], table: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from metaopt.errors import UserError
+from metaopt.storage import is_file
 
 GZIP = b"\x1f\x8b"  # no IDX file and no CIFAR file starts with it
 
@@ -46,11 +47,3 @@ def find(folders: Sequence[Path], name: str) -> Path | None:
     """The first file of that name, or of that name with ``.gz``, in one of ``folders``."""
     places = (folder / file for folder in folders for file in (name, f"{name}.gz"))
     return next((path for path in places if is_file(path)), None)
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is a file; none has a name that is too long for the system."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False

@@ -9,11 +9,9 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from metaopt.errors import UserError
 from metaopt.evaluation.evaluate import Result
-from metaopt.evaluation.statistics import geometric_mean
+from metaopt.evaluation.statistics import geometric_mean, worst
 
 FILE = "reference.json"
 WORST = "worst"
@@ -78,10 +76,8 @@ def compare(results: Sequence[Result], table: dict[str, dict[str, Any]]) -> Iter
     for result in results:
         losses = result.losses
         for where, shown in table[result.method.name].items():
-            if where == WORST:
-                found = float(losses[-1].max()) if np.isfinite(losses[-1]).all() else math.inf
-            else:
-                found = geometric_mean(losses[int(where)]).mean
+            last = where == WORST
+            found = worst(losses[-1]) if last else geometric_mean(losses[int(where)]).mean
             yield Compared(result.method.name, where, math.inf if shown is None else shown, found)
 
 

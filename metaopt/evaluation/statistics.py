@@ -73,3 +73,8 @@ def _bootstrap(logs: NDArray[np.float64], seed: int) -> tuple[float, float]:
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def worst(losses: NDArray[np.float64]) -> float:
+    """The largest over problems, ``(B,)``; infinity where one is not finite."""
+    return float(losses.max()) if np.isfinite(losses).all() else math.inf

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from metaopt.evaluation.evaluate import Result
-from metaopt.evaluation.statistics import GeometricMean, geometric_mean
+from metaopt.evaluation.statistics import GeometricMean, geometric_mean, worst
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def _line(result: Result) -> Line:
     return Line(
         result.method.name,
         tuple(geometric_mean(losses[t]) for t in reported_steps(len(losses) - 1)),
-        float(last.max()) if finite.all() else math.inf,
+        worst(last),
         int((~finite).sum()),
         float(defects.median()) if len(defects) else math.nan,
         int(run.refused.sum()),

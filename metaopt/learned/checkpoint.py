@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metaopt.errors import UserError
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
-from metaopt.storage import write_together
+from metaopt.storage import is_file, write_together
 
 FORMAT = "metaopt"
 VERSION = 1
@@ -74,7 +74,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             this code does not know.
     """
     path = Path(path)
-    if not _is_file(path):
+    if not is_file(path):
         raise UserError(
             f"expected a checkpoint file, got {str(path)!r}, which does not exist: check the path"
         )
@@ -178,13 +178,6 @@ def pretrained_card(name: str) -> str:
     '# lstm_update'
     """
     return pretrained_path(name).with_suffix(".md").read_text(encoding="utf-8")
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long
-        return False
 
 
 def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
