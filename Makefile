@@ -53,28 +53,28 @@ train: $(STAMP) ## meta-train LSTM(update,tele), resuming what is there
 	$(BIN)/python train_meta.py --config configs/lstm_update_tele.yaml --resume
 
 study: $(STAMP) ## train, tune and measure all of Figure 6, resuming what is there (hours)
-	$(BIN)/python -m metaopt.experiments.learned_teleportation --out runs/study
+	$(BIN)/python -m studies.learned_teleportation --out runs/study
 
 controls: $(STAMP) ## why it wins: the same with one thing changed, resuming what is there (hours)
-	$(BIN)/python -m metaopt.experiments.controls --out runs/controls
+	$(BIN)/python -m studies.controls --out runs/controls
 
 families: $(STAMP) ## the shipped optimizer on problems unlike those it was trained on
-	$(BIN)/python -m metaopt.experiments.families --out runs/families
+	$(BIN)/python -m studies.families --out runs/families
 
 optimizers: $(STAMP) ## section 5.1 and appendix G on real data; needs MNIST in $$METAOPT_DATA
 	for study in mnist momentum adagrad; do \
-	  $(BIN)/python -m metaopt.experiments.optimizers $$study --out runs/optimizers || exit; done
+	  $(BIN)/python -m studies.optimizers $$study --out runs/optimizers || exit; done
 
 minibatches: $(STAMP) ## the layerwise optimizer against tuned rivals; needs MNIST in $$METAOPT_DATA
-	$(BIN)/python -m metaopt.experiments.minibatches --out runs/minibatches
+	$(BIN)/python -m studies.minibatches --out runs/minibatches
 
 generalization: $(STAMP) ## section 4 on real data; needs all three data sets in $$METAOPT_DATA
 	for data in mnist fashion-mnist cifar10; do for study in correlation teleport; do \
-	  $(BIN)/python -m metaopt.experiments.generalization $$study --dataset $$data \
+	  $(BIN)/python -m studies.generalization $$study --dataset $$data \
 	    --out runs/generalization || exit; done; done
 
 theory: $(STAMP) ## the paper's theorems against their bounds (minutes)
-	$(BIN)/python -m metaopt.experiments.convergence all
+	$(BIN)/python -m studies.convergence all
 
 publish: $(STAMP) ## ship the study's best optimizers, and put its tables and pictures into the docs
 	$(BIN)/python scripts/publish.py

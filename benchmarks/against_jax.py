@@ -23,7 +23,7 @@ from interleaved import interleaved
 from trajectory import UPDATE, training_problem, windows
 
 from metaopt.learned.meta_optimizer import MetaOptimizer
-from metaopt.problems import RegressionFamily
+from metaopt.tasks import RegressionFamily
 
 ONE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",

@@ -16,7 +16,7 @@ from metaopt.evaluation.rollout import rollout
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import RegressionFamily
+from metaopt.tasks import RegressionFamily
 
 
 def evaluate(meta: MetaOptimizer, seeds: range, steps: int) -> None:

@@ -7,7 +7,9 @@ python benchmarks/generalization.py [--models 100] [--steps 50] [--directions 20
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from command import parse
@@ -15,20 +17,23 @@ from interleaved import interleaved
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metaopt.chain import Activation, LayerChain
-from metaopt.experiments.generalization.moves import module_of
-from metaopt.experiments.generalization.networks import (
+from metaopt.measures.curvature import curvature, mean_curvature, random_elements
+from metaopt.measures.directions import unit_directions
+from metaopt.measures.sharpness import DISPLACEMENTS, sharpness
+from metaopt.symmetry import LayerInput, make_action
+from metaopt.symmetry.chain import Activation, LayerChain
+from metaopt.symmetry.orbit import ChainOrbit
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
+
+from studies.generalization.moves import module_of
+from studies.generalization.networks import (
     ALONE,
     SLOPE,
     initial_weights,
     single,
     train_epoch,
 )
-from metaopt.measures.curvature import curvature, mean_curvature, random_elements
-from metaopt.measures.directions import unit_directions
-from metaopt.measures.sharpness import DISPLACEMENTS, sharpness
-from metaopt.symmetry import LayerInput, make_action
-from metaopt.symmetry.orbit import ChainOrbit
 
 SIZES = (784, 16, 10, 10)
 MINIBATCH = 20

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array, lax
 
 from metaopt.learned.meta_optimizer import MetaOptimizer
-from metaopt.problems import Regression
+from metaopt.tasks import Regression
 
 TINY = 1e-30
 Weights = tuple[Array, Array]

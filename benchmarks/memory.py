@@ -16,13 +16,17 @@ import resource
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from command import integers
 from trajectory import training_problem, windows
 
-from metaopt.experiments.recipes import SHIPPED
 from metaopt.learned.meta_optimizer import MetaOptimizer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
+
+from studies.recipes import SHIPPED
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of ru_maxrss
 

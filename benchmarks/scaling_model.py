@@ -12,7 +12,9 @@ the relative error, none below 0.
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,10 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from metaopt.evaluation.figure import LINE_STYLES, MARKERS
-from metaopt.experiments.recipes import SHIPPED
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
+
+from studies.recipes import SHIPPED
 
 Numbers = dict[str, Any]
 LABELS = {

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,17 +23,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaopt.evaluation.rollout import rollout
-from metaopt.experiments.recipes import SHIPPED
 from metaopt.launch import joined
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import RegressionFamily
 from metaopt.ranks import ALONE, CPU, Ranks
+from metaopt.tasks import RegressionFamily
 from metaopt.training.mixture import Drawn
 from metaopt.training.sources import SOURCES, Source
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
+
+from studies.recipes import SHIPPED
 
 TRAINED, VALIDATION = 10**7, 10**6  # the first seeds of training and of validation
 STILL = 1e-12  # a learning rate that changes nothing

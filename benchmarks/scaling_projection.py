@@ -5,15 +5,20 @@ These are extrapolations: of the coefficients, and of eigenvectors at the larges
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from scaling_model import Numbers, modelled, seconds_features
 
-from metaopt.experiments.recipes import LAYERWISE, SHIPPED
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.training.shards import _FACTS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
+
+from studies.recipes import LAYERWISE, SHIPPED
 
 TRAJECTORIES = 10**6
 PROCESSES = 8
@@ -145,7 +150,7 @@ def _layerwise_state(width: int) -> list[Any]:
     """The tensors that the layerwise m1 keeps of one square matrix."""
     import torch
 
-    from metaopt.chain import LayerChain
+    from metaopt.symmetry.chain import LayerChain
 
     meta = MetaOptimizer(replace(LAYERWISE["lstm_layerwise"].networks))
     return meta.update.init_state(LayerChain((), ()), [torch.zeros(width, width)])[-4:]

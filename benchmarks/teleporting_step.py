@@ -8,7 +8,9 @@ python benchmarks/teleporting_step.py [--steps 500] [--repeats 15]
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from command import parse
@@ -16,7 +18,10 @@ from interleaved import interleaved
 from torch.nn import functional
 
 from metaopt import TeleportingOptimizer
-from metaopt.experiments.image_runs import BASES, network
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
+
+from studies.optimizers.image_runs import BASES, network
 
 
 def stepping(base: str, wrapped: bool, steps: int) -> Callable[[], None]:

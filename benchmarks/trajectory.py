@@ -5,17 +5,22 @@ All steps are run; the trainer ends a batch where nothing is left to learn.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
-from metaopt.experiments.recipes import SHIPPED, Recipe
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import Regression, RegressionFamily
+from metaopt.tasks import Regression, RegressionFamily
 from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.meta_loss import META_LOSSES, MetaLoss
 from metaopt.training.unroll import Window
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
+
+from studies.recipes import SHIPPED, Recipe
 
 UPDATE_TELE, UPDATE = SHIPPED["lstm_update_tele"], SHIPPED["lstm_update"]
 

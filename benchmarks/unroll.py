@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from pathlib import Path
 
 import torch
 from command import integers
 from interleaved import interleaved
 from trajectory import meta_loss, training_problem, windows
 
-from metaopt.experiments.recipes import SHIPPED, Recipe
 from metaopt.learned.meta_optimizer import MetaOptimizer
-from metaopt.problems import Regression
 from metaopt.symmetry import LayerInput
+from metaopt.tasks import Regression
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
+
+from studies.recipes import SHIPPED, Recipe
 
 
 def through_higher(recipe: Recipe, problem: Regression, meta: MetaOptimizer, steps: int) -> None:

@@ -20,7 +20,7 @@ from command import integers
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import LevenbergMarquardt
-from metaopt.problems import Regression, RegressionFamily
+from metaopt.tasks import Regression, RegressionFamily
 
 Build = Callable[[Regression], torch.optim.Optimizer]
 

@@ -1,6 +1,6 @@
 """Learned teleportation: learned optimizers that move a network's weights along symmetries."""
 
-from metaopt import measures, problems
+from metaopt import measures, tasks
 from metaopt.errors import UserError
 from metaopt.learned.checkpoint import load_meta_optimizer as load_pretrained
 from metaopt.learned.checkpoint import pretrained_card
@@ -18,5 +18,5 @@ __all__ = [
     "load_pretrained",
     "measures",
     "pretrained_card",
-    "problems",
+    "tasks",
 ]

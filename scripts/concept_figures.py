@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -22,14 +23,17 @@ from torch.func import functional_call
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import Problem, RegressionFamily
-from metaopt.problems.families_2d import Ellipses
-from metaopt.problems.scalar_network import ScalarNetwork
 from metaopt.storage import write_atomically
 from metaopt.symmetry import ACTIONS, LayerInput, gradient_norm, make_action, teleport
 from metaopt.symmetry.orbit import ChainOrbit
 from metaopt.symmetry.search import evaluate
+from metaopt.tasks import Problem, RegressionFamily
 from metaopt.training.spec import TrainingSpec
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
+
+from studies.functions.families_2d import Ellipses
+from studies.functions.scalar_network import ScalarNetwork
 
 BLUE, RED, BLACK, GREY = "#1f5fa8", "#c03028", "#202020", "#8a8a8a"
 QUOTED = re.compile(r"[-+\d.e]+<!--([\w.]+)-->")

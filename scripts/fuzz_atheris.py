@@ -17,9 +17,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["metaopt.data", "metaopt.learned.checkpoint"]):
-    from metaopt.data.idx import read_idx
+with atheris.instrument_imports(include=["metaopt.tasks.data", "metaopt.learned.checkpoint"]):
     from metaopt.learned.checkpoint import checkpoint_bytes, load_meta_optimizer, meta_tensors
+    from metaopt.tasks.data.idx import read_idx
 
 from metaopt.errors import UserError
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec

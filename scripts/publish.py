@@ -13,13 +13,17 @@ import argparse
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from metaopt.evaluation.reference import FILE, parse_table
-from metaopt.experiments.recipes import LAYERWISE, SHIPPED
 from metaopt.learned.checkpoint import read_checkpoint
 from metaopt.storage import write_atomically
 from metaopt.training.run import BEST
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
+
+from studies.recipes import LAYERWISE, SHIPPED
 
 ROOT = Path(__file__).parents[1]
 PAGES = tuple(ROOT / page for page in ("README.md", "docs/results.md", "docs/theory.md"))

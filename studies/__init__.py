@@ -1,1 +1,1 @@
-"""The paper's experiments, one module a study: ``python -m metaopt.experiments.NAME``."""
+"""The paper's experiments, one module a study: ``python -m studies.NAME``."""

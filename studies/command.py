@@ -6,8 +6,8 @@ from metaopt.cli.common import Parser
 
 
 def study_parser(module: str, description: str | None) -> Parser:
-    """Of ``python -m metaopt.experiments.MODULE``: ``--out``, ``--quick``, ``--threads``."""
-    parser = Parser(prog=f"python -m metaopt.experiments.{module}", description=description)
+    """Of ``python -m studies.MODULE``: ``--out``, ``--quick``, ``--threads``."""
+    parser = Parser(prog=f"python -m studies.{module}", description=description)
     parser.add_argument("--out", type=str, default=f"runs/{module}", help="folder of the study")
     parser.add_switch("--quick", "a minute's worth of it, to see that it runs")
     parser.add_threads()

@@ -1,6 +1,6 @@
 """Why learned teleportation wins: the same optimizer with one thing changed at a time.
 
-    python -m metaopt.experiments.controls --out runs/controls [--quick]
+    python -m studies.controls --out runs/controls [--quick]
 
 Two kinds. *Replaced*: the trained optimizer steps, but its T is changed (zero, random of the same
 size, cut off after five steps, made by hand). *Trained*: meta-trained anew with the same budget,
@@ -20,19 +20,19 @@ import numpy as np
 from metaopt.cli.common import guarded, set_threads
 from metaopt.errors import UserError
 from metaopt.evaluation.table import number
-from metaopt.experiments.command import add_jobs, study_parser
-from metaopt.experiments.curves import Build, Curves, checksum, file_name, measure
-from metaopt.experiments.meta_seeds import chosen, measured
-from metaopt.experiments.recipes import SHIPPED, Recipe
-from metaopt.experiments.report import markdown, write_text
-from metaopt.experiments.scale import Quick, Scale
-from metaopt.experiments.training_pool import seeded, train_all
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.element import ElementRule
 from metaopt.learned.hand_made import GradientDirection, Replaced, Whitening
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import RegressionFamily, first_seeds
+from metaopt.tasks import RegressionFamily, first_seeds
 from metaopt.training.run import BEST
+from studies.command import add_jobs, study_parser
+from studies.curves import Build, Curves, checksum, file_name, measure
+from studies.meta_seeds import chosen, measured
+from studies.recipes import SHIPPED, Recipe
+from studies.report import markdown, write_text
+from studies.scale import Quick, Scale
+from studies.training_pool import seeded, train_all
 
 SIZES = (0.03, 0.1, 0.3)
 """Fractions of whitening a step, and norms of the gradient's direction, that are tried."""

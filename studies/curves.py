@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import metaopt
 from metaopt.errors import UserError
 from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import geometric_means
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import Regression, RegressionFamily
 from metaopt.storage import write_atomically
+from metaopt.tasks import Regression, RegressionFamily
 
 DAMAGED = (
     AttributeError,
@@ -152,9 +153,9 @@ def measure_checkpoint(
 
 @cache
 def _package_digest() -> str:
-    """Of all sources of the package that decide a curve: those of the studies themselves do not."""
-    root = Path(__file__).parents[1]
-    sources = sorted(p for p in root.rglob("*.py") if "experiments" not in p.parts)
+    """A digest of all sources of the library: any change of them may change a curve."""
+    root = Path(metaopt.__file__).parent
+    sources = sorted(root.rglob("*.py"))
     digest = hashlib.sha256()
     for source in sources:
         digest.update(str(source.relative_to(root)).encode() + source.read_bytes())

@@ -1,6 +1,6 @@
 """One learned optimizer on problems unlike those it was trained on.
 
-    python -m metaopt.experiments.families --out runs/families [--checkpoint PATH] [--quick]
+    python -m studies.families --out runs/families [--checkpoint PATH] [--quick]
 
 Other widths, more hidden units than inputs and fewer, fewer samples, another slope, normal data,
 and deeper networks; beside it Adam at the best of nine rates and its default for each family,
@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from metaopt.cli.common import guarded, set_threads
 from metaopt.evaluation.table import number
-from metaopt.experiments.command import study_parser
-from metaopt.experiments.curves import file_name, measure_checkpoint
-from metaopt.experiments.report import markdown, write_text
-from metaopt.experiments.rivals import RATES, Rivals
 from metaopt.learned.checkpoint import pretrained_path
-from metaopt.problems import FAMILIES, first_seeds
+from metaopt.tasks import FAMILIES, first_seeds
+from studies.command import study_parser
+from studies.curves import file_name, measure_checkpoint
+from studies.report import markdown, write_text
+from studies.rivals import RATES, Rivals
 
 RIVALS = ("adam", "levenberg_marquardt")
 DENSE = 8000  # residuals times hidden units, up to which Levenberg-Marquardt is run: it is slow

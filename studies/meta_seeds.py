@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from metaopt.experiments.curves import Curves, measure_checkpoint
 from metaopt.learned.checkpoint import read_checkpoint
-from metaopt.problems import RegressionFamily
+from metaopt.tasks import RegressionFamily
 from metaopt.training.run import BEST, LAST
+from studies.curves import Curves, measure_checkpoint
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The learned optimizer for ordinary networks, against Adam at its best rate.
 
-    python -m metaopt.experiments.minibatches --data-dir DIR --out runs/minibatches [--quick]
+    python -m studies.minibatches --data-dir DIR --out runs/minibatches [--quick]
 
 Trains its meta-seeds, and measures them on families of small networks and on MNIST: the
 784-16-10-10 network of section 5.1 with biases, and a residual one. Adam, Adam with a cosine down
@@ -25,21 +25,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metaopt.cli.common import guarded, set_threads
-from metaopt.data import batches, load, standardized
 from metaopt.evaluation.rollout import rollout
-from metaopt.experiments.command import add_jobs, study_parser
-from metaopt.experiments.image_runs import BASES, Pair, epoch_of_steps
-from metaopt.experiments.recipes import LAYERWISE, Recipe
-from metaopt.experiments.report import markdown, write_json, write_text
-from metaopt.experiments.training_pool import seeded, train_all
 from metaopt.learned.checkpoint import load_meta_optimizer, read_checkpoint
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import MinibatchFamily, first_seeds
 from metaopt.randomness import same_randomness
+from metaopt.tasks import MinibatchFamily, first_seeds
+from metaopt.tasks.data import batches, load, standardized
 from metaopt.training.run import BEST
 from metaopt.training.sources import MINIBATCH_VALIDATION
 from metaopt.training.trainer import smoothed
+from studies.command import add_jobs, study_parser
+from studies.optimizers.image_runs import BASES, Pair, epoch_of_steps
+from studies.recipes import LAYERWISE, Recipe
+from studies.report import markdown, write_json, write_text
+from studies.training_pool import seeded, train_all
 
 NAME = "lstm_layerwise"
 FAMILIES = MINIBATCH_VALIDATION | {

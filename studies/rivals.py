@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from metaopt.evaluation.methods import HAND_MADE
-from metaopt.experiments.curves import Curves, measure
-from metaopt.problems import RegressionFamily
+from metaopt.tasks import RegressionFamily
+from studies.curves import Curves, measure
 
 RATES = tuple(float(f"{rate:.1e}") for rate in np.logspace(-5, 1.5, 14))
 """Half a decade apart, from 1e-5 to 32."""

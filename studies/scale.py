@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from metaopt.evaluation.methods import HAND_MADE
-from metaopt.experiments.recipes import Recipe
-from metaopt.experiments.rivals import RATES
+from studies.recipes import Recipe
+from studies.rivals import RATES
 
 LONG = 2800
 TITLES = {

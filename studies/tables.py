@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from metaopt.evaluation.table import number
-from metaopt.experiments.curves import Curves, measure_checkpoint
-from metaopt.experiments.meta_seeds import Trained, chosen
-from metaopt.experiments.report import markdown
-from metaopt.experiments.rivals import Rivals, steps_to_reach
-from metaopt.experiments.scale import TITLES, Scale
-from metaopt.problems import first_seeds
+from metaopt.tasks import first_seeds
 from metaopt.training.run import BEST
+from studies.curves import Curves, measure_checkpoint
+from studies.meta_seeds import Trained, chosen
+from studies.report import markdown
+from studies.rivals import Rivals, steps_to_reach
+from studies.scale import TITLES, Scale
 
 
 def meta_seed_table(learned: dict[str, list[Trained]], scale: Scale) -> str:

@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from metaopt.errors import UserError
-from metaopt.experiments.recipes import Recipe
 from metaopt.training.run import run_training
 from metaopt.training.trainer import Trainer
+from studies.recipes import Recipe
 
 Job = tuple[Recipe, Path]
 """A recipe, its seed in it, and the folder of its run."""

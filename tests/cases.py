@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metaopt.chain import Layer, LeakyReLU
-from metaopt.problems import RegressionFamily
 from metaopt.symmetry import ACTIONS, GroupAction, make_action
+from metaopt.symmetry.chain import Layer, LeakyReLU
+from metaopt.tasks import RegressionFamily
 
 POST_SPAN = "eq. 78 solves W h = z for W, and the columns of h are linearly dependent"
 PRE_SPAN = "eq. 79 solves W H = F for W, and the columns of H are linearly dependent"

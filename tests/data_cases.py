@@ -13,8 +13,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from metaopt.data import DATASETS, Dataset, Images
 from metaopt.errors import UserError
+from metaopt.tasks.data import DATASETS, Dataset, Images
 
 Bytes = NDArray[np.uint8]
 RECORD = 1 + 3 * 32 * 32
@@ -70,7 +70,7 @@ def make_dataset(
 ) -> Path:
     """Write the files of a small data set of that name into ``folder``, which is returned.
 
-    ``metaopt.data.load(name, folder)`` reads them; nothing is learned from one part about the
+    ``metaopt.tasks.data.load(name, folder)`` reads them; nothing is learned from one part about the
     noise of the other. CIFAR-10 needs at least 5 training images, one a file.
     """
     description = DATASETS[name]

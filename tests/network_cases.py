@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from metaopt.chain import Identity, LeakyReLU
+from metaopt.symmetry.chain import Identity, LeakyReLU
 
 RELU = LeakyReLU(0.0)
 

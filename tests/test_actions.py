@@ -22,8 +22,8 @@ from cases import (
 )
 
 from metaopt import UserError
-from metaopt.chain import Identity, Layer, LeakyReLU
 from metaopt.symmetry import ACTIONS, LayerInput, make_action
+from metaopt.symmetry.chain import Identity, Layer, LeakyReLU
 
 OTHERS = [0, 2]
 

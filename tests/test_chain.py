@@ -2,7 +2,7 @@ import pytest
 import torch
 from cases import naive_output
 
-from metaopt.chain import Identity, Layer, LayerChain, LeakyReLU, Site
+from metaopt.symmetry.chain import Identity, Layer, LayerChain, LeakyReLU, Site
 
 SLOPES = (0.1, 0.5, 1.0)
 CHAIN = LayerChain((LeakyReLU(0.1), LeakyReLU(0.5), Identity()), (True, False, True))

@@ -24,7 +24,7 @@ from metaopt.learned.checkpoint import (
     write_checkpoint,
 )
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
-from metaopt.problems import RegressionFamily
+from metaopt.tasks import RegressionFamily
 
 SPEC = MetaOptimizerSpec(hidden=3, layers=1, heads=("plain",), features=("balance",), gate=2.5)
 FACTS = {"a": [1, 2.5, None], "b": {"c": "text, \u03c3"}}

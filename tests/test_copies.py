@@ -10,7 +10,7 @@ from metaopt.errors import UserError
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import TeleportingOptimizer
-from metaopt.problems import RegressionFamily
+from metaopt.tasks import RegressionFamily
 
 FAMILY = RegressionFamily(samples=4, input=5, hidden=6, output=3)
 

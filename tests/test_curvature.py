@@ -9,7 +9,6 @@ from network_cases import ZOO, sample
 from torch import nn
 
 from metaopt import TeleportingOptimizer, UserError
-from metaopt.chain import Identity, Layer, LayerChain, LeakyReLU
 from metaopt.measures import Curvature, network_curvature
 from metaopt.measures.curvature import (
     curvature,
@@ -18,11 +17,12 @@ from metaopt.measures.curvature import (
     random_elements,
 )
 from metaopt.measures.curves import derivatives, post_activation_derivatives
-from metaopt.network import find_sites
-from metaopt.network.orbit import RescalingOrbit
 from metaopt.symmetry import ACTIONS, LayerInput, make_action
+from metaopt.symmetry.chain import Identity, Layer, LayerChain, LeakyReLU
+from metaopt.symmetry.finders import find_sites
 from metaopt.symmetry.objectives import Negated
 from metaopt.symmetry.orbit import ChainOrbit
+from metaopt.symmetry.rescaling_orbit import RescalingOrbit
 from metaopt.symmetry.search import GradientAscent
 
 

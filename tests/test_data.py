@@ -14,8 +14,8 @@ from data_cases import (
     make_dataset,
 )
 
-from metaopt.data import DATASETS, load, standardized
-from metaopt.data.idx import read_idx
+from metaopt.tasks.data import DATASETS, load, standardized
+from metaopt.tasks.data.idx import read_idx
 
 IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = DATASETS["mnist"].files
 SUBFOLDER = DATASETS["cifar10"].subfolder

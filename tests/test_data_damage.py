@@ -24,9 +24,9 @@ from data_cases import (
     write_idx,
 )
 
-from metaopt.data import DATASETS, load
-from metaopt.data.idx import read_idx
 from metaopt.errors import UserError
+from metaopt.tasks.data import DATASETS, load
+from metaopt.tasks.data.idx import read_idx
 
 IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = DATASETS["mnist"].files
 SUBFOLDER = DATASETS["cifar10"].subfolder

@@ -22,7 +22,7 @@ from data_cases import (
     write,
 )
 
-from metaopt.data import DATASETS, load
+from metaopt.tasks.data import DATASETS, load
 
 IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = DATASETS["mnist"].files
 SUBFOLDER = DATASETS["cifar10"].subfolder

@@ -12,7 +12,7 @@ from metaopt.evaluation.evaluate import evaluate
 from metaopt.evaluation.methods import known_methods, resolve
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.meta_optimizer import ELEMENT_RULES, MetaOptimizer, MetaOptimizerSpec
-from metaopt.problems import MinibatchFamily, RegressionFamily
+from metaopt.tasks import MinibatchFamily, RegressionFamily
 from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.meta_loss import META_LOSSES
 from metaopt.training.spec import TrainingSpec

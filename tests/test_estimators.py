@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import flatten
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import Regression, RegressionFamily
+from metaopt.tasks import Regression, RegressionFamily
 from metaopt.training import estimators
 from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.meta_loss import log_mean

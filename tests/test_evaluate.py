@@ -33,8 +33,8 @@ from metaopt.evaluation.results import (
 from metaopt.evaluation.rollout import Trajectory, rollout
 from metaopt.evaluation.sweep import Swept, best, sweep
 from metaopt.learned.checkpoint import pretrained_path
-from metaopt.problems import PAPER_TEST_SEEDS, RegressionFamily
-from metaopt.problems.seeds import TEST, TRAINING, VALIDATION
+from metaopt.tasks import PAPER_TEST_SEEDS, RegressionFamily
+from metaopt.tasks.seeds import TEST, TRAINING, VALIDATION
 
 torch.set_num_threads(1)  # the tensors are tiny; more threads only wait for one another
 

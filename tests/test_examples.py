@@ -15,12 +15,12 @@ import pytest
 import torch
 from script_cases import load
 
-from metaopt.chain import Layer, LeakyReLU
 from metaopt.evaluation.methods import HAND_MADE
 from metaopt.evaluation.rollout import rollout
-from metaopt.network.steps import STEPS
-from metaopt.problems import RegressionFamily, first_seeds
 from metaopt.symmetry import ACTIONS, LayerInput
+from metaopt.symmetry.chain import Layer, LeakyReLU
+from metaopt.symmetry.finders.steps import STEPS
+from metaopt.tasks import RegressionFamily, first_seeds
 from metaopt.training.sources import SOURCES
 
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from metaopt.evaluation.methods import resolve
 from metaopt.evaluation.results import MANIFEST, RESULTS, previous, read_results, save
 from metaopt.learned.checkpoint import read_checkpoint
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
-from metaopt.problems import RegressionFamily
+from metaopt.tasks import RegressionFamily
 from metaopt.training.run import BEST, LAST, PREVIOUS, run_training
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer

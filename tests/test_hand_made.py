@@ -5,14 +5,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.learned.element import CoordinatewiseElement
 from metaopt.learned.hand_made import GradientDirection, Replaced, Whitening
 from metaopt.learned.observation import Observation, log_sign
 from metaopt.learned.spectral import SpectralElement
 from metaopt.learned.update import hidden_covariance
-from metaopt.problems import Regression, RegressionFamily
 from metaopt.symmetry import LayerInput, make_action, teleport
+from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
+from metaopt.tasks import Regression, RegressionFamily
 
 FAMILY = RegressionFamily(samples=4, input=6, hidden=3, output=5, dtype="float64")
 SEEDS = (3, 4)

@@ -16,8 +16,8 @@ import torch
 
 from metaopt import LearnedOptimizer, UserError, load_pretrained
 from metaopt.evaluation.methods import resolve
-from metaopt.experiments.generalization.kept import kept
 from metaopt.learned.checkpoint import read_checkpoint
+from studies.generalization.kept import kept
 
 ROOT = Path(__file__).parents[1]
 TRACE = "executed"

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from metaopt.chain import Identity, Layer
 from metaopt.cli import evaluate, train
 from metaopt.evaluation.methods import HAND_MADE
 from metaopt.symmetry import GroupAction, LayerInput
+from metaopt.symmetry.chain import Identity, Layer
 
 torch.set_num_threads(1)  # the tensors are tiny; more threads only wait for one another
 

@@ -12,7 +12,7 @@ from metaopt.learned.checkpoint import load_meta_optimizer, save_meta_optimizer
 from metaopt.learned.layerwise import LayerwiseUpdate
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import NO_CHAIN, Observation
-from metaopt.problems import MinibatchFamily, MinibatchProblem
+from metaopt.tasks import MinibatchFamily, MinibatchProblem
 
 SEEDS = [3, 7, 5]
 SHAPES = [(4, 3), (5,), (1,), (2, 3, 2, 2), ()]

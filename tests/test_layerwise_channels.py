@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.learned.layerwise import LayerwiseUpdate
 from metaopt.learned.observation import NO_CHAIN, Observation
+from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
 
 TINY = 1e-24
 

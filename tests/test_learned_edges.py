@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from metaopt import LearnedOptimizer, UserError
-from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.learned import lstm as fused
 from metaopt.learned.body import Now, added, largest_so_far, loosely
 from metaopt.learned.checkpoint import read_checkpoint, write_checkpoint
@@ -22,7 +21,8 @@ from metaopt.learned.observation import Observation, log_sign
 from metaopt.learned.spectral import Spectrum
 from metaopt.learned.tape import Pass, Tape
 from metaopt.learned.units import Units
-from metaopt.problems import RegressionFamily
+from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
+from metaopt.tasks import RegressionFamily
 
 
 @pytest.mark.parametrize("block", [1, 3, 6, 7])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from metaopt import LearnedOptimizer
 from metaopt.learned.differentiable import DifferentiableLearnedOptimizer, differentiable
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
-from metaopt.problems import Regression, RegressionFamily
+from metaopt.tasks import Regression, RegressionFamily
 from metaopt.training.meta_loss import log_mean
 from metaopt.training.unroll import unroll
 

@@ -4,16 +4,16 @@ import pytest
 import torch
 from learned_network_cases import build, distance, made, mlp
 
-from metaopt.chain import Identity, LayerChain
 from metaopt.learned import meta_optimizer as module
 from metaopt.learned.body import largest_so_far, loosely
 from metaopt.learned.element import FlatElement, covariance
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
 from metaopt.learned.observation import Observation
 from metaopt.learned.trust import trusted, untried
-from metaopt.problems import RegressionFamily
 from metaopt.symmetry import LayerInput
+from metaopt.symmetry.chain import Identity, LayerChain
 from metaopt.symmetry.exponential import Spectral
+from metaopt.tasks import RegressionFamily
 
 FAMILY = RegressionFamily(4, 3, 3, 2, distribution="normal")
 

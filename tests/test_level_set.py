@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from metaopt import UserError
-from metaopt.network.level_set import module_loss, teleport_module
 from metaopt.symmetry.level_set import LevelSetTeleport, Stopped
+from metaopt.symmetry.module_level_set import module_loss, teleport_module
 
 EIGENVALUES = torch.tensor([1.0, 2.0, 5.0, 10.0]).double()
 

@@ -9,7 +9,7 @@ import torch
 from metaopt import UserError
 from metaopt.evaluation.rollout import rollout
 from metaopt.optim import LevenbergMarquardt
-from metaopt.problems import Regression, RegressionFamily
+from metaopt.tasks import Regression, RegressionFamily
 
 SEEDS = (1, 2, 3)
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from metaopt import LearnedOptimizer, UserError
-from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.learned.element import FEATURES, CoordinatewiseElement
 from metaopt.learned.meta_optimizer import (
     ELEMENT_RULES,
@@ -18,8 +17,9 @@ from metaopt.learned.meta_optimizer import (
 )
 from metaopt.learned.observation import Observation, flatten, log_sign
 from metaopt.learned.update import HEADS, CoordinatewiseUpdate, StepSizeUpdate
-from metaopt.problems import RegressionFamily
+from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
 from metaopt.symmetry.exponential import Spectral
+from metaopt.tasks import RegressionFamily
 
 INPUT, HIDDEN, OUTPUT, SAMPLES = 3, 4, 5, 2
 FAMILY = RegressionFamily(SAMPLES, INPUT, HIDDEN, OUTPUT)

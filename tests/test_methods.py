@@ -20,7 +20,7 @@ from metaopt.evaluation.methods import (
 )
 from metaopt.evaluation.rollout import Trajectory, rollout
 from metaopt.learned.checkpoint import pretrained_names, pretrained_path
-from metaopt.problems import Regression, RegressionFamily
+from metaopt.tasks import Regression, RegressionFamily
 
 torch.set_num_threads(1)  # the tensors are tiny; more threads only wait for one another
 

@@ -13,7 +13,7 @@ from metaopt import LearnedOptimizer, UserError
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.differentiable import differentiable
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
-from metaopt.problems import MinibatchFamily, MinibatchProblem, Problem
+from metaopt.tasks import MinibatchFamily, MinibatchProblem, Problem
 
 SIZES = {"input": 5, "hidden": 4, "output": 3, "samples": 20, "minibatch": 6}
 SEEDS = [3, 7, 5]

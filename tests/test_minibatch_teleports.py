@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from metaopt import TeleportingOptimizer, UserError, problems
-from metaopt.network.move import NetworkMove
+from metaopt import TeleportingOptimizer, UserError, tasks
+from metaopt.symmetry.move import NetworkMove
 from metaopt.symmetry.search import GradientAscent
 
 LOSS = nn.CrossEntropyLoss()
@@ -92,7 +92,7 @@ def test_momentum_transported_through_all_of_them_is_the_gradient_at_the_end():
 
 
 def test_a_problem_has_no_minibatches():
-    problem = problems.RegressionFamily(3, 3, 3, 3).sample([0])
+    problem = tasks.RegressionFamily(3, 3, 3, 3).sample([0])
     base = torch.optim.SGD(problem.parameters(), lr=1e-4)
     with pytest.raises(UserError, match="expected a network for minibatches"):
         TeleportingOptimizer(base, problem).teleport_on([])

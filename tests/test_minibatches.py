@@ -9,7 +9,7 @@ from data_cases import (
     generator,
 )
 
-from metaopt.data import DATASETS, Images, batches, split, standardized
+from metaopt.tasks.data import DATASETS, Images, batches, split, standardized
 
 IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = DATASETS["mnist"].files
 SUBFOLDER = DATASETS["cifar10"].subfolder

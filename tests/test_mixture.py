@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metaopt import UserError
-from metaopt.problems.seeds import TEST, TRAINING, VALIDATION
+from metaopt.tasks.seeds import TEST, TRAINING, VALIDATION
 from metaopt.training import mixture
 from metaopt.training.mixture import draw_family, draw_problems
 from metaopt.training.spec import TrainingSpec

@@ -7,8 +7,8 @@ import torch
 from network_cases import RELU, ZOO, sample
 from torch import nn
 
-from metaopt.chain import LayerChain, LeakyReLU
-from metaopt.network import (
+from metaopt.symmetry.chain import LayerChain, LeakyReLU
+from metaopt.symmetry.finders import (
     ChainView,
     as_chain,
 )

@@ -7,9 +7,9 @@ from teleporting_cases import LOSS, data, mlp
 from torch import nn
 
 from metaopt import TeleportingOptimizer, UserError
-from metaopt.network import as_chain, find_sites
-from metaopt.network.move import NetworkMove
 from metaopt.optim.buffers import reset
+from metaopt.symmetry.finders import as_chain, find_sites
+from metaopt.symmetry.move import NetworkMove
 
 SLOPE = nn.Parameter(torch.tensor(0.1))
 MASK = nn.Parameter(torch.ones(6, 6), requires_grad=False)

@@ -8,7 +8,7 @@ from network_cases import ZOO, sample
 from torch.func import functional_call
 
 from metaopt import UserError
-from metaopt.network import (
+from metaopt.symmetry.finders import (
     find_sites,
     rescale,
     rescaled,

@@ -8,13 +8,13 @@ from network_cases import ZOO, Net, sample
 from torch import nn
 
 from metaopt import UserError
-from metaopt.chain import Layer
-from metaopt.network import (
+from metaopt.symmetry import LayerInput, make_action
+from metaopt.symmetry.chain import Layer
+from metaopt.symmetry.finders import (
     Elementwise,
     actions_for,
     find_sites,
 )
-from metaopt.symmetry import LayerInput, make_action
 
 every_case = pytest.mark.parametrize("case", ZOO, ids=lambda case: case.label)
 SITES = [(case, name) for case in ZOO for name, site in case.found.items() if site.homogeneous]

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
-from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.learned.element import FEATURES, channels
 from metaopt.learned.observation import Observation, flatten, log_sign, unflatten
+from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
 
 SLOPE = 0.1
 NETWORKS = {

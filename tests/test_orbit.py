@@ -4,8 +4,8 @@ import pytest
 import torch
 from cases import mixed_signs
 
-from metaopt.chain import Identity, Layer, LayerChain, LeakyReLU
 from metaopt.symmetry import ACTIONS, LayerInput, make_action, teleport
+from metaopt.symmetry.chain import Identity, Layer, LayerChain, LeakyReLU
 from metaopt.symmetry.objectives import gradient_norm
 from metaopt.symmetry.orbit import ChainOrbit
 from metaopt.symmetry.search import GradientAscent

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metaopt import UserError
-from metaopt.problems import (
+from metaopt.tasks import (
     PAPER_TEST_SEEDS,
     Regression,
     RegressionFamily,

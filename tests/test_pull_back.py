@@ -6,11 +6,11 @@ from cases import crossed, draw
 from network_cases import ZOO, sample
 
 from metaopt import UserError
-from metaopt.chain import Identity, Layer, LayerChain, LeakyReLU
-from metaopt.network import find_sites
-from metaopt.network.orbit import RescalingOrbit
 from metaopt.symmetry import ACTIONS, LayerInput, make_action
+from metaopt.symmetry.chain import Identity, Layer, LayerChain, LeakyReLU
+from metaopt.symmetry.finders import find_sites
 from metaopt.symmetry.orbit import ChainOrbit
+from metaopt.symmetry.rescaling_orbit import RescalingOrbit
 from metaopt.symmetry.search import NEAR, GradientAscent
 
 

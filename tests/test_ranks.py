@@ -9,8 +9,8 @@ from training_cases import make
 from metaopt import UserError
 from metaopt.evaluation.evaluate import evaluate
 from metaopt.evaluation.methods import resolve
-from metaopt.problems import RegressionFamily
 from metaopt.ranks import ALONE, Ranks
+from metaopt.tasks import RegressionFamily
 from metaopt.training.shards import split
 
 soak = pytest.mark.soak

@@ -13,8 +13,8 @@ from metaopt.evaluation.rollout import Trajectory, rollout
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import TeleportingOptimizer
-from metaopt.problems import Regression, RegressionFamily
 from metaopt.symmetry.search import GradientAscent
+from metaopt.tasks import Regression, RegressionFamily
 
 torch.set_num_threads(1)  # the tensors are tiny; more threads only wait for one another
 

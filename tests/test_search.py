@@ -3,8 +3,8 @@ import torch
 from cases import mixed_signs, naive_leaky
 
 from metaopt import UserError
-from metaopt.chain import Identity, Layer, LayerChain, LeakyReLU
 from metaopt.symmetry import ACTIONS, LayerInput, make_action, teleport
+from metaopt.symmetry.chain import Identity, Layer, LayerChain, LeakyReLU
 from metaopt.symmetry.objectives import gradient_norm
 from metaopt.symmetry.orbit import ChainOrbit
 from metaopt.symmetry.search import GradientAscent

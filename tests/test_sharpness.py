@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn import functional
 
 from metaopt import TeleportingOptimizer, UserError
-from metaopt.chain import LeakyReLU
 from metaopt.measures import Sharpness, around, sharpness
 from metaopt.measures.around import Points, losses_of
 from metaopt.measures.directions import unit_directions
 from metaopt.measures.output_loss import cross_entropy, of_columns
-from metaopt.network import as_chain
-from metaopt.network.loss import NetworkLoss
+from metaopt.symmetry.chain import LeakyReLU
+from metaopt.symmetry.finders import as_chain
+from metaopt.symmetry.loss import NetworkLoss
 from metaopt.symmetry.objectives import Negated
 from metaopt.symmetry.search import GradientAscent
 

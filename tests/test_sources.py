@@ -11,8 +11,8 @@ from training_cases import assert_same, copies
 from metaopt import LearnedOptimizer, UserError
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
-from metaopt.problems import FAMILIES, MinibatchFamily, first_seeds
-from metaopt.problems.seeds import TEST, TRAINING, VALIDATION
+from metaopt.tasks import FAMILIES, MinibatchFamily, first_seeds
+from metaopt.tasks.seeds import TEST, TRAINING, VALIDATION
 from metaopt.training.run import run_training
 from metaopt.training.sources import MINIBATCH_VALIDATION, SOURCES, draw_minibatches
 from metaopt.training.spec import TrainingSpec

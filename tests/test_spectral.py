@@ -14,9 +14,9 @@ from metaopt.learned.spectral import (
     SpectralElement,
     Spectrum,
 )
-from metaopt.problems import Regression, RegressionFamily
 from metaopt.symmetry import LayerInput, make_action, teleport
 from metaopt.symmetry.exponential import Spectral
+from metaopt.tasks import Regression, RegressionFamily
 
 FAMILY = RegressionFamily(samples=5, input=6, hidden=4, output=3, depth=3)
 FEATURES = tuple(DIRECTION_FEATURES)

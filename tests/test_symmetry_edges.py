@@ -7,16 +7,16 @@ import torch
 from cases import mixed_signs
 
 from metaopt import UserError
-from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.symmetry import LayerInput, Negated, make_action
+from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
 from metaopt.symmetry.exponential import Spectral
-from metaopt.symmetry.fixed_ascent import FixedAscent
 from metaopt.symmetry.level_set import LevelSetTeleport, Stopped
 from metaopt.symmetry.metric import adaptive_metric
 from metaopt.symmetry.objectives import entry_sum, gradient_norm
 from metaopt.symmetry.orbit import ChainOrbit, Moved
-from metaopt.symmetry.random_move import RandomMove
 from metaopt.symmetry.search import Climb, GradientAscent, evaluate
+from studies.searches.fixed_ascent import FixedAscent
+from studies.searches.random_move import RandomMove
 
 SEARCH = GradientAscent(iterations=3, size=0.2)
 

@@ -15,8 +15,8 @@ from cases import (
 )
 
 from metaopt import UserError
-from metaopt.chain import Identity, Layer, LayerChain, LeakyReLU
 from metaopt.symmetry import ACTIONS, LayerInput, make_action, teleport
+from metaopt.symmetry.chain import Identity, Layer, LayerChain, LeakyReLU
 
 WIDTHS, SAMPLES = (5, 4, 6, 4, 2), 4  # every action is exact at every site
 SLOPES = (0.1, 0.5, 0.3, 1.0)

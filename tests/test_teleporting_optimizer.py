@@ -6,10 +6,10 @@ import torch
 from cases import mixed_signs
 
 from metaopt import TeleportingOptimizer, UserError
-from metaopt.problems import PAPER_TEST_SEEDS, RegressionFamily
 from metaopt.symmetry import ACTIONS, LayerInput, make_action
 from metaopt.symmetry.orbit import ChainOrbit
 from metaopt.symmetry.search import GradientAscent
+from metaopt.tasks import PAPER_TEST_SEEDS, RegressionFamily
 
 FAMILY = mixed_signs(4, 6, 5, 3)
 SEEDS = (0, 1)

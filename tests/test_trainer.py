@@ -9,8 +9,8 @@ from training_cases import assert_same, copies, make
 
 from metaopt import LearnedOptimizer, UserError
 from metaopt.evaluation.rollout import rollout
-from metaopt.problems import RegressionFamily
-from metaopt.problems.seeds import TEST, TRAINING, VALIDATION
+from metaopt.tasks import RegressionFamily
+from metaopt.tasks.seeds import TEST, TRAINING, VALIDATION
 from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.trainer import Trainer
 from metaopt.training.unroll import Window

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from metaopt import LearnedOptimizer
 from metaopt.learned.loss_curvature import known_curvature, measured_curvature
 from metaopt.learned.units import Units
-from metaopt.network import find_sites
+from metaopt.symmetry.finders import find_sites
 
 EQUAL = {  # quadratic for small residuals
     "mean": (nn.MSELoss(), F.mse_loss),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from metaopt import LearnedOptimizer, UserError
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import Observation
-from metaopt.problems import Regression, RegressionFamily
 from metaopt.symmetry import LayerInput
+from metaopt.tasks import Regression, RegressionFamily
 from metaopt.training import unroll as unroll_module
 from metaopt.training.meta_loss import META_LOSSES, log_mean, paper_sum
 from metaopt.training.unroll import unroll

@@ -8,8 +8,8 @@ from training_cases import assert_same, copies, make
 
 from metaopt import LearnedOptimizer
 from metaopt.evaluation.rollout import Trajectory, rollout
-from metaopt.problems import RegressionFamily
-from metaopt.problems.seeds import VALIDATION
+from metaopt.tasks import RegressionFamily
+from metaopt.tasks.seeds import VALIDATION
 from metaopt.training import trainer as trainer_module
 
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from metaopt import TeleportingOptimizer
-from metaopt.chain import Activation, Layer
-from metaopt.network.steps import STEPS, Call, Step
 from metaopt.symmetry import GradientAscent, GroupAction
 from metaopt.symmetry.action import Candidate, Pair
+from metaopt.symmetry.chain import Activation, Layer
 from metaopt.symmetry.exponential import Element
+from metaopt.symmetry.finders.steps import STEPS, Call, Step
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from metaopt.evaluation.evaluate import evaluate
 from metaopt.evaluation.methods import HAND_MADE, Method, resolve
 from metaopt.evaluation.sweep import best, sweep
 from metaopt.evaluation.table import as_text, summarise
-from metaopt.problems import Regression, RegressionFamily, first_seeds
 from metaopt.symmetry import GradientAscent
+from metaopt.tasks import Regression, RegressionFamily, first_seeds
 
 
 class Lion(torch.optim.Optimizer):

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from metaopt import LearnedOptimizer
-from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
-from metaopt.problems import Family, Problem, check_seeds, first_seeds
-from metaopt.problems.seeds import TRAINING
+from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
+from metaopt.tasks import Family, Problem, check_seeds, first_seeds
+from metaopt.tasks.seeds import TRAINING
 from metaopt.training.mixture import Drawn, integer
 from metaopt.training.sources import SOURCES, Source
 from metaopt.training.spec import TrainingSpec

@@ -21,8 +21,8 @@ from metaopt.evaluation.results import MANIFEST, RESULTS, STRANGE, previous, rea
 from metaopt.evaluation.statistics import FLOOR
 from metaopt.evaluation.table import as_text, summarise
 from metaopt.launch import joined, note_start, restarted
-from metaopt.problems import PAPER_TEST_SEEDS, RegressionFamily, check_seeds, first_seeds
 from metaopt.storage import locked, remove_leftovers, write_atomically
+from metaopt.tasks import PAPER_TEST_SEEDS, RegressionFamily, check_seeds, first_seeds
 
 FIGURE = "loss.png"
 REPORT = "report.html"

@@ -13,7 +13,7 @@ from metaopt.cli.common import Parser, guarded, set_threads
 from metaopt.errors import UserError
 from metaopt.evaluation.methods import HAND_MADE
 from metaopt.evaluation.sweep import RATES, best, sweep
-from metaopt.problems import RegressionFamily
+from metaopt.tasks import RegressionFamily
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from metaopt.evaluation.reference import (
     reference,
 )
 from metaopt.evaluation.table import as_text, number, summarise
-from metaopt.problems import RegressionFamily, first_seeds
+from metaopt.tasks import RegressionFamily, first_seeds
 
 
 def verify(asked: Sequence[str]) -> bool:

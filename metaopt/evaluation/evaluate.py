@@ -14,8 +14,8 @@ from tqdm import tqdm
 from metaopt.errors import UserError
 from metaopt.evaluation.methods import Method
 from metaopt.evaluation.rollout import Trajectory, rollout
-from metaopt.problems import RegressionFamily, check_seeds
 from metaopt.ranks import ALONE, CPU, Ranks
+from metaopt.tasks import RegressionFamily, check_seeds
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from metaopt.learned.checkpoint import (
 )
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import LevenbergMarquardt, TeleportingOptimizer
-from metaopt.problems import Regression
 from metaopt.symmetry.search import GradientAscent
+from metaopt.tasks import Regression
 
 Build = Callable[[Regression, float], torch.optim.Optimizer]
 

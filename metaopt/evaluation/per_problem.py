@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaopt.problems import Regression
+from metaopt.tasks import Regression
 
 
 class PerProblemOptimizer(torch.optim.Optimizer):

@@ -23,8 +23,8 @@ from metaopt.errors import UserError
 from metaopt.evaluation.evaluate import Result
 from metaopt.evaluation.methods import Method, describe
 from metaopt.evaluation.rollout import Trajectory
-from metaopt.problems import RegressionFamily
 from metaopt.storage import write_together
+from metaopt.tasks import RegressionFamily
 
 RESULTS = "results.jsonl"
 MANIFEST = "manifest.json"

@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metaopt.evaluation.clock import Clock
-from metaopt.problems import Problem
 from metaopt.symmetry import Teleportation
+from metaopt.tasks import Problem
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from metaopt.evaluation.methods import HAND_MADE
 from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import geometric_mean
-from metaopt.problems import RegressionFamily, first_seeds
+from metaopt.tasks import RegressionFamily, first_seeds
 
 RATES = tuple(
     float(f"{rate:.0e}")

@@ -9,12 +9,12 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from metaopt.chain import LayerChain
 from metaopt.errors import UserError
 from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, State
 from metaopt.learned.observation import NO_CHAIN, Observation
 from metaopt.learned.tape import Pass
 from metaopt.symmetry import LayerInput
+from metaopt.symmetry.chain import LayerChain
 
 STEPS_TO_MOVE = 100.0  # steps of the first gradient, each of 1 / kappa, that are as long as w
 SMALLEST_RMS = 0.03  # of the entries of w there; biases start at 0
@@ -55,7 +55,7 @@ class Body(ABC):
 
 @final
 class ProblemBody(Body):
-    """A problem of ``metaopt.problems``: a chain of layers that holds its data."""
+    """A problem of ``metaopt.tasks``: a chain of layers that holds its data."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], chain: LayerChain, x: Tensor) -> None:
         self.parameters = list(parameters)

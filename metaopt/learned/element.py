@@ -9,12 +9,12 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from metaopt.chain import LayerChain, Site
 from metaopt.errors import UserError, check_names
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
 from metaopt.learned.units import Units
 from metaopt.learned.update import State, flat_gradient
+from metaopt.symmetry.chain import LayerChain, Site
 from metaopt.symmetry.exponential import Element
 
 

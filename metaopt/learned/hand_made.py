@@ -8,11 +8,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from metaopt.chain import LayerChain
 from metaopt.learned.element import ElementRule
 from metaopt.learned.observation import TINY, Observation
 from metaopt.learned.spectral import Spectrum
 from metaopt.learned.update import State
+from metaopt.symmetry.chain import LayerChain
 from metaopt.symmetry.exponential import Spectral
 
 

@@ -15,10 +15,10 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from metaopt.chain import LayerChain
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import Observation
 from metaopt.learned.update import State, UpdateRule
+from metaopt.symmetry.chain import LayerChain
 
 RATE = 3e-3  # of Adam, at a head of 0
 FAST, SLOW = 0.9, 0.99  # decays of the momenta

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from metaopt.chain import LayerChain
 from metaopt.errors import UserError
 from metaopt.learned.element import CoordinatewiseElement, ElementRule, FlatElement
 from metaopt.learned.hand_made import GradientDirection, Whitening
@@ -25,6 +24,7 @@ from metaopt.learned.update import (
     UpdateRule,
 )
 from metaopt.symmetry import LayerInput, Teleported, make_action, teleport
+from metaopt.symmetry.chain import LayerChain
 from metaopt.symmetry.exponential import MAX_DIRECTION, MAX_ELEMENT, Element, Spectral
 
 State = dict[str, list[Tensor]]

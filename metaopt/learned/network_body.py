@@ -23,10 +23,10 @@ from metaopt.learned.observation import NO_CHAIN, Observation
 from metaopt.learned.tape import Pass
 from metaopt.learned.trust import trusted, untried
 from metaopt.learned.units import Units, inner_inputs
-from metaopt.network import ChainView, as_chain, find_sites
-from metaopt.network.move import NetworkMove
-from metaopt.network.orbit import RescalingOrbit
 from metaopt.symmetry import LayerInput
+from metaopt.symmetry.finders import ChainView, as_chain, find_sites
+from metaopt.symmetry.move import NetworkMove
+from metaopt.symmetry.rescaling_orbit import RescalingOrbit
 
 AUTO, RESCALING, NONE = "auto", "rescaling", "none"
 

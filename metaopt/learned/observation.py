@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from metaopt.chain import Layer, LayerChain
+from metaopt.symmetry.chain import Layer, LayerChain
 
 TINY = 1e-30  # keeps a division by a vanished scale finite in float32
 NO_CHAIN = LayerChain((), ())

@@ -11,7 +11,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from metaopt.chain import LayerChain
 from metaopt.errors import UserError
 from metaopt.learned.body import Body, LooseBody, Now, ProblemBody
 from metaopt.learned.checkpoint import load_meta_optimizer
@@ -19,6 +18,7 @@ from metaopt.learned.meta_optimizer import MetaOptimizer, State
 from metaopt.learned.network_body import AUTO, NetworkBody, check_action
 from metaopt.learned.tape import Pass, Tape
 from metaopt.symmetry import Teleported
+from metaopt.symmetry.chain import LayerChain
 
 BATCH_DEPENDENT = ("curvature", "batch", "trust")  # parts of a state
 
@@ -38,7 +38,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     Args:
         model: any ``nn.Module`` of one input, whose forward pass is watched for the inputs of its
-            layers; a problem of ``metaopt.problems``; or parameters alone, in any form that
+            layers; a problem of ``metaopt.tasks``; or parameters alone, in any form that
             torch's optimizers take, which are stepped without teleportation.
         optimizer: the name of a shipped optimizer, the path of a checkpoint, or a
             :class:`MetaOptimizer`.

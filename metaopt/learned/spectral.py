@@ -18,13 +18,13 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from metaopt.chain import LayerChain, Site
 from metaopt.errors import check_names
 from metaopt.learned.element import ElementRule, gate
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
 from metaopt.learned.units import EMPTY, Units
 from metaopt.learned.update import State
+from metaopt.symmetry.chain import LayerChain, Site
 from metaopt.symmetry.exponential import Spectral
 
 SMALLEST = 1e-7  # of lambda / c; a smaller one is whitened as if it were this large

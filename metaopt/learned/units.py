@@ -15,10 +15,10 @@ from torch.func import functional_call
 
 from metaopt.learned.observation import TINY, log_sign
 from metaopt.learned.tape import Pass
-from metaopt.network import ModuleSite
-from metaopt.network.move import with_values
-from metaopt.network.rescaling import by_input, by_unit
 from metaopt.randomness import same_randomness
+from metaopt.symmetry.finders import ModuleSite
+from metaopt.symmetry.move import with_values
+from metaopt.symmetry.rescaling import by_input, by_unit
 
 EMPTY = 1e-12  # of C_ii, or of an eigenvalue, over the mean; up to it there is only rounding
 

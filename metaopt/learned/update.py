@@ -10,10 +10,10 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from metaopt.chain import LayerChain
 from metaopt.errors import UserError, check_names
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, flatten, log_sign, unflatten
+from metaopt.symmetry.chain import LayerChain
 
 State = list[Tensor]
 

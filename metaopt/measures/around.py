@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils.checkpoint import checkpoint
 
-from metaopt.chain import Layer, LayerChain
+from metaopt.symmetry.chain import Layer, LayerChain
 from metaopt.symmetry.objectives import LossFunction
 
 BUDGET = 2**19

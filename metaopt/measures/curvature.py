@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.measures.curves import derivatives
-from metaopt.network import ChainView, as_chain
 from metaopt.symmetry import GroupAction, LayerInput, make_action
+from metaopt.symmetry.finders import ChainView, as_chain
 from metaopt.symmetry.objectives import LossFunction, Objective, entry_sum
 from metaopt.symmetry.orbit import ChainOrbit, Orbit
 

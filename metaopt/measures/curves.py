@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
-from metaopt.chain import Activation, Layer
 from metaopt.errors import UserError
 from metaopt.symmetry import LayerInput
+from metaopt.symmetry.chain import Activation, Layer
 from metaopt.symmetry.orbit import Orbit
 
 Curve = Callable[[Tensor], tuple[Tensor, ...]]

@@ -13,9 +13,9 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor, nn
 
 from metaopt.errors import UserError
-from metaopt.network.level_set import module_loss
-from metaopt.network.loss import LossOnBatch
-from metaopt.network.mode import evaluating
+from metaopt.symmetry.loss import LossOnBatch
+from metaopt.symmetry.mode import evaluating
+from metaopt.symmetry.module_level_set import module_loss
 from metaopt.symmetry.objectives import LossFunction
 
 DENSE = 200

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaopt.network.mode import evaluating
+from metaopt.symmetry.mode import evaluating
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from torch.func import vmap
 from torch.nn import functional
 
 from metaopt.measures.around import OutputLoss
-from metaopt.network.loss import LossOnBatch
+from metaopt.symmetry.loss import LossOnBatch
 
 
 def of_columns(loss_fn: LossOnBatch, y: Tensor) -> OutputLoss:

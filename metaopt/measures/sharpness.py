@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from metaopt.chain import LayerChain
 from metaopt.errors import UserError
 from metaopt.measures.around import Points, Surroundings, losses_of
 from metaopt.measures.directions import unit_directions
 from metaopt.measures.networks import activations
 from metaopt.measures.output_loss import of_columns
-from metaopt.network import ChainView, as_chain
-from metaopt.network.level_set import module_loss
-from metaopt.network.loss import LossOnBatch, NetworkLoss
-from metaopt.network.mode import evaluating
+from metaopt.symmetry.chain import LayerChain
+from metaopt.symmetry.finders import ChainView, as_chain
+from metaopt.symmetry.loss import LossOnBatch, NetworkLoss
+from metaopt.symmetry.mode import evaluating
+from metaopt.symmetry.module_level_set import module_loss
 from metaopt.symmetry.objectives import LossFunction
 
 DISPLACEMENTS = tuple(0.001 + 0.01 * step for step in range(20))
@@ -32,8 +32,8 @@ class Sharpness:
         displacements: t, ``(T,)``.
         directions: d, one tensor a parameter that moves, ``(D, *its shape)`` without batch
             dimensions; see :meth:`drawn`.
-        chain: of a network that is one (``metaopt.network.as_chain``), whose parameters these are:
-            then the first product is shared by all displacements, and by all weights on one batch.
+        chain: of a network that is one (``metaopt.symmetry.finders.as_chain``); these are its parameters, and
+            the first product is shared by all displacements, and by all weights on one batch.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from torch.func import jacrev
 
 from metaopt.errors import UserError
 from metaopt.learned.observation import flatten, unflatten
-from metaopt.problems import Regression
+from metaopt.tasks import Regression
 
 TRIES = 10  # dampings tried in a step before the problem stays where it is
 

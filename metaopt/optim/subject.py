@@ -11,10 +11,6 @@ from torch.func import functional_call
 
 from metaopt.errors import UserError
 from metaopt.learned.optimizer import ChainModel
-from metaopt.network import ChainView, as_chain, find_sites
-from metaopt.network.loss import LossOnBatch, NetworkLoss
-from metaopt.network.move import Judge, NetworkMove
-from metaopt.network.orbit import RescalingOrbit
 from metaopt.symmetry import (
     ACTIONS,
     GroupAction,
@@ -24,8 +20,12 @@ from metaopt.symmetry import (
     Teleported,
     make_action,
 )
+from metaopt.symmetry.finders import ChainView, as_chain, find_sites
+from metaopt.symmetry.loss import LossOnBatch, NetworkLoss
+from metaopt.symmetry.move import Judge, NetworkMove
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ChainOrbit, Orbit
+from metaopt.symmetry.rescaling_orbit import RescalingOrbit
 from metaopt.symmetry.search import Climb, GradientAscent, Search
 
 AUTO = "auto"
@@ -74,7 +74,7 @@ class Subject(ABC):
 
 @final
 class ProblemSubject(Subject):
-    """A problem of ``metaopt.problems``, or any batched module with a ``chain`` and its ``x``."""
+    """A problem of ``metaopt.tasks``, or any batched module with a ``chain`` and its ``x``."""
 
     search = GradientAscent()  # with which the methods of section 5.2 were tuned
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.errors import UserError
-from metaopt.network.loss import LossOnBatch
-from metaopt.network.move import Judge, NetworkMove
 from metaopt.optim.buffers import POLICIES, check_transport, reset, transport
 from metaopt.optim.schedule import Schedule, as_predicate
 from metaopt.optim.state import check_own_state
 from metaopt.optim.subject import AUTO, Batch, NetworkSubject, batch_of, make_subject
 from metaopt.symmetry import GroupAction, Teleported
+from metaopt.symmetry.loss import LossOnBatch
+from metaopt.symmetry.move import Judge, NetworkMove
 from metaopt.symmetry.orbit import Orbit
 from metaopt.symmetry.search import Search, check_search
 
@@ -29,7 +29,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
     Args:
         base: the optimizer to wrap; it must hold the parameters of ``model``.
-        model: any ``nn.Module`` of one input, or a problem of ``metaopt.problems``.
+        model: any ``nn.Module`` of one input, or a problem of ``metaopt.tasks``.
         loss_fn: (the model's output, y) -> scalar loss; a problem needs none.
         action: "auto", a name of ``metaopt.symmetry.ACTIONS``, or a :class:`GroupAction`. "auto"
             takes rescaling, which is exact for all data, where there are sites for it, else GL

@@ -20,8 +20,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from metaopt.chain import Activation, Layer
 from metaopt.errors import UserError
+from metaopt.symmetry.chain import Activation, Layer
 from metaopt.symmetry.exponential import (
     EXPONENTIALS,
     MAX_DIRECTION,

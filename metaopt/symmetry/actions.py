@@ -8,9 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from metaopt.chain import Activation, Layer
 from metaopt.errors import UserError
 from metaopt.symmetry.action import Candidate, GroupAction, Pair
+from metaopt.symmetry.chain import Activation, Layer
 from metaopt.symmetry.exponential import Element, Spectral
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaopt.network.move import with_values
 from metaopt.randomness import same_randomness
+from metaopt.symmetry.move import with_values
 
 LossOnBatch = Callable[[Tensor, Tensor], Tensor]
 """(the model's output, y) -> the loss, a scalar."""

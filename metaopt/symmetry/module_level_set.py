@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metaopt.network.loss import LossOnBatch, NetworkLoss
 from metaopt.symmetry.level_set import LevelSetClimb, LevelSetTeleport
+from metaopt.symmetry.loss import LossOnBatch, NetworkLoss
 from metaopt.symmetry.objectives import LossFunction
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metaopt.errors import UserError
-from metaopt.network.mode import evaluating
 from metaopt.symmetry.action import relative_change
+from metaopt.symmetry.mode import evaluating
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,8 +9,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from metaopt.chain import Layer, LayerChain
 from metaopt.symmetry.action import GroupAction, LayerInput
+from metaopt.symmetry.chain import Layer, LayerChain
 from metaopt.symmetry.teleport import Teleportation, teleport
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.errors import UserError
-from metaopt.network.site import ModuleSite
 from metaopt.symmetry.exponential import MAX_ELEMENT
+from metaopt.symmetry.site import ModuleSite
 
 
 def rescaled(
@@ -88,7 +88,7 @@ def rescale(model: nn.Module, site: ModuleSite, log_scale: Tensor) -> None:
     Raises:
         UserError: as :func:`rescaled`, for |t| above 32, and if a weight would overflow.
 
-    >>> from metaopt.network import find_sites
+    >>> from metaopt.symmetry.finders import find_sites
     >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
     >>> x = torch.linspace(-1, 1, 6).reshape(2, 3)
     >>> before = model(x)

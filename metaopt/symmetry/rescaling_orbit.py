@@ -8,10 +8,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from metaopt.network.rescaling import log_scale_gradient, rescaled
-from metaopt.network.site import ModuleSite
 from metaopt.symmetry.exponential import MAX_ELEMENT
 from metaopt.symmetry.orbit import Moved, Orbit
+from metaopt.symmetry.rescaling import log_scale_gradient, rescaled
+from metaopt.symmetry.site import ModuleSite
 
 
 @final

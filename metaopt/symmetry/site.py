@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from metaopt.chain import Activation, Layer, LayerChain
-from metaopt.network.steps import Elementwise
 from metaopt.symmetry import ACTIONS, GroupAction, RescalingAction
+from metaopt.symmetry.chain import Activation, Layer, LayerChain
+from metaopt.symmetry.finders.steps import Elementwise
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def actions_for(site: ModuleSite, samples: int | None) -> list[Fit]:
             it is not known, and then no action is promised that is exact for the batch alone.
 
     >>> from torch import nn
-    >>> from metaopt.network import find_sites
+    >>> from metaopt.symmetry.finders import find_sites
     >>> (site,) = find_sites(nn.Sequential(nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 2))).found
     >>> [fit.action for fit in actions_for(site, samples=5)]
     ['pre_activation', 'rescaling']

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from metaopt.chain import Layer, LayerChain
 from metaopt.symmetry.action import GroupAction, LayerInput, keep_where, relative_change
+from metaopt.symmetry.chain import Layer, LayerChain
 from metaopt.symmetry.exponential import Element
 
 

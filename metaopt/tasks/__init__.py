@@ -1,10 +1,10 @@
 """What is optimised, and which problem seeds are for what."""
 
-from metaopt.problems.families import FAMILIES
-from metaopt.problems.minibatches import MinibatchFamily, MinibatchProblem
-from metaopt.problems.problem import Family, Problem
-from metaopt.problems.regression import Regression, RegressionFamily
-from metaopt.problems.seeds import PAPER_TEST_SEEDS, check_seeds, first_seeds
+from metaopt.tasks.minibatches import MinibatchFamily, MinibatchProblem
+from metaopt.tasks.named import FAMILIES
+from metaopt.tasks.problem import Family, Problem
+from metaopt.tasks.regression import Regression, RegressionFamily
+from metaopt.tasks.seeds import PAPER_TEST_SEEDS, check_seeds, first_seeds
 
 __all__ = [
     "FAMILIES",

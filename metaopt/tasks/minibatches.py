@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metaopt.chain import LayerChain
 from metaopt.errors import UserError
-from metaopt.problems.problem import Problem, layer_shapes
-from metaopt.problems.regression import DEEPEST, LARGEST
-from metaopt.problems.seeds import check_range
+from metaopt.symmetry.chain import LayerChain
+from metaopt.tasks.problem import Problem, layer_shapes
+from metaopt.tasks.regression import DEEPEST, LARGEST
+from metaopt.tasks.seeds import check_range
 
 KINDS = ("classification", "regression")
 NONLINEAR: dict[str, Callable[[Tensor], Tensor]] = {

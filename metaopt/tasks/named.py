@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metaopt.problems.regression import RegressionFamily as Family
+from metaopt.tasks.regression import RegressionFamily as Family
 
 FAMILIES: dict[str, Family] = {
     "width_8": Family.square(8),

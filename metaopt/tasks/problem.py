@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from metaopt.chain import LayerChain
+from metaopt.symmetry.chain import LayerChain
 
 
 class Problem(nn.Module):  # not an ABC, which ``higher`` cannot patch

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.errors import UserError
-from metaopt.problems.problem import Problem, layer_shapes
-from metaopt.problems.seeds import check_range
+from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
+from metaopt.tasks.problem import Problem, layer_shapes
+from metaopt.tasks.seeds import check_range
 
 LARGEST = 10**6  # units and samples, far beyond what is trained here
 DEEPEST = 1000

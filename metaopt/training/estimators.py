@@ -18,7 +18,7 @@ from torch import Tensor
 
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import Problem
+from metaopt.tasks import Problem
 from metaopt.training.meta_loss import MetaLoss
 from metaopt.training.unroll import Window, meta_parameters, unroll
 

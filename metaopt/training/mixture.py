@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 
-from metaopt.problems import Family, Problem, RegressionFamily, check_seeds
-from metaopt.problems.seeds import TRAINING
+from metaopt.tasks import Family, Problem, RegressionFamily, check_seeds
+from metaopt.tasks.seeds import TRAINING
 
 if TYPE_CHECKING:
     from metaopt.training.spec import TrainingSpec

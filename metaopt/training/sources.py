@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from metaopt.problems import FAMILIES, Family, MinibatchFamily, check_seeds
-from metaopt.problems.seeds import TRAINING
+from metaopt.tasks import FAMILIES, Family, MinibatchFamily, check_seeds
+from metaopt.tasks.seeds import TRAINING
 from metaopt.training.mixture import Drawn, draw_problems, integer, one_of
 
 if TYPE_CHECKING:  # the spec checks its ``problems`` against the table below

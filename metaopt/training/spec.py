@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from metaopt.errors import UserError, check_names
-from metaopt.problems import FAMILIES, RegressionFamily
-from metaopt.problems.regression import LARGEST
+from metaopt.tasks import FAMILIES, RegressionFamily
+from metaopt.tasks.regression import LARGEST
 from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.meta_loss import META_LOSSES
 from metaopt.training.sources import SOURCES
@@ -76,7 +76,7 @@ class TrainingSpec:
             rates, where a validation score is worse than theirs by more than this (in decades of
             loss); 0: never.
         validation_problems: how many, of width 20.
-        validation_families: of ``metaopt.problems.FAMILIES``, with this loss, each validated on a
+        validation_families: of ``metaopt.tasks.FAMILIES``, with this loss, each validated on a
             quarter as many.
         validation_every: trajectories between two validations, and two checkpoints.
         validation_at: steps whose mean log10 loss, over these and over families, is the score

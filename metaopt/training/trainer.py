@@ -16,8 +16,8 @@ from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import FLOOR
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import Family, first_seeds
 from metaopt.ranks import ALONE, CPU, Ranks
+from metaopt.tasks import Family, first_seeds
 from metaopt.training.shards import reduced_windows, split
 from metaopt.training.sources import SOURCES
 from metaopt.training.spec import REFERENCE_WIDTH, SCHEDULES, TrainingSpec

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metaopt.learned.differentiable import differentiable
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.problems import Problem
+from metaopt.tasks import Problem
 from metaopt.training.meta_loss import MetaLoss
 
 

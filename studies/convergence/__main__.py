@@ -1,6 +1,6 @@
 """The paper's theory as runnable studies, measured against its bounds.
 
-    python -m metaopt.experiments.convergence {sgd-basin,...,all} --out OUT [--quick]
+    python -m studies.convergence {sgd-basin,...,all} --out OUT [--quick]
 
 Each study leaves OUT/STUDY.json (what was measured, the bounds, the constants and how they were
 obtained), OUT/STUDY.png, and a line that says whether the statements came out as they should: those
@@ -16,10 +16,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from metaopt.cli.common import guarded, set_threads
-from metaopt.experiments.command import study_parser
-from metaopt.experiments.convergence.outcome import table
-from metaopt.experiments.convergence.studies import STUDIES
-from metaopt.experiments.report import write_text
+from studies.command import study_parser
+from studies.convergence.outcome import table
+from studies.convergence.studies import STUDIES
+from studies.report import write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

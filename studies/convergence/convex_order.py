@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import grad, hessian, vmap
 
-from metaopt.experiments.convergence.convex_order_failures import (
+from studies.convergence.convex_order_failures import (
     ORIGIN,
     STRICT,
     Climb,
@@ -24,23 +24,23 @@ from metaopt.experiments.convergence.convex_order_failures import (
     pairs_check,
     rise_check,
 )
-from metaopt.experiments.convergence.outcome import (
+from studies.convergence.outcome import (
     Check,
     Outcome,
     bound_check,
     equality_check,
     png,
 )
-from metaopt.geometry.fields import squared_gradient
-from metaopt.geometry.level_curves import LevelCurves
-from metaopt.geometry.rotations import quadratic_orbits
-from metaopt.problems.convexity import (
+from studies.functions.convexity import (
     STRICTLY_CONVEX,
     PlanarFunction,
     bent_line,
     quartic_valley,
 )
-from metaopt.problems.functions import booth, random_quadratic
+from studies.functions.quadratic import booth, random_quadratic
+from studies.geometry.fields import squared_gradient
+from studies.geometry.level_curves import LevelCurves
+from studies.geometry.rotations import quadratic_orbits
 
 DIFFERENCE = 1e-4  # relative, in the level, of central differences
 

@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.experiments.convergence.outcome import Check, bound_check, equality_check
-from metaopt.experiments.convergence.stochastic import Array
-from metaopt.geometry.level_curves import LevelCurves
-from metaopt.geometry.rotations import RadialFamily
-from metaopt.geometry.steepest import batched_gradient, largest_on_circles, largest_on_line
-from metaopt.problems.convexity import (
+from studies.convergence.outcome import Check, bound_check, equality_check
+from studies.convergence.stochastic import Array
+from studies.functions.convexity import (
     PlanarFunction,
     exponentials,
     exponentials_level,
@@ -27,6 +24,9 @@ from metaopt.problems.convexity import (
     narrowing_cone,
     narrowing_cone_level,
 )
+from studies.geometry.level_curves import LevelCurves
+from studies.geometry.rotations import RadialFamily
+from studies.geometry.steepest import batched_gradient, largest_on_circles, largest_on_line
 
 STRICT = 1e-9  # relative: a rise that is smaller counts as none
 ORIGIN = torch.zeros(2, dtype=torch.float64)

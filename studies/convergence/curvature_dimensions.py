@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
-from metaopt.experiments.convergence.outcome import Check, bound_check, equality_check
-from metaopt.geometry.sections import Section, height, mean_over_normal_planes
-from metaopt.geometry.shifts import Circle, flat_mean, mean_distance, small_shift, torus_mean
 from metaopt.measures.curvature import curvature
+from studies.convergence.outcome import Check, bound_check, equality_check
+from studies.geometry.sections import Section, height, mean_over_normal_planes
+from studies.geometry.shifts import Circle, flat_mean, mean_distance, small_shift, torus_mean
 
 
 def kappa_at(curve: Callable[[Tensor], Tensor], at: float = 0.0) -> float:

@@ -3,7 +3,7 @@
 What holds beyond the text: for small shifts the curve does not matter. The expected distance is r
 times 2/pi - (kappa r)^2 / (12 pi), so it falls with the curvature, whatever the curve; only for
 kappa r above about 1 do the curves differ. On minima of more dimensions the sign depends on the
-dimension (metaopt.geometry.shifts).
+dimension (studies.geometry.shifts).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from metaopt.experiments.convergence.curvature_dimensions import (
+from studies.convergence.curvature_dimensions import (
     cut_curves,
     kappa_at,
     more_dimensions,
 )
-from metaopt.experiments.convergence.curvature_shift_figure import picture
-from metaopt.experiments.convergence.outcome import (
+from studies.convergence.curvature_shift_figure import picture
+from studies.convergence.outcome import (
     Check,
     Outcome,
     bound_check,
     equality_check,
     order_check,
 )
-from metaopt.geometry.shifts import (
+from studies.geometry.shifts import (
     Circle,
     Parabola,
     PlaneCurve,

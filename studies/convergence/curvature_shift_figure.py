@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from metaopt.experiments.convergence.outcome import png
-from metaopt.geometry.sections import Section
-from metaopt.geometry.shifts import PlaneCurve, flat_mean, mean_distance, on_sphere, small_shift
+from studies.convergence.outcome import png
+from studies.geometry.sections import Section
+from studies.geometry.shifts import PlaneCurve, flat_mean, mean_distance, on_sphere, small_shift
 
 Array = NDArray[np.float64]
 PRINCIPAL = (1.0, 3.0)

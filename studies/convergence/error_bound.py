@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from metaopt.experiments.convergence.outcome import Check, Outcome, bound_check, png
-from metaopt.experiments.convergence.stochastic import Array, StochasticProblem, cloud, sgd
-from metaopt.experiments.convergence.stochastic_problems import (
+from studies.convergence.outcome import Check, Outcome, bound_check, png
+from studies.convergence.stochastic import Array, StochasticProblem, cloud, sgd
+from studies.convergence.stochastic_problems import (
     axis_samples,
     many_directions,
     ripple,
@@ -24,7 +24,7 @@ from metaopt.experiments.convergence.stochastic_problems import (
     shared_hessian,
     stationary,
 )
-from metaopt.geometry.bounds import BasinBounds
+from studies.geometry.bounds import BasinBounds
 
 STEPS = (2, 5, 17, 65, 257)
 RIPPLE_BETA = 8.0  # of r^2 + 3 sin^2 r

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaopt.experiments.convergence.family_methods import (
+from studies.convergence.family_methods import (
     START_ONLY,
     Method,
     by_level_set,
     run,
     steps_to_target,
 )
-from metaopt.experiments.convergence.learned_rotation import Rules
-from metaopt.experiments.convergence.outcome import Check, bound_check, equality_check
-from metaopt.problems.families_2d import Ellipses, Family2D
+from studies.convergence.learned_rotation import Rules
+from studies.convergence.outcome import Check, bound_check, equality_check
+from studies.functions.families_2d import Ellipses, Family2D
 
 PLAIN = Method("no teleport")
 START = replace(PLAIN, every=START_ONLY)

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaopt.problems.families_2d import Family2D, times
 from metaopt.symmetry.level_set import LevelSetTeleport
+from studies.functions.families_2d import Family2D, times
 
 Array = NDArray[np.float64]
 Teleporter = Callable[[Family2D, Tensor], Tensor]

@@ -18,22 +18,22 @@ from numpy.typing import NDArray
 from scipy.integrate import quad, solve_ivp
 from torch import Tensor
 
-from metaopt.chain import Identity, LayerChain, LeakyReLU
-from metaopt.experiments.convergence.landscapes_figure import picture
-from metaopt.experiments.convergence.landscapes_wide import checks_of, curves
-from metaopt.experiments.convergence.outcome import (
+from metaopt.measures import Hessian
+from metaopt.measures.curvature import mean_curvature
+from metaopt.symmetry import LayerInput, make_action
+from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
+from metaopt.symmetry.orbit import ChainOrbit
+from studies.convergence.landscapes_figure import picture
+from studies.convergence.landscapes_wide import checks_of, curves
+from studies.convergence.outcome import (
     Check,
     Outcome,
     bound_check,
     equality_check,
     order_check,
 )
-from metaopt.geometry.shifts import small_shift
-from metaopt.measures import Hessian
-from metaopt.measures.curvature import mean_curvature
-from metaopt.problems.scalar_network import ScalarNetwork, distance_to_hyperbola
-from metaopt.symmetry import LayerInput, make_action
-from metaopt.symmetry.orbit import ChainOrbit
+from studies.functions.scalar_network import ScalarNetwork, distance_to_hyperbola
+from studies.geometry.shifts import small_shift
 
 Array = NDArray[np.float64]
 SHARP, FLAT = 3.0, 1.0  # g of the two points: (3, 1/3) and (1, 1)

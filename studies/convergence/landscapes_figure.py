@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaopt.experiments.convergence.landscapes_wide import Curves, ends
-from metaopt.experiments.convergence.outcome import png
-from metaopt.problems.scalar_network import ScalarNetwork
+from studies.convergence.landscapes_wide import Curves, ends
+from studies.convergence.outcome import png
+from studies.functions.scalar_network import ScalarNetwork
 
 Array = NDArray[np.float64]
 COLOURS = {"sharp": "tab:red", "flat": "tab:green"}

@@ -16,17 +16,17 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from metaopt.chain import Identity, LayerChain, LeakyReLU
-from metaopt.experiments.convergence.outcome import (
+from metaopt.measures import Sharpness
+from metaopt.measures.curvature import mean_curvature
+from metaopt.symmetry import LayerInput, make_action
+from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
+from metaopt.symmetry.orbit import ChainOrbit
+from studies.convergence.outcome import (
     Check,
     bound_check,
     equality_check,
     order_check,
 )
-from metaopt.measures import Sharpness
-from metaopt.measures.curvature import mean_curvature
-from metaopt.symmetry import LayerInput, make_action
-from metaopt.symmetry.orbit import ChainOrbit
 
 Array = NDArray[np.float64]
 INPUTS, HIDDEN, OUTPUT, SAMPLES = 3, 2, 1, 3

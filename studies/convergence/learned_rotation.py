@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaopt.experiments.convergence.family_methods import TARGET, score
-from metaopt.problems.families_2d import Family2D, times
-from metaopt.problems.seeds import first_seeds
+from metaopt.tasks.seeds import first_seeds
+from studies.convergence.family_methods import TARGET, score
+from studies.functions.families_2d import Family2D, times
 
 Array = NDArray[np.float64]
 FEATURES, HIDDEN, OUTPUTS = 7, 16, 3

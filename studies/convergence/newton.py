@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from metaopt.experiments.convergence.newton_counterexamples import counterexamples
-from metaopt.experiments.convergence.newton_runs import (
+from studies.convergence.newton_counterexamples import counterexamples
+from studies.convergence.newton_runs import (
     Lemma,
     Run,
     Teleported,
@@ -18,7 +18,7 @@ from metaopt.experiments.convergence.newton_runs import (
     lemma_steps,
     teleported_steps,
 )
-from metaopt.experiments.convergence.outcome import (
+from studies.convergence.outcome import (
     Check,
     Outcome,
     bound_check,
@@ -26,14 +26,14 @@ from metaopt.experiments.convergence.outcome import (
     order_check,
     png,
 )
-from metaopt.geometry.level_sets import order_of_convergence
-from metaopt.geometry.newton_bounds import (
+from studies.functions.skewed import random_skewed
+from studies.geometry.level_sets import order_of_convergence
+from studies.geometry.newton_bounds import (
     bound_before_teleport,
     newton_bound,
     printed_newton_bound,
     sharper_newton_bound,
 )
-from metaopt.problems.skewed import random_skewed
 
 METHODS = {
     "anew": "teleport and gradient step, γ = 1/λ0 measured anew",
@@ -69,7 +69,7 @@ def study(quick: bool) -> Outcome:
     facts: dict[str, Any] = {
         "scale": asdict(scale),
         "constants": "mu, L and G of each function are bounds from the extremes of phi'' and "
-        "phi''' (metaopt/problems/skewed.py); w' solves H g = lambda_0 g and L = level to the "
+        "phi''' (studies/functions/skewed.py); w' solves H g = lambda_0 g and L = level to the "
         "residual given; lambda_0 = g^T H g / ||g||^2",
         "steps_where_lambda_0_exceeds_lambda_max(H(w0))": sum(
             step.multiplier > step.largest_at_start for step in steps

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaopt.experiments.convergence.outcome import Check, bound_check, equality_check
-from metaopt.geometry.derivatives import derivatives
-from metaopt.geometry.level_sets import damped_newton_step, steepest_point
-from metaopt.geometry.newton_bounds import Constants, printed_newton_bound, sharper_newton_bound
-from metaopt.problems.level_set_examples import flat_axis, half_square, long_way, quartic_well
+from studies.convergence.outcome import Check, bound_check, equality_check
+from studies.functions.level_set_examples import flat_axis, half_square, long_way, quartic_well
+from studies.geometry.derivatives import derivatives
+from studies.geometry.level_sets import damped_newton_step, steepest_point
+from studies.geometry.newton_bounds import Constants, printed_newton_bound, sharper_newton_bound
 
 
 def counterexamples(generator: torch.Generator) -> tuple[list[Check], dict[str, Any]]:

@@ -10,17 +10,19 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from metaopt.experiments.convergence.newton_direction_examples import examples_by_hand
-from metaopt.experiments.convergence.outcome import (
+from studies.convergence.newton_direction_examples import examples_by_hand
+from studies.convergence.outcome import (
     Check,
     Outcome,
     bound_check,
     equality_check,
     png,
 )
-from metaopt.geometry.derivatives import derivatives
-from metaopt.geometry.fields import gradient, squared_gradient
-from metaopt.geometry.newton_directions import (
+from studies.functions.quadratic import ellipse
+from studies.functions.skewed import random_skewed
+from studies.geometry.derivatives import derivatives
+from studies.geometry.fields import gradient, squared_gradient
+from studies.geometry.newton_directions import (
     cosine,
     growth,
     kantorovich_cosine,
@@ -31,8 +33,6 @@ from metaopt.geometry.newton_directions import (
     random_positive_definite,
     steepest_orthogonal,
 )
-from metaopt.problems.functions import ellipse
-from metaopt.problems.skewed import random_skewed
 
 SIZES = (2, 3, 5, 10, 20, 50)
 CONDITIONS = (10.0, 100.0, 1000.0)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaopt.experiments.convergence.outcome import Check, bound_check, equality_check
-from metaopt.geometry.derivatives import derivatives
-from metaopt.geometry.newton_directions import (
+from studies.convergence.outcome import Check, bound_check, equality_check
+from studies.functions.level_set_examples import slope_and_half_square
+from studies.geometry.derivatives import derivatives
+from studies.geometry.newton_directions import (
     cosine,
     growth,
     kantorovich_cosine,
@@ -18,7 +19,6 @@ from metaopt.geometry.newton_directions import (
     steepest_orthogonal,
     widest_case,
 )
-from metaopt.problems.level_set_examples import slope_and_half_square
 
 
 def examples_by_hand() -> tuple[list[Check], dict[str, Any]]:

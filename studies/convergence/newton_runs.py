@@ -11,17 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaopt.geometry.derivatives import derivatives, gradients, slope
-from metaopt.geometry.level_sets import (
+from studies.functions.level_set_examples import falling_curvature
+from studies.functions.quadratic import random_quadratic
+from studies.functions.skewed import SkewedQuadratic, random_skewed
+from studies.geometry.derivatives import derivatives, gradients, slope
+from studies.geometry.level_sets import (
     damped_newton_step,
     on_level_set,
     order_of_convergence,
     steepest_point,
 )
-from metaopt.geometry.newton_bounds import Constants
-from metaopt.problems.functions import random_quadratic
-from metaopt.problems.level_set_examples import falling_curvature
-from metaopt.problems.skewed import SkewedQuadratic, random_skewed
+from studies.geometry.newton_bounds import Constants
 
 Array = NDArray[np.float64]
 Bound = Callable[[Any, Any, Constants], Array]

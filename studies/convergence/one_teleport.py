@@ -12,19 +12,21 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaopt.experiments.convergence.one_teleport_algebra import algebra
-from metaopt.experiments.convergence.one_teleport_counterexamples import drift, silent_symmetry
-from metaopt.experiments.convergence.outcome import (
+from studies.convergence.one_teleport_algebra import algebra
+from studies.convergence.one_teleport_counterexamples import drift, silent_symmetry
+from studies.convergence.outcome import (
     Check,
     Outcome,
     bound_check,
     equality_check,
     png,
 )
-from metaopt.geometry.derivatives import slopes
-from metaopt.geometry.fields import antisymmetric_basis
-from metaopt.geometry.level_sets import on_level_set, steepest_point
-from metaopt.geometry.optimal_flows import (
+from studies.functions.level_set_examples import tilted_quartic, two_axes
+from studies.functions.quadratic import Quadratic, booth, ellipse, random_quadratic
+from studies.geometry.derivatives import slopes
+from studies.geometry.fields import antisymmetric_basis
+from studies.geometry.level_sets import on_level_set, steepest_point
+from studies.geometry.optimal_flows import (
     bracket_rate_formula,
     descent,
     equation_12,
@@ -32,8 +34,6 @@ from metaopt.geometry.optimal_flows import (
     steepest_squares,
     times_at_steepest,
 )
-from metaopt.problems.functions import Quadratic, booth, ellipse, random_quadratic
-from metaopt.problems.level_set_examples import tilted_quartic, two_axes
 
 Array = NDArray[np.float64]
 SERIES = ("levels", "ratio", "once", "always", "never", "fields")

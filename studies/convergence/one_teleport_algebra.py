@@ -9,21 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaopt.experiments.convergence.outcome import (
+from studies.convergence.outcome import (
     Check,
     bound_check,
     equality_check,
 )
-from metaopt.geometry.derivatives import slope
-from metaopt.geometry.fields import (
+from studies.functions.level_set_examples import (
+    radial,
+    ridge,
+    tilted_quartic,
+)
+from studies.functions.quadratic import random_quadratic
+from studies.functions.skewed import SkewedQuadratic, random_skewed
+from studies.geometry.derivatives import slope
+from studies.geometry.fields import (
     along,
     antisymmetric_basis,
     reverse_gradient,
     squared_gradient,
     turned_gradient,
 )
-from metaopt.geometry.level_sets import steepest_point
-from metaopt.geometry.optimal_flows import (
+from studies.geometry.level_sets import steepest_point
+from studies.geometry.optimal_flows import (
     bracket_rate,
     bracket_rate_formula,
     companion,
@@ -34,13 +41,6 @@ from metaopt.geometry.optimal_flows import (
     loss_bracket,
     third_derivative,
 )
-from metaopt.problems.functions import random_quadratic
-from metaopt.problems.level_set_examples import (
-    radial,
-    ridge,
-    tilted_quartic,
-)
-from metaopt.problems.skewed import SkewedQuadratic, random_skewed
 
 Function = Callable[[Tensor], Tensor]
 TURN = antisymmetric_basis(2)[0]

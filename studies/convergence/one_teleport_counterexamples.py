@@ -10,13 +10,15 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from metaopt.experiments.convergence.outcome import (
+from studies.convergence.outcome import (
     Check,
     bound_check,
     equality_check,
     order_check,
 )
-from metaopt.geometry.fields import (
+from studies.functions.level_set_examples import cubic_drift, exponential_drift
+from studies.functions.quadratic import Quadratic
+from studies.geometry.fields import (
     along,
     antisymmetric_basis,
     bracket,
@@ -24,15 +26,13 @@ from metaopt.geometry.fields import (
     squared_gradient,
     turned_gradient,
 )
-from metaopt.geometry.level_sets import order_of_convergence
-from metaopt.geometry.optimal_flows import (
+from studies.geometry.level_sets import order_of_convergence
+from studies.geometry.optimal_flows import (
     bracket_rate,
     equation_12,
     gradient_flow,
     loss_bracket,
 )
-from metaopt.problems.functions import Quadratic
-from metaopt.problems.level_set_examples import cubic_drift, exponential_drift
 
 Function = Callable[[Tensor], Tensor]
 TURN = antisymmetric_basis(2)[0]

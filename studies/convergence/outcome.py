@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from metaopt.experiments.report import markdown, write_json
 from metaopt.storage import write_atomically
+from studies.report import markdown, write_json
 
 ROUNDING = 1e-9
 """A bound that is met with equality may be passed by this fraction, which is rounding."""

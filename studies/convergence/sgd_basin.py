@@ -14,34 +14,34 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from metaopt.experiments.convergence.outcome import (
+from studies.convergence.outcome import (
     Check,
     Outcome,
     bound_check,
     equality_check,
     png,
 )
-from metaopt.experiments.convergence.sgd_counterexamples import (
+from studies.convergence.sgd_counterexamples import (
     network_check,
     network_steepness,
     one_step_check,
     quartic_beta,
     quartic_losses,
 )
-from metaopt.experiments.convergence.stochastic import (
+from studies.convergence.stochastic import (
     Array,
     Run,
     StochasticProblem,
     cloud,
     sgd,
 )
-from metaopt.experiments.convergence.stochastic_problems import (
+from studies.convergence.stochastic_problems import (
     axis_samples,
     bowl,
     many_directions,
     stationary,
 )
-from metaopt.geometry.bounds import BasinBounds
+from studies.geometry.bounds import BasinBounds
 
 CHANCE = 5.0  # standard errors, for the largest deviation of some hundred means
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.experiments.convergence.outcome import Check, bound_check
-from metaopt.experiments.convergence.stochastic import Array
-from metaopt.geometry.level_curves import LevelCurves
-from metaopt.geometry.steepest import batched_gradient, largest_on_line
+from studies.convergence.outcome import Check, bound_check
+from studies.convergence.stochastic import Array
+from studies.geometry.level_curves import LevelCurves
+from studies.geometry.steepest import batched_gradient, largest_on_line
 
 
 def network_steepness(u: float, v: float, log_scale: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaopt.geometry.bounds import BasinBounds
-from metaopt.geometry.rotations import EllipticOrbits
+from studies.geometry.bounds import BasinBounds
+from studies.geometry.rotations import EllipticOrbits
 
 SURE = 4.0  # standard errors that a mean over seeds may be off by
 

@@ -10,9 +10,9 @@ import torch
 from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
-from metaopt.experiments.convergence.stochastic import Array, Expected, StochasticProblem
-from metaopt.geometry.rotations import EllipticOrbits, RadialFamily, quadratic_orbits
-from metaopt.problems.functions import Quadratic, ellipse, random_quadratic
+from studies.convergence.stochastic import Array, Expected, StochasticProblem
+from studies.functions.quadratic import Quadratic, ellipse, random_quadratic
+from studies.geometry.rotations import EllipticOrbits, RadialFamily, quadratic_orbits
 
 
 def _vector(*values: float) -> Tensor:

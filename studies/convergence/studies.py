@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from metaopt.experiments.convergence import (
+from studies.convergence import (
     convex_order,
     curvature_shift,
     error_bound,
@@ -15,7 +15,7 @@ from metaopt.experiments.convergence import (
     sgd_basin,
     symmetric_families,
 )
-from metaopt.experiments.convergence.outcome import Outcome
+from studies.convergence.outcome import Outcome
 
 STUDIES: dict[str, Callable[[bool], Outcome]] = {
     "sgd-basin": sgd_basin.study,

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaopt.experiments.convergence.family_checks import checks_of
-from metaopt.experiments.convergence.family_methods import (
+from metaopt.tasks.seeds import first_seeds
+from studies.convergence.family_checks import checks_of
+from studies.convergence.family_methods import (
     METHODS,
     TARGET,
     Grid,
@@ -25,17 +26,16 @@ from metaopt.experiments.convergence.family_methods import (
     steps_to_target,
     tuned,
 )
-from metaopt.experiments.convergence.learned_rotation import (
+from studies.convergence.learned_rotation import (
     VARIANTS,
     Rules,
     Training,
     initial,
     trained,
 )
-from metaopt.experiments.convergence.outcome import Check, Outcome
-from metaopt.experiments.convergence.symmetric_families_figure import picture
-from metaopt.problems.families_2d import FAMILIES_2D, Family2D
-from metaopt.problems.seeds import first_seeds
+from studies.convergence.outcome import Check, Outcome
+from studies.convergence.symmetric_families_figure import picture
+from studies.functions.families_2d import FAMILIES_2D, Family2D
 
 Array = NDArray[np.float64]
 

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaopt.experiments.convergence.family_methods import TARGET, Method
-from metaopt.experiments.convergence.learned_rotation import VARIANTS, Rules
-from metaopt.experiments.convergence.outcome import png
-from metaopt.problems.families_2d import Family2D
+from studies.convergence.family_methods import TARGET, Method
+from studies.convergence.learned_rotation import VARIANTS, Rules
+from studies.convergence.outcome import png
+from studies.functions.families_2d import Family2D
 
 Array = NDArray[np.float64]
 SHOWN = (

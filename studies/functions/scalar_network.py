@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaopt.chain import LeakyReLU
 from metaopt.errors import UserError
+from metaopt.symmetry.chain import LeakyReLU
 
 Array = NDArray[np.float64]
 

@@ -1,6 +1,6 @@
 """Section 4: sharpness and curvature against generalization (Table 1, Figures 4, 10 and 11).
 
-    python -m metaopt.experiments.generalization {correlation,teleport} --dataset mnist --out OUT
+    python -m studies.generalization {correlation,teleport} --dataset mnist --out OUT
 
 correlation: of networks that differ in their initial weights, which measure tells the validation
 loss? teleport: does it help to teleport to a flatter or a less curved point? Both on real images;
@@ -16,14 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from metaopt.cli.common import guarded, set_threads
-from metaopt.data import load
 from metaopt.errors import UserError
-from metaopt.experiments.command import study_parser
-from metaopt.experiments.generalization.correlation import QUICK as CORRELATION_QUICK
-from metaopt.experiments.generalization.correlation import CorrelationScale, correlation
-from metaopt.experiments.generalization.setting import SETTINGS
-from metaopt.experiments.generalization.teleports import QUICK as TELEPORT_QUICK
-from metaopt.experiments.generalization.teleports import TeleportScale, teleports
+from metaopt.tasks.data import load
+from studies.command import study_parser
+from studies.generalization.correlation import QUICK as CORRELATION_QUICK
+from studies.generalization.correlation import CorrelationScale, correlation
+from studies.generalization.setting import SETTINGS
+from studies.generalization.teleports import QUICK as TELEPORT_QUICK
+from studies.generalization.teleports import TeleportScale, teleports
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

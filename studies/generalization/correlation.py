@@ -19,17 +19,18 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from metaopt.data import Dataset
 from metaopt.errors import UserError
-from metaopt.experiments.generalization.association import (
+from metaopt.storage import write_atomically
+from metaopt.tasks.data import Dataset
+from studies.generalization.association import (
     Correlation,
     coefficient,
     partial_pearson,
     pearson,
     spearman,
 )
-from metaopt.experiments.generalization.networks import evaluate, initial_weights
-from metaopt.experiments.generalization.predictors import (
+from studies.generalization.networks import evaluate, initial_weights
+from studies.generalization.predictors import (
     LARGEST,
     SCALES,
     Measured,
@@ -37,10 +38,9 @@ from metaopt.experiments.generalization.predictors import (
     predictors,
     sharpness_at,
 )
-from metaopt.experiments.generalization.setting import SETTINGS, rows_of
-from metaopt.experiments.generalization.training import trained
-from metaopt.experiments.report import markdown, write_json, write_text
-from metaopt.storage import write_atomically
+from studies.generalization.setting import SETTINGS, rows_of
+from studies.generalization.training import trained
+from studies.report import markdown, write_json, write_text
 
 LOSS, TRAINING = "validation loss", "training loss"
 

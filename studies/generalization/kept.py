@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from metaopt.errors import UserError
-from metaopt.experiments.generalization.networks import Weights
 from metaopt.storage import write_atomically
+from studies.generalization.networks import Weights
 
 HEADER = "metaopt.generalization"
 

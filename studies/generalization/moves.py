@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metaopt.experiments.generalization.networks import ALONE, SLOPE, Weights
-from metaopt.experiments.generalization.setting import Rows
 from metaopt.measures.curvature import Curvature, mean_curvature, random_elements
 from metaopt.measures.directions import unit_directions
 from metaopt.measures.sharpness import Sharpness
-from metaopt.network.loss import NetworkLoss
 from metaopt.optim import TeleportingOptimizer
 from metaopt.symmetry import LayerInput, PreActivationAction
-from metaopt.symmetry.fixed_ascent import FixedAscent
+from metaopt.symmetry.loss import NetworkLoss
 from metaopt.symmetry.objectives import LossFunction, Negated
 from metaopt.symmetry.orbit import ChainOrbit, Orbit
-from metaopt.symmetry.random_move import RandomMove
 from metaopt.symmetry.search import Climb, GradientAscent, Search
+from studies.generalization.networks import ALONE, SLOPE, Weights
+from studies.generalization.setting import Rows
+from studies.searches.fixed_ascent import FixedAscent
+from studies.searches.random_move import RandomMove
 
 DISPLACEMENTS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Of phi as an objective, in the range of the released code: with those of the correlation study

@@ -13,8 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from metaopt.experiments.generalization.networks import ALONE, CHAIN, Weights, single
-from metaopt.experiments.generalization.setting import Rows
 from metaopt.measures.around import Points, Surroundings
 from metaopt.measures.curvature import mean_curvature, random_elements
 from metaopt.measures.directions import unit_directions
@@ -24,6 +22,8 @@ from metaopt.measures.sharpness import DISPLACEMENTS
 from metaopt.symmetry import LayerInput, make_action
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ChainOrbit
+from studies.generalization.networks import ALONE, CHAIN, Weights, single
+from studies.generalization.setting import Rows
 
 SCALES = (0.1, 1.0, 10.0, 30.0)
 """Of the displacements 0.001, 0.011, ..., 0.191."""

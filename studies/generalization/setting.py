@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaopt.data import Dataset, split, standardized
+from metaopt.tasks.data import Dataset, split, standardized
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
-from metaopt.experiments.report import markdown, write_text
 from metaopt.storage import write_atomically
+from studies.report import markdown, write_text
 
 NONE = "no teleport"
 Array = NDArray[np.float64]

@@ -18,19 +18,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from metaopt.data import Dataset, batches
-from metaopt.experiments.generalization.kept import keep, kept
-from metaopt.experiments.generalization.moves import Effort, Outcome, Teleporter
-from metaopt.experiments.generalization.networks import (
+from metaopt.tasks.data import Dataset, batches
+from studies.generalization.kept import keep, kept
+from studies.generalization.moves import Effort, Outcome, Teleporter
+from studies.generalization.networks import (
     Weights,
     evaluate,
     initial_weights,
     single,
 )
-from metaopt.experiments.generalization.setting import SETTINGS, Rows, rows_of
-from metaopt.experiments.generalization.teleport_report import NONE, report
-from metaopt.experiments.generalization.training import trained
-from metaopt.experiments.report import write_json
+from studies.generalization.setting import SETTINGS, Rows, rows_of
+from studies.generalization.teleport_report import NONE, report
+from studies.generalization.training import trained
+from studies.report import write_json
 
 TELEPORTS: dict[str, Callable[[Teleporter], Outcome]] = {
     f"{measure} {way}{', guarded' if guarded else ''}": partial(search, sign=sign, guarded=guarded)

@@ -10,9 +10,9 @@ import torch
 from tqdm import tqdm
 
 from metaopt.errors import UserError
-from metaopt.experiments.generalization.kept import keep, kept
-from metaopt.experiments.generalization.networks import Weights, train_epoch
-from metaopt.experiments.generalization.setting import Rows
+from studies.generalization.kept import keep, kept
+from studies.generalization.networks import Weights, train_epoch
+from studies.generalization.setting import Rows
 
 MINIBATCH = 20
 

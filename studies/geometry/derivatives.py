@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metaopt.geometry.fields import Function
+from studies.geometry.fields import Function
 
 
 class Derivatives(NamedTuple):

@@ -18,7 +18,7 @@ from scipy.optimize import newton
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.geometry.steepest import (
+from studies.geometry.steepest import (
     BatchedFunction,
     Largest,
     batched_gradient,

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaopt.errors import UserError
-from metaopt.geometry.derivatives import Derivatives, Slopes, derivatives, gradients, slopes
-from metaopt.geometry.fields import Function
+from studies.geometry.derivatives import Derivatives, Slopes, derivatives, gradients, slopes
+from studies.geometry.fields import Function
 
 SOLVED = 1e-9
 """The relative residual of the critical equations at which a point counts as found."""

@@ -30,15 +30,15 @@ from torch import Tensor
 from torch.func import hessian, jacfwd
 
 from metaopt.errors import UserError
-from metaopt.geometry.derivatives import derivatives, slope, value_and_slope
-from metaopt.geometry.fields import (
+from studies.geometry.derivatives import derivatives, slope, value_and_slope
+from studies.geometry.fields import (
     Function,
     along,
     bracket,
     reverse_gradient,
     turned_gradient,
 )
-from metaopt.geometry.level_sets import steepest_point
+from studies.geometry.level_sets import steepest_point
 
 Array = NDArray[np.float64]
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.geometry.steepest import BatchedFunction, batched_gradient, largest_on_circles
-from metaopt.problems.functions import Quadratic
+from studies.functions.quadratic import Quadratic
+from studies.geometry.steepest import BatchedFunction, batched_gradient, largest_on_circles
 
 
 @final

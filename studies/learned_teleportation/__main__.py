@@ -1,6 +1,6 @@
 """Figure 6 with the evidence: learned methods over meta-seeds against tuned hand-made ones.
 
-    python -m metaopt.experiments.learned_teleportation --out runs/study [--quick]
+    python -m studies.learned_teleportation --out runs/study [--quick]
 
 Trains every method of Figure 6 with several meta-seeds, and the paper's own configuration; measures
 all on the same test problems; tunes hand-made optimizers on validation problems. Runs and curves
@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from metaopt.cli.common import guarded, set_threads
 from metaopt.errors import UserError
 from metaopt.evaluation.figure import Band, band_figure
-from metaopt.experiments.command import add_jobs, study_parser
-from metaopt.experiments.meta_seeds import Trained, measured
-from metaopt.experiments.recipes import FURTHER, PAPER, SHIPPED
-from metaopt.experiments.report import over_seeds, write_json, write_text
-from metaopt.experiments.rivals import SECOND_ORDER, Rivals
-from metaopt.experiments.scale import TITLES, Quick, Scale
-from metaopt.experiments.tables import meta_seed_table, method_table, rate_table, reach_table
-from metaopt.experiments.training_pool import seeded, train_all
-from metaopt.problems import RegressionFamily, first_seeds
 from metaopt.storage import write_atomically
+from metaopt.tasks import RegressionFamily, first_seeds
+from studies.command import add_jobs, study_parser
+from studies.meta_seeds import Trained, measured
+from studies.recipes import FURTHER, PAPER, SHIPPED
+from studies.report import over_seeds, write_json, write_text
+from studies.rivals import SECOND_ORDER, Rivals
+from studies.scale import TITLES, Quick, Scale
+from studies.tables import meta_seed_table, method_table, rate_table, reach_table
+from studies.training_pool import seeded, train_all
 
 EQ79 = "lstm_update_tele_eq79"
 

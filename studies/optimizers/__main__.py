@@ -1,6 +1,6 @@
 """Section 5.1 and appendix G: teleporting standard optimizers.
 
-    python -m metaopt.experiments.optimizers {mnist,momentum,adagrad} --out OUT [--quick]
+    python -m studies.optimizers {mnist,momentum,adagrad} --out OUT [--quick]
 
 mnist: SGD, momentum, AdaGrad, RMSProp and Adam on real images, with controls (Figures 5 and 13).
 momentum, adagrad: what becomes of an optimizer's buffers at a teleport, and AdaGrad's own norm as
@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metaopt.cli.common import guarded, set_threads
-from metaopt.data import load
-from metaopt.experiments.buffer_policies import STUDIES, buffer_study
-from metaopt.experiments.command import study_parser
-from metaopt.experiments.mnist import QUICK, ImageScale, mnist
-from metaopt.experiments.mnist_report import report
+from metaopt.tasks.data import load
+from studies.command import study_parser
+from studies.optimizers.buffer_policies import STUDIES, buffer_study
+from studies.optimizers.mnist import QUICK, ImageScale, mnist
+from studies.optimizers.mnist_report import report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

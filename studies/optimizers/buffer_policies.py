@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from metaopt.evaluation.figure import Band, band_figure
 from metaopt.evaluation.rollout import rollout
-from metaopt.experiments.image_runs import BASES
-from metaopt.experiments.report import markdown, write_json, write_text
 from metaopt.optim import TeleportingOptimizer
-from metaopt.problems import Regression, first_seeds
 from metaopt.storage import write_atomically
-from metaopt.symmetry.fixed_ascent import FixedAscent
 from metaopt.symmetry.objectives import MetricNorm
 from metaopt.symmetry.search import GradientAscent
+from metaopt.tasks import Regression, first_seeds
+from studies.optimizers.image_runs import BASES
+from studies.report import markdown, write_json, write_text
+from studies.searches.fixed_ascent import FixedAscent
 
 WIDTHS = (5, 6, 7, 8)
 SAMPLES = 4

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 
-from metaopt.data import batches
 from metaopt.errors import UserError
-from metaopt.experiments.report import write_json
 from metaopt.optim import TeleportingOptimizer
 from metaopt.optim.buffers import reset
 from metaopt.randomness import same_randomness
 from metaopt.symmetry import make_action
-from metaopt.symmetry.fixed_ascent import FixedAscent
-from metaopt.symmetry.random_move import RandomMove
 from metaopt.symmetry.search import GradientAscent
+from metaopt.tasks.data import batches
+from studies.report import write_json
+from studies.searches.fixed_ascent import FixedAscent
+from studies.searches.random_move import RandomMove
 
 Pair = tuple[Tensor, Tensor]
 """Flat standardized images ``(n, pixels)``, classes ``(n,)``."""

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from metaopt.data import Dataset, standardized
-from metaopt.experiments.image_runs import BASES, Pair, Plan, Run, Teleport, run, seconds_per_step
+from metaopt.tasks.data import Dataset, standardized
+from studies.optimizers.image_runs import BASES, Pair, Plan, Run, Teleport, run, seconds_per_step
 
 TRAINING_IMAGES = 50_000  # of 60,000, as in the paper; the others choose the rates
 SWEEP_SEED = 1000  # far from the seeds that are reported

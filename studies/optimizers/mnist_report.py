@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from metaopt.experiments.image_runs import Run
-from metaopt.experiments.mnist import CONTROLS, Cell, Results, final
-from metaopt.experiments.report import markdown, write_json, write_text
 from metaopt.storage import write_atomically
+from studies.optimizers.image_runs import Run
+from studies.optimizers.mnist import CONTROLS, Cell, Results, final
+from studies.report import markdown, write_json, write_text
 
 TELEPORTS = ("eq. 79", "rescaling", "rescaling, buffers transported")
 SIDES = ("train", "test")

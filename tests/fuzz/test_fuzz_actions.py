@@ -10,8 +10,8 @@ from fuzz_cases import attempt, fuzzed
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from metaopt.chain import Identity, Layer, LayerChain, LeakyReLU
 from metaopt.symmetry import ACTIONS, GradientAscent, LayerInput, make_action, teleport
+from metaopt.symmetry.chain import Identity, Layer, LayerChain, LeakyReLU
 from metaopt.symmetry.level_set import LevelSetTeleport
 
 ENTRIES = (

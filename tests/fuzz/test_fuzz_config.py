@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from metaopt.cli import evaluate, sweep, train
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
-from metaopt.problems import RegressionFamily
+from metaopt.tasks import RegressionFamily
 from metaopt.training.spec import TrainingSpec
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))

@@ -14,9 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from metaopt import UserError
-from metaopt.data import DATASETS, Images, batches, load, split, standardized
-from metaopt.data.cifar import read_cifar, read_records
-from metaopt.data.idx import read_idx, read_idx_pair
+from metaopt.tasks.data import DATASETS, Images, batches, load, split, standardized
+from metaopt.tasks.data.cifar import read_cifar, read_records
+from metaopt.tasks.data.idx import read_idx, read_idx_pair
 
 ITEM, MOST = (2, 3), 5
 PIXELS = struct.pack(">4I", 0x0803, 2, *ITEM) + bytes(range(12))

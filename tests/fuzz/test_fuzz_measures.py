@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from test_fuzz_optimizers import ENTRIES, LOSSES, batches, like, models
 
 from metaopt.measures import hessian, network_curvature, sharpness
-from metaopt.problems import MinibatchFamily, Regression, RegressionFamily, check_seeds, first_seeds
-from metaopt.problems.functions import Quadratic, random_quadratic
-from metaopt.problems.skewed import random_skewed
+from metaopt.tasks import MinibatchFamily, Regression, RegressionFamily, check_seeds, first_seeds
+from studies.functions.quadratic import Quadratic, random_quadratic
+from studies.functions.skewed import random_skewed
 
 counts = st.integers(-2, 5)
 displacements = st.lists(st.floats() | st.sampled_from((0.0, 1e308, 1e-320)), max_size=3)

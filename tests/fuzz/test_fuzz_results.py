@@ -18,7 +18,7 @@ from metaopt.cli import evaluate as command
 from metaopt.evaluation.evaluate import evaluate
 from metaopt.evaluation.methods import resolve
 from metaopt.evaluation.results import CHECKSUMS, MANIFEST, RESULTS, read_results, save
-from metaopt.problems import RegressionFamily
+from metaopt.tasks import RegressionFamily
 
 FAMILY = RegressionFamily(2, 2, 2, 2)
 SEEDS, STEPS, OUT = [0, 1], 2, Path("out")

@@ -17,10 +17,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from metaopt.experiments.curves import measure
-from metaopt.experiments.generalization.kept import HEADER, kept
-from metaopt.experiments.image_runs import Plan, Run, run
-from metaopt.problems import RegressionFamily
+from metaopt.tasks import RegressionFamily
+from studies.curves import measure
+from studies.generalization.kept import HEADER, kept
+from studies.optimizers.image_runs import Plan, Run, run
 
 FAMILY = RegressionFamily(2, 2, 2, 2)
 WEIGHTS = [torch.ones(2, 3), torch.ones(1, 2)]

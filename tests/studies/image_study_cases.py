@@ -12,9 +12,9 @@ from data_cases import make_dataset
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metaopt.data import Dataset, load
-from metaopt.experiments.image_runs import Plan, Run
-from metaopt.experiments.mnist import Cell, ImageScale
+from metaopt.tasks.data import Dataset, load
+from studies.optimizers.image_runs import Plan, Run
+from studies.optimizers.mnist import Cell, ImageScale
 
 TINY = ImageScale(100, 50, 2, 2, 1, (3e-3, 3e-2), ("momentum", "adam"))
 PLAN = Plan("momentum", 0.01, 0, 2)

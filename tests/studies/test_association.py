@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from metaopt.experiments.generalization.association import (
+from studies.generalization.association import (
     Correlation,
     coefficient,
     partial_pearson,

@@ -10,8 +10,11 @@ import torch
 from image_study_cases import TORCH
 from torch.nn import functional
 
-from metaopt.experiments import buffer_policies
-from metaopt.experiments.buffer_policies import (
+from metaopt.symmetry.objectives import MetricNorm, gradient_norm
+from metaopt.symmetry.search import GradientAscent
+from metaopt.tasks import first_seeds
+from studies.optimizers import buffer_policies
+from studies.optimizers.buffer_policies import (
     GUARDED,
     PAPER,
     STUDIES,
@@ -20,10 +23,7 @@ from metaopt.experiments.buffer_policies import (
     losses,
     problems,
 )
-from metaopt.problems import first_seeds
-from metaopt.symmetry.fixed_ascent import FixedAscent
-from metaopt.symmetry.objectives import MetricNorm, gradient_norm
-from metaopt.symmetry.search import GradientAscent
+from studies.searches.fixed_ascent import FixedAscent
 
 SEEDS = (3, 0, 7)
 EPOCHS = 8

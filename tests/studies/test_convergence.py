@@ -11,15 +11,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from metaopt.cli.common import guarded
-from metaopt.experiments.convergence import __main__ as command
-from metaopt.experiments.convergence.outcome import (
+from studies.convergence import __main__ as command
+from studies.convergence.outcome import (
     Outcome,
     bound_check,
     equality_check,
     order_check,
     png,
 )
-from metaopt.experiments.convergence.studies import STUDIES
+from studies.convergence.studies import STUDIES
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from metaopt.chain import Layer, LeakyReLU
 from metaopt.measures import sharpness
 from metaopt.symmetry import LayerInput, make_action
+from metaopt.symmetry.chain import Layer, LeakyReLU
 from metaopt.symmetry.objectives import MetricNorm
 
 

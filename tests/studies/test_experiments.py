@@ -8,19 +8,19 @@ import pytest
 
 from metaopt.evaluation.figure import band_figure
 from metaopt.evaluation.methods import HAND_MADE
-from metaopt.experiments import controls as controls_module
-from metaopt.experiments import families as families_module
-from metaopt.experiments.controls import REPLACED, controls, trained_controls
-from metaopt.experiments.curves import measure
-from metaopt.experiments.families import FAMILIES, families
-from metaopt.experiments.learned_teleportation import EQ79, study
-from metaopt.experiments.meta_seeds import chosen
-from metaopt.experiments.recipes import PAPER, SHIPPED, Recipe
-from metaopt.experiments.report import markdown, over_seeds, write_json
-from metaopt.experiments.rivals import Rivals, steps_to_reach
-from metaopt.experiments.scale import Quick
 from metaopt.learned.checkpoint import pretrained_path
-from metaopt.problems import RegressionFamily
+from metaopt.tasks import RegressionFamily
+from studies import controls as controls_module
+from studies import families as families_module
+from studies.controls import REPLACED, controls, trained_controls
+from studies.curves import measure
+from studies.families import FAMILIES, families
+from studies.learned_teleportation.__main__ import EQ79, study
+from studies.meta_seeds import chosen
+from studies.recipes import PAPER, SHIPPED, Recipe
+from studies.report import markdown, over_seeds, write_json
+from studies.rivals import Rivals, steps_to_reach
+from studies.scale import Quick
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from metaopt import UserError
-from metaopt.geometry.fields import (
+from studies.functions.skewed import random_skewed
+from studies.geometry.fields import (
     along,
     antisymmetric_basis,
     bracket,
@@ -16,7 +17,6 @@ from metaopt.geometry.fields import (
     squared_gradient,
     turned_gradient,
 )
-from metaopt.problems.skewed import random_skewed
 
 W = torch.tensor([0.7, -1.3, 0.4], dtype=torch.float64)
 

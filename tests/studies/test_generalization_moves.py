@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from metaopt.experiments.generalization.moves import (
+from metaopt.measures import network_curvature, sharpness
+from metaopt.symmetry import PreActivationAction
+from studies.generalization.moves import (
     DISPLACEMENTS,
     Effort,
     Outcome,
     Teleporter,
     module_of,
 )
-from metaopt.experiments.generalization.networks import initial_weights, single, train_epoch
-from metaopt.measures import network_curvature, sharpness
-from metaopt.symmetry import PreActivationAction
+from studies.generalization.networks import initial_weights, single, train_epoch
 
 SIZES = (12, 7, 5, 4)
 EFFORT = Effort(

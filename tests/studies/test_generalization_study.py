@@ -18,30 +18,30 @@ from torch.nn import functional
 
 from metaopt import UserError
 from metaopt.cli.common import guarded
-from metaopt.experiments.generalization import __main__ as command
-from metaopt.experiments.generalization import correlation as correlating
-from metaopt.experiments.generalization import moves, training
-from metaopt.experiments.generalization import predictors as predicting
-from metaopt.experiments.generalization import teleports as teleporting
-from metaopt.experiments.generalization.correlation import CorrelationScale, correlation, report
-from metaopt.experiments.generalization.kept import keep, kept
-from metaopt.experiments.generalization.moves import Effort, module_of
-from metaopt.experiments.generalization.networks import initial_weights, single, train_epoch
-from metaopt.experiments.generalization.predictors import (
+from metaopt.measures import Sharpness, hessian, network_curvature, sharpness
+from metaopt.measures.directions import unit_directions
+from metaopt.measures.sharpness import DISPLACEMENTS
+from metaopt.symmetry import PostActivationAction
+from metaopt.symmetry.loss import NetworkLoss
+from studies.generalization import __main__ as command
+from studies.generalization import correlation as correlating
+from studies.generalization import moves, training
+from studies.generalization import predictors as predicting
+from studies.generalization import teleports as teleporting
+from studies.generalization.correlation import CorrelationScale, correlation, report
+from studies.generalization.kept import keep, kept
+from studies.generalization.moves import Effort, module_of
+from studies.generalization.networks import initial_weights, single, train_epoch
+from studies.generalization.predictors import (
     SCALES,
     Measured,
     predictors,
     sharpness_at,
 )
-from metaopt.experiments.generalization.setting import SETTINGS, rows_of
-from metaopt.experiments.generalization.teleport_report import paired
-from metaopt.experiments.generalization.teleports import VARIANTS, TeleportScale, teleports
-from metaopt.experiments.generalization.training import trained
-from metaopt.measures import Sharpness, hessian, network_curvature, sharpness
-from metaopt.measures.directions import unit_directions
-from metaopt.measures.sharpness import DISPLACEMENTS
-from metaopt.network.loss import NetworkLoss
-from metaopt.symmetry import PostActivationAction
+from studies.generalization.setting import SETTINGS, rows_of
+from studies.generalization.teleport_report import paired
+from studies.generalization.teleports import VARIANTS, TeleportScale, teleports
+from studies.generalization.training import trained
 
 CORRELATION = CorrelationScale(
     models=4, images=100, tested=60, epochs=2, directions=4, curves=1, curved=20, share=30, few=20

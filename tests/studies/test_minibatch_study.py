@@ -6,9 +6,9 @@ import torch
 from data_cases import make_dataset
 from torch.nn import functional
 
-from metaopt.experiments import minibatches
-from metaopt.experiments.minibatches import FAMILIES, NAME, NETWORKS, Extent, image_losses, main
-from metaopt.experiments.training_pool import train_one
+from studies import minibatches
+from studies.minibatches import FAMILIES, NAME, NETWORKS, Extent, image_losses, main
+from studies.training_pool import train_one
 
 TINY = Extent(1, 2, (2, 4), 100, 10, 2, (1e-3, 1e-2), ("adam",))
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from metaopt.experiments.generalization import networks
-from metaopt.experiments.generalization.networks import (
+from studies.generalization import networks
+from studies.generalization.networks import (
     CHAIN,
     evaluate,
     initial_weights,

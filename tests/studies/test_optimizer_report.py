@@ -8,8 +8,8 @@ import pytest
 from image_study_cases import TINY, cell, dataset, made_up
 from scipy import stats
 
-from metaopt.experiments.mnist import PAPER_EPOCHS, PAPER_RATES, VARIANTS, final, mnist
-from metaopt.experiments.mnist_report import TELEPORTS, gain, report, teleport_epoch_fraction
+from studies.optimizers.mnist import PAPER_EPOCHS, PAPER_RATES, VARIANTS, final, mnist
+from studies.optimizers.mnist_report import TELEPORTS, gain, report, teleport_epoch_fraction
 
 
 @pytest.fixture(scope="module")

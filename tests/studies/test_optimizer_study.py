@@ -6,10 +6,10 @@ import pytest
 import torch
 from image_study_cases import PLAN, TINY, TORCH, by_hand, pairs
 
-from metaopt.experiments import image_runs
-from metaopt.experiments.image_runs import BASES, Teleport, run
-from metaopt.experiments.mnist import SWEEP_SEED, best_rate
-from metaopt.symmetry.random_move import RandomMove
+from studies.optimizers import image_runs
+from studies.optimizers.image_runs import BASES, Teleport, run
+from studies.optimizers.mnist import SWEEP_SEED, best_rate
+from studies.searches.random_move import RandomMove
 
 RESCALING = Teleport("rescaling", minibatches=1)
 MOVES = {

@@ -1,4 +1,4 @@
-"""``python -m metaopt.experiments.optimizers``, in this process."""
+"""``python -m studies.optimizers``, in this process."""
 
 import json
 
@@ -7,9 +7,10 @@ from data_cases import make_dataset
 from image_study_cases import TINY
 
 from metaopt.cli.common import guarded
-from metaopt.experiments import buffer_policies, optimizers
-from metaopt.experiments.mnist import VARIANTS, ImageScale
 from metaopt.symmetry.search import GradientAscent
+from studies.optimizers import __main__ as optimizers
+from studies.optimizers import buffer_policies
+from studies.optimizers.mnist import VARIANTS, ImageScale
 
 IMAGES = "train-images-idx3-ubyte"
 ONE = ImageScale(100, 20, 1, 1, 1, (1e-2,), ("momentum",))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from script_cases import load
 
-from metaopt.experiments.recipes import SHIPPED
 from metaopt.learned.checkpoint import pretrained_path
+from studies.recipes import SHIPPED
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "publish.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "publish.py"
 PAGE = (
     "before ![](figures/figure6.png)\n<!-- table: one -->\n{}\n<!-- end -->\n"
     "<!-- table: none -->\nkept\n<!-- end -->\n"

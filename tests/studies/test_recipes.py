@@ -6,11 +6,11 @@ import pytest
 
 from metaopt.cli.common import take
 from metaopt.cli.train import build_parser
-from metaopt.experiments.recipes import RECIPES
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
 from metaopt.training.spec import TrainingSpec
+from studies.recipes import RECIPES
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_every_recipe_has_a_config_and_every_config_of_training_a_recipe():

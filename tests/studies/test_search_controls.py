@@ -5,13 +5,13 @@ import torch
 from cases import mixed_signs, naive_leaky
 
 from metaopt import UserError
-from metaopt.chain import Identity, LayerChain, LeakyReLU
 from metaopt.symmetry import ACTIONS, LayerInput, make_action
-from metaopt.symmetry.fixed_ascent import FixedAscent
+from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
 from metaopt.symmetry.objectives import Negated, gradient_norm
 from metaopt.symmetry.orbit import ChainOrbit
-from metaopt.symmetry.random_move import RandomMove
 from metaopt.symmetry.search import Climb, GradientAscent
+from studies.searches.fixed_ascent import FixedAscent
+from studies.searches.random_move import RandomMove
 
 FAMILY = mixed_signs(4, 6, 5, 3)
 SEEDS = (0, 1, 2)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from metaopt import UserError
-from metaopt.experiments import controls, families, learned_teleportation
-from metaopt.experiments.minibatches import CosineAdam
-from metaopt.experiments.scale import Quick, Scale
 from metaopt.learned.checkpoint import pretrained_path
+from studies import controls, families
+from studies.learned_teleportation import __main__ as learned_teleportation
+from studies.minibatches import CosineAdam
+from studies.scale import Quick, Scale
 
 
 @pytest.fixture

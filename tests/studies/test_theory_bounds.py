@@ -10,22 +10,22 @@ from scipy.optimize import minimize
 from torch.func import hessian, jacrev, vmap
 
 from metaopt import UserError
-from metaopt.experiments.convergence import convex_order, error_bound, sgd_basin
-from metaopt.experiments.convergence.convex_order_failures import (
+from studies.convergence import convex_order, error_bound, sgd_basin
+from studies.convergence.convex_order_failures import (
     attained,
     climb,
     open_steepness,
     pairs_check,
     rise_check,
 )
-from metaopt.experiments.convergence.sgd_counterexamples import (
+from studies.convergence.sgd_counterexamples import (
     network_check,
     network_steepness,
     quartic_beta,
     quartic_losses,
 )
-from metaopt.experiments.convergence.stochastic import sgd
-from metaopt.experiments.convergence.stochastic_problems import (
+from studies.convergence.stochastic import sgd
+from studies.convergence.stochastic_problems import (
     axis_samples,
     bowl,
     many_directions,
@@ -38,22 +38,22 @@ from metaopt.experiments.convergence.stochastic_problems import (
     sheared_smoothness,
     stationary,
 )
-from metaopt.geometry.bounds import BasinBounds
-from metaopt.geometry.level_curves import LevelCurves
-from metaopt.geometry.rotations import EllipticOrbits, RadialFamily, quadratic_orbits
-from metaopt.geometry.steepest import (
-    batched_gradient,
-    largest_on_circles,
-    largest_on_line,
-)
-from metaopt.problems.convexity import (
+from studies.functions.convexity import (
     STRICTLY_CONVEX,
     exponentials,
     exponentials_level,
     narrowing_cone,
     narrowing_cone_level,
 )
-from metaopt.problems.functions import Quadratic, booth, random_quadratic
+from studies.functions.quadratic import Quadratic, booth, random_quadratic
+from studies.geometry.bounds import BasinBounds
+from studies.geometry.level_curves import LevelCurves
+from studies.geometry.rotations import EllipticOrbits, RadialFamily, quadratic_orbits
+from studies.geometry.steepest import (
+    batched_gradient,
+    largest_on_circles,
+    largest_on_line,
+)
 
 STUDIES = {"sgd-basin": sgd_basin, "error-bound": error_bound, "convex-order": convex_order}
 

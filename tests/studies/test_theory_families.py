@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from metaopt.errors import UserError
-from metaopt.experiments.convergence import family_checks, symmetric_families
-from metaopt.experiments.convergence.family_methods import (
+from metaopt.tasks.seeds import first_seeds
+from studies.convergence import family_checks, symmetric_families
+from studies.convergence.family_methods import (
     METHODS,
     Grid,
     Method,
@@ -17,15 +18,14 @@ from metaopt.experiments.convergence.family_methods import (
     steps_to_target,
     tuned,
 )
-from metaopt.experiments.convergence.learned_rotation import (
+from studies.convergence.learned_rotation import (
     VARIANTS,
     Training,
     initial,
     seen,
     trained,
 )
-from metaopt.problems.families_2d import FAMILIES_2D, Ellipses, Family2D, Rosenbrocks
-from metaopt.problems.seeds import first_seeds
+from studies.functions.families_2d import FAMILIES_2D, Ellipses, Family2D, Rosenbrocks
 
 NAMES = sorted(FAMILIES_2D)
 

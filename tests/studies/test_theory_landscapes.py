@@ -8,8 +8,8 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from metaopt.errors import UserError
-from metaopt.experiments.convergence import landscapes, landscapes_wide
-from metaopt.problems.scalar_network import ScalarNetwork, distance_to_hyperbola
+from studies.convergence import landscapes, landscapes_wide
+from studies.functions.scalar_network import ScalarNetwork, distance_to_hyperbola
 
 X = torch.tensor([0.5, -1.0, 1.5], dtype=torch.float64)
 

@@ -11,31 +11,8 @@ from scipy.optimize import brentq
 from theory_cases import check, generator, point
 
 from metaopt import UserError
-from metaopt.experiments.convergence import newton, newton_runs
-from metaopt.geometry.derivatives import (
-    derivatives,
-    gradients,
-    slope,
-    slopes,
-    value_and_slope,
-)
-from metaopt.geometry.fields import gradient, hessian_of
-from metaopt.geometry.level_sets import (
-    damped_newton_step,
-    on_level_set,
-    order_of_convergence,
-    solve_critical,
-    steepest_point,
-)
-from metaopt.geometry.newton_bounds import (
-    Constants,
-    bound_before_teleport,
-    newton_bound,
-    printed_newton_bound,
-    sharper_newton_bound,
-)
-from metaopt.problems.functions import booth, ellipse, random_quadratic
-from metaopt.problems.level_set_examples import (
+from studies.convergence import newton, newton_runs
+from studies.functions.level_set_examples import (
     falling_curvature,
     flat_axis,
     half_square,
@@ -43,13 +20,36 @@ from metaopt.problems.level_set_examples import (
     quartic_well,
     tilted_quartic,
 )
-from metaopt.problems.skewed import (
+from studies.functions.quadratic import booth, ellipse, random_quadratic
+from studies.functions.skewed import (
     SkewedQuadratic,
     bend,
     bend_constants,
     bend_second,
     bend_third,
     random_skewed,
+)
+from studies.geometry.derivatives import (
+    derivatives,
+    gradients,
+    slope,
+    slopes,
+    value_and_slope,
+)
+from studies.geometry.fields import gradient, hessian_of
+from studies.geometry.level_sets import (
+    damped_newton_step,
+    on_level_set,
+    order_of_convergence,
+    solve_critical,
+    steepest_point,
+)
+from studies.geometry.newton_bounds import (
+    Constants,
+    bound_before_teleport,
+    newton_bound,
+    printed_newton_bound,
+    sharper_newton_bound,
 )
 
 ZERO = torch.zeros(2, dtype=torch.float64)

@@ -8,9 +8,11 @@ import torch
 from theory_cases import check, generator, point
 
 from metaopt import UserError
-from metaopt.experiments.convergence import newton_direction
-from metaopt.geometry.derivatives import derivatives, slope
-from metaopt.geometry.newton_directions import (
+from studies.convergence import newton_direction
+from studies.functions.level_set_examples import slope_and_half_square
+from studies.functions.skewed import random_skewed
+from studies.geometry.derivatives import derivatives, slope
+from studies.geometry.newton_directions import (
     cosine,
     growth,
     kantorovich_cosine,
@@ -22,8 +24,6 @@ from metaopt.geometry.newton_directions import (
     steepest_orthogonal,
     widest_case,
 )
-from metaopt.problems.level_set_examples import slope_and_half_square
-from metaopt.problems.skewed import random_skewed
 
 
 def draw(n, condition=50.0, draws=40, seed=0):

@@ -8,9 +8,20 @@ import torch
 from theory_cases import check, generator, point
 
 from metaopt import UserError
-from metaopt.experiments.convergence import one_teleport, one_teleport_algebra
-from metaopt.geometry.derivatives import derivatives, slope
-from metaopt.geometry.fields import (
+from studies.convergence import one_teleport, one_teleport_algebra
+from studies.functions.level_set_examples import (
+    cubic_drift,
+    exponential_drift,
+    half_square,
+    radial,
+    ridge,
+    tilted_quartic,
+    two_axes,
+)
+from studies.functions.quadratic import Quadratic, booth, ellipse, random_quadratic
+from studies.functions.skewed import random_skewed
+from studies.geometry.derivatives import derivatives, slope
+from studies.geometry.fields import (
     along,
     antisymmetric_basis,
     bracket,
@@ -19,7 +30,7 @@ from metaopt.geometry.fields import (
     squared_gradient,
     turned_gradient,
 )
-from metaopt.geometry.optimal_flows import (
+from studies.geometry.optimal_flows import (
     bracket_rate,
     bracket_rate_formula,
     companion,
@@ -33,17 +44,6 @@ from metaopt.geometry.optimal_flows import (
     third_derivative,
     times_at_steepest,
 )
-from metaopt.problems.functions import Quadratic, booth, ellipse, random_quadratic
-from metaopt.problems.level_set_examples import (
-    cubic_drift,
-    exponential_drift,
-    half_square,
-    radial,
-    ridge,
-    tilted_quartic,
-    two_axes,
-)
-from metaopt.problems.skewed import random_skewed
 
 (TURN,) = antisymmetric_basis(2)
 

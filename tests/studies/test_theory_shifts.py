@@ -9,9 +9,9 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from metaopt.errors import UserError
-from metaopt.experiments.convergence import curvature_dimensions, curvature_shift
-from metaopt.geometry.sections import Section, height, mean_over_normal_planes
-from metaopt.geometry.shifts import (
+from studies.convergence import curvature_dimensions, curvature_shift
+from studies.geometry.sections import Section, height, mean_over_normal_planes
+from studies.geometry.shifts import (
     Circle,
     Parabola,
     arc_integral,

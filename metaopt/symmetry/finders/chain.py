@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from metaopt.chain import Activation, Identity, LayerChain
-from metaopt.network.layers import obstacle
-from metaopt.network.steps import read
-from metaopt.network.trace import Trace, trace
+from metaopt.symmetry.chain import Activation, Identity, LayerChain
+from metaopt.symmetry.finders.layers import obstacle
+from metaopt.symmetry.finders.steps import read
+from metaopt.symmetry.finders.trace import Trace, trace
 
 
 @dataclass(frozen=True)

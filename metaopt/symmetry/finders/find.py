@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from metaopt.errors import UserError
-from metaopt.network.site import LeftOut, ModuleSite, Sites
-from metaopt.network.trace import LAYERS, trace
-from metaopt.network.walk import walk
+from metaopt.symmetry.finders.trace import LAYERS, trace
+from metaopt.symmetry.finders.walk import walk
+from metaopt.symmetry.site import LeftOut, ModuleSite, Sites
 
 
 def find_sites(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) -> Sites:

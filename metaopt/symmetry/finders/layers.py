@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils import parametrize
 
-from metaopt.network.steps import altered
-from metaopt.network.trace import Trace
+from metaopt.symmetry.finders.steps import altered
+from metaopt.symmetry.finders.trace import Trace
 
 _KNOWN = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from metaopt.chain import Activation, LeakyReLU
-from metaopt.network.trace import Trace, batch_size_of, first_input, is_shape_query
+from metaopt.symmetry.chain import Activation, LeakyReLU
+from metaopt.symmetry.finders.trace import Trace, batch_size_of, first_input, is_shape_query
 
 Kind = Literal["activation", "norm", "dropout", "pool", "pool to rows", "flatten", "rows", "same"]
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metaopt.network.sharing import shared_parameters
+from metaopt.symmetry.finders.sharing import shared_parameters
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 """Modules that are layers to us, with their subclasses; the trace does not look inside."""

@@ -7,11 +7,11 @@ from typing import Literal
 
 from torch import fx, nn
 
-from metaopt.chain import Identity
-from metaopt.network.layers import obstacle
-from metaopt.network.site import LeftOut, ModuleSite
-from metaopt.network.steps import Step, read
-from metaopt.network.trace import Trace, first_input
+from metaopt.symmetry.chain import Identity
+from metaopt.symmetry.finders.layers import obstacle
+from metaopt.symmetry.finders.steps import Step, read
+from metaopt.symmetry.finders.trace import Trace, first_input
+from metaopt.symmetry.site import LeftOut, ModuleSite
 
 
 @dataclass(frozen=True)

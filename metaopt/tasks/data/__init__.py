@@ -1,9 +1,9 @@
 """Labelled images: MNIST, Fashion-MNIST and CIFAR-10, from files on disk or downloaded."""
 
-from metaopt.data.images import Dataset, Images, split, standardized
-from metaopt.data.loading import load
-from metaopt.data.minibatches import batches
-from metaopt.data.table import DATASETS, Description, Download, Part
+from metaopt.tasks.data.images import Dataset, Images, split, standardized
+from metaopt.tasks.data.loading import load
+from metaopt.tasks.data.minibatches import batches
+from metaopt.tasks.data.table import DATASETS, Description, Download, Part
 
 __all__ = [
     "DATASETS",

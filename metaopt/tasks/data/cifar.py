@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metaopt.data.files import opened, unusable
-from metaopt.data.images import Images
-from metaopt.data.labels import checked
+from metaopt.tasks.data.files import opened, unusable
+from metaopt.tasks.data.images import Images
+from metaopt.tasks.data.labels import checked
 
 
 def read_records(path: Path, size: int, most: int) -> Tensor:

@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from metaopt.data.table import Description, Download
 from metaopt.errors import UserError
+from metaopt.tasks.data.table import Description, Download
 
 
 def cache_folder() -> Path:

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metaopt.data.files import opened, unusable
-from metaopt.data.images import Images
-from metaopt.data.labels import checked
 from metaopt.errors import UserError
+from metaopt.tasks.data.files import opened, unusable
+from metaopt.tasks.data.images import Images
+from metaopt.tasks.data.labels import checked
 
 UNSIGNED_BYTES = 0x0800
 

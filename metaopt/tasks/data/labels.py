@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from metaopt.data.files import unusable
+from metaopt.tasks.data.files import unusable
 
 
 def checked(labels: Tensor, classes: int, path: Path) -> Tensor:

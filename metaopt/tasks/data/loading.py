@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from metaopt.data.download import cache_folder, fetch
-from metaopt.data.files import find
-from metaopt.data.images import Dataset
-from metaopt.data.table import DATASETS
 from metaopt.errors import UserError
+from metaopt.tasks.data.download import cache_folder, fetch
+from metaopt.tasks.data.files import find
+from metaopt.tasks.data.images import Dataset
+from metaopt.tasks.data.table import DATASETS
 
 VARIABLE = "METAOPT_DATA"
 

@@ -16,8 +16,8 @@ def batches(
     """One epoch: every pair once, in an order drawn at the call, ``size`` pairs a batch.
 
     Args:
-        pairs: x ``(n, ...)`` and y ``(n, ...)`` on one device; :class:`~metaopt.data.Images` are
-            such a pair.
+        pairs: x ``(n, ...)`` and y ``(n, ...)`` on one device; :class:`~metaopt.tasks.data.Images`
+            are such a pair.
         generator: equal states of it give equal batches.
         drop_last: leaves out a last batch of fewer than ``size``.
 

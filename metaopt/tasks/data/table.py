@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from metaopt.data.cifar import read_cifar
-from metaopt.data.idx import read_idx_pair
-from metaopt.data.images import Images
+from metaopt.tasks.data.cifar import read_cifar
+from metaopt.tasks.data.idx import read_idx_pair
+from metaopt.tasks.data.images import Images
 
 
 class Reader(Protocol):

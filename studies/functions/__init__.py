@@ -1,0 +1,1 @@
+"""Functions of a few variables whose constants, minimisers and level sets are known."""

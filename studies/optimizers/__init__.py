@@ -1,0 +1,1 @@
+"""Section 5.1 and appendix G: standard optimizers with a teleport."""

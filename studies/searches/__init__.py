@@ -1,0 +1,1 @@
+"""Searches that only studies use: the paper's own, and a control."""
