@@ -12,7 +12,7 @@ from metaopt.learned.checkpoint import load_meta_optimizer, save_meta_optimizer
 from metaopt.learned.layerwise import LayerwiseUpdate
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import NO_CHAIN, Observation
-from metaopt.tasks import MinibatchFamily, MinibatchProblem
+from metaopt.tasks import MinibatchFamily, MinibatchTasks
 
 SEEDS = [3, 7, 5]
 SHAPES = [(4, 3), (5,), (1,), (2, 3, 2, 2), ()]
@@ -32,12 +32,12 @@ def build(std: float = 0.0, layers: int = 1) -> MetaOptimizer:
     return meta
 
 
-def make(seeds=SEEDS, **fields) -> MinibatchProblem:
+def make(seeds=SEEDS, **fields) -> MinibatchTasks:
     sizes = {"input": 5, "hidden": 4, "output": 3, "samples": 60, "minibatch": 20}
     return MinibatchFamily(**{**sizes, "activation": "tanh", **fields}).sample(seeds).double()
 
 
-def descend(problem: MinibatchProblem, optimizer, steps: int = 20, factor=1.0) -> list[Tensor]:
+def descend(problem: MinibatchTasks, optimizer, steps: int = 20, factor=1.0) -> list[Tensor]:
     """How far each weight has gone."""
     before = weights(problem)
     for step in range(steps):

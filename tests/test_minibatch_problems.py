@@ -13,7 +13,7 @@ from metaopt import LearnedOptimizer, UserError
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.differentiable import differentiable
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
-from metaopt.tasks import MinibatchFamily, MinibatchProblem, Problem
+from metaopt.tasks import MinibatchFamily, MinibatchTasks, TaskBatch
 
 SIZES = {"input": 5, "hidden": 4, "output": 3, "samples": 20, "minibatch": 6}
 SEEDS = [3, 7, 5]
@@ -25,14 +25,14 @@ def family(**fields) -> MinibatchFamily:
     return MinibatchFamily(**{**SIZES, **fields})
 
 
-def make(seeds=SEEDS, **fields) -> MinibatchProblem:
+def make(seeds=SEEDS, **fields) -> MinibatchTasks:
     return family(**fields).sample(seeds).double()
 
 
 class Twin(nn.Module):
     """One problem as ordinary layers."""
 
-    def __init__(self, problem: MinibatchProblem, index: int) -> None:
+    def __init__(self, problem: MinibatchTasks, index: int) -> None:
         super().__init__()
         self.own, tensors = problem.family, [p.detach()[index] for p in problem.parameters()]
         self.layers = nn.ModuleList()
@@ -115,7 +115,7 @@ def test_gradients_of_problems_are_independent_of_each_other(kind):
         torch.testing.assert_close(gradient[1], by_itself[0], rtol=1e-10, atol=1e-14)
 
 
-def seen(problem: MinibatchProblem, step: int) -> list[int]:
+def seen(problem: MinibatchTasks, step: int) -> list[int]:
     """The samples that the loss of a step depends on."""
     data = problem.data.detach().requires_grad_()
     used = torch.func.functional_call(problem, {"data": data}, (step,))
@@ -214,10 +214,10 @@ def test_no_seeds_are_refused():
 
 def test_the_loss_of_a_problem_has_to_be_written():
     with pytest.raises(NotImplementedError):
-        Problem()(0)
+        TaskBatch()(0)
 
 
-def by_hand(problem: MinibatchProblem, steps: int, rate: float) -> torch.Tensor:
+def by_hand(problem: MinibatchTasks, steps: int, rate: float) -> torch.Tensor:
     """Gradient descent in float64, ``(steps + 1, B)``."""
     losses = []
     for step in range(steps + 1):

@@ -17,7 +17,7 @@ from metaopt import LearnedOptimizer
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
 from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
-from metaopt.tasks import Family, Problem, check_seeds, first_seeds
+from metaopt.tasks import TaskBatch, TaskFamily, check_seeds, first_seeds
 from metaopt.tasks.seeds import TRAINING
 from metaopt.training.mixture import Drawn, integer
 from metaopt.training.sources import SOURCES, Source
@@ -25,7 +25,7 @@ from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer
 
 
-class Robust(Problem):
+class Robust(TaskBatch):
     """B problems; every parameter has them in its first dimension.
 
     Args:
@@ -84,7 +84,7 @@ def draw(spec: TrainingSpec, generator: torch.Generator) -> Drawn:
     return Drawn(RobustFamily(dtype=torch.float64), check_seeds(seeds, "training"))
 
 
-def validation(spec: TrainingSpec) -> list[tuple[Family, int]]:
+def validation(spec: TrainingSpec) -> list[tuple[TaskFamily, int]]:
     """What checkpoints are chosen on."""
     return [(RobustFamily(), spec.validation_problems)]
 

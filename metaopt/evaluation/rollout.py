@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from metaopt.evaluation.clock import Clock
 from metaopt.symmetry import Teleportation
-from metaopt.tasks import Problem
+from metaopt.tasks import TaskBatch
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Trajectory:
 class _Recorder:
     """The closure of one run; it keeps the first evaluation of each step, which is at w_t."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: TaskBatch) -> None:
         self.problem = problem
         self.losses: list[Tensor] = []
         self.grad_norms: list[Tensor] = []
@@ -64,7 +64,7 @@ class _Recorder:
 
 
 def rollout(
-    problem: Problem,
+    problem: TaskBatch,
     optimizer: torch.optim.Optimizer,
     steps: int,
     measure_defects: bool = True,

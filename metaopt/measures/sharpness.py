@@ -32,8 +32,8 @@ class Sharpness:
         displacements: t, ``(T,)``.
         directions: d, one tensor a parameter that moves, ``(D, *its shape)`` without batch
             dimensions; see :meth:`drawn`.
-        chain: of a network that is one (``metaopt.symmetry.finders.as_chain``); these are its parameters, and
-            the first product is shared by all displacements, and by all weights on one batch.
+        chain: of a network that is one, whose parameters these are: then the first product is
+            shared by all displacements, and by all weights on one batch.
     """
 
     def __init__(

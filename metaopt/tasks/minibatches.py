@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from metaopt.errors import UserError
 from metaopt.symmetry.chain import LayerChain
-from metaopt.tasks.problem import Problem, layer_shapes
+from metaopt.tasks.batch import TaskBatch, layer_shapes
 from metaopt.tasks.regression import DEEPEST, LARGEST
 from metaopt.tasks.seeds import check_range
 
@@ -31,7 +31,7 @@ NONLINEAR: dict[str, Callable[[Tensor], Tensor]] = {
 TEACHER_WIDTH = 32
 
 
-class MinibatchProblem(Problem):
+class MinibatchTasks(TaskBatch):
     """B networks of one architecture, each on its own data; call it with the step.
 
     Args:
@@ -153,7 +153,7 @@ class MinibatchFamily:
         """The number of weights and biases of one problem."""
         return sum(out * (fan_in + 1) for out, fan_in in self.shapes)
 
-    def sample(self, seeds: Iterable[int]) -> MinibatchProblem:
+    def sample(self, seeds: Iterable[int]) -> MinibatchTasks:
         """One problem a seed."""
         drawn = [self._draw(torch.Generator().manual_seed(seed)) for seed in check_range(seeds)]
         if not drawn:
@@ -163,7 +163,7 @@ class MinibatchFamily:
             for layers in ([d[0] for d in drawn], [d[1] for d in drawn])
         )
         data, targets = torch.stack([d[2] for d in drawn]), torch.stack([d[3] for d in drawn])
-        return MinibatchProblem(self, weights, biases, data, targets)
+        return MinibatchTasks(self, weights, biases, data, targets)
 
     def _draw(
         self, generator: torch.Generator

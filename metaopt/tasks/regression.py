@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
-from metaopt.tasks.problem import Problem, layer_shapes
+from metaopt.tasks.batch import TaskBatch, layer_shapes
 from metaopt.tasks.seeds import check_range
 
 LARGEST = 10**6  # units and samples, far beyond what is trained here
@@ -26,7 +26,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 DISTRIBUTIONS: dict[str, Callable[..., Tensor]] = {"uniform": torch.rand, "normal": torch.randn}
 
 
-class Regression(Problem):
+class Regression(TaskBatch):
     """A batch of independent problems; calling it gives their losses, shape ``(B,)``.
 
     Args:

@@ -1,4 +1,4 @@
-"""Problem seeds: which range is for what, enforced where problems are drawn.
+"""Seeds of tasks: which range is for what, enforced where problems are drawn.
 
 A checkpoint that was chosen on the problems it is reported on proves nothing. So the ranges
 are disjoint, training never takes a seed of the first two, and nothing is chosen on the first.

@@ -18,21 +18,21 @@ from torch import Tensor
 
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.tasks import Problem
+from metaopt.tasks import TaskBatch
 from metaopt.training.meta_loss import MetaLoss
 from metaopt.training.unroll import Window, meta_parameters, unroll
 
 if TYPE_CHECKING:  # the spec checks its ``estimator`` against the table below
     from metaopt.training.spec import TrainingSpec
 
-Estimator = Callable[[Problem, LearnedOptimizer, int, int, MetaLoss], Iterator[Window]]
+Estimator = Callable[[TaskBatch, LearnedOptimizer, int, int, MetaLoss], Iterator[Window]]
 """(problem, optimizer, steps, window, meta-loss) -> each window with its meta-gradient, one for
 each parameter of ``optimizer.meta`` that requires one. The parameters may be changed in place
 between windows; the estimator itself changes neither them nor the problem."""
 
 
 def persistent_evolution(
-    problem: Problem,
+    problem: TaskBatch,
     optimizer: LearnedOptimizer,
     steps: int,
     window: int,

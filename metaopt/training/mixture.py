@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 
-from metaopt.tasks import Family, Problem, RegressionFamily, check_seeds
+from metaopt.tasks import RegressionFamily, TaskBatch, TaskFamily, check_seeds
 from metaopt.tasks.seeds import TRAINING
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ Choice = TypeVar("Choice")
 class Drawn(NamedTuple):
     """A batch that is still to be sampled, whole or in shards."""
 
-    family: Family
+    family: TaskFamily
     seeds: list[int]
 
-    def sample(self) -> Problem:
+    def sample(self) -> TaskBatch:
         """The whole batch."""
         return self.family.sample(self.seeds)
 

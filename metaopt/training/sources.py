@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from metaopt.tasks import FAMILIES, Family, MinibatchFamily, check_seeds
+from metaopt.tasks import FAMILIES, MinibatchFamily, TaskFamily, check_seeds
 from metaopt.tasks.seeds import TRAINING
 from metaopt.training.mixture import Drawn, draw_problems, integer, one_of
 
@@ -37,7 +37,7 @@ class Source:
     """
 
     draw: Callable[[TrainingSpec, torch.Generator], Drawn]
-    validation: Callable[[TrainingSpec], list[tuple[Family, int]]]
+    validation: Callable[[TrainingSpec], list[tuple[TaskFamily, int]]]
     smoothing: float = 0.0
 
 
@@ -68,14 +68,14 @@ def draw_minibatches(spec: TrainingSpec, generator: torch.Generator) -> Drawn:
     return Drawn(family, check_seeds(seeds, "training"))
 
 
-def regression_validation(spec: TrainingSpec) -> list[tuple[Family, int]]:
+def regression_validation(spec: TrainingSpec) -> list[tuple[TaskFamily, int]]:
     """The reference family, and a quarter as many of each of the others."""
     count = spec.validation_problems
     others = [replace(FAMILIES[name], loss=spec.loss) for name in spec.validation_families]
     return [(spec.reference, count), *((family, max(1, count // 4)) for family in others)]
 
 
-def minibatch_validation(spec: TrainingSpec) -> list[tuple[Family, int]]:
+def minibatch_validation(spec: TrainingSpec) -> list[tuple[TaskFamily, int]]:
     """As many of each."""
     return [(family, spec.validation_problems) for family in MINIBATCH_VALIDATION.values()]
 

@@ -17,7 +17,7 @@ from metaopt.evaluation.statistics import FLOOR
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.ranks import ALONE, CPU, Ranks
-from metaopt.tasks import Family, first_seeds
+from metaopt.tasks import TaskFamily, first_seeds
 from metaopt.training.shards import reduced_windows, split
 from metaopt.training.sources import SOURCES
 from metaopt.training.spec import REFERENCE_WIDTH, SCHEDULES, TrainingSpec
@@ -144,7 +144,7 @@ class Trainer:
             f"log10_loss_at_{t}": means[0][t].item() for t in self.spec.validation_at
         }
 
-    def _mean_logs(self, family: Family, count: int) -> Tensor:
+    def _mean_logs(self, family: TaskFamily, count: int) -> Tensor:
         """Mean log10 loss of the first validation problems of a family, by step."""
         steps = max(self.spec.validation_at)
         parts = split(first_seeds("validation", count), self.spec.shards)
@@ -157,7 +157,7 @@ class Trainer:
         logs = losses.clamp(min=FLOOR, max=10**DIVERGED).log10()
         return logs.nan_to_num(nan=DIVERGED, posinf=DIVERGED).mean(dim=1)
 
-    def _losses(self, family: Family, seeds: Sequence[int], steps: int) -> Tensor:
+    def _losses(self, family: TaskFamily, seeds: Sequence[int], steps: int) -> Tensor:
         """Of the averaged networks, ``(steps + 1, problems)``, float64."""
         problem = family.sample(seeds).to(next(self.meta.parameters()).device)
         optimizer = LearnedOptimizer(problem, self.averaged)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metaopt.learned.differentiable import differentiable
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.tasks import Problem
+from metaopt.tasks import TaskBatch
 from metaopt.training.meta_loss import MetaLoss
 
 
@@ -34,7 +34,7 @@ def meta_parameters(optimizer: LearnedOptimizer) -> list[Tensor]:
 
 
 def unroll(
-    problem: Problem,
+    problem: TaskBatch,
     optimizer: LearnedOptimizer,
     steps: int,
     window: int,

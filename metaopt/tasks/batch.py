@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metaopt.symmetry.chain import LayerChain
 
 
-class Problem(nn.Module):  # not an ABC, which ``higher`` cannot patch
+class TaskBatch(nn.Module):  # not an ABC, which ``higher`` cannot patch
     """Every parameter has the problems of the batch in its first dimension.
 
     Attributes:
@@ -32,14 +32,14 @@ class Problem(nn.Module):  # not an ABC, which ``higher`` cannot patch
         raise NotImplementedError
 
 
-class Family(Protocol):
+class TaskFamily(Protocol):
     """Draws problems; the same seed always gives the same problem, whatever is beside it."""
 
     @property
     def coordinates(self) -> int:
         """The number of weights of one problem."""
 
-    def sample(self, seeds: Iterable[int]) -> Problem:
+    def sample(self, seeds: Iterable[int]) -> TaskBatch:
         """One problem a seed."""
 
 
