@@ -22,13 +22,18 @@ from metaopt.evaluation.figure import Band, band_figure
 from metaopt.storage import write_atomically
 from metaopt.tasks import RegressionFamily, first_seeds
 from studies.command import add_jobs, study_parser
-from studies.meta_seeds import Trained, measured
+from studies.learned_teleportation.baselines import SECOND_ORDER, Rivals
+from studies.learned_teleportation.meta_seeds import Trained, measured
+from studies.learned_teleportation.scale import TITLES, Quick, Scale
+from studies.learned_teleportation.tables import (
+    meta_seed_table,
+    method_table,
+    rate_table,
+    reach_table,
+)
+from studies.learned_teleportation.training_pool import seeded, train_all
 from studies.recipes import FURTHER, PAPER, SHIPPED
 from studies.report import over_seeds, write_json, write_text
-from studies.rivals import SECOND_ORDER, Rivals
-from studies.scale import TITLES, Quick, Scale
-from studies.tables import meta_seed_table, method_table, rate_table, reach_table
-from studies.training_pool import seeded, train_all
 
 EQ79 = "lstm_update_tele_eq79"
 

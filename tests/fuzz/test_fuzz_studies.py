@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from metaopt.tasks import RegressionFamily
-from studies.curves import measure
 from studies.generalization.kept import HEADER, kept
+from studies.learned_teleportation.curves import measure
 from studies.optimizers.image_runs import Plan, Run, run
 
 FAMILY = RegressionFamily(2, 2, 2, 2)

@@ -10,17 +10,17 @@ from metaopt.evaluation.figure import band_figure
 from metaopt.evaluation.methods import HAND_MADE
 from metaopt.learned.checkpoint import pretrained_path
 from metaopt.tasks import RegressionFamily
-from studies import controls as controls_module
-from studies import families as families_module
-from studies.controls import REPLACED, controls, trained_controls
-from studies.curves import measure
-from studies.families import FAMILIES, families
+from studies.learned_teleportation import controls as controls_module
+from studies.learned_teleportation import families as families_module
 from studies.learned_teleportation.__main__ import EQ79, study
-from studies.meta_seeds import chosen
+from studies.learned_teleportation.baselines import Rivals, steps_to_reach
+from studies.learned_teleportation.controls import REPLACED, controls, trained_controls
+from studies.learned_teleportation.curves import measure
+from studies.learned_teleportation.families import FAMILIES, families
+from studies.learned_teleportation.meta_seeds import chosen
+from studies.learned_teleportation.scale import Quick
 from studies.recipes import PAPER, SHIPPED, Recipe
 from studies.report import markdown, over_seeds, write_json
-from studies.rivals import Rivals, steps_to_reach
-from studies.scale import Quick
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,16 @@ import torch
 from data_cases import make_dataset
 from torch.nn import functional
 
-from studies import minibatches
-from studies.minibatches import FAMILIES, NAME, NETWORKS, Extent, image_losses, main
-from studies.training_pool import train_one
+from studies.learned_teleportation import minibatches
+from studies.learned_teleportation.minibatches import (
+    FAMILIES,
+    NAME,
+    NETWORKS,
+    Extent,
+    image_losses,
+    main,
+)
+from studies.learned_teleportation.training_pool import train_one
 
 TINY = Extent(1, 2, (2, 4), 100, 10, 2, (1e-3, 1e-2), ("adam",))
 

@@ -7,10 +7,10 @@ import torch
 
 from metaopt import UserError
 from metaopt.learned.checkpoint import pretrained_path
-from studies import controls, families
 from studies.learned_teleportation import __main__ as learned_teleportation
-from studies.minibatches import CosineAdam
-from studies.scale import Quick, Scale
+from studies.learned_teleportation import controls, families
+from studies.learned_teleportation.minibatches import CosineAdam
+from studies.learned_teleportation.scale import Quick, Scale
 
 
 @pytest.fixture

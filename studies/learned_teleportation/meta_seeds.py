@@ -11,7 +11,7 @@ from tqdm import tqdm
 from metaopt.learned.checkpoint import read_checkpoint
 from metaopt.tasks import RegressionFamily
 from metaopt.training.run import BEST, LAST
-from studies.curves import Curves, measure_checkpoint
+from studies.learned_teleportation.curves import Curves, measure_checkpoint
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from metaopt.evaluation.methods import HAND_MADE
+from studies.learned_teleportation.baselines import RATES
 from studies.recipes import Recipe
-from studies.rivals import RATES
 
 LONG = 2800
 TITLES = {

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from metaopt.evaluation.table import number
 from metaopt.tasks import first_seeds
 from metaopt.training.run import BEST
-from studies.curves import Curves, measure_checkpoint
-from studies.meta_seeds import Trained, chosen
+from studies.learned_teleportation.baselines import Rivals, steps_to_reach
+from studies.learned_teleportation.curves import Curves, measure_checkpoint
+from studies.learned_teleportation.meta_seeds import Trained, chosen
+from studies.learned_teleportation.scale import TITLES, Scale
 from studies.report import markdown
-from studies.rivals import Rivals, steps_to_reach
-from studies.scale import TITLES, Scale
 
 
 def meta_seed_table(learned: dict[str, list[Trained]], scale: Scale) -> str:

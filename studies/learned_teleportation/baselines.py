@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from metaopt.evaluation.methods import HAND_MADE
 from metaopt.tasks import RegressionFamily
-from studies.curves import Curves, measure
+from studies.learned_teleportation.curves import Curves, measure
 
 RATES = tuple(float(f"{rate:.1e}") for rate in np.logspace(-5, 1.5, 14))
 """Half a decade apart, from 1e-5 to 32."""
