@@ -1,12 +1,24 @@
-"""Learned teleportation: learned optimizers that move a network's weights along symmetries."""
+"""Learned teleportation: learned optimizers that move a network's weights along symmetries.
 
-from metaopt import measures, tasks
+This needs torch, numpy and safetensors alone. Packages of an extra are imported where they are
+used; a call that needs a missing one says which extra has it.
+"""
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from metaopt import learned, measures, optim, symmetry, tasks
 from metaopt.errors import UserError
+from metaopt.extras import extra
 from metaopt.learned.checkpoint import load_meta_optimizer as load_pretrained
 from metaopt.learned.checkpoint import pretrained_card
 from metaopt.learned.checkpoint import pretrained_names as list_pretrained
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import TeleportingOptimizer
+
+if TYPE_CHECKING:
+    from metaopt import evaluation, training
 
 __version__ = "0.1.0"
 
@@ -14,9 +26,26 @@ __all__ = [
     "LearnedOptimizer",
     "TeleportingOptimizer",
     "UserError",
+    "evaluation",
+    "learned",
     "list_pretrained",
     "load_pretrained",
     "measures",
+    "optim",
     "pretrained_card",
+    "symmetry",
     "tasks",
+    "training",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import ``metaopt.evaluation`` and ``metaopt.training`` when they are first used."""
+    if name not in ("evaluation", "training"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with extra("train"):
+        return import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

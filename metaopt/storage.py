@@ -8,9 +8,8 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from metaopt.errors import UserError
+from metaopt.extras import extra
 
 LOCK = ".lock"
 
@@ -106,8 +105,10 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process; the system lets go of it when the process dies.
 
     Raises:
-        UserError: if another process holds it.
+        UserError: if another process holds it, or without the extra ``train``.
     """
+    with extra("train"):
+        from filelock import FileLock, Timeout
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:

@@ -178,7 +178,7 @@ def test_progress_counts_the_steps() -> None:
     bar = Bar()
     problem = FAMILY.sample(SEEDS)
     optimizer = resolve("gd").optimizer(problem)
-    rollout(problem, optimizer, 5, progress=bar)  # type: ignore[arg-type]
+    rollout(problem, optimizer, 5, advance=bar.update)
     assert bar.n == 5
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from metaopt.evaluation.evaluate import Result
 from metaopt.evaluation.methods import HAND_MADE
@@ -66,6 +67,16 @@ def test_the_interval_is_that_of_the_normal_approximation_for_many_problems() ->
     result = geometric_mean(drawn)
     assert math.log(result.low) == pytest.approx(logs.mean() - half, abs=0.1 * half)
     assert math.log(result.high) == pytest.approx(logs.mean() + half, abs=0.1 * half)
+
+
+@pytest.mark.parametrize("count", [2, 12, 64])
+def test_the_interval_is_scipys(count: int) -> None:
+    drawn = losses(count)
+    scipys = stats.bootstrap(
+        (np.log(drawn),), np.mean, n_resamples=2000, method="percentile",
+        vectorized=True, rng=np.random.default_rng(3),
+    ).confidence_interval  # fmt: skip
+    assert geometric_mean(drawn, seed=3)[1:] == pytest.approx(np.exp(scipys), rel=1e-12)
 
 
 def test_the_interval_is_reproducible_and_follows_its_seed() -> None:

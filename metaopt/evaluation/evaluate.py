@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from metaopt.errors import UserError
 from metaopt.evaluation.methods import Method
+from metaopt.evaluation.progress import progress
 from metaopt.evaluation.rollout import Trajectory, rollout
 from metaopt.ranks import ALONE, CPU, Ranks
 from metaopt.tasks import RegressionFamily, check_seeds
@@ -64,18 +63,11 @@ def evaluate(
         )
     own = ranks.own(len(parts))
     for method in methods:
-        bar: tqdm[Any] = tqdm(
-            total=steps * len(own),
-            desc=method.name,
-            unit="step",
-            leave=False,
-            disable=None if ranks.first else True,
-        )
-        with bar:
+        with progress(method.name, steps * len(own), shown=ranks.first) as advance:
             packed = []
             for k in own:
                 problem = family.sample(parts[k]).to(device)
-                run = rollout(problem, method.optimizer(problem), steps, progress=bar)
+                run = rollout(problem, method.optimizer(problem), steps, advance=advance)
                 packed.append(_pack(run))
         lengths = [len(_TENSORS) * (steps + 1) * len(part) + 1 for part in parts]
         yield Result(method, _join(ranks.gather(packed, lengths), steps))

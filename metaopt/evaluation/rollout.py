@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from metaopt.evaluation.clock import Clock
+from metaopt.evaluation.progress import Advance
 from metaopt.symmetry import Teleportation
 from metaopt.tasks import TaskBatch
 
@@ -68,7 +68,7 @@ def rollout(
     optimizer: torch.optim.Optimizer,
     steps: int,
     measure_defects: bool = True,
-    progress: tqdm[Any] | None = None,
+    advance: Advance | None = None,
     first_step: int = 0,
 ) -> Trajectory:
     """Step ``optimizer`` on ``problem``, always with a closure.
@@ -76,6 +76,7 @@ def rollout(
     An optimizer that teleports shows its last move as the attribute ``teleportation``.
 
     Args:
+        advance: called after each step, to show how far it is.
         first_step: of the trajectory; it says which minibatch a problem of minibatches is at.
     """
     closure = _Recorder(problem)
@@ -94,8 +95,8 @@ def rollout(
         else:
             defects.append(_defect(teleportation) if measure_defects else nothing)
             refused.append(teleportation.refused)
-        if progress is not None:
-            progress.update()
+        if advance is not None:
+            advance()
     closure.fresh, closure.step = True, first_step + steps
     closure()
     return Trajectory(

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor, nn
 
 from metaopt.errors import UserError
+from metaopt.extras import extra
 from metaopt.symmetry.loss import LossOnBatch
 from metaopt.symmetry.mode import evaluating
 from metaopt.symmetry.module_level_set import module_loss
@@ -71,15 +71,15 @@ class Hessian:
     def largest(self, count: int, seed: int = 0, tolerance: float = 1e-6) -> NDArray[np.float64]:
         """The ``count`` algebraically largest eigenvalues, in falling order.
 
-        By Lanczos iterations (``scipy.sparse.linalg.eigsh``), or from the whole matrix where it is
-        small.
+        From the whole matrix where it has at most 200 rows, else by Lanczos iterations, which
+        need the extra ``report`` (``scipy.sparse.linalg.eigsh``).
 
         Args:
             seed: of the vector that the iterations start from.
             tolerance: relative.
 
         Raises:
-            UserError: for a count below 1 or above the number of parameters.
+            UserError: for a count below 1 or above the number of parameters, or without scipy.
         """
         if not 1 <= count <= self.size:
             raise UserError(
@@ -96,16 +96,14 @@ class Hessian:
             result: NDArray[np.float64] = self.product(vector).double().cpu().numpy()
             return result
 
-        operator = LinearOperator((self.size, self.size), matvec=apply, dtype=np.float64)
         start = np.random.default_rng(seed).standard_normal(self.size)
         if not apply(start).any():
             return np.zeros(count)
-        values = _found_by(
-            eigsh,
-            operator,
+        values = _lanczos(
+            apply,
+            start,
             k=count,
             which="LA",
-            v0=start,
             tol=tolerance,
             ncv=min(self.size, max(2 * count + 1, 20)),
             return_eigenvectors=False,
@@ -152,9 +150,16 @@ def _eigenvalues(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.linalg.eigvalsh(matrix), dtype=np.float64)
 
 
-def _found_by(search: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def _lanczos(
+    apply: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    start: NDArray[np.float64],
+    **options: Any,
+) -> Any:
+    with extra("report"):
+        from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+    operator = LinearOperator((start.size, start.size), matvec=apply, dtype=np.float64)
     try:
-        return search(*arguments, **options)
+        return eigsh(operator, v0=start, **options)
     except ArpackError as error:
         raise UserError(
             f"expected eigenvalues to converge, got none of a count of {options['k']} ({error}): "

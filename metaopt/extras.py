@@ -1,0 +1,46 @@
+"""Optional packages: the library runs on torch, numpy and safetensors, and extras add the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from metaopt.errors import UserError
+
+DISTRIBUTION = "metaopt-teleport"
+"""The name on the package index; there ``metaopt`` is another project."""
+
+
+class MissingExtra(UserError, ImportError):
+    """An optional package is needed and cannot be imported; the message names its extra."""
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Import optional packages inside, and name the extra that has them where one is missing.
+
+    Args:
+        name: the extra, as in ``pip install 'metaopt-teleport[train]'``.
+
+    Raises:
+        MissingExtra: if a package is not installed, or cannot be imported.
+
+    Example:
+        >>> with extra("report"):
+        ...     import no_such_package
+        Traceback (most recent call last):
+        metaopt.extras.MissingExtra: expected the extra 'report', got no package no_such_package: \
+pip install 'metaopt-teleport[report]'
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "metaopt" or isinstance(error, MissingExtra):
+            raise
+        absent = isinstance(error, ModuleNotFoundError) and package
+        reason = " ".join(str(error).split())[:120]
+        found = f"no package {package}" if absent else f"one that cannot be imported ({reason})"
+        raise MissingExtra(
+            f"expected the extra {name!r}, got {found}: pip install '{DISTRIBUTION}[{name}]'"
+        ) from error
