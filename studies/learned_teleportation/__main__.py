@@ -1,10 +1,10 @@
-"""Figure 6 with the evidence: learned methods over meta-seeds against tuned hand-made ones.
+"""Figure 6 with the evidence: learned methods over meta-seeds against tuned baselines.
 
     python -m studies.learned_teleportation --out runs/study [--quick]
 
 Trains every method of Figure 6 with several meta-seeds, and the paper's own configuration; measures
-all on the same test problems; tunes hand-made optimizers on validation problems. Runs and curves
-are kept in --out, so it goes on where it was killed.
+all on the same test problems; tunes baselines on validation problems. Runs and curves are kept in
+--out, so it goes on where it was killed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from metaopt.evaluation.figure import Band, band_figure
 from metaopt.storage import write_atomically
 from metaopt.tasks import RegressionFamily, first_seeds
 from studies.command import add_jobs, study_parser
-from studies.learned_teleportation.baselines import SECOND_ORDER, Rivals
+from studies.learned_teleportation.baselines import SECOND_ORDER, Baselines
 from studies.learned_teleportation.meta_seeds import Trained, measured
 from studies.learned_teleportation.scale import TITLES, Quick, Scale
 from studies.learned_teleportation.tables import (
@@ -39,7 +39,7 @@ EQ79 = "lstm_update_tele_eq79"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, measure, draw."""
+    """Read the arguments, then train, measure and draw."""
     parser = study_parser("learned_teleportation", __doc__)
     parser.set_defaults(out="runs/study")
     add_jobs(parser)
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def study(out: Path, scale: Scale, jobs: int) -> None:
-    """All of it, into ``out``."""
+    """Run the whole study, or what of it is not in ``out`` yet."""
     methods = SHIPPED | {EQ79: FURTHER[EQ79]} | (PAPER if scale.paper_seeds else {})
     recipes = {name: scale.recipe(recipe) for name, recipe in methods.items()}
     if scale.long is not None:
@@ -82,21 +82,21 @@ def study(out: Path, scale: Scale, jobs: int) -> None:
         for name, folders in runs.items()
     }
     validation = first_seeds("validation", scale.validation, offset=1000)
-    rivals = Rivals(
+    baselines = Baselines(
         out / "curves" / "hand-made",
         family,
         validation,
         test,
         scale.steps,
-        scale.rivals,
+        scale.baselines,
         scale.rates,
     )
-    _figures(out, scale, learned, rivals)
+    _figures(out, scale, learned, baselines)
     tables = {
         "meta_seeds": meta_seed_table(learned, scale),
-        "methods": method_table(learned, rivals, scale),
-        "reach": reach_table(learned, rivals, scale),
-        "rates": rate_table(rivals),
+        "methods": method_table(learned, baselines, scale),
+        "reach": reach_table(learned, baselines, scale),
+        "rates": rate_table(baselines),
     }
     for name, text in tables.items():
         write_text(out / "tables" / f"{name}.md", text)
@@ -117,29 +117,31 @@ def study(out: Path, scale: Scale, jobs: int) -> None:
     print(", ".join(str(path) for path in (*sorted(out.glob("*.png")), out / "tables")))
 
 
-def _figures(out: Path, scale: Scale, learned: dict[str, list[Trained]], rivals: Rivals) -> None:
+def _figures(
+    out: Path, scale: Scale, learned: dict[str, list[Trained]], baselines: Baselines
+) -> None:
     def band(name: str, title: str) -> Band:
         return over_seeds(title, [run.best.means[: scale.steps + 1] for run in learned[name]])
 
     def single(label: str, curve: NDArray[np.float64]) -> Band:
         return Band(label, curve, curve, curve)
 
-    hand_made = [
-        single("GD", rivals.tuned("gd").curves.means),
-        single("envelope of hand-made", rivals.envelope().losses),
+    without_learning = [
+        single("GD", baselines.tuned("gd").curves.means),
+        single("envelope of baselines", baselines.envelope().losses),
         *(
-            single("Levenberg-Marquardt", rivals.tuned(name).curves.means)
+            single("Levenberg-Marquardt", baselines.tuned(name).curves.means)
             for name in SECOND_ORDER
-            if name in rivals.names
+            if name in baselines.names
         ),
     ]
     problems = f"{scale.problems} test problems"
-    figure6 = [*(band(name, title) for name, title in TITLES.items()), *hand_made]
+    figure6 = [*(band(name, title) for name, title in TITLES.items()), *without_learning]
     title = f"Median meta-seed, between the best and the worst of {scale.meta_seeds}; {problems}"
     write_atomically(out / "figure6.png", band_figure(figure6, title))
     if not scale.paper_seeds:
         return
-    paper = [*(band(name, name.removeprefix("paper/")) for name in PAPER), hand_made[0]]
+    paper = [*(band(name, name.removeprefix("paper/")) for name in PAPER), without_learning[0]]
     title = f"The paper's configuration, {scale.paper_seeds} meta-seeds; {problems}"
     write_atomically(out / "paper.png", band_figure(paper, title))
 

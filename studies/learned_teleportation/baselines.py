@@ -1,4 +1,4 @@
-"""Hand-made optimizers at their best rates, and how far they get.
+"""Optimizers without anything learned, each at its best learning rate: what they reach.
 
 The protocol of google/learned_optimization: 14 learning rates on a log grid, five seeds each (here
 five validation problems or more), and the envelope over all of them.
@@ -31,7 +31,7 @@ RACED = 8  # validation problems that choose the rate of a race
 
 
 class Tuned(NamedTuple):
-    """A hand-made optimizer at the rate that is best on validation problems at the last step."""
+    """A baseline at the rate that is best on validation problems at the last step."""
 
     rate: float
     curves: Curves  # on the problems reported
@@ -44,8 +44,8 @@ class Envelope(NamedTuple):
     methods: list[str]
 
 
-class Rivals:
-    """All hand-made optimizers on one family, with the rates that they may choose from."""
+class Baselines:
+    """All baselines on one family, with the rates that they may choose from."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Rivals:
             for name in self.names
         }
         total = sum(len(rates) for rates in self.rates.values())
-        with tqdm(total=total, desc="hand-made optimizers", unit="rate") as bar:
+        with tqdm(total=total, desc="baselines", unit="rate") as bar:
             self.validation, self.test = {}, {}
             for name in self.names:
                 for rate in self.rates[name]:

@@ -2,10 +2,10 @@
 
     python -m studies.controls --out runs/controls [--quick]
 
-Two kinds. *Replaced*: the trained optimizer steps, but its T is changed (zero, random of the same
-size, cut off after five steps, made by hand). *Trained*: meta-trained anew with the same budget,
-with a group of m2's features left out, with m2 made by hand, or with m1 alone given the covariance
-and as many weights as m1 and m2 have together.
+There are two kinds of controls. *Ablations*: the trained optimizer steps, but its T is changed
+(zero, random of the same size, cut off after five steps, from a formula). *Trained*: meta-trained
+anew with the same budget, with a group of m2's features left out, with a formula in place of m2, or
+with m1 alone given the covariance and as many weights as m1 and m2 have together.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _direction(size: float) -> Change:
     return lambda rule: GradientDirection(size)
 
 
-REPLACED: dict[str, Change] = {
+ABLATIONS: dict[str, Change] = {
     "as trained": lambda rule: rule,
     "T = 0": lambda rule: Replaced(rule, steps=0),
     "random T of the same size": lambda rule: Replaced(rule, random=1),
@@ -55,11 +55,11 @@ REPLACED: dict[str, Change] = {
     **{f"T whitens by {size:g}": _whitening(size) for size in SIZES},
     **{f"T follows the gradient norm, size {size:g}": _direction(size) for size in SIZES},
 }
-"""What becomes of the trained m2, by name."""
+"""Ablations by name: what takes the place of the trained m2 (the group-element network)."""
 
 
 def trained_controls() -> dict[str, Recipe]:
-    """Recipes with one thing changed, by name."""
+    """Return recipes of ``lstm_update_tele`` with one thing changed, by name."""
     base = SHIPPED["lstm_update_tele"]
 
     def change(**fields: object) -> Recipe:
@@ -91,7 +91,7 @@ def trained_controls() -> dict[str, Recipe]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, replace, measure."""
+    """Read the arguments, then train the controls and measure all of them."""
     parser = study_parser("controls", __doc__)
     add_jobs(parser)
     parser.add_argument("--seeds", type=int, default=3, help="meta-seeds of each trained control")
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def controls(out: Path, scale: Scale, jobs: int, trajectories: int) -> None:
-    """All of it, into ``out``."""
+    """Run the whole study, or what of it is not in ``out`` yet, and print its tables."""
     recipes = {
         name: scale.recipe(recipe.with_budget(trajectories))
         for name, recipe in trained_controls().items()
@@ -145,7 +145,7 @@ def controls(out: Path, scale: Scale, jobs: int, trajectories: int) -> None:
     best = chosen(learned["lstm_update_tele"]).folder / BEST
     rows = [
         [name, *(number(curves.mean(t)) for t in steps), number(curves.worst(steps[-1]))]
-        for name, curves in replaced(best, out / "curves" / "replaced", family, test, scale).items()
+        for name, curves in ablated(best, out / "curves" / "replaced", family, test, scale).items()
     ]
     headings = ["in the trained optimizer", *(f"step {t}" for t in steps), "worst at the last"]
     for name, text in {"trained": trained, "replaced": markdown(headings, rows)}.items():
@@ -153,10 +153,10 @@ def controls(out: Path, scale: Scale, jobs: int, trajectories: int) -> None:
         print(text)
 
 
-def replaced(
+def ablated(
     checkpoint: Path, out: Path, family: RegressionFamily, test: Sequence[int], scale: Scale
 ) -> dict[str, Curves]:
-    """Curves of the trained optimizer with its m2 changed."""
+    """Return the curves of a trained optimizer under each ablation of its m2, by name."""
 
     def changed(change: Change) -> Build:
         meta = load_meta_optimizer(checkpoint)
@@ -173,5 +173,5 @@ def replaced(
             test,
             scale.steps,
         )
-        for name, change in REPLACED.items()
+        for name, change in ABLATIONS.items()
     }

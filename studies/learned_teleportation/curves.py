@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 import metaopt
+import studies
 from metaopt.errors import UserError
 from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import geometric_means
@@ -153,12 +154,12 @@ def measure_checkpoint(
 
 @cache
 def _package_digest() -> str:
-    """A digest of all sources of the library: any change of them may change a curve."""
-    root = Path(metaopt.__file__).parent
-    sources = sorted(root.rglob("*.py"))
+    """Return a digest of all sources: any change of the library or a study may change a curve."""
     digest = hashlib.sha256()
-    for source in sources:
-        digest.update(str(source.relative_to(root)).encode() + source.read_bytes())
+    for package in (metaopt, studies):
+        root = Path(str(package.__file__)).parent
+        for source in sorted(root.rglob("*.py")):
+            digest.update(str(source.relative_to(root.parent)).encode() + source.read_bytes())
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""One learned optimizer on problems unlike those it was trained on.
+"""One learned optimizer on tasks unlike those it was trained on.
 
     python -m studies.families --out runs/families [--checkpoint PATH] [--quick]
 
@@ -19,11 +19,11 @@ from metaopt.evaluation.table import number
 from metaopt.learned.checkpoint import pretrained_path
 from metaopt.tasks import FAMILIES, first_seeds
 from studies.command import study_parser
-from studies.learned_teleportation.baselines import RATES, Rivals
+from studies.learned_teleportation.baselines import RATES, Baselines
 from studies.learned_teleportation.curves import file_name, measure_checkpoint
 from studies.report import markdown, write_text
 
-RIVALS = ("adam", "levenberg_marquardt")
+BASELINES = ("adam", "levenberg_marquardt")
 DENSE = 8000  # residuals times hidden units, up to which Levenberg-Marquardt is run: it is slow
 NARROW = 32  # hidden units up to which 16 problems are measured; 4 above
 
@@ -53,16 +53,18 @@ def families(out: Path, checkpoint: Path, quick: bool) -> str:
         test = first_seeds("test", problems)
         folder = out / "curves" / file_name(name)
         learned = measure_checkpoint(folder / "learned.npz", checkpoint, family, test, far)
-        rivals = Rivals(
+        baselines = Baselines(
             folder,
             family,
             first_seeds("validation", problems, offset=1000),
             test,
             steps,
-            RIVALS if family.samples * family.output * family.hidden <= DENSE else RIVALS[:1],
+            BASELINES if family.samples * family.output * family.hidden <= DENSE else BASELINES[:1],
             (0.1, 1.0) if quick else RATES[5:],  # 3e-3 to 30
         )
-        rivals_at = [number(rivals.tuned(rival).curves.mean(steps)) for rival in rivals.names]
+        baselines_at = [
+            number(baselines.tuned(baseline).curves.mean(steps)) for baseline in baselines.names
+        ]
         rows.append(
             [
                 name.replace("_", " "),
@@ -71,7 +73,7 @@ def families(out: Path, checkpoint: Path, quick: bool) -> str:
                 number(learned.worst(far)),
                 number(learned.median_defect),
                 str(learned.refused),
-                *[*rivals_at, "–"][: len(RIVALS)],
+                *[*baselines_at, "–"][: len(BASELINES)],
             ]
         )
     headings = [

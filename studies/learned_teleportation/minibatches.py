@@ -59,7 +59,7 @@ class Extent:
     steps: int = 2000
     networks: int = 5
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 0.1)
-    rivals: tuple[str, ...] = ("adam", "adam_cosine", "rmsprop", "momentum")
+    baselines: tuple[str, ...] = ("adam", "adam_cosine", "rmsprop", "momentum")
 
 
 QUICK = Extent(1, 2, (5, 10), 400, 20, 1, (1e-3, 1e-2), ("adam",))
@@ -168,13 +168,15 @@ def family_table(
             return [float(means[mark].nan_to_num(torch.inf)) for mark in extent.marks]
 
         last = extent.marks[-1]
-        for rival in extent.rivals:
+        for baseline in extent.baselines:
             rate = min(
                 extent.rates,
-                key=lambda r: float(np.log(at_marks(_rival(rival, r, last), "validation")).mean()),
+                key=lambda r: float(
+                    np.log(at_marks(_baseline(baseline, r, last), "validation")).mean()
+                ),
             )
-            losses = at_marks(_rival(rival, rate, last), "test")
-            rows.append([family_name, f"{rival} at {rate:g}", *map(_number, losses), ""])
+            losses = at_marks(_baseline(baseline, rate, last), "test")
+            rows.append([family_name, f"{baseline} at {rate:g}", *map(_number, losses), ""])
         for name, meta, score in trained:
             losses = at_marks(_learned(meta), "test")
             rows.append([family_name, name, *map(_number, losses), f"{score:.3f}"])
@@ -184,7 +186,7 @@ def family_table(
     return table
 
 
-def _rival(name: str, rate: float, steps: int) -> Callable[[nn.Module], torch.optim.Optimizer]:
+def _baseline(name: str, rate: float, steps: int) -> Callable[[nn.Module], torch.optim.Optimizer]:
     if name == "adam_cosine":
         return lambda model: CosineAdam(model.parameters(), rate, steps)
     return lambda model: BASES[name](list(model.parameters()), lr=rate)
@@ -208,7 +210,7 @@ def image_table(out: Path, meta: MetaOptimizer, pair: Pair, others: Pair, extent
         return np.stack([curves[..., mark - span : mark].mean(axis=-1) for mark in marks])
 
     for network, make in NETWORKS.items():
-        for name in (*extent.rivals, NAME):
+        for name in (*extent.baselines, NAME):
             build = _learned(meta)
             label = name
             if name != NAME:
@@ -217,12 +219,12 @@ def image_table(out: Path, meta: MetaOptimizer, pair: Pair, others: Pair, extent
                     key=lambda r: np.log(
                         at_marks(
                             image_losses(
-                                make, _rival(name, r, extent.steps), others, 1000, extent.steps
+                                make, _baseline(name, r, extent.steps), others, 1000, extent.steps
                             )
                         )
                     ).mean(),
                 )
-                build, label = _rival(name, rate, extent.steps), f"{name} at {rate:g}"
+                build, label = _baseline(name, rate, extent.steps), f"{name} at {rate:g}"
             curves = np.stack(
                 [
                     image_losses(make, build, pair, seed, extent.steps)

@@ -26,10 +26,10 @@ class Scale:
     validation: int = 32
     steps: int = 100
     far: int = 500
-    patience: int = 300  # steps that rivals have to reach the learned optimizer's loss
+    patience: int = 300  # steps that baselines have to reach the learned optimizer's loss
     marks: tuple[int, ...] = (30, 100)  # where the learned optimizer's loss is the target
     rates: tuple[float, ...] = RATES
-    rivals: tuple[str, ...] = tuple(HAND_MADE)
+    baselines: tuple[str, ...] = tuple(HAND_MADE)
     long: int | None = LONG
 
     @property
@@ -55,7 +55,7 @@ class Quick(Scale):
     patience: int = 40
     marks: tuple[int, ...] = (10, 20)
     rates: tuple[float, ...] = (3e-4, 0.3)
-    rivals: tuple[str, ...] = ("gd", "adam", "lbfgs", "levenberg_marquardt")
+    baselines: tuple[str, ...] = ("gd", "adam", "lbfgs", "levenberg_marquardt")
     long: int | None = None
 
     def recipe(self, recipe: Recipe) -> Recipe:

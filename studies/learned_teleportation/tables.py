@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from metaopt.evaluation.table import number
 from metaopt.tasks import first_seeds
 from metaopt.training.run import BEST
-from studies.learned_teleportation.baselines import Rivals, steps_to_reach
+from studies.learned_teleportation.baselines import Baselines, steps_to_reach
 from studies.learned_teleportation.curves import Curves, measure_checkpoint
 from studies.learned_teleportation.meta_seeds import Trained, chosen
 from studies.learned_teleportation.scale import TITLES, Scale
@@ -47,17 +47,17 @@ def meta_seed_table(learned: dict[str, list[Trained]], scale: Scale) -> str:
     return markdown(headings, rows)
 
 
-def method_table(learned: dict[str, list[Trained]], rivals: Rivals, scale: Scale) -> str:
-    """Chosen learned ones and every hand-made optimizer at its best rate."""
+def method_table(learned: dict[str, list[Trained]], baselines: Baselines, scale: Scale) -> str:
+    """Chosen learned ones and every baseline at its best rate."""
     steps = scale.reported
     rows = []
     for name in TITLES:
         curves = chosen(learned[name]).best
         rows.append(_method_row(f"`{name}`", "–", curves, steps))
-    envelope = rivals.envelope()
+    envelope = baselines.envelope()
     rows.append(["envelope", "all", *(number(float(envelope.losses[t])) for t in steps), "–", "–"])
-    for name in rivals.names:
-        tuned = rivals.tuned(name)
+    for name in baselines.names:
+        tuned = baselines.tuned(name)
         rows.append(_method_row(f"`{name}`", f"{tuned.rate:g}", tuned.curves, steps))
     headings = ["method", "rate", *(f"step {t}" for t in steps), "worst at the last", "ms a step"]
     return markdown(headings, rows)
@@ -73,13 +73,13 @@ def _method_row(label: str, rate: str, curves: Curves, steps: Sequence[int]) -> 
     ]
 
 
-def reach_table(learned: dict[str, list[Trained]], rivals: Rivals, scale: Scale) -> str:
+def reach_table(learned: dict[str, list[Trained]], baselines: Baselines, scale: Scale) -> str:
     """Steps and seconds to LSTM(update,tele)'s loss at the marks; seconds of one problem alone."""
     ship = chosen(learned["lstm_update_tele"])
     targets = [ship.best.mean(t) for t in scale.marks]
     one = first_seeds("test", 1)
     alone = measure_checkpoint(
-        rivals.out / "learned-alone.npz", ship.folder / BEST, rivals.family, one, scale.steps
+        baselines.out / "learned-alone.npz", ship.folder / BEST, baselines.family, one, scale.steps
     )
     rows = [
         [
@@ -88,9 +88,9 @@ def reach_table(learned: dict[str, list[Trained]], rivals: Rivals, scale: Scale)
             f"{1e3 * alone.seconds:.2f}",
         ]
     ]
-    for name in rivals.names:
-        rate, curves = rivals.race(name, scale.patience)
-        seconds = rivals.run(name, rate, one, "alone").seconds
+    for name in baselines.names:
+        rate, curves = baselines.race(name, scale.patience)
+        seconds = baselines.run(name, rate, one, "alone").seconds
         patience = len(curves.losses) - 1
         cells = []
         for target in targets:
@@ -112,14 +112,14 @@ def reach_table(learned: dict[str, list[Trained]], rivals: Rivals, scale: Scale)
     return markdown(headings, rows)
 
 
-def rate_table(rivals: Rivals) -> str:
+def rate_table(baselines: Baselines) -> str:
     """Loss on validation problems at the best rate and its neighbours."""
     rows = []
-    for name in rivals.names:
-        rates = rivals.rates[name]
-        at = rates.index(rivals.best_rate(name, rivals.steps))
+    for name in baselines.names:
+        rates = baselines.rates[name]
+        at = rates.index(baselines.best_rate(name, baselines.steps))
         around = [
-            number(rivals.validation[name, rates[i]].mean(rivals.steps))
+            number(baselines.validation[name, rates[i]].mean(baselines.steps))
             if 0 <= i < len(rates)
             else "–"
             for i in (at - 1, at, at + 1)

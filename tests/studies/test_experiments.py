@@ -13,8 +13,8 @@ from metaopt.tasks import RegressionFamily
 from studies.learned_teleportation import controls as controls_module
 from studies.learned_teleportation import families as families_module
 from studies.learned_teleportation.__main__ import EQ79, study
-from studies.learned_teleportation.baselines import Rivals, steps_to_reach
-from studies.learned_teleportation.controls import REPLACED, controls, trained_controls
+from studies.learned_teleportation.baselines import Baselines, steps_to_reach
+from studies.learned_teleportation.controls import ABLATIONS, controls, trained_controls
 from studies.learned_teleportation.curves import measure
 from studies.learned_teleportation.families import FAMILIES, families
 from studies.learned_teleportation.meta_seeds import chosen
@@ -35,7 +35,7 @@ class Tiny(Quick):
     patience: int = 12
     marks: tuple[int, ...] = (5, 10)
     rates: tuple[float, ...] = (3e-4,)
-    rivals: tuple[str, ...] = ("gd", "levenberg_marquardt")
+    baselines: tuple[str, ...] = ("gd", "levenberg_marquardt")
 
     def recipe(self, recipe: Recipe) -> Recipe:
         small = super().recipe(recipe)
@@ -75,7 +75,7 @@ def test_the_controls_run(tmp_path, monkeypatch):
     trained = (tmp_path / "tables" / "trained.md").read_text()
     assert all(name in trained for name in few)
     replaced = (tmp_path / "tables" / "replaced.md").read_text()
-    assert all(name in replaced for name in REPLACED)
+    assert all(name in replaced for name in ABLATIONS)
 
 
 def test_curves_come_from_disk_only_for_the_same_method_and_problems(tmp_path):
@@ -105,32 +105,34 @@ def test_curves_come_from_disk_only_for_the_same_method_and_problems(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def rivals(tmp_path_factory):
+def baselines(tmp_path_factory):
     family = RegressionFamily.square(6)
-    out = tmp_path_factory.mktemp("rivals")
+    out = tmp_path_factory.mktemp("baselines")
     names = ("gd", "adam", "levenberg_marquardt")
-    return Rivals(out, family, [10**6, 10**6 + 1], [0, 1], 6, names, (1e-4, 1e-2, 0.3))
+    return Baselines(out, family, [10**6, 10**6 + 1], [0, 1], 6, names, (1e-4, 1e-2, 0.3))
 
 
-def test_rates_are_chosen_on_validation_problems(rivals):
-    for name in rivals.names:
-        rate = rivals.best_rate(name, 6)
-        losses = {r: rivals.validation[name, r].mean(6) for r in rivals.rates[name]}
+def test_rates_are_chosen_on_validation_problems(baselines):
+    for name in baselines.names:
+        rate = baselines.best_rate(name, 6)
+        losses = {r: baselines.validation[name, r].mean(6) for r in baselines.rates[name]}
         assert losses[rate] == min(losses.values())
-        assert rivals.tuned(name).curves is rivals.test[name, rate]
+        assert baselines.tuned(name).curves is baselines.test[name, rate]
 
 
-def test_the_envelope_leaves_second_order_methods_out(rivals):
-    envelope = rivals.envelope()
+def test_the_envelope_leaves_second_order_methods_out(baselines):
+    envelope = baselines.envelope()
     assert set(envelope.methods) <= {"gd", "adam"}
     assert len(envelope.losses) == 7
     for step in (1, 6):
         name = envelope.methods[step]
-        assert envelope.losses[step] == rivals.test[name, rivals.best_rate(name, step)].mean(step)
+        assert envelope.losses[step] == baselines.test[name, baselines.best_rate(name, step)].mean(
+            step
+        )
 
 
-def test_steps_to_reach_counts_to_the_first_that_is_low_enough(rivals):
-    curves = rivals.tuned("levenberg_marquardt").curves
+def test_steps_to_reach_counts_to_the_first_that_is_low_enough(baselines):
+    curves = baselines.tuned("levenberg_marquardt").curves
     at = steps_to_reach(curves, curves.mean(3))
     assert at is not None
     assert curves.mean(at) <= curves.mean(3)

@@ -1,4 +1,4 @@
-"""The learned optimizer for ordinary networks against its rivals: the study, tiny."""
+"""The learned optimizer for ordinary networks against its baselines: the study, tiny."""
 
 import numpy as np
 import pytest
