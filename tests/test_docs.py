@@ -1,4 +1,4 @@
-"""The pages of the documentation: links, tables of contents, and a reference without gaps."""
+"""The pages of the documentation: links, contents, code and commands, a reference without gaps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import shlex
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,10 @@ import pytest
 import torch
 
 import metaopt
+from metaopt.cli import evaluate, train
+from metaopt.evaluation.methods import HAND_MADE
+from metaopt.symmetry import GroupAction, LayerInput
+from metaopt.symmetry.chain import Identity, Layer
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -31,7 +36,24 @@ PACKAGES = [
     if name == "metaopt" or importlib.util.find_spec(name).submodule_search_locations
 ]
 PUBLIC = [(package, name) for package in PACKAGES for name in getattr(package, "__all__", ())]
+COMMANDS = {"train_meta.py": train, "eval_meta.py": evaluate}
 DATA_KINDS = (dict, tuple, list, str, int, float, frozenset)
+
+
+def blocks(language: str, path: Path) -> list[str]:
+    """The fenced code blocks of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(script, arguments) of each call of our scripts in README.md's shell blocks."""
+    found = []
+    for block in blocks("bash", ROOT / "README.md"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            called = COMMANDS.keys() & set(words)
+            found += [(script, words[words.index(script) + 1 :]) for script in called]
+    return found
 
 
 def prose(page: Path) -> str:
@@ -130,11 +152,81 @@ def test_the_python_of_the_index_and_of_the_questions_runs(
     torch.manual_seed(0)
     namespace: dict[str, object] = {"__name__": "docs"}
     for name in ("index.md", "faq.md"):  # the latter saves what the former made
-        sources = re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(), re.M | re.S)
+        sources = blocks("python", DOCS / name)
         assert sources
         for source in sources:
             exec(compile(source, name, "exec"), namespace)
     assert (tmp_path / "run.pt").exists()
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sources = blocks("python", ROOT / "README.md")
+    assert sources
+    torch.manual_seed(0)
+    namespace: dict[str, object] = {"__name__": "readme"}
+    for source in sources:
+        exec(compile(source, "README.md", "exec"), namespace)
+
+
+def test_the_commands_of_the_readme_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = commands()
+    assert {script for script, _ in found} == set(COMMANDS)
+    for script, arguments in found:
+        if "--help" not in arguments:
+            COMMANDS[script].build_parser().parse_args(arguments)
+
+
+def test_the_methods_that_the_readme_evaluates_exist() -> None:
+    for script, arguments in commands():
+        if script == "eval_meta.py" and "--methods" in arguments:
+            for text in arguments[arguments.index("--methods") + 1].split(","):
+                if not text.endswith(".safetensors"):
+                    evaluate.resolve(text)
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+def test_a_shipped_config_parses_and_makes_a_valid_run(config: Path) -> None:
+    module = evaluate if re.search(r"^methods:", config.read_text(), re.MULTILINE) else train
+    values = module.build_parser().parse_args(["--config", str(config)])
+    if module is evaluate:
+        assert [evaluate.resolve(name) for name in values.methods.split(",")]
+    else:
+        train.take(train.TrainingSpec, values)
+        train.take(train.MetaOptimizerSpec, values)
+
+
+@pytest.mark.parametrize("name", HAND_MADE)
+def test_the_results_mention_each_method(name: str) -> None:
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
+
+
+def test_the_example_of_a_new_action_acts() -> None:
+    (block,) = blocks("python", ROOT / "docs" / "extending.md")
+    namespace: dict[str, object] = {}
+    exec(compile(block, "docs/extending.md", "exec"), namespace)
+    (action,) = (
+        value
+        for value in namespace.values()
+        if isinstance(value, type) and issubclass(value, GroupAction) and value is not GroupAction
+    )
+    incoming, outgoing = (Layer(torch.rand(3, 3).double()) for _ in range(2))
+    move = action().act(
+        0.1 * torch.rand(3, 3).double(),
+        incoming,
+        outgoing,
+        LayerInput(torch.rand(3, 2).double()),
+        Identity(),
+    )
+    assert not move.refused
+    assert move.defect < 1e-12
+    assert not torch.equal(move.incoming.weight, incoming.weight)
+    pair = (incoming, outgoing, LayerInput(torch.rand(3, 2).double()), Identity())
+    pulled = action().pull_back((incoming, outgoing), *pair)
+    expected = incoming.weight @ incoming.weight.mT - outgoing.weight.mT @ outgoing.weight
+    torch.testing.assert_close(pulled, expected)
 
 
 def test_the_reference_names_things_that_exist_each_once() -> None:
