@@ -1,4 +1,4 @@
-"""The exceptions of the package that are meant for people, and a check that raises one."""
+"""Errors whose messages are written for the people who use the package, and one common check."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ from collections.abc import Collection, Sequence
 
 
 class UserError(ValueError):
-    """Input that cannot be used.
+    """Raised for input that cannot be used, with a message that says what to do instead.
 
-    The message is one line in three parts: what was expected, what came, and what to do.
-    The command lines print it on stderr and exit with code 2.
+    The message is one line in three parts: what was expected, what came, and what to do. Both
+    scripts print it on stderr and exit with code 2.
     """
 
 
 def check_names(what: str, names: Sequence[str], known: Collection[str]) -> None:
-    """Some of the known names, at least one.
+    """Check that a list of names has at least one, and only known ones.
+
+    Args:
+        what: what the names are of, for the message, such as "methods".
+        names: the names to check.
+        known: the names that are allowed.
 
     Raises:
-        UserError: if there is none, or an unknown one.
+        UserError: if there is no name, or an unknown one.
     """
     if not names or any(name not in known for name in names):
         raise UserError(
@@ -26,11 +31,11 @@ def check_names(what: str, names: Sequence[str], known: Collection[str]) -> None
 
 
 class Interrupted(Exception):
-    """A run was asked to end, by SIGINT or SIGTERM, and did.
+    """Raised when a run has ended early because SIGINT or SIGTERM asked it to.
 
     Attributes:
-        signal: its number; the command lines exit with 128 more.
-        where: how far the run had come, for people.
+        signal: the number of the signal. Both scripts exit with 128 more than it.
+        where: how far the run had come, in words for the user.
     """
 
     def __init__(self, signal: int, where: str = "") -> None:

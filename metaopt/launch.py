@@ -1,4 +1,4 @@
-"""How the processes of a launcher find each other, and what a restarted one may go on with."""
+"""Connect the processes that torchrun starts, and tell whether one of them was restarted."""
 
 from __future__ import annotations
 
@@ -23,13 +23,20 @@ LAUNCH = ".launch"
 
 @contextmanager
 def joined(device: torch.device, timeout: float = TIMEOUT) -> Iterator[Ranks]:
-    """This process among those that torchrun started, or alone.
+    """Connect this process to the others that torchrun started, for the length of a ``with`` block.
 
-    Any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT will do. CPU tensors go
-    by gloo, those of GPUs by nccl.
+    A process that no launcher started is alone. Any launcher works that sets RANK, WORLD_SIZE,
+    MASTER_ADDR and MASTER_PORT. The backend is gloo for tensors on the CPU, and nccl for GPUs.
+
+    Args:
+        device: where the tensors that are exchanged live.
+        timeout: seconds to wait for the slowest process.
+
+    Yields:
+        The place of this process among all of them.
 
     Raises:
-        UserError: for a timeout that is none, or if the processes do not find each other.
+        UserError: if the timeout is not a positive number, or the processes do not find each other.
     """
     if not 0 < timeout < float("inf"):
         raise UserError(f"expected a --timeout of more than 0 seconds, got {timeout}: 45 is usual")
@@ -51,15 +58,15 @@ def joined(device: torch.device, timeout: float = TIMEOUT) -> Iterator[Ranks]:
 
 
 def note_start(folder: Path) -> None:
-    """Write into a folder that this launch of torchrun may go on with what is in it."""
+    """Record in a folder that this launch of torchrun writes it; :func:`restarted` reads that."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         (folder / LAUNCH).write_text(_launch())
 
 
 def restarted(folder: Path) -> bool:
-    """Whether torchrun has started this process again after it began with that folder.
+    """Return whether torchrun has restarted this process after it began to write a folder.
 
-    Not after a start that was refused: then the command means what it says.
+    False after a start that was rejected before it wrote: the command is then taken as it stands.
     """
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     mark = folder / LAUNCH
@@ -67,12 +74,12 @@ def restarted(folder: Path) -> bool:
 
 
 def _launch() -> str:
-    """The launcher, which stays over restarts."""
+    """Return a name of the launcher, which is the same after a restart."""
     return f"{socket.gethostname()} {os.getppid()} {os.environ.get('TORCHELASTIC_RUN_ID')}"
 
 
 def _start(backend: str, timeout: timedelta) -> None:
-    """Join the processes by the store that their environment names."""
+    """Connect the processes by the store that the environment variables name."""
     from torch.distributed.rendezvous import rendezvous
 
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a late peer is an error, not an abort
@@ -83,11 +90,12 @@ def _start(backend: str, timeout: timedelta) -> None:
 
 
 def _agreed_name(store: Any, rank: int, size: int, deadline: float) -> str:
-    """A name that only these processes know, in a store that may outlive others before them.
+    """Return a prefix for the store that only the processes of this start share.
 
-    torchrun keeps a store over restarts, with the addresses of those that died. Each process says
-    hello with a word of its own; the first answers under that word with a name that it has just
-    made, until all have joined under it. What was left by others is answered and never read.
+    torchrun keeps its store over restarts, with the addresses of processes that died. So each
+    process writes a random word of its own. The first process answers under each word with a
+    prefix that it has just made, until all others have confirmed it. Words that dead processes
+    left are answered too, but nobody reads these answers.
     """
     own = uuid.uuid4().hex
     others = range(1, size)

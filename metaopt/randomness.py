@@ -1,4 +1,4 @@
-"""torch's generators, left as they were."""
+"""Use torch's random numbers without changing the state of its generators."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 
 @contextmanager
 def same_randomness(seed: int | None = None) -> Iterator[None]:
-    """What is drawn inside changes no generator outside, on no device.
+    """Restore torch's global random generators, of all devices, at the end of a ``with`` block.
 
     Args:
-        seed: of the draws inside; else they go on from where the generators are.
+        seed: seeds the generators inside the block. Without it, they go on from their current
+            state.
     """
     cuda: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if cuda else []):

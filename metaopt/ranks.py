@@ -1,7 +1,8 @@
-"""Processes that share one job: which shards are whose, and what all of them learn of each.
+"""Share a job between processes: which part each one computes, and how results are exchanged.
 
-Shards do not depend on the number of processes, and what is gathered comes in the order of the
-shards: a sum over it is the same whoever computed its terms.
+A job is cut into shards. The shards do not depend on the number of processes, and results are
+gathered in the order of the shards. So a sum over them is the same, bit for bit, however many
+processes computed its terms.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from metaopt.errors import UserError
 
 CPU = torch.device("cpu")
 TIMEOUT = 45.0
-"""Seconds that processes wait for the slowest of them."""
+"""Seconds that a process waits for the slowest one, by default."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of a job; alone by default.
+    """The place of this process among all processes of a job; by default it is the only one.
 
     Attributes:
-        rank: of this process, from 0.
-        size: how many there are.
-        device: of what is sent.
-        timeout: seconds to wait for others.
+        rank: the number of this process, from 0.
+        size: the number of processes.
+        device: the device of the tensors that are exchanged.
+        timeout: seconds to wait for the other processes.
     """
 
     rank: int = 0
@@ -39,19 +40,23 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and shows progress."""
+        """Whether this process is number 0, which writes the files and shows the progress."""
         return self.rank == 0
 
     def own(self, shards: int) -> range:
-        """The shards, of so many, that this process computes."""
+        """Return which of the shards 0 ... ``shards`` - 1 this process computes."""
         return range(self.rank, shards, self.size)
 
     def gather(self, own: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
-        """The vectors of all shards, in their order, from those of the own ones, in their order.
+        """Return the results of all shards, in every process and in the order of the shards.
 
         Args:
-            own: float64, of the shards of :meth:`own`.
-            lengths: of the vector of each shard.
+            own: the results of this process: a float64 vector for each shard of :meth:`own`, in
+                that order.
+            lengths: the length of the vector of each shard of the job.
+
+        Returns:
+            One float64 vector a shard.
 
         Raises:
             UserError: if another process has ended or is too slow.
@@ -68,7 +73,7 @@ class Ranks:
         return [received[rank][row, :n] for (row, rank), n in zip(where, lengths, strict=True)]
 
     def most(self, value: int) -> int:
-        """The largest value that any process gives."""
+        """Return the largest of the values that the processes give."""
         if self.size == 1:
             return value
         shared = torch.tensor([value], device=self.device)
@@ -76,10 +81,14 @@ class Ranks:
         return int(shared)
 
     def check_same(self, text: str, what: str) -> None:
-        """All processes must have been given the same.
+        """Check that all processes were given the same text, such as the same settings.
+
+        Args:
+            text: what must be the same.
+            what: what the text describes, for the message.
 
         Raises:
-            UserError: in all of them, if they have not.
+            UserError: in every process, if the texts differ.
         """
         digest = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
         own = torch.tensor([digest], dtype=torch.float64, device=self.device)
@@ -92,10 +101,11 @@ class Ranks:
             )
 
     def from_first(self, make: Callable[[], bytes]) -> bytes:
-        """What the first process makes, in all of them.
+        """Call ``make`` in the first process, and return what it made in every process.
 
-        Where ``make`` raises, its error is raised in the first process, and SystemExit in the
-        others: one line says what was wrong.
+        Raises:
+            UserError, OSError: in the first process, if ``make`` raises it.
+            SystemExit: in the others, if ``make`` raises: the first has said what was wrong.
         """
         if self.size == 1:
             return make()
@@ -133,3 +143,4 @@ class Ranks:
 
 
 ALONE = Ranks()
+"""The only process of a job."""

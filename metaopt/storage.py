@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that one process writes at a time."""
+"""Write files so that a kill never leaves half of one, and lock folders against a second writer."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ LOCK = ".lock"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` whole, or leave it as it was.
+    """Write a file so that at any moment it holds all of its old or all of its new content.
+
+    Args:
+        path: the file; its folder must exist.
+        data: the new content.
 
     Raises:
-        OSError: as the file system gives it, for example when the disk is full.
+        OSError: from the file system, for example when the disk is full.
     """
     write_together({path: data})
 
 
 def write_together(files: Mapping[Path, bytes], keep: Mapping[Path, Path] | None = None) -> None:
-    """Replace files of one folder, each whole, once all of them have been written.
+    """Replace several files, none of them before the new content of all is on disk.
 
     Args:
-        keep: the name that what was at a path gets.
+        files: new contents by path; the folders must exist.
+        keep: for a path, another path under which its old content stays.
 
     Raises:
-        OSError: as the file system gives it; all files are as they were then, unless it lets
-            only some of them be replaced.
+        OSError: from the file system. All files are then as they were, unless it let only some
+            of them be replaced.
     """
     temporaries: dict[Path, str] = {}
     try:
@@ -57,7 +62,10 @@ def write_together(files: Mapping[Path, bytes], keep: Mapping[Path, Path] | None
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last, where the system can."""
+    """Write the names of a folder's files to disk, so that they outlast a power failure.
+
+    On Windows, which cannot do so, this does nothing.
+    """
     if os.name == "nt":  # folders cannot be opened there
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -68,7 +76,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file; none has a name that is too long for the system."""
+    """Return whether there is a file; False for a name too long for the system."""
     try:
         return path.is_file()
     except OSError:
@@ -76,9 +84,10 @@ def is_file(path: Path) -> bool:
 
 
 def keep_previous(path: Path, previous: Path) -> None:
-    """Give the file at ``path`` the name ``previous`` as well, in the place of what has it.
+    """Keep the content of ``path`` under the name ``previous`` too, replacing what was there.
 
-    A kill at any moment leaves both names on whole files. Without a file at ``path``, nothing.
+    A kill at any moment leaves whole files under both names. If there is no file at ``path``, this
+    does nothing.
     """
     if not path.exists():
         return
@@ -94,7 +103,12 @@ def keep_previous(path: Path, previous: Path) -> None:
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Delete what killed writes of these files have left beside them."""
+    """Delete the temporary files that killed writes have left in a folder.
+
+    Args:
+        folder: where to look.
+        names: the names of the files that were being written.
+    """
     for name in names:
         for stale in folder.glob(f".{name}.*"):
             stale.unlink()
@@ -102,10 +116,16 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the system lets go of it when the process dies.
+    """Lock a folder for the length of a ``with`` block, so that no second run writes into it.
+
+    The operating system releases the lock when the process dies.
+
+    Args:
+        folder: made if it does not exist.
 
     Raises:
-        UserError: if another process holds it, or without the extra ``train``.
+        UserError: if another process has locked it, if its file system has no locks, or without
+            the extra ``train``.
     """
     with extra("train"):
         from filelock import FileLock, Timeout

@@ -1,7 +1,7 @@
-"""Levenberg-Marquardt: the dense second-order method that least squares is usually given to.
+"""Levenberg-Marquardt, the usual second-order method for small least-squares problems.
 
-A reference, not a rival at scale: a step makes the Jacobian of all residuals and factorises a
-matrix as large as the smaller of residuals and weights.
+It is a baseline for small problems only. A step computes the Jacobian of all residuals, and
+factorises a square matrix with as many rows as there are residuals or weights, whichever is fewer.
 """
 
 from __future__ import annotations
@@ -22,15 +22,23 @@ TRIES = 10  # dampings tried in a step before the problem stays where it is
 
 
 class LevenbergMarquardt(torch.optim.Optimizer):
-    """w <- w - J^T (J J^T + lambda I)^-1 r, in float64, each problem of the batch alone.
+    """Levenberg-Marquardt on a batch of least-squares problems, each with a damping of its own.
 
-    A step that lowers the loss divides lambda by ``factor``; one that would not multiplies it and
-    tries again, so the loss never rises. A problem that no damping helps stays where it is.
+    With the residuals r, their Jacobian J in the weights w, and the damping lambda, a step is
+
+        w <- w - J^T (J J^T + lambda I)^-1 r,
+
+    computed in float64. If it lowers the loss, lambda is divided by ``factor``. If not, lambda is
+    multiplied by it and the step is tried again, so the loss never rises. A problem that no damping
+    helps keeps its weights from then on. Source: D. W. Marquardt, SIAM J. Appl. Math. 11 (1963).
 
     Args:
-        problem: whose residuals are squared; its weights are the parameters.
-        damping: initial lambda, in units of the mean diagonal of J J^T at the start.
-        factor: by which lambda changes.
+        problem: a batch of regressions; its weights are the parameters.
+        damping: the first lambda, as a multiple of the mean diagonal entry of J J^T at the start.
+        factor: what lambda is multiplied or divided by, above 1.
+
+    Raises:
+        UserError: for a damping that is not positive, or a factor that is not above 1.
     """
 
     def __init__(self, problem: Regression, damping: float = 1e-3, factor: float = 5.0) -> None:
@@ -45,7 +53,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
 
     @property
     def dampings(self) -> Tensor:
-        """lambda of each problem, (B,); NaN before its first step, infinite after its last."""
+        """The dampings, float64 ``(B,)``: NaN before the first step, infinite after the last one."""
         kept: dict[Any, Any] = self.state  # keys that are no parameters pass through state_dict
         if "dampings" not in kept:
             kept["dampings"] = torch.full((self.problem.batch,), math.nan, dtype=torch.float64)
@@ -53,12 +61,19 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         return dampings
 
     def __getstate__(self) -> dict[str, Any]:
-        """What torch keeps, and what it would lose."""
+        """Return the state to copy or pickle: what torch keeps, the problem and the factor."""
         return {**super().__getstate__(), "problem": self.problem, "factor": self.factor}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every problem; the closure is called once, for its value."""
+        """Take one step on every problem of the batch.
+
+        Args:
+            closure: called once before the step, for the value that is returned.
+
+        Returns:
+            What the closure returned; None without one.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

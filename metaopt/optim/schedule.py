@@ -1,4 +1,4 @@
-"""When to teleport."""
+"""Schedules: before which steps an optimizer teleports."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Callable, Collection
 from metaopt.errors import UserError
 
 Schedule = Callable[[int], bool] | Collection[int] | int | None
-"""When to teleport: a function of the number of steps taken, those numbers, every N steps (before
-steps N, 2N, ...), or never."""
+"""Before which steps to teleport. Steps are counted from 0.
+
+A function is called with the number of the step and says whether to. A collection holds these
+numbers. An integer N means every N steps, that is before steps N, 2N, ... None means never."""
 
 
 class Every:
-    """Whether a step is N, 2N, ..."""
+    """A schedule of every N steps: before steps N, 2N, ..., but not before step 0."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -22,10 +24,16 @@ class Every:
 
 
 def as_predicate(schedule: Schedule) -> Callable[[int], bool]:
-    """Whether to teleport before a step, from the number of steps taken.
+    """Return a schedule of any form as a function of the number of the step.
+
+    Args:
+        schedule: see ``Schedule``.
+
+    Returns:
+        A function that says whether to teleport before a step.
 
     Raises:
-        UserError: for a schedule of no or of negative steps.
+        UserError: for an integer below 1, or for negative steps.
     """
     if schedule is None:
         return frozenset[int]().__contains__
