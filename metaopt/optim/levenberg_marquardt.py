@@ -53,7 +53,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
 
     @property
     def dampings(self) -> Tensor:
-        """The dampings, float64 ``(B,)``: NaN before the first step, infinite after the last one."""
+        """The dampings, float64 ``(B,)``: NaN before the first step, infinite after the last."""
         kept: dict[Any, Any] = self.state  # keys that are no parameters pass through state_dict
         if "dampings" not in kept:
             kept["dampings"] = torch.full((self.problem.batch,), math.nan, dtype=torch.float64)

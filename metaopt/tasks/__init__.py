@@ -1,4 +1,4 @@
-"""What is optimised, and which problem seeds are for what."""
+"""Tasks that optimizers are trained and tested on, families that draw them, and their seeds."""
 
 from metaopt.tasks.batch import TaskBatch, TaskFamily
 from metaopt.tasks.minibatches import MinibatchFamily, MinibatchTasks

@@ -1,4 +1,4 @@
-"""What inner optimizers are run on: a batch of independent problems in one module."""
+"""The interfaces of tasks: a batch of independent ones in a module, and what draws them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from metaopt.symmetry.chain import LayerChain
 
 
 class TaskBatch(nn.Module):  # not an ABC, which ``higher`` cannot patch
-    """Every parameter has the problems of the batch in its first dimension.
+    """A batch of B independent tasks as one module, whose parameters hold those of all tasks.
+
+    The first dimension of every parameter is the task. A subclass defines the losses by
+    :meth:`forward`.
 
     Attributes:
-        chain: how the parameters are a chain of layers; without layers where they are none.
-        x: the chain's input, ``(B, input, samples)``.
+        chain: the layers that the parameters form, in order. It has no layers where the parameters
+            are not a plain chain.
+        x: the input of the chain, ``(B, input, samples)``.
     """
 
     chain: LayerChain
@@ -24,26 +28,44 @@ class TaskBatch(nn.Module):  # not an ABC, which ``higher`` cannot patch
 
     @property
     def batch(self) -> int:
-        """The number of problems, B."""
+        """The number of tasks, B."""
         return self.x.shape[0]
 
     def forward(self, step: int = 0) -> Tensor:
-        """The losses at the weights as they are, on the data of this step, ``(B,)``."""
+        """Return the losses at the present weights.
+
+        Args:
+            step: the number of the step, from 0. Tasks on minibatches take its minibatch.
+
+        Returns:
+            One loss a task, ``(B,)``.
+        """
         raise NotImplementedError
 
 
 class TaskFamily(Protocol):
-    """Draws problems; the same seed always gives the same problem, whatever is beside it."""
+    """A distribution of tasks. A seed always gives the same task, whatever it is batched with."""
 
     @property
     def coordinates(self) -> int:
-        """The number of weights of one problem."""
+        """The number of weights of one task."""
 
     def sample(self, seeds: Iterable[int]) -> TaskBatch:
-        """One problem a seed."""
+        """Draw one task a seed, as one batch.
+
+        Args:
+            seeds: integers from 0 to 2^63 - 1, at least one.
+        """
 
 
 def layer_shapes(inputs: int, hidden: int, output: int, depth: int) -> list[tuple[int, int]]:
-    """(out, in) of W_1 ... W_L."""
+    """Return the shapes (out, in) of the weights W_1 ... W_L of a network.
+
+    Args:
+        inputs: features of a sample.
+        hidden: units of each hidden layer.
+        output: units of the last layer.
+        depth: the number of layers, L.
+    """
     widths = [inputs, *[hidden] * (depth - 1), output]
     return [(out, fan_in) for fan_in, out in pairwise(widths)]

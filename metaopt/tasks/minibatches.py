@@ -1,8 +1,8 @@
-"""Small networks with biases on minibatches: regression and classification from random teachers.
+"""Tasks of small networks with biases, trained on minibatches of data from a random teacher.
 
-Unlike section 5.2's problems these have noise from minibatches, data of uneven spectrum, losses
-that cannot reach zero, and the initial weights that torch gives its layers. They are for
-optimizers that are to train ordinary networks.
+They are like the training of ordinary networks in what the regressions of section 5.2 lack: noise
+from minibatches, features of unequal variance, losses that cannot reach zero, and initial weights
+of the size that torch gives its layers. Learned optimizers for ordinary networks train on them.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ TEACHER_WIDTH = 32
 
 
 class MinibatchTasks(TaskBatch):
-    """B networks of one architecture, each on its own data; call it with the step.
+    """A batch of networks of one architecture, each with its own weights and its own data.
+
+    Calling it with the number of a step gives the losses ``(B,)`` on the minibatch of that step.
 
     Args:
-        weights, biases: of each layer, ``(B, out, in)`` and ``(B, out)``.
+        family: what the tasks were drawn from; it says the architecture and the loss.
+        weights: one tensor a layer, ``(B, out, in)``.
+        biases: one tensor a layer, ``(B, out)``.
         data: ``(B, samples, input)``.
-        targets: ``(B, samples, output)``, or classes ``(B, samples)``.
+        targets: ``(B, samples, output)`` for regression, classes ``(B, samples)`` otherwise.
     """
 
     def __init__(
@@ -61,7 +65,14 @@ class MinibatchTasks(TaskBatch):
         self.chain = LayerChain((), (), batch_dims=1)
 
     def forward(self, step: int = 0) -> Tensor:
-        """The mean loss on minibatch ``step``: slices in a fixed order, a shorter rest left out."""
+        """Return the mean losses on the minibatch of a step, ``(B,)``.
+
+        The minibatches are consecutive slices of the data, taken in turn. A last one that would be
+        shorter is left out.
+
+        Args:
+            step: the number of the step, from 0.
+        """
         size = self.family.minibatch
         start = step % (self.family.samples // size) * size
         h = self.data[:, start : start + size].mT
@@ -84,19 +95,25 @@ class MinibatchTasks(TaskBatch):
 
 @dataclass(frozen=True)
 class MinibatchFamily:
-    """Draws such problems.
+    """A distribution of small networks on minibatches of data that a random teacher has labelled.
 
     Attributes:
         kind: "classification" (cross entropy) or "regression" (mean squared error).
-        input, hidden, output: units; ``hidden`` of each hidden layer.
-        depth: layers, 2 or more.
-        samples: of the data, of which ``minibatch`` are seen at a step.
-        activation: "relu", "leaky_relu", "tanh" or "gelu".
-        residual: whether hidden layers of equal width add to what goes in.
-        weight_scale: of the initial weights, over those of ``torch.nn.Linear``.
+        input: features of a sample.
+        hidden: units of each hidden layer.
+        output: classes, or outputs of a regression.
+        depth: the number of layers, 2 or more.
+        samples: the size of the data set.
+        minibatch: samples of a step.
+        activation: "relu", "leaky_relu" (of slope 0.1), "tanh" or "gelu".
+        residual: whether a hidden layer of equal widths adds its input to its output.
+        weight_scale: the size of the initial weights, as a multiple of that in ``torch.nn.Linear``.
         data_scale: root mean square of the inputs.
-        decay: the i-th principal direction of the inputs has a deviation of i^-decay.
-        noise: of the teacher's answers, relative to their own deviation.
+        decay: the i-th principal direction of the inputs has a standard deviation of i^-decay.
+        noise: standard deviation of the noise on the teacher's answers, as a multiple of theirs.
+
+    Raises:
+        UserError: for an unknown name, or a number outside its range.
     """
 
     kind: str = "classification"
@@ -136,7 +153,9 @@ class MinibatchFamily:
         if self.kind == "classification" and self.output < 2:
             raise UserError(f"expected 2 classes or more, got output={self.output}: name more")
         if not 2 <= self.samples <= LARGEST:
-            raise UserError(f"expected samples of 2 to {LARGEST}, got {self.samples}: take others")
+            raise UserError(
+                f"expected samples of 2 to {LARGEST}, got {self.samples}: give a whole number"
+            )
         if not 1 <= self.minibatch <= self.samples:
             raise UserError(
                 f"expected a minibatch of 1 to {self.samples} samples, got {self.minibatch}: "
@@ -145,16 +164,23 @@ class MinibatchFamily:
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Of W_1 ... W_L."""
+        """The shapes (out, in) of the weights W_1 ... W_L."""
         return layer_shapes(self.input, self.hidden, self.output, self.depth)
 
     @property
     def coordinates(self) -> int:
-        """The number of weights and biases of one problem."""
+        """The number of weights and biases of one task."""
         return sum(out * (fan_in + 1) for out, fan_in in self.shapes)
 
     def sample(self, seeds: Iterable[int]) -> MinibatchTasks:
-        """One problem a seed."""
+        """Draw one task a seed, as one batch.
+
+        Args:
+            seeds: integers from 0 to 2^63 - 1, at least one.
+
+        Raises:
+            UserError: for no seed, or one outside that range.
+        """
         drawn = [self._draw(torch.Generator().manual_seed(seed)) for seed in check_range(seeds)]
         if not drawn:
             raise UserError("expected at least one problem seed, got none: name a seed")

@@ -1,4 +1,4 @@
-"""Families of problems by name, each unlike section 5.2's in one thing or a few."""
+"""Named families of regressions, each of which differs from that of section 5.2 in a few sizes."""
 
 from __future__ import annotations
 
@@ -21,5 +21,6 @@ FAMILIES: dict[str, RegressionFamily] = {
     "three_layers": RegressionFamily(depth=3),
     "four_layers": RegressionFamily(depth=4),
 }
-"""By name. Width 20, uniform data, slope 0.1 and two layers unless the name says otherwise; eq. 78
-is not exact for "many_samples", and "narrow_hidden" cannot reach a loss of zero."""
+"""Families by name. "width_20" is that of section 5.2: all sizes are 20, the data are uniform, the
+slope is 0.1, and there are two layers; each other name says what is different. The action of eq. 78
+is not exact for "many_samples". No network of "narrow_hidden" reaches a loss of zero."""

@@ -1,8 +1,8 @@
-"""Regression with a LeakyReLU network, as in section 5.2: 1/2 ||Y - W_L sigma(... W_1 X)||_F^2.
+"""The tasks of section 5.2: regressions with a LeakyReLU network on full batches of random data.
 
-The paper prints the norm itself; its released code, and its learning rates, fit the squared
-form, which is the default here (``loss="norm"`` gives the printed one). Two layers are the
-paper's; more are there to see how learned optimizers carry over.
+The loss is 1/2 ||Y - W_L sigma(... sigma(W_1 X))||_F^2, without biases. The paper prints the norm
+without the square; ``loss="norm"`` gives that. Its released code and its learning rates fit the
+squared form, which is the default here. The paper has L = 2 layers.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ DISTRIBUTIONS: dict[str, Callable[..., Tensor]] = {"uniform": torch.rand, "norma
 
 
 class Regression(TaskBatch):
-    """A batch of independent problems; calling it gives their losses, shape ``(B,)``.
+    """A batch of regressions with networks of one shape. Calling it gives the losses ``(B,)``.
 
     Args:
-        weights: W_1 ... W_L, each ``(B, out, in)``; they become the parameters ``W1``, ``W2``, ...
-        x: ``(B, input, samples)``.
-        y: ``(B, output, samples)``.
+        weights: W_1 ... W_L, each ``(B, out, in)``; the parameters ``W1``, ``W2``, ... are copies.
+        x: the inputs X, ``(B, input, samples)``.
+        y: the targets Y, ``(B, output, samples)``.
+        slope: of LeakyReLU for negative inputs.
+        loss: "half_squared" or "norm".
+
+    Raises:
+        UserError: for an unknown loss, or for data or weights that are not finite.
     """
 
     def __init__(
@@ -66,7 +71,11 @@ class Regression(TaskBatch):
         self.loss = loss
 
     def forward(self, step: int = 0) -> Tensor:
-        """The losses; the data are the same at each step."""
+        """Return the losses at the present weights, ``(B,)``.
+
+        Args:
+            step: ignored, as every step sees all data.
+        """
         first, *later = (getattr(self, f"W{m}") for m in range(1, self.depth + 1))
         output = first @ self.x
         for weight, activation in zip(later, self.chain.activations, strict=False):
@@ -81,18 +90,23 @@ class Regression(TaskBatch):
 
 @dataclass(frozen=True)
 class RegressionFamily:
-    """Draws problems; the same seed always gives the same problem, whatever it is batched with.
+    """The distribution of regressions of section 5.2, with sizes and data to choose.
+
+    A seed always gives the same task, whatever it is batched with. The defaults are the paper's.
 
     Attributes:
         samples: columns of X and Y.
         input: rows of X.
-        hidden: hidden units of each hidden layer.
+        hidden: units of each hidden layer.
         output: rows of Y.
-        depth: layers, 2 or more.
-        slope: of LeakyReLU, for negative inputs.
-        loss: "half_squared" or "norm".
-        distribution: of weights and data, "uniform" on [0, 1) as in the paper, or "normal".
-        dtype: "float32" or "float64".
+        depth: the number of layers, 2 or more.
+        slope: of LeakyReLU for negative inputs.
+        loss: "half_squared" or "norm", without the factor and the square.
+        distribution: of the entries of weights and data: "uniform" on [0, 1), or "normal".
+        dtype: of weights and data, "float32" or "float64".
+
+    Raises:
+        UserError: for an unknown name, or a number outside its range.
     """
 
     samples: int = 20
@@ -136,23 +150,35 @@ class RegressionFamily:
 
     @classmethod
     def square(cls, width: int, **options: float | str) -> RegressionFamily:
-        """The family with samples = input = hidden = output = ``width``."""
+        """Return the family with samples = input = hidden = output = ``width``.
+
+        Args:
+            width: of all four.
+            **options: further fields of the family.
+        """
         return cls(width, width, width, width, **options)  # type: ignore[arg-type]
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Of W_1 ... W_L."""
+        """The shapes (out, in) of the weights W_1 ... W_L."""
         return layer_shapes(self.input, self.hidden, self.output, self.depth)
 
     @property
     def coordinates(self) -> int:
-        """The number of weights of one problem."""
+        """The number of weights of one task."""
         return sum(out * fan_in for out, fan_in in self.shapes)
 
     def sample(self, seeds: Iterable[int]) -> Regression:
-        """One problem a seed: W_1 ... W_L, X, Y, drawn in that order.
+        """Draw one task a seed, as one batch.
 
-        Drawn in float32 and then converted, so that a float64 problem is the same problem.
+        A seed gives W_1 ... W_L, X and Y, in this order. They are drawn in float32 and then
+        converted, so that both dtypes give the same task.
+
+        Args:
+            seeds: integers from 0 to 2^63 - 1, at least one.
+
+        Raises:
+            UserError: for no seed, or one outside that range.
         """
         drawn = [self._draw(seed) for seed in check_range(seeds)]
         if not drawn:

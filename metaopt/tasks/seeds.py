@@ -1,7 +1,8 @@
-"""Seeds of tasks: which range is for what, enforced where problems are drawn.
+"""The seeds of tasks, in three ranges: for tests, for validation and for training.
 
-A checkpoint that was chosen on the problems it is reported on proves nothing. So the ranges
-are disjoint, training never takes a seed of the first two, and nothing is chosen on the first.
+A result on tasks that took part in a choice proves nothing. So the ranges are disjoint: training
+takes seeds of the third alone, choices are made on the second, and the first is for what is
+reported.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ VALIDATION = range(10**6, 2 * 10**6)
 TRAINING = range(10**7, 2**63)  # torch generators take 64-bit seeds
 
 PAPER_TEST_SEEDS = tuple(n * n * 12345 for n in range(5))
-"""The five test problems of the paper's released code."""
+"""The seeds of the five test tasks in the paper's released code."""
 
 ROLES = {"test": TEST, "validation": VALIDATION, "training": TRAINING}
+"""The range of seeds of each role."""
 
 
 def check_range(seeds: Iterable[int]) -> Iterator[int]:
-    """``seeds``, or a :class:`UserError` naming the first that torch does not take."""
+    """Yield seeds, each once it is known that torch's generators take it.
+
+    Raises:
+        UserError: at the first seed outside 0 ... 2^63 - 1.
+    """
     for seed in seeds:
         if not 0 <= seed < TRAINING.stop:
             raise UserError(f"expected seeds in [0, 2^63), got {seed}: choose others")
@@ -29,7 +35,15 @@ def check_range(seeds: Iterable[int]) -> Iterator[int]:
 
 
 def check_seeds(seeds: Iterable[int], role: str) -> list[int]:
-    """``seeds`` as a list, or a :class:`UserError` naming the first outside the role's range."""
+    """Return seeds as a list, all of them in the range of a role.
+
+    Args:
+        seeds: the seeds to check.
+        role: "test", "validation" or "training".
+
+    Raises:
+        UserError: naming the first seed outside the range.
+    """
     allowed = ROLES[role]
     checked = []
     for seed in seeds:  # no list of more than a role has
@@ -43,7 +57,16 @@ def check_seeds(seeds: Iterable[int], role: str) -> list[int]:
 
 
 def first_seeds(role: str, count: int, offset: int = 0) -> Sequence[int]:
-    """``count`` consecutive seeds of a role, from its ``offset``-th on."""
+    """Return consecutive seeds of a role.
+
+    Args:
+        role: "test", "validation" or "training".
+        count: how many, 1 or more.
+        offset: how many seeds at the beginning of the range to leave out.
+
+    Raises:
+        UserError: for a count below 1, or seeds beyond the range.
+    """
     if count < 1:
         raise UserError(f"expected at least 1 problem, got {count}: ask for a positive number")
     start = ROLES[role].start + offset

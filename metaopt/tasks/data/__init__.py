@@ -1,4 +1,4 @@
-"""Labelled images: MNIST, Fashion-MNIST and CIFAR-10, from files on disk or downloaded."""
+"""Read MNIST, Fashion-MNIST and CIFAR-10 from files or a download, and cut them into batches."""
 
 from metaopt.tasks.data.images import Dataset, Images, split, standardized
 from metaopt.tasks.data.loading import load

@@ -1,6 +1,6 @@
-"""CIFAR-10's binary version: records of one byte for the label and 3072 for the pixels.
+"""Read the binary version of CIFAR-10: a label of one byte and 3072 bytes of pixels an image.
 
-Pixels are the red plane, the green one, the blue one, each row by row.
+The pixels are the red plane, then the green one, then the blue one, each row by row.
 Source: A. Krizhevsky's page of CIFAR-10, "binary version".
 """
 
@@ -19,9 +19,17 @@ from metaopt.tasks.data.labels import checked
 
 
 def read_records(path: Path, size: int, most: int) -> Tensor:
-    """uint8 ``(n, size)``: all records of a file, which does not say how many it has.
+    """Read all records of a file, which does not say how many it has.
 
-    At most one byte is read beyond what ``most`` records take.
+    At most one byte more than ``most`` records is read, whatever the file decompresses to.
+
+    Args:
+        path: the file, gzipped or not.
+        size: bytes of a record.
+        most: the largest number of records that is accepted.
+
+    Returns:
+        uint8 ``(n, size)``.
 
     Raises:
         UserError: if the file is anything but 1 to ``most`` whole records.
@@ -37,7 +45,13 @@ def read_records(path: Path, size: int, most: int) -> Tensor:
 def read_cifar(
     files: Sequence[Path], shape: tuple[int, int, int], classes: int, most: int
 ) -> Images:
-    """The images of all ``files``, one after another; each has its share of ``most``.
+    """Read the labelled images of several files, one after another.
+
+    Args:
+        files: files of equal size, gzipped or not.
+        shape: channels, height and width of an image.
+        classes: the number of classes; labels are 0 ... ``classes`` - 1.
+        most: the largest number of images of all files together.
 
     Raises:
         UserError: if a file is damaged.

@@ -1,4 +1,4 @@
-"""Downloads by pooch, which checks the checksum before a file gets its name."""
+"""Download data sets by pooch, which gives a file its name once its checksum is right."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metaopt.tasks.data.table import Description, Download
 
 
 def cache_folder() -> Path:
-    """Where downloads go that nobody named a folder for; the operating system says where.
+    """Return the operating system's folder for caches, where downloads go by default.
 
     Raises:
         UserError: if pooch is not installed.
@@ -23,7 +23,12 @@ def cache_folder() -> Path:
 
 
 def fetch(download: Download, description: Description, folder: Path) -> None:
-    """Bring ``download`` into ``folder``, unpacked if it is an archive.
+    """Download a file into a folder, and unpack it there if it is an archive.
+
+    Args:
+        download: the file, its checksum and what it has.
+        description: the data set that it belongs to.
+        folder: where the data set lives.
 
     Raises:
         UserError: if it cannot be downloaded, is another file than it should be, or cannot be

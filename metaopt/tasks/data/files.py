@@ -1,4 +1,4 @@
-"""Reading files that may be missing, damaged or hostile: bounded, and with one error for all."""
+"""Open data files that may be missing, damaged or hostile, with one kind of error for all."""
 
 from __future__ import annotations
 
@@ -16,16 +16,27 @@ GZIP = b"\x1f\x8b"  # no IDX file and no CIFAR file starts with it
 
 
 def unusable(expected: str, got: str, path: Path) -> UserError:
-    """The error for a file whose content is not what it should be."""
+    """Return the error for a file whose content is not what it should be.
+
+    Args:
+        expected: what the file should have.
+        got: what it has.
+        path: the file.
+    """
     return UserError(f"expected {expected}, got {got} in {str(path)!r}: take another copy of it")
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader | gzip.GzipFile]:
-    """The bytes of a file, decompressed if it is gzipped, whatever its name.
+    """Open a file for reading bytes, decompressed if it is gzipped, for a ``with`` block.
+
+    Whether a file is gzipped is told by its content and not by its name.
+
+    Yields:
+        A binary file.
 
     Raises:
-        UserError: here or while the caller reads, if the file cannot be read or decompressed.
+        UserError: here or in the block, if the file cannot be read or decompressed.
     """
     try:
         with path.open("rb") as file:
@@ -44,6 +55,14 @@ def opened(path: Path) -> Iterator[BufferedReader | gzip.GzipFile]:
 
 
 def find(folders: Sequence[Path], name: str) -> Path | None:
-    """The first file of that name, or of that name with ``.gz``, in one of ``folders``."""
+    """Return the first file of a name, or of that name with ``.gz``, in a list of folders.
+
+    Args:
+        folders: in the order in which they are searched.
+        name: the name of the file.
+
+    Returns:
+        Its path; None where there is none.
+    """
     places = (folder / file for folder in folders for file in (name, f"{name}.gz"))
     return next((path for path in places if is_file(path)), None)

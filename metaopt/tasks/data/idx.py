@@ -1,7 +1,7 @@
-"""IDX, the format of MNIST and its successors: a magic number, the sizes, unsigned bytes.
+"""Read IDX files, the format of MNIST: a magic number, the sizes, and unsigned bytes.
 
-Magic number: two zero bytes, 8 for unsigned bytes, the number of dimensions. It and the sizes
-are big-endian 32-bit integers. Source: Y. LeCun's page of MNIST, "file formats".
+The magic number is two zero bytes, 8 for unsigned bytes, and the number of dimensions. It and the
+sizes are big-endian 32-bit integers. Source: Y. LeCun's page of MNIST, "file formats".
 """
 
 from __future__ import annotations
@@ -23,9 +23,17 @@ UNSIGNED_BYTES = 0x0800
 
 
 def read_idx(path: Path, item: Sequence[int], most: int) -> Tensor:
-    """uint8 ``(n, *item)`` from a file, gzipped or not, that says n itself.
+    """Read the items of one IDX file, which says itself how many it has.
 
-    At most one byte is read beyond what ``most`` items take, whatever the file decompresses to.
+    At most one byte more than ``most`` items is read, whatever the file decompresses to.
+
+    Args:
+        path: the file, gzipped or not.
+        item: the shape of an item: (height, width) of an image, () of a label.
+        most: the largest number of items that is accepted.
+
+    Returns:
+        uint8 ``(n, *item)``.
 
     Raises:
         UserError: if the file is anything but 1 to ``most`` items of that shape.
@@ -54,7 +62,13 @@ def read_idx(path: Path, item: Sequence[int], most: int) -> Tensor:
 def read_idx_pair(
     files: Sequence[Path], shape: tuple[int, int, int], classes: int, most: int
 ) -> Images:
-    """The images of one file with the labels of another.
+    """Read images from one file and their labels from another.
+
+    Args:
+        files: the file of the images, then that of the labels.
+        shape: channels, height and width of an image.
+        classes: the number of classes; labels are 0 ... ``classes`` - 1.
+        most: the largest number of images that is accepted.
 
     Raises:
         UserError: if a file is damaged, or the two do not fit each other.

@@ -1,4 +1,4 @@
-"""Labelled images in memory, their pixels as numbers for a network, and a validation split."""
+"""Labelled images in memory: their pixels as input of a network, and a validation split."""
 
 from __future__ import annotations
 
@@ -12,14 +12,25 @@ from metaopt.errors import UserError
 
 
 class Images(NamedTuple):
-    """``pixels``: uint8 ``(n, channels, height, width)``; ``labels``: int64 ``(n,)``."""
+    """Labelled images in memory.
+
+    Attributes:
+        pixels: uint8 ``(n, channels, height, width)``.
+        labels: int64 ``(n,)``, the class of each image.
+    """
 
     pixels: Tensor
     labels: Tensor
 
 
 class Dataset(NamedTuple):
-    """A data set by its name in ``DATASETS``; ``train`` and ``test`` share no file."""
+    """The training and the test images of a data set.
+
+    Attributes:
+        name: a key of ``DATASETS``.
+        train: the training images.
+        test: the test images, from other files.
+    """
 
     name: str
     train: Images
@@ -31,12 +42,17 @@ def standardized(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
 ) -> Tensor:
-    """``(pixels / 255 - mean) / std`` in float32, of the pixels' shape ``(n, channels, h, w)``.
+    """Turn pixels into input of a network, (pixels / 255 - mean) / std in float32.
+
+    Compute ``mean`` and ``std`` on training images, so that nothing is learned from test images.
 
     Args:
-        images: or their uint8 pixels alone.
-        mean, std: one number, or one a channel, in units where white is 1; without them pixels
-            stay in [0, 1]. To tell nothing of the test images, compute both on training images.
+        images: labelled images, or their uint8 pixels ``(n, channels, height, width)`` alone.
+        mean: what is subtracted: one number or one a channel, where white is 1. By default 0.
+        std: what is divided by: one number or one a channel, where white is 1. By default 1.
+
+    Returns:
+        float32, of the shape of the pixels; in [0, 1] without ``mean`` and ``std``.
 
     Raises:
         UserError: for pixels of another type, or a ``mean`` or ``std`` that does not fit them.
@@ -64,11 +80,15 @@ def standardized(
 def split(
     images: Images, held_out: float | int, generator: torch.Generator
 ) -> tuple[Images, Images]:
-    """Training and validation images, drawn at random; together they are ``images``.
+    """Split images at random into those for training and those for validation.
 
     Args:
-        held_out: of the validation images, their number (int) or their fraction (float).
-        generator: equal states of it give equal splits.
+        images: what is split; each image is in one of the two parts.
+        held_out: the number (int) or the fraction (float) of validation images.
+        generator: draws the split; equal states of it give equal splits.
+
+    Returns:
+        The training images, and the validation images.
 
     Raises:
         UserError: if one of the two would be empty.
@@ -92,7 +112,7 @@ def split(
 
 
 def _each_channel(what: str, values: float | Sequence[float], pixels: Tensor) -> Tensor:
-    """One value or one a channel, as ``(1 or channels, 1, 1)``."""
+    """Return one value or one a channel, as ``(1 or channels, 1, 1)``."""
     given = torch.as_tensor(values, dtype=torch.float32, device=pixels.device).reshape(-1)
     channels = pixels.shape[1]
     if len(given) not in {1, channels} or not given.isfinite().all():

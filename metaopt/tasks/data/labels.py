@@ -1,4 +1,4 @@
-"""The check that all formats share: labels are classes."""
+"""Check that labels are classes, for all formats of files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from metaopt.tasks.data.files import unusable
 
 
 def checked(labels: Tensor, classes: int, path: Path) -> Tensor:
-    """``labels`` as they are.
+    """Return labels as they are, once it is known that each is a class.
+
+    Args:
+        labels: ``(n,)``.
+        classes: the number of classes.
+        path: the file that they come from, for the message.
 
     Raises:
         UserError: if one is not in 0 ... ``classes`` - 1.

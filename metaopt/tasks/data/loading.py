@@ -1,4 +1,4 @@
-"""From a name to its images: which folder, which files, and what to fetch."""
+"""Load a data set by its name: find its folder and its files, and download what is missing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ VARIABLE = "METAOPT_DATA"
 
 
 def load(name: str, data_dir: str | Path | None = None, download: bool = False) -> Dataset:
-    """All images of a data set, from files that are gzipped or not.
+    """Load all images of a data set from its files, gzipped or not.
 
     Args:
-        name: of ``DATASETS``.
-        data_dir: the folder of this data set; else it is ``$METAOPT_DATA/name``; else, with
-            ``download``, a cache folder of the operating system.
-        download: fetch the files that are missing in that folder.
+        name: "mnist", "fashion-mnist" or "cifar10": a key of ``DATASETS``.
+        data_dir: the folder of this data set. By default it is ``$METAOPT_DATA/NAME``; without
+            that variable and with ``download``, a folder in the operating system's cache.
+        download: whether to download files that are missing in that folder.
 
     Raises:
         UserError: for an unknown name, and for files that are missing or unusable.

@@ -1,4 +1,4 @@
-"""Minibatches: a permutation, sliced; no Python runs for a single image."""
+"""Cut data into minibatches by slicing a permutation, without a loop over samples."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from metaopt.errors import UserError
 def batches(
     pairs: tuple[Tensor, Tensor], size: int, generator: torch.Generator, drop_last: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch: every pair once, in an order drawn at the call, ``size`` pairs a batch.
+    """Iterate over the minibatches of one epoch, in an order that is drawn at the call.
 
     Args:
         pairs: x ``(n, ...)`` and y ``(n, ...)`` on one device; :class:`~metaopt.tasks.data.Images`
             are such a pair.
-        generator: equal states of it give equal batches.
-        drop_last: leaves out a last batch of fewer than ``size``.
+        size: pairs of a minibatch.
+        generator: draws the order; equal states of it give equal minibatches.
+        drop_last: whether to leave out a last minibatch of fewer than ``size`` pairs.
+
+    Returns:
+        An iterator over (x, y) of each minibatch. Each pair is in one of them.
 
     Raises:
         UserError: if x and y disagree in n, or there is no batch of that size.

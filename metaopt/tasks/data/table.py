@@ -1,6 +1,6 @@
-"""The table of data sets: what their files are, how they are read, where they come from.
+"""The table of data sets: their files, how these are read, and where they are downloaded from.
 
-The checksums are those of TensorFlow Datasets; those of Fashion-MNIST were computed as well.
+The checksums are those of TensorFlow Datasets. Those of Fashion-MNIST were also computed anew.
 """
 
 from __future__ import annotations
@@ -15,17 +15,27 @@ from metaopt.tasks.data.images import Images
 
 
 class Reader(Protocol):
-    """Makes the images of a part out of its files; at most ``most`` of that shape."""
+    """The type of functions that read the images of a part of a data set."""
 
     def __call__(
         self, files: list[Path], shape: tuple[int, int, int], classes: int, most: int
-    ) -> Images: ...
+    ) -> Images:
+        """Read the images of some files.
+
+        Args:
+            files: in the order of ``Part.files``.
+            shape: channels, height and width of an image.
+            classes: the number of classes.
+            most: the largest number of images that is accepted.
+        """
 
 
 class Part(NamedTuple):
-    """The files of the training or of the test images, in the order that the reader takes.
+    """The files of the training images, or those of the test images.
 
-    ``images`` is how many the full part has; a subset in the same format has fewer.
+    Attributes:
+        files: their names, in the order that the reader takes.
+        images: how many images they have; a subset in the same format may have fewer.
     """
 
     files: tuple[str, ...]
@@ -33,7 +43,13 @@ class Part(NamedTuple):
 
 
 class Download(NamedTuple):
-    """A public file, its SHA-256, and the files of the data set that it brings."""
+    """A public file that can be downloaded.
+
+    Attributes:
+        url: where it is.
+        sha256: its checksum, in hexadecimal digits.
+        files: the files of the data set that it is or contains.
+    """
 
     url: str
     sha256: str
@@ -41,18 +57,22 @@ class Download(NamedTuple):
 
     @property
     def archive(self) -> bool:
-        """Whether it is unpacked after the download."""
+        """Whether it is an archive, which is unpacked after the download."""
         return self.url.endswith(".tar.gz")
 
 
 @dataclass(frozen=True)
 class Description:
-    """A data set on disk.
+    """The layout of a data set on disk.
 
     Attributes:
-        shape: channels, height, width.
-        classes: labels are 0 ... classes - 1.
-        subfolder: where, in the folder of the data set, its files may be as well.
+        shape: channels, height and width of an image.
+        classes: the number of classes; labels are 0 ... ``classes`` - 1.
+        train: the files of the training images.
+        test: the files of the test images.
+        read: reads the files of either part.
+        downloads: the public files that have them.
+        subfolder: a folder in that of the data set where its files may be too.
     """
 
     shape: tuple[int, int, int]
@@ -65,7 +85,7 @@ class Description:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names of all files, without the ``.gz`` that they may have."""
+        """The names of all files, without the ``.gz`` that they may end in."""
         return self.train.files + self.test.files
 
 
@@ -76,7 +96,12 @@ CIFAR_TEST = ("test_batch.bin",)
 
 
 def _like_mnist(base: str, sha256: tuple[str, str, str, str]) -> Description:
-    """28×28 grey images in four gzipped IDX files; checksums in the order of the names above."""
+    """Describe 28×28 grey images in four IDX files.
+
+    Args:
+        base: the address that the names of the files are appended to.
+        sha256: checksums of the gzipped files, in the order of the names above.
+    """
     return Description(
         shape=(1, 28, 28),
         classes=10,
@@ -125,4 +150,4 @@ DATASETS: dict[str, Description] = {
         subfolder="cifar-10-batches-bin",
     ),
 }
-"""By name; adding a data set in one of these formats is adding a line."""
+"""Data sets by name. A further one in one of these formats takes one more entry here."""
