@@ -4,7 +4,8 @@
 
 Of each shipped method that a study trained, the meta-seed that is best on validation problems is
 shipped. A table of the studies replaces what is between `<!-- table: NAME -->` and `<!-- end -->`
-in README.md, docs/results.md and docs/theory.md.
+in the pages. A page may show some columns of a table: those that it shows already are kept. So a
+wide table can be split by writing the same NAME over two tables with other columns.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
 from studies.recipes import LAYERWISE, SHIPPED
 
 ROOT = Path(__file__).parents[1]
-PAGES = tuple(ROOT / page for page in ("README.md", "docs/results.md", "docs/theory.md"))
+PAGES = tuple(ROOT / page for page in (
+    "README.md", "docs/results.md", "docs/tables.md", "docs/theory.md",
+))  # fmt: skip
 STUDIES = (
     "study",
     "controls",
@@ -36,7 +39,8 @@ STUDIES = (
     "generalization",
     "convergence",
 )
-BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+CELLS = re.compile(r"(?<!\\)\|")  # a cell may hold an escaped bar
 
 
 def ship(study: Path) -> None:
@@ -52,6 +56,26 @@ def ship(study: Path) -> None:
         print(f"shipped meta-seed {best['seed']} of {name}, validation score {best['score']:.3f}")
 
 
+def cells(line: str) -> list[str]:
+    """The cells of a line of a Markdown table."""
+    return [cell.strip() for cell in CELLS.split(line.strip())[1:-1]]
+
+
+def narrowed(table: str, shown: str) -> str:
+    """The columns of a study's table that a page shows, or all where the page shows others.
+
+    A row that is mostly empty in these columns is left out.
+    """
+    lines = [cells(line) for line in table.splitlines()]
+    wanted = cells(shown.splitlines()[0]) if shown.startswith("|") else []
+    if not wanted or wanted == lines[0] or not set(wanted) <= set(lines[0]):
+        return table
+    places = [lines[0].index(heading) for heading in wanted]
+    kept = [[line[place] for place in places] for line in lines]
+    rows = [row for row in kept if 2 * row.count("") <= len(row)]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
 def show(studies: list[Path]) -> None:
     """Put tables and pictures where the pages show them; what a study lacks stays."""
     tables = {p.stem: p for folder in studies for p in (folder / "tables").glob("*.md")}
@@ -62,7 +86,7 @@ def show(studies: list[Path]) -> None:
     for page in PAGES:
         text = BLOCK.sub(
             lambda match: (
-                match[1] + tables[match[2]].read_text() + match[3]
+                match[1] + narrowed(tables[match[2]].read_text(), match[3]) + match[4]
                 if match[2] in tables
                 else match[0]
             ),

@@ -73,7 +73,8 @@ def report(out: Path, name: str, result: dict[str, Any]) -> str:
         )
     headings = [
         "data", "variant", "training loss", "test loss", "less no teleport", "less random g",
-        "less warm restart", "measure before → after", "rise in loss", "defect", "moved",
+        "less warm restart", "measure before → after", "rise in loss", "invariance error",
+        "moved",
     ]  # fmt: skip
     table = markdown(headings, rows)
     write_text(out / "tables" / f"teleport_{name.replace('-', '_')}.md", table)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from scipy import stats
 
 from metaopt.storage import write_atomically
@@ -21,6 +24,7 @@ from studies.report import markdown, write_json, write_text
 TELEPORTS = ("eq. 79", "rescaling", "rescaling, buffers transported")
 SIDES = ("train", "test")
 STYLES = {"no teleport": "--", "reset alone": ":", "eq. 79": "-", "rescaling": "-."}
+FAINT, BAND = 0.4, 0.12  # opacity of the test losses, and of their deviations
 
 
 def gain(cell: Cell, variant: str) -> tuple[float, float, float, str]:
@@ -54,7 +58,7 @@ def teleport_epoch_fraction(cell: Cell) -> float:
 
 
 def report(out: Path, results: Results) -> str:
-    """Write everything; the table."""
+    """Write everything; return the table."""
     rows = []
     for setting, cells in results.items():
         for name, cell in cells.items():
@@ -63,7 +67,7 @@ def report(out: Path, results: Results) -> str:
     headings = [
         "setting", "optimizer", "rate", "variant", "training loss", "test loss", "accuracy %",
         "gain over the best control %", "that control", "gradient norm² before -> after",
-        "moved", "defect", "undone",
+        "moved", "invariance error", "reverted",
     ]  # fmt: skip
     table = markdown(headings, rows)
     write_text(out / "tables" / "mnist.md", table)
@@ -114,17 +118,37 @@ def picture(results: Results) -> bytes:
     """A PNG: a row a setting and axis, a column an optimizer; means, and deviations of the test."""
     names = list(next(iter(results.values())))
     rows = [(setting, axis) for setting in results for axis in ("epoch", "seconds")]
-    figure = Figure(figsize=(3 * len(names), 2.6 * len(rows)), layout="constrained")
+    figure = Figure(
+        figsize=(3 * len(names), 2.6 * len(rows)), layout="constrained", facecolor="white"
+    )
     panels = figure.subplots(len(rows), len(names), squeeze=False)
     for (setting, axis), line in zip(rows, panels, strict=True):
         for name, axes in zip(names, line, strict=True):
             _panel(axes, results[setting][name], axis)
             axes.set_title(f"{name}, {setting}", fontsize=9)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    shown = {v for cells in results.values() for cell in cells.values() for v in cell.variants}
+    figure.legend(
+        handles=legend_handles(shown), loc="outside lower center", ncols=len(STYLES) + 2, fontsize=8
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
+
+
+def legend_handles(variants: Collection[str]) -> list[Artist]:
+    """What the legend of the picture shows: each variant that some panel has, and the test losses.
+
+    Args:
+        variants: names of the variants that were run; those without a style are not drawn.
+    """
+    handles: list[Artist] = [
+        Line2D([], [], linestyle=style, color=f"C{index}", marker=".", label=variant)
+        for index, (variant, style) in enumerate(STYLES.items())
+        if variant in variants
+    ]
+    handles.append(Line2D([], [], color="black", alpha=FAINT, label="faint: test loss"))
+    handles.append(Patch(color="black", alpha=BAND, linewidth=0, label="its standard deviation"))
+    return handles
 
 
 def _panel(axes: Axes, cell: Cell, axis: str) -> None:
@@ -140,9 +164,9 @@ def _panel(axes: Axes, cell: Cell, axis: str) -> None:
         colour = f"C{index}"
         axes.plot(x, train.mean(axis=0), style, color=colour, label=variant, marker=".")
         middle, spread = test.mean(axis=0), test.std(axis=0)
-        axes.plot(x, middle, style, color=colour, alpha=0.4)
+        axes.plot(x, middle, style, color=colour, alpha=FAINT)
         axes.fill_between(
-            x, middle - spread, middle + spread, color=colour, alpha=0.12, linewidth=0
+            x, middle - spread, middle + spread, color=colour, alpha=BAND, linewidth=0
         )
     axes.set_yscale("log")
     axes.set_xlabel(axis, fontsize=8)

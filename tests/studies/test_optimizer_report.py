@@ -9,7 +9,14 @@ from image_study_cases import TINY, cell, dataset, made_up
 from scipy import stats
 
 from studies.optimizers.mnist import PAPER_EPOCHS, PAPER_RATES, VARIANTS, final, mnist
-from studies.optimizers.mnist_report import TELEPORTS, gain, report, teleport_epoch_fraction
+from studies.optimizers.mnist_report import (
+    STYLES,
+    TELEPORTS,
+    gain,
+    legend_handles,
+    report,
+    teleport_epoch_fraction,
+)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +160,14 @@ def test_the_json_is_whole(facts):
 
 def test_the_picture_is_a_png(study):
     assert (study[0] / "mnist.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_the_legend_names_every_line_that_some_panel_draws():
+    drawn = {name for variants in VARIANTS.values() for name in variants} & STYLES.keys()
+    labels = [str(handle.get_label()) for handle in legend_handles(VARIANTS["tuned"])]
+    assert drawn <= set(labels)
+    assert [label for label in labels if "test loss" in label]
+    assert "rescaling" not in [str(h.get_label()) for h in legend_handles(VARIANTS["paper"])]
 
 
 def test_the_table_has_a_row_for_each_variant(study):

@@ -58,3 +58,28 @@ def test_a_study_is_shipped_and_shown_wherever_it_lies(publish, tmp_path, monkey
     assert picture.read_bytes() == b"picture"
     for page in publish.PAGES:
         assert page.read_text() == PAGE.format("| new |")
+
+
+WIDE = (
+    "| name | loss | gain | moved |\n| --- | --- | --- | --- |\n"
+    "| a | 1 |  |  |\n| b\\|c | 2 | 3 | 4 |\n"
+)
+
+
+def test_a_page_keeps_the_columns_that_it_shows(publish):
+    shown = "| name | moved |\n| --- | --- |\n| old | 0 |\n"
+    assert publish.narrowed(WIDE, shown) == (
+        "| name | moved |\n| --- | --- |\n| a |  |\n| b\\|c | 4 |\n"
+    )
+
+
+def test_rows_that_are_mostly_empty_in_these_columns_are_left_out(publish):
+    shown = "| name | gain | moved |\n"
+    assert publish.narrowed(WIDE, shown).splitlines()[2:] == ["| b\\|c | 3 | 4 |"]
+
+
+@pytest.mark.parametrize(
+    "shown", ["old\n", "", "| name | other |\n", "| name | loss | gain | moved |\n"]
+)
+def test_a_page_with_other_columns_gets_the_whole_table(publish, shown):
+    assert publish.narrowed(WIDE, shown) == WIDE
