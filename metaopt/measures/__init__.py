@@ -1,4 +1,8 @@
-"""What may tell a minimum that generalizes: sharpness, and the curvature of the minimum itself."""
+"""Measures of weights that may tell how well a network generalizes (section 4 of the paper).
+
+Sharpness is the mean loss around the weights. Curvature is that of random curves on the orbit
+through the weights. The largest eigenvalues of the Hessian are a sharpness of another kind.
+"""
 
 from metaopt.measures.curvature import Curvature, network_curvature
 from metaopt.measures.hessian import Hessian, hessian

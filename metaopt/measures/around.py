@@ -1,6 +1,6 @@
-"""Losses at many points around the weights, w + t d, in batches.
+"""Compute losses at many points w + t d around the weights w, as many at a time as fit in memory.
 
-In a chain of layers the first product is shared: (W + t D) x = W x + t (D x), so D x is computed
+In a chain of layers the first product is shared: (W + t D) x = W x + t (D x). So D x is computed
 once for all displacements t, and for all networks of a batch that see the same x.
 """
 
@@ -19,30 +19,38 @@ from metaopt.symmetry.chain import Layer, LayerChain
 from metaopt.symmetry.objectives import LossFunction
 
 BUDGET = 2**19
-"""Numbers that a layer's features may take at a time, over all points of a chunk: 2 MB in float32,
-which caches hold."""
+"""How many numbers the features of a layer may have, over all points of a chunk.
+
+In float32 this is 2 MB, which a processor's cache holds."""
 
 KEPT = 2**26
-"""Numbers of D x that are kept, 256 MB in float32; more are computed again in each chunk."""
+"""How many numbers of D x are kept: 256 MB in float32. More are computed anew in each chunk."""
 
 OutputLoss = Callable[[Tensor], Tensor]
-"""Outputs of networks, ``(*points, out, samples)`` -> their losses, ``(*points,)``."""
+"""A function from outputs of networks, ``(*points, out, samples)``, to losses, ``(*points,)``."""
 
 
 @dataclass(frozen=True)
 class Points:
-    """The points w + t d for every t and every d.
+    """The points w + t d, for T displacements t and D directions d.
 
     Attributes:
         displacements: t, ``(T,)``.
-        directions: d, one tensor a parameter, ``(D, *its shape)``.
+        directions: d: one tensor a parameter, ``(D, *shape of the parameter)``.
     """
 
     displacements: Tensor
     directions: Sequence[Tensor]
 
     def chunks(self, per_point: int) -> Iterator[tuple[slice, slice]]:
-        """Slices of both that hold no more points than fit, given the numbers that each takes."""
+        """Cut the points into chunks that fit in memory.
+
+        Args:
+            per_point: how many numbers a point takes.
+
+        Yields:
+            A slice of the displacements and one of the directions.
+        """
         fit = max(1, BUDGET // max(per_point, 1))
         count, total = len(self.displacements), len(self.directions[0])
         across = max(1, min(total, fit // count))
@@ -55,13 +63,19 @@ class Points:
 def losses_of(
     loss: LossFunction, parameters: Sequence[Tensor], points: Points, per_point: int = 0
 ) -> Tensor:
-    """``(T, D, *batch)``, of any loss, differentiable in the parameters.
+    """Compute any loss at all points, differentiably in the parameters.
 
-    By ``vmap``, or point by point where the loss has operations without a rule for it. The problems
-    of a batch share the directions.
+    The points of a chunk go through ``torch.func.vmap``. They are taken one by one if the loss has
+    an operation that ``vmap`` cannot batch. All tasks of a batch share the directions.
 
     Args:
-        per_point: numbers that a point takes; that of the parameters by default.
+        loss: a function of a list of parameters.
+        parameters: w, in order.
+        points: where the loss is computed.
+        per_point: how many numbers a point takes; by default those of the parameters.
+
+    Returns:
+        ``(T, D, *batch)``, where ``batch`` is the shape of the loss.
     """
     numbers = per_point or sum(parameter.numel() for parameter in parameters)
 
@@ -86,16 +100,21 @@ def losses_of(
 
 
 def _for_all_problems(directions: Tensor, parameter: Tensor) -> Tensor:
-    """``(D, *shape)`` -> ``(D, 1, ..., *shape)``, with a 1 for each batch dimension."""
+    """Reshape ``(D, *shape)`` to ``(D, 1, ..., *shape)``, with a 1 for each batch dimension."""
     batch_dims = parameter.dim() - directions.dim() + 1
     return directions.reshape(len(directions), *(1,) * batch_dims, *directions.shape[1:])
 
 
 class Surroundings:
-    """Points around networks of one shape, chains of layers, on the same x ``(inputs, samples)``.
+    """Compute losses at points around networks that are chains of layers of one shape.
 
-    What the first layers of the directions make of x is computed once: keep the object while x and
-    the points stay the same.
+    The product D x of the first layers of the directions with x is computed once. So keep the
+    object while x and the points stay the same.
+
+    Args:
+        chain: the layers of the networks.
+        x: the samples in columns, ``(inputs, samples)``.
+        points: where the losses are computed.
     """
 
     def __init__(self, chain: LayerChain, x: Tensor, points: Points) -> None:
@@ -106,13 +125,21 @@ class Surroundings:
         self._first = first(x) if size <= KEPT else None
 
     def first(self, across: slice) -> Tensor:
-        """D x of some directions, ``(D, k, samples)``."""
+        """Return D x for a slice of the directions, ``(directions, units, samples)``."""
         if self._first is not None:
             return self._first[across]
         return self.directions[0].map(lambda d: d.detach()[across])(self.x)
 
     def losses(self, layers: Sequence[Layer], loss: OutputLoss) -> Tensor:
-        """``(T, D)``, of one network, differentiable in its layers."""
+        """Compute the losses of one network at all points, differentiably in its layers.
+
+        Args:
+            layers: of the network, in order.
+            loss: of the outputs.
+
+        Returns:
+            ``(T, D)``.
+        """
         widest = max(layer.weight.shape[-2] for layer in layers)
         weights = sum(layer.weight.numel() for layer in layers[1:])
         z = layers[0](self.x)
@@ -140,12 +167,12 @@ class Surroundings:
 
 
 def _rear(chain: LayerChain) -> LayerChain:
-    """All layers but the first."""
+    """Return the chain of all layers but the first."""
     return LayerChain(chain.activations[1:], chain.biased[1:])
 
 
 def _kept_small(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Evaluated again in the backward pass, so that no chunk keeps its features."""
+    """Call a function that the backward pass calls again, so that no chunk keeps its features."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         result: Tensor = checkpoint(function, *tensors, use_reentrant=False)
         return result
@@ -153,7 +180,7 @@ def _kept_small(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 def _assembled(points: Points, per_point: int, chunk: Callable[[slice, slice], Tensor]) -> Tensor:
-    """Chunks side by side, ``(T, D, ...)``."""
+    """Compute all chunks, and put them side by side, ``(T, D, ...)``."""
     columns: list[Tensor] = []
     column: list[Tensor] = []
     for along, across in points.chunks(per_point):

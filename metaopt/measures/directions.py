@@ -1,4 +1,4 @@
-"""Random directions in the space of the parameters of a network."""
+"""Draw random directions in the space of a network's parameters."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from metaopt.errors import UserError
 def unit_directions(
     parameters: Sequence[Tensor], count: int, generator: torch.Generator
 ) -> list[Tensor]:
-    """``count`` directions, uniform on the unit sphere of all parameters together.
+    """Draw directions that are uniform on the unit sphere of all parameters together.
 
     Args:
-        parameters: of one network; their shapes and dtypes count.
+        parameters: those of one network. The directions have their shapes, dtypes and devices.
+        count: how many directions.
+        generator: what they are drawn from.
 
     Returns:
-        One tensor a parameter, ``(count, *parameter.shape)``.
+        One tensor a parameter, ``(count, *shape of the parameter)``.
 
     Raises:
         UserError: for a count below 1.
