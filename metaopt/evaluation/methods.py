@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 
 from metaopt.errors import UserError
 from metaopt.evaluation.per_problem import PerProblemOptimizer
+from metaopt.extras import DISTRIBUTION, installed
 from metaopt.learned.checkpoint import (
     build_meta_optimizer,
     pretrained_names,
@@ -75,7 +75,7 @@ def _teleporting(base: Build, size: float) -> Build:
         base(problem, rate),
         problem,
         schedule=TELEPORT_STEPS,
-        search=GradientAscent(size=size),
+        search=GradientAscent(initial_step=size),
     )
 
 
@@ -112,7 +112,7 @@ HAND_MADE: dict[str, Method] = {
 """Every hand-made method by name."""
 
 RIVALS = ("shampoo", "soap")
-if find_spec("pytorch_optimizer"):  # the extra "rivals"
+if installed("pytorch_optimizer"):  # the extra "studies"
     HAND_MADE |= {
         "shampoo": Method("shampoo", _from_rivals("Shampoo"), 3.0),
         "soap": Method("soap", _from_rivals("SOAP", weight_decay=0.0), 0.3),
@@ -154,7 +154,7 @@ def resolve(text: str) -> Method:
     if name in RIVALS and name not in HAND_MADE:
         raise UserError(
             f"expected the package pytorch_optimizer for {name}, got none: "
-            f"pip install 'metaopt[rivals]'"
+            f"pip install '{DISTRIBUTION}[studies]'"
         )
     if name not in known_methods():
         raise UserError(

@@ -94,7 +94,7 @@ def rollout(
             refused.append(refused[0])
         else:
             defects.append(_defect(teleportation) if measure_defects else nothing)
-            refused.append(teleportation.refused)
+            refused.append(teleportation.rejected)
         if advance is not None:
             advance()
     closure.fresh, closure.step = True, first_step + steps
@@ -109,8 +109,8 @@ def rollout(
 
 
 def _defect(teleportation: Teleportation) -> Tensor:
-    defect = teleportation.defect()
-    stayed = teleportation.refused & (defect == 0)
-    if teleportation.held is not None:
-        stayed = stayed | teleportation.held
+    defect = teleportation.invariance_error()
+    stayed = teleportation.rejected & (defect == 0)
+    if teleportation.reverted is not None:
+        stayed = stayed | teleportation.reverted
     return defect.masked_fill(stayed, torch.nan)

@@ -1,8 +1,8 @@
-"""The differentiable twin of :class:`LearnedOptimizer` under ``higher``.
+"""The differentiable form of :class:`LearnedOptimizer` under ``higher``.
 
 ``higher`` has no types and is imported here alone. Three of its ways are worked around:
 
-- It asks for second derivatives at each step whenever it tracks; the twin's ``step`` does only
+- It asks for second derivatives at each step whenever it tracks; this one's ``step`` does only
   where it is of second order, and keeps the graph of the loss for the meta-loss in any case.
 - It deep-copies ``param_groups`` once, which would cut m1 and m2 off; they are attributes.
 - It keeps the weights of every step while tracking; :meth:`Unroll.truncate` drops them.
@@ -18,10 +18,10 @@ import higher
 import torch
 from torch import Tensor, nn
 
-from metaopt.learned.body import Now
+from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.meta_optimizer import State
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.learned.tape import Pass
+from metaopt.learned.stepper import StepInput
 
 
 class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # type: ignore[misc]
@@ -32,11 +32,11 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
     ) -> None:
         super().__init__(other, reference_params, **kwargs)
         self.meta = other.meta
-        self.body = other.bodies[0].twin()
+        self.stepper = other.steppers[0].functional_form()
         order = {id(p): index for index, p in enumerate(other.param_groups[0]["params"])}
-        self.order = [order[id(p)] for p in self.body.parameters]
-        self.seen: Pass | None = None
-        self.refused = torch.zeros((), dtype=torch.long, device=self.body.parameters[0].device)
+        self.order = [order[id(p)] for p in self.stepper.parameters]
+        self.seen: ForwardRecord | None = None
+        self.rejected = torch.zeros((), dtype=torch.long, device=self.stepper.parameters[0].device)
         self.second_order = False
         self.learned_state: State = {
             name: [tensor.detach().clone() for tensor in tensors]
@@ -57,9 +57,9 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
                 that would see; a ``loss_fn`` is of use with the output alone.
         """
         if kwargs:
-            raise TypeError(f"the twin takes a loss, x and output, got {sorted(kwargs)}")
+            raise TypeError(f"this optimizer takes a loss, x and output, got {sorted(kwargs)}")
         given = None if output is None else output.detach()
-        self.seen = None if x is None else Pass((x.detach(),), {}, given)
+        self.seen = None if x is None else ForwardRecord((x.detach(),), {}, given)
         parameters = list(self._fmodel.fast_params)
         gradients = torch.autograd.grad(
             loss, parameters, retain_graph=True, create_graph=self.second_order
@@ -75,19 +75,19 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
 
     def _update(self, grouped_grads: list[list[Tensor]], **kwargs: Any) -> None:
         group = self.param_groups[0]
-        now = Now(
+        now = StepInput(
             [group["params"][index] for index in self.order],
             [grouped_grads[0][index] for index in self.order],
             self.seen,
             float(group["lr"]),
             self.second_order,
         )
-        advanced = self.body.advance(self.meta, now, self.learned_state)
+        advanced = self.stepper.advance(self.meta, now, self.learned_state)
         for index, parameter in zip(self.order, advanced.parameters, strict=True):
             group["params"][index] = parameter
         self.learned_state = advanced.state
         if advanced.teleportation is not None:
-            self.refused = self.refused + advanced.teleportation.refused.sum()
+            self.rejected = self.rejected + advanced.teleportation.rejected.sum()
 
 
 higher.register_optim(LearnedOptimizer, DifferentiableLearnedOptimizer)
@@ -131,6 +131,6 @@ def differentiable(
     Args:
         second_order: whether the meta-gradient goes through the inner gradients.
     """
-    with higher.innerloop_ctx(model, optimizer, copy_initial_weights=True) as (network, twin):
-        twin.second_order = second_order
-        yield Unroll(network, twin)
+    with higher.innerloop_ctx(model, optimizer, copy_initial_weights=True) as (network, optimized):
+        optimized.second_order = second_order
+        yield Unroll(network, optimized)

@@ -14,8 +14,8 @@ from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
 from metaopt.learned.units import Units
 from metaopt.learned.update import State, flat_gradient
-from metaopt.symmetry.chain import LayerChain, Site
-from metaopt.symmetry.exponential import Element
+from metaopt.symmetry.chain import LayerChain, LayerPair
+from metaopt.symmetry.element import Element
 
 
 class ElementRule(nn.Module, ABC):
@@ -40,7 +40,7 @@ class ElementRule(nn.Module, ABC):
             f"coordinate-wise or a spectral one, or action='none'"
         )
 
-    def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Tensor], State]:
+    def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Element], State]:
         """(the diagonal of T_t of each site, ``(k,)``; next state), where only rescaling is exact.
 
         The same network as of whole elements, along the axes of the hidden units.
@@ -55,32 +55,32 @@ class Seen(NamedTuple):
     plain: list[Tensor]  # as they are
 
 
-Feature = Callable[[Observation, Site], Seen]
+Feature = Callable[[Observation, LayerPair], Seen]
 
 
-def gradients(seen: Observation, site: Site) -> Seen:
+def gradients(seen: Observation, site: LayerPair) -> Seen:
     """Products of gradients on both sides.
 
     Their difference is the derivative of ||grad L||^2 along the orbit of a linear network.
     """
-    incoming = seen.layer_gradients[site.incoming].joined()
+    incoming = seen.layer_gradients[site.incoming].augmented()
     outgoing = seen.layer_gradients[site.outgoing].weight
     return Seen([incoming @ incoming.mT, outgoing.mT @ outgoing], [])
 
 
-def balance(seen: Observation, site: Site) -> Seen:
+def balance(seen: Observation, site: LayerPair) -> Seen:
     """Products of weights on both sides; GL's gradient flow conserves their difference."""
-    incoming = seen.layers[site.incoming].joined()
+    incoming = seen.layers[site.incoming].augmented()
     outgoing = seen.layers[site.outgoing].weight
     return Seen([incoming @ incoming.mT, outgoing.mT @ outgoing], [])
 
 
-def covariance(seen: Observation, site: Site) -> Seen:
+def covariance(seen: Observation, site: LayerPair) -> Seen:
     """C = h h^T of the hidden features, alone and over its mean diagonal, and the identity."""
     return _covariance(seen.inputs[site.outgoing])
 
 
-def preactivations(seen: Observation, site: Site) -> Seen:
+def preactivations(seen: Observation, site: LayerPair) -> Seen:
     """The same of z = W_{m-1} h + b, before the activation, where eq. 79 acts."""
     return _covariance(seen.layers[site.incoming](seen.inputs[site.incoming]))
 
@@ -101,7 +101,7 @@ FEATURES: dict[str, tuple[int, Feature]] = {
 """Features of m2 by name, each with its number of channels."""
 
 
-def channels(features: Sequence[Feature], seen: Observation, site: Site) -> Tensor:
+def channels(features: Sequence[Feature], seen: Observation, site: LayerPair) -> Tensor:
     """All that m2 sees of a site, ``(channels, *batch, k, k)``."""
     parts = [feature(seen, site) for feature in features]
     logs = torch.stack([matrix for part in parts for matrix in part.by_log])
@@ -110,7 +110,7 @@ def channels(features: Sequence[Feature], seen: Observation, site: Site) -> Tens
     return torch.cat((pairs, torch.stack(plain))) if plain else pairs
 
 
-def gate(seen: Observation, site: Site, gain: float) -> Tensor:
+def gate(seen: Observation, site: LayerPair, gain: float) -> Tensor:
     """tanh(gain * RMS(grad W_m) / tr C), ``(*batch,)``: stops teleporting where nothing is left."""
     outgoing = seen.layer_gradients[site.outgoing].weight
     trace = seen.inputs[site.outgoing].square().sum(dim=(-2, -1))
@@ -152,30 +152,33 @@ class CoordinatewiseElement(ElementRule):
         layers = chain.layers(parameters)
         entries = [
             layers[site.incoming].weight.shape[:-1].numel() * layers[site.incoming].weight.shape[-2]
-            for site in chain.sites
+            for site in chain.pairs
         ]
         return self.lstm.init_state(sum(entries))
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
-        per_site = [channels(self.features, seen, site) for site in seen.chain.sites]
+    def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
+        per_site = [channels(self.features, seen, site) for site in seen.chain.pairs]
         x = torch.cat([tensor.flatten(start_dim=1) for tensor in per_site], dim=1)
         output, following = self.lstm(x, state)
         raw = unflatten(output[0], [tensor[0] for tensor in per_site])
         return [
-            self._bounded(seen, site, entries)
-            for site, entries in zip(seen.chain.sites, raw, strict=True)
+            Element(self._bounded(seen, site, entries))
+            for site, entries in zip(seen.chain.pairs, raw, strict=True)
         ], following
 
     def init_units(self, widths: Sequence[int]) -> State:
         return self.lstm.init_state(sum(widths))
 
-    def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Tensor], State]:
+    def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Element], State]:
         x = torch.cat([self._diagonal(of) for of in units], dim=1)
         output, following = self.lstm(x, state)
         raw = unflatten(output[0], [of.features for of in units])
         return [
-            torch.where(of.empty, 0.0, torch.tanh(o) * (self.bound / o.numel()))
-            * (of.gate(self.gain) if self.gain else 1.0)
+            Element(
+                torch.where(of.empty, 0.0, torch.tanh(o) * (self.bound / o.numel()))
+                * (of.gate(self.gain) if self.gain else 1.0),
+                diagonal=True,
+            )
             for of, o in zip(units, raw, strict=True)
         ], following
 
@@ -191,7 +194,7 @@ class CoordinatewiseElement(ElementRule):
                 plain += [(c / (c.mean() + TINY)).clamp(-3.0, 3.0), torch.ones_like(c)]
         return torch.stack(logs + plain)
 
-    def _bounded(self, seen: Observation, site: Site, output: Tensor) -> Tensor:
+    def _bounded(self, seen: Observation, site: LayerPair, output: Tensor) -> Tensor:
         element = torch.tanh(output) * (self.bound / output.shape[-1])
         if self.gain == 0:
             return element
@@ -219,11 +222,11 @@ class FlatElement(ElementRule):
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
         return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
-        if len(seen.chain.sites) != 1:
+    def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
+        if len(seen.chain.pairs) != 1:
             raise UserError(
                 f"expected a two-layer network for the flat LSTM, got "
-                f"{len(seen.chain.sites) + 1} layers: use a coordinate-wise meta-optimizer"
+                f"{len(seen.chain.pairs) + 1} layers: use a coordinate-wise meta-optimizer"
             )
         output, following = self.lstm(flat_gradient(seen, self.lstm), state)
         batch = seen.gradients[0].shape[: seen.batch_dims]
@@ -231,4 +234,4 @@ class FlatElement(ElementRule):
         if self.norm > 0:
             size = torch.linalg.matrix_norm(element, keepdim=True)
             element = element * (self.norm / (size + TINY))
-        return [element], following
+        return [Element(element)], following

@@ -13,7 +13,7 @@ from metaopt.learned.observation import TINY, Observation
 from metaopt.learned.spectral import Spectrum
 from metaopt.learned.update import State
 from metaopt.symmetry.chain import LayerChain
-from metaopt.symmetry.exponential import Spectral
+from metaopt.symmetry.element import Element
 
 
 @final
@@ -30,12 +30,12 @@ class Whitening(ElementRule):
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
         return []
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Spectral], State]:
+    def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
         spectra = [
             Spectrum.of(seen.double_inputs[site.outgoing], seen.x.dtype)
-            for site in seen.chain.sites
+            for site in seen.chain.pairs
         ]
-        return [Spectral(-0.5 * self.fraction * s.log_values, s.basis) for s in spectra], []
+        return [Element(-0.5 * self.fraction * s.log_values, s.basis) for s in spectra], []
 
 
 @final
@@ -53,14 +53,14 @@ class GradientDirection(ElementRule):
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
         return []
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+    def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
         elements = []
-        for site in seen.chain.sites:
-            incoming = seen.layer_gradients[site.incoming].joined()
+        for site in seen.chain.pairs:
+            incoming = seen.layer_gradients[site.incoming].augmented()
             outgoing = seen.layer_gradients[site.outgoing].weight
             direction = outgoing.mT @ outgoing - incoming @ incoming.mT
             size = torch.linalg.matrix_norm(direction, keepdim=True)
-            elements.append(self.norm * direction / (size + TINY))
+            elements.append(Element(self.norm * direction / (size + TINY)))
         return elements, []
 
 
@@ -84,17 +84,17 @@ class Replaced(ElementRule):
         count = torch.zeros(1, dtype=torch.long)
         return [count, *self.rule.init_state(chain, parameters)]
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+    def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
         count, *inner = state
         proposed, following = self.rule.propose(seen, inner)
-        elements = [e.dense() if isinstance(e, Spectral) else e for e in proposed]
+        elements = [element.dense() for element in proposed]
         step = int(count)
         if self.steps is not None and step >= self.steps:
             elements = [torch.zeros_like(element) for element in elements]
         elif self.random is not None:
             generator = torch.Generator().manual_seed(self.random * 10**6 + step)
             elements = [_random_like(element, generator) for element in elements]
-        return elements, [count + 1, *following]
+        return [Element(element) for element in elements], [count + 1, *following]
 
 
 def _random_like(element: Tensor, generator: torch.Generator) -> Tensor:

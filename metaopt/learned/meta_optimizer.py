@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from metaopt.learned.observation import Observation
 from metaopt.learned.spec import ELEMENT_RULES, UPDATE_RULES
 from metaopt.learned.spec import MetaOptimizerSpec as MetaOptimizerSpec
-from metaopt.symmetry import LayerInput, Teleported, make_action, teleport
-from metaopt.symmetry.chain import LayerChain
-from metaopt.symmetry.exponential import Element, Spectral
+from metaopt.symmetry import (
+    Element,
+    LayerChain,
+    LayerInput,
+    Teleportation,
+    chain_orbit,
+    make_action,
+)
+from metaopt.symmetry.teleportation import chain_outputs
 
 State = dict[str, list[Tensor]]
 """LSTM states by network: "update" and, where g is learned, "element"."""
@@ -31,7 +37,7 @@ class Advanced(NamedTuple):
 
     parameters: list[Tensor]
     state: State
-    teleportation: Teleported | None
+    teleportation: Teleportation | None
 
 
 @final
@@ -94,11 +100,10 @@ class MetaOptimizer(nn.Module):
             return Advanced(updated, following, None)
         elements = proposal.elements
         if reach != 1.0:
-            elements = [
-                e._replace(values=reach * e.values) if isinstance(e, Spectral) else reach * e
-                for e in elements
-            ]
-        moved = teleport(chain, chain.layers(updated), layer_input, elements, self.action)
+            elements = [element.scaled(reach) for element in elements]
+        point = chain_orbit(chain, updated, layer_input, self.action).move(updated, elements)
+        outputs = chain_outputs(chain, layer_input.original)
+        moved = Teleportation(outputs, updated, point.parameters, point.rejected)
         if self.spec.hold:
-            moved = moved.hold(chain.layers(parameters), self.spec.hold)
-        return Advanced(chain.parameters(moved.layers), following, moved)
+            moved = moved.revert_rounding(parameters, self.spec.hold)
+        return Advanced(list(moved.after), following, moved)

@@ -16,11 +16,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from metaopt.symmetry.chain import Layer, LayerChain
+from metaopt.symmetry.chain import NO_CHAIN, Layer, LayerChain
 
 TINY = 1e-30  # keeps a division by a vanished scale finite in float32
-NO_CHAIN = LayerChain((), ())
-"""Of parameters that are no layers of a chain; it has no sites."""
 
 
 @dataclass(frozen=True)

@@ -6,31 +6,22 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metaopt.errors import UserError
-from metaopt.learned.body import Body, LooseBody, Now, ProblemBody
 from metaopt.learned.checkpoint import load_meta_optimizer
+from metaopt.learned.forward_record import ForwardRecord, ForwardRecorder
 from metaopt.learned.meta_optimizer import MetaOptimizer, State
-from metaopt.learned.network_body import AUTO, NetworkBody, check_action
-from metaopt.learned.tape import Pass, Tape
-from metaopt.symmetry import Teleported
-from metaopt.symmetry.chain import LayerChain
+from metaopt.learned.module_stepper import NONE, RESCALING, ModuleStepper
+from metaopt.learned.stepper import GradientStepper, StepInput, Stepper, TaskStepper
+from metaopt.symmetry import ChainModule, Teleportation
+from metaopt.symmetry.auto import AUTO
+from metaopt.target import TaskTarget, check_loss_fn
 
 BATCH_DEPENDENT = ("curvature", "batch", "trust")  # parts of a state
-
-
-@runtime_checkable
-class ChainModel(Protocol):
-    """A module that says how it is a chain of layers and what its input is."""
-
-    chain: LayerChain
-    x: Tensor
-
-    def parameters(self) -> Any: ...
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -38,7 +29,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     Args:
         model: any ``nn.Module`` of one input, whose forward pass is watched for the inputs of its
-            layers; a problem of ``metaopt.tasks``; or parameters alone, in any form that
+            layers; a batch of tasks of ``metaopt.tasks``; or parameters alone, in any form that
             torch's optimizers take, which are stepped without teleportation.
         optimizer: the name of a shipped optimizer, the path of a checkpoint, or a
             :class:`MetaOptimizer`.
@@ -48,7 +39,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             measured where the same batch comes twice in a row; on changing batches steps are
             short without it.
         action: "auto", "none", "rescaling" or the action that m2 was trained for; "auto" takes
-            what is exact (:class:`metaopt.learned.network_body.NetworkBody`). Of a network only.
+            what is exact (:func:`metaopt.symmetry.auto.choose_actions`). Of a module only.
         sites: names of (incoming, outgoing) layers of a network to rescale, instead of all found.
 
     Attributes:
@@ -81,7 +72,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     ) -> None:
         if not 0 <= lr < math.inf:
             raise UserError(f"expected an lr of 0 or more, got {lr}: 1 is as trained")
-        network = isinstance(model, nn.Module) and not isinstance(model, ChainModel)
+        network = isinstance(model, nn.Module) and not isinstance(model, ChainModule)
         if not network and (loss_fn is not None or action != AUTO or sites is not None):
             raise UserError(
                 f"expected loss_fn, action and sites of an nn.Module alone, got them for "
@@ -90,24 +81,33 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.meta = (
             optimizer if isinstance(optimizer, MetaOptimizer) else load_meta_optimizer(optimizer)
         )
-        self.bodies: list[Body] = []
+        self.steppers: list[Stepper] = []
         self.model: nn.Module | None = None
         if isinstance(model, nn.Module):
-            own: Body
-            if isinstance(model, ChainModel):
-                own = ProblemBody(list(model.parameters()), model.chain, model.x)
-            elif self.meta.element is None and not self.meta.update.sees_layers:
-                check_action(action, loss_fn)
-                own = LooseBody([p for p in model.parameters() if p.requires_grad], self.meta)
-            else:
-                own = NetworkBody(model, self.meta, loss_fn, action, sites)
-                self.model = model
-            self.bodies.append(own)
-        self.teleportation: Teleported | None = None
-        self.tape = Tape(self.model)
+            self.steppers.append(self._stepper(model, loss_fn, action, sites))
+            self.model = model if isinstance(self.steppers[0], ModuleStepper) else None
+        self.teleportation: Teleportation | None = None
+        self.recorder = ForwardRecorder(self.model)
         own_parameters = model.parameters() if isinstance(model, nn.Module) else model
         super().__init__(own_parameters, {"lr": lr})
-        self._follow(self.bodies[0].parameters[0].device)
+        self._follow(self.steppers[0].parameters[0].device)
+
+    def _stepper(
+        self,
+        model: nn.Module,
+        loss_fn: object,
+        action: str,
+        sites: Sequence[tuple[str, str]] | None,
+    ) -> Stepper:
+        if isinstance(model, ChainModule):
+            return TaskStepper(TaskTarget(model))
+        if self.meta.element is not None or self.meta.update.sees_layers:
+            return ModuleStepper(model, self.meta, loss_fn, action, sites)
+        check_loss_fn(loss_fn)
+        choices = (AUTO, RESCALING, NONE)
+        if action not in choices:
+            raise UserError(f"expected an action of {', '.join(choices)}, got {action!r}: name one")
+        return GradientStepper([p for p in model.parameters() if p.requires_grad], self.meta)
 
     @property
     def learned_states(self) -> list[State]:
@@ -117,7 +117,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
         kept: dict[Any, Any] = self.state  # keys that are no parameters pass through state_dict
         states: list[State] = kept.setdefault("learned", [])
-        states.extend(body.init_state(self.meta) for body in self.bodies[len(states) :])
+        states.extend(stepper.init_state(self.meta) for stepper in self.steppers[len(states) :])
         return states
 
     @property
@@ -144,34 +144,36 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        seen = self.tape.take()
+        seen = self.recorder.take()
         if any(p.grad is not None for group in self.param_groups for p in group["params"]):
             scale, skip, seen = self._amp(seen)
             if not skip:
                 self._step(seen, scale)
         return loss
 
-    def _step(self, seen: Pass | None, scale: float) -> None:
+    def _step(self, seen: ForwardRecord | None, scale: float) -> None:
         following = []
         states = self.learned_states
         self._check_all_known()
-        device = self.bodies[0].parameters[0].device
+        device = self.steppers[0].parameters[0].device
         if next(self.meta.parameters()).device != device:
             self._follow(device)
-        for index, (body, group) in enumerate(zip(self.bodies, self.param_groups, strict=True)):
+        for index, (stepper, group) in enumerate(
+            zip(self.steppers, self.param_groups, strict=True)
+        ):
             gradients = [
                 torch.zeros_like(p) if p.grad is None else p.grad / scale if scale != 1 else p.grad
-                for p in body.parameters
+                for p in stepper.parameters
             ]
             rate = float(group["lr"])
-            absent = frozenset(i for i, p in enumerate(body.parameters) if p.grad is None)
-            now = Now(body.parameters, gradients, seen, rate, absent=absent)
-            advanced = body.advance(self.meta, now, states[index])
-            if not isinstance(body, ProblemBody) and not _finite(advanced.parameters):
+            absent = frozenset(i for i, p in enumerate(stepper.parameters) if p.grad is None)
+            now = StepInput(stepper.parameters, gradients, seen, rate, absent=absent)
+            advanced = stepper.advance(self.meta, now, states[index])
+            if stepper.skips_not_finite and not _finite(advanced.parameters):
                 self.skipped = self.skipped + 1
                 following.append(states[index])  # as if it had not been asked for
                 continue
-            for parameter, value in zip(body.parameters, advanced.parameters, strict=True):
+            for parameter, value in zip(stepper.parameters, advanced.parameters, strict=True):
                 parameter.copy_(value)
             following.append(advanced.state)
             self.teleportation = self.teleportation or advanced.teleportation
@@ -182,7 +184,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """A parameter that was frozen when the optimizer was made has no place in it."""
         if self.model is None:
             return
-        known = {id(p) for body in self.bodies for p in body.parameters}
+        known = {id(p) for stepper in self.steppers for p in stepper.parameters}
         for name, parameter in self.model.named_parameters():
             if parameter.grad is not None and id(parameter) not in known:
                 raise UserError(
@@ -190,7 +192,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     f"gradient of {name}, which was frozen: build the optimizer anew"
                 )
 
-    def _amp(self, seen: Pass | None) -> tuple[float, bool, Pass | None]:
+    def _amp(self, seen: ForwardRecord | None) -> tuple[float, bool, ForwardRecord | None]:
         """(scale of the gradients, whether to skip, what was seen without the scale)."""
         found: Tensor | None = getattr(self, "found_inf", None)
         if found is None:  # no GradScaler at work
@@ -204,7 +206,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def report(self) -> str:
         """Where a group can act and where not, with reasons, and how often each was taken."""
-        lines = [body.report() for body in self.bodies]
+        lines = [stepper.report() for stepper in self.steppers]
         return "\n".join([*lines, f"Steps skipped, not finite: {self.skipped}"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -218,7 +220,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "expected a state of a LearnedOptimizer, got one of an optimizer with "
                 "weight_decay, which it does not have: start from a fresh state"
             )
-        expected = [_shapes(body.init_state(self.meta)) for body in self.bodies]
+        expected = [_shapes(stepper.init_state(self.meta)) for stepper in self.steppers]
         loaded = state_dict.get("state", {}).get("learned")
         if loaded is not None and [_shapes(state) for state in loaded] != expected:
             raise UserError(
@@ -230,26 +232,26 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if loaded is not None:
             kept: dict[Any, Any] = self.state
             kept["learned"] = copy.deepcopy(loaded)
-            self._follow(self.bodies[0].parameters[0].device)
+            self._follow(self.steppers[0].parameters[0].device)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Parameters outside the model, or further ones: stepped by m1, without teleportation."""
         super().add_param_group(param_group)
-        if len(self.param_groups) > len(self.bodies):
+        if len(self.param_groups) > len(self.steppers):
             try:
-                self.bodies.append(LooseBody(self.param_groups[-1]["params"], self.meta))
+                self.steppers.append(GradientStepper(self.param_groups[-1]["params"], self.meta))
             except UserError:
                 self.param_groups.pop()
                 raise
 
     def __getstate__(self) -> dict[str, Any]:
         """What torch keeps, and what it would lose."""
-        own = ("meta", "bodies", "model", "teleportation")
+        own = ("meta", "steppers", "model", "teleportation")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.tape = Tape(self.model)
+        self.recorder = ForwardRecorder(self.model)
 
     def _follow(self, device: torch.device) -> None:
         """m1, m2 and the states to where the parameters are."""

@@ -21,7 +21,7 @@ from metaopt.learned.update import (
     StepSizeUpdate,
     UpdateRule,
 )
-from metaopt.symmetry.exponential import MAX_DIRECTION, MAX_ELEMENT
+from metaopt.symmetry.element import MAX_DIRECTION, MAX_ELEMENT
 
 MOST = {"hidden": 1000, "layers": 100, "flat_widths": 1000}
 """A file that says more is not built, which would take all memory or forever."""

@@ -24,8 +24,8 @@ from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
 from metaopt.learned.units import EMPTY, Units
 from metaopt.learned.update import State
-from metaopt.symmetry.chain import LayerChain, Site
-from metaopt.symmetry.exponential import Spectral
+from metaopt.symmetry.chain import LayerChain, LayerPair
+from metaopt.symmetry.element import Element
 
 SMALLEST = 1e-7  # of lambda / c; a smaller one is whitened as if it were this large
 
@@ -58,25 +58,25 @@ class Spectrum(NamedTuple):
         return cls(logs.to(dtype), vectors.to(dtype), log_scale.to(dtype), vectors, empty)
 
 
-Feature = Callable[[Observation, Site, Spectrum], list[Tensor]]
+Feature = Callable[[Observation, LayerPair, Spectrum], list[Tensor]]
 """What m2 sees of a direction: channels ``(*batch, k)``."""
 
 
-def covariance(seen: Observation, site: Site, spectrum: Spectrum) -> list[Tensor]:
+def covariance(seen: Observation, site: LayerPair, spectrum: Spectrum) -> list[Tensor]:
     """log lambda / c and log c."""
     logs = spectrum.log_values
     return [logs / 10.0, (spectrum.log_scale / 10.0).expand_as(logs)]
 
 
-def gradients(seen: Observation, site: Site, spectrum: Spectrum) -> list[Tensor]:
+def gradients(seen: Observation, site: LayerPair, spectrum: Spectrum) -> list[Tensor]:
     """The square norm of the gradients on both sides along the direction."""
-    incoming = seen.layer_gradients[site.incoming].joined()
+    incoming = seen.layer_gradients[site.incoming].augmented()
     return _energies(incoming, seen.layer_gradients[site.outgoing].weight, spectrum)
 
 
-def balance(seen: Observation, site: Site, spectrum: Spectrum) -> list[Tensor]:
+def balance(seen: Observation, site: LayerPair, spectrum: Spectrum) -> list[Tensor]:
     """The square norm of the weights on both sides along the direction."""
-    incoming = seen.layers[site.incoming].joined()
+    incoming = seen.layers[site.incoming].augmented()
     return _energies(incoming, seen.layers[site.outgoing].weight, spectrum)
 
 
@@ -143,11 +143,11 @@ class SpectralElement(ElementRule):
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
         layers = chain.layers(parameters)
-        units = [layers[site.incoming].weight.shape[:-1].numel() for site in chain.sites]
+        units = [layers[site.incoming].weight.shape[:-1].numel() for site in chain.pairs]
         return self.lstm.init_state(sum(units))
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Spectral], State]:
-        sites = seen.chain.sites
+    def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
+        sites = seen.chain.pairs
         spectra = [Spectrum.of(self._decomposed(seen, site), seen.x.dtype) for site in sites]
         channels = [
             torch.stack([c for see in self.features for c in see(seen, site, spectrum)]).flatten(1)
@@ -157,7 +157,7 @@ class SpectralElement(ElementRule):
         like = [spectrum.log_values for spectrum in spectra]
         whiten, stretch = (unflatten(row, like) for row in torch.tanh(output))
         return [
-            Spectral(
+            Element(
                 self._bounded(seen, site, self.stretch * p - 0.5 * o * spectrum.log_values),
                 spectrum.basis,
             )
@@ -167,7 +167,7 @@ class SpectralElement(ElementRule):
     def init_units(self, widths: Sequence[int]) -> State:
         return self.lstm.init_state(sum(widths))
 
-    def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Tensor], State]:
+    def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Element], State]:
         logs = [
             (of.features / (of.features.mean() + TINY)).clamp(min=SMALLEST).log() for of in units
         ]
@@ -180,7 +180,8 @@ class SpectralElement(ElementRule):
         for of, log, o, p in zip(units, logs, whiten, stretch, strict=True):
             t = self.bound * torch.tanh((self.stretch * p - 0.5 * o * log) / self.bound)
             t = torch.where(of.empty, 0.0, t)
-            elements.append(t * of.gate(self.gain) if self.gain else t)
+            gated = t * of.gate(self.gain) if self.gain else t
+            elements.append(Element(gated, diagonal=True))
         return elements, following
 
     def _unit_channels(self, units: Units, log: Tensor) -> Tensor:
@@ -193,12 +194,12 @@ class SpectralElement(ElementRule):
                 channels += units.channel_pairs(name)
         return torch.stack(channels)
 
-    def _decomposed(self, seen: Observation, site: Site) -> Tensor:
+    def _decomposed(self, seen: Observation, site: LayerPair) -> Tensor:
         if not self.preactivations:
             return seen.double_inputs[site.outgoing]
         return seen.double_layers[site.incoming](seen.double_inputs[site.incoming])
 
-    def _bounded(self, seen: Observation, site: Site, t: Tensor) -> Tensor:
+    def _bounded(self, seen: Observation, site: LayerPair, t: Tensor) -> Tensor:
         bounded = self.bound * torch.tanh(t / self.bound)
         if self.gain == 0:
             return bounded

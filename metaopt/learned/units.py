@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.observation import TINY, log_sign
-from metaopt.learned.tape import Pass
 from metaopt.randomness import same_randomness
-from metaopt.symmetry.finders import ModuleSite
-from metaopt.symmetry.move import with_values
-from metaopt.symmetry.rescaling import by_input, by_unit
+from metaopt.symmetry import Site
+from metaopt.symmetry.functional import call_with
 
 EMPTY = 1e-12  # of C_ii, or of an eigenvalue, over the mean; up to it there is only rounding
 
@@ -34,17 +32,23 @@ class Units(NamedTuple):
     @classmethod
     def of(
         cls,
-        site: ModuleSite,
+        site: Site,
         parameters: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],
         hidden: Tensor,
     ) -> Units:
-        """Of parameters and gradients by name, and the input of the outgoing layer."""
+        """Return the energies at a site that can be rescaled.
+
+        Args:
+            parameters, gradients: by name, at least those of the site.
+            hidden: the input of the outgoing layer.
+        """
+        divided = site.outgoing[0].parameter
         return cls(
             _energies(site, parameters),
             _energies(site, gradients),
-            _features(site, hidden, parameters[site.divided].dim() > 2),
-            gradients[site.divided].float().square().mean().sqrt(),
+            _features(site, hidden, parameters[divided].dim() > 2),
+            gradients[divided].float().square().mean().sqrt(),
         )
 
     @property
@@ -62,16 +66,14 @@ class Units(NamedTuple):
         return [channel for energy in energies for channel in log_sign(energy)]
 
 
-def _energies(site: ModuleSite, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    multiplied = [by_unit(site, tensors[name].float()) for name in site.multiplied]
-    out = by_input(site, tensors[site.divided].float())
-    return (
-        torch.cat(multiplied, dim=1).square().sum(dim=1),
-        out.square().sum(dim=(1, 3)).reshape(-1),
-    )
+def _energies(site: Site, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Square norms of what makes each unit, and of what uses it, ``(k,)`` each."""
+    into = [view.read_augmented(tensors).float().square().sum(dim=-1) for view in site.incoming]
+    out_of = [view.read(tensors).float().square().sum(dim=-2) for view in site.outgoing]
+    return torch.stack(into).sum(dim=0), torch.stack(out_of).sum(dim=0)
 
 
-def _features(site: ModuleSite, hidden: Tensor, convolution: bool) -> Tensor:
+def _features(site: Site, hidden: Tensor, convolution: bool) -> Tensor:
     """Of ``(*samples, k * block)`` into a Linear, or ``(samples, k, ...)`` into a convolution."""
     h = hidden.detach().float()
     by_unit = (
@@ -85,12 +87,15 @@ def inner_inputs(
     model: nn.Module,
     names: Sequence[str],
     values: Sequence[Tensor],
-    seen: Pass,
-    sites: Sequence[ModuleSite],
+    seen: ForwardRecord,
+    sites: Sequence[Site],
 ) -> dict[str, Tensor]:
-    """What the outgoing layers of the sites are given in this pass, done again.
+    """Return what the outgoing layers of the sites are given in this pass, which is done again.
 
-    With other dropout masks, where there are any.
+    Dropout draws other masks than it did then.
+
+    Returns:
+        By name of the outgoing layer.
     """
     kept: dict[str, Tensor] = {}
 
@@ -98,12 +103,12 @@ def inner_inputs(
         return lambda module, arguments: kept.__setitem__(name, arguments[0])
 
     handles = [
-        model.get_submodule(site.outgoing).register_forward_pre_hook(keeper(site.outgoing))
+        model.get_submodule(site.layers[1]).register_forward_pre_hook(keeper(site.layers[1]))
         for site in sites
     ]
     try:
         with same_randomness(), seen.autocast():
-            functional_call(model, with_values(model, names, values), seen.arguments, seen.keywords)
+            call_with(model, names, values, seen.arguments, seen.keywords)
     finally:
         for handle in handles:
             handle.remove()

@@ -89,7 +89,7 @@ def hidden_covariance(seen: Observation) -> list[Tensor]:
     incoming, outgoing = (
         [layer.map(torch.zeros_like) for layer in seen.layer_gradients] for _ in range(2)
     )
-    for site in seen.chain.sites:
+    for site in seen.chain.pairs:
         h = seen.inputs[site.outgoing]
         c = h @ h.mT
         c = c / (c.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + TINY)

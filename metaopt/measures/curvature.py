@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.measures.curves import derivatives
-from metaopt.symmetry import GroupAction, LayerInput, make_action
-from metaopt.symmetry.finders import ChainView, as_chain
-from metaopt.symmetry.objectives import LossFunction, Objective, entry_sum
-from metaopt.symmetry.orbit import ChainOrbit, Orbit
+from metaopt.symmetry import Action, LayerInput, Orbit, chain_orbit
+from metaopt.symmetry.actions import action_of
+from metaopt.symmetry.finders import as_chain
+from metaopt.symmetry.objectives import LossFunction, Objective, per_task_sum
 
 
 def curvature(first: Sequence[Tensor], second: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
@@ -54,7 +54,7 @@ def _across(
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor], batch_dims: int) -> Tensor:
-    return entry_sum([x * y for x, y in zip(a, b, strict=True)], batch_dims)
+    return per_task_sum([x * y for x, y in zip(a, b, strict=True)], batch_dims)
 
 
 def _norm(a: Sequence[Tensor], batch_dims: int) -> Tensor:
@@ -70,7 +70,7 @@ def random_elements(
     """
     if count < 1:
         raise UserError(f"expected 1 curve or more, got {count}: the paper takes 1")
-    identity = orbit.identity(parameters)
+    identity = [zero.values for zero in orbit.identity(parameters)]
     return [
         [torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device) for t in identity]
         for _ in range(count)
@@ -95,7 +95,7 @@ class Curvature:
         >>> optimizer = TeleportingOptimizer(base, model, nn.CrossEntropyLoss(), "post_activation")
         >>> psi = Curvature.drawn(optimizer.orbit(x, y), optimizer.moving, g, curves=2)
         >>> optimizer.search = GradientAscent(objective=Negated(psi))  # psi alone goes up
-        >>> bool(optimizer.teleport(x, y).defect() < 1e-4)
+        >>> bool(optimizer.teleport(x, y).invariance_error() < 1e-4)
         True
     """
 
@@ -133,7 +133,7 @@ def mean_curvature(
     """
     wide = [parameter.double() for parameter in parameters]
     batch_dims = orbit.batch_dims(wide)
-    shapes = [t.shape for t in orbit.identity(wide)]
+    shapes = [zero.values.shape for zero in orbit.identity(wide)]
     _check(elements, shapes, batch_dims)
     each = []
     for element in elements:
@@ -165,7 +165,7 @@ def network_curvature(
     x: Tensor,
     generator: torch.Generator,
     curves: int = 10,
-    action: str | GroupAction = "post_activation",
+    action: str | Action = "post_activation",
 ) -> float:
     """psi of a network on a batch: over random curves of all its sites together (eq. 14).
 
@@ -183,23 +183,23 @@ def network_curvature(
         >>> psi > 0
         True
     """
-    view = as_chain(model)
-    if not isinstance(view, ChainView):
+    chain = as_chain(model)
+    if isinstance(chain, str):
         raise UserError(
             f"expected a chain of Linear layers, whose orbits have curves, got another model "
-            f"({view}): measure its sharpness instead"
+            f"({chain}): measure its sharpness instead"
         )
-    if not view.chain.sites:
+    if not chain.pairs:
         raise UserError(
             "expected a model with two layers or more, got one: a group acts between two layers"
         )
-    if x.dim() < 2 or not len(x) or x[0].numel() != model.get_parameter(view.names[0]).shape[-1]:
+    if x.dim() < 2 or not len(x) or x[0].numel() != model.get_parameter(chain.names[0]).shape[-1]:
         raise UserError(
             f"expected samples in rows that the first layer takes, got x of shape "
             f"{tuple(x.shape)}: one row a sample"
         )
-    acting = action if isinstance(action, GroupAction) else make_action(action)
-    parameters = [parameter.detach().double() for parameter in view.parameters(model)]
-    orbit = ChainOrbit(view.chain, LayerInput(x.flatten(1).mT.double()), acting)
+    parameters = [parameter.detach().double() for parameter in chain.parameters_of(model)]
+    layer_input = LayerInput(x.flatten(1).mT.double())
+    orbit = chain_orbit(chain, parameters, layer_input, action_of(action))
     elements = random_elements(orbit, parameters, curves, generator)
     return float(mean_curvature(orbit, parameters, elements))

@@ -21,7 +21,8 @@ from torch.func import jvp
 
 from metaopt.errors import UserError
 from metaopt.symmetry import LayerInput
-from metaopt.symmetry.chain import Activation, Layer
+from metaopt.symmetry.activations import Activation
+from metaopt.symmetry.chain import Layer
 from metaopt.symmetry.orbit import Orbit
 
 Curve = Callable[[Tensor], tuple[Tensor, ...]]
@@ -35,11 +36,13 @@ def derivatives(
 
     Args:
         parameters: w, float64 for accuracy.
-        elements: M at each site, as ``orbit.identity`` has them; all sites move together.
+        elements: the values of M at each site, as ``orbit.identity`` has them; all sites move
+            together.
     """
 
     def points(t: Tensor) -> tuple[Tensor, ...]:
-        return tuple(orbit.move(parameters, [t * element for element in elements]).parameters)
+        moved = orbit.elements(parameters, [t * element for element in elements])
+        return tuple(orbit.move(parameters, moved).parameters)
 
     start = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
     found = []
@@ -84,8 +87,8 @@ def post_activation_derivatives(
             f"expected a bijective activation for eq. 78, got {activation}: differentiate the "
             f"orbit of another action"
         )
-    seen = layer_input.for_layer(incoming)
-    a = activation(incoming.joined().double() @ seen.h)
+    seen = layer_input if incoming.bias is None else layer_input.with_ones
+    a = activation(incoming.augmented().double() @ seen.h)
     first, second, third = _slopes(inverse, a)
     ma = element @ a
     mma = element @ ma
@@ -99,8 +102,8 @@ def post_activation_derivatives(
     found = []
     for sign, change in zip((-1, 1, -1), changes, strict=True):
         u = u @ element
-        joined = change @ seen.pseudo_inverse
-        into = [joined] if incoming.bias is None else [joined[..., :-1], joined[..., -1]]
+        augmented = change @ seen.pseudo_inverse
+        into = [augmented] if incoming.bias is None else [augmented[..., :-1], augmented[..., -1]]
         bias = [] if outgoing.bias is None else [torch.zeros_like(outgoing.bias).double()]
         found.append([*into, sign * u, *bias])
     return found

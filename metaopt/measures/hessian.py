@@ -1,4 +1,4 @@
-"""Sharpness from the Hessian: its largest eigenvalues (eqs. 94, 95), by Hessian-vector products."""
+"""Sharpness from the largest eigenvalues of the Hessian (eqs. 94 and 95)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.extras import extra
-from metaopt.symmetry.loss import LossOnBatch
-from metaopt.symmetry.mode import evaluating
-from metaopt.symmetry.module_level_set import module_loss
+from metaopt.symmetry.functional import LossOnBatch, evaluating, module_loss
 from metaopt.symmetry.objectives import LossFunction
 
 DENSE = 200
-"""Up to so many parameters the whole Hessian is made; Lanczos finds only fewer than all."""
+"""The largest number of parameters for which the whole Hessian is computed."""
 
 
 class Hessian:
-    """Of a loss at some parameters, by its products with vectors.
+    """The Hessian of a loss at given parameters, known by its products with vectors.
 
     Args:
-        loss: a scalar function of the parameters, twice differentiable there.
-        parameters: in order.
+        loss: a function from a list of parameters to a scalar, twice differentiable.
+        parameters: where the Hessian is taken, in the order of the list.
+
+    Attributes:
+        size: the number of entries of all parameters, which is the number of rows.
 
     Raises:
         UserError: for a loss that is not a finite scalar.
@@ -49,7 +50,14 @@ class Hessian:
         self.size = self._gradient.numel()
 
     def product(self, vector: Tensor) -> Tensor:
-        """H v, ``(size,)``."""
+        """Multiply the Hessian with a vector.
+
+        Args:
+            vector: ``(size,)``.
+
+        Returns:
+            H v, ``(size,)``.
+        """
         if not self._gradient.requires_grad:  # a linear loss
             return torch.zeros_like(vector)
         products = torch.autograd.grad(
@@ -62,24 +70,29 @@ class Hessian:
         return torch.cat(flat)
 
     def dense(self) -> NDArray[np.float64]:
-        """The whole matrix, ``(size, size)``."""
+        """Compute the whole matrix, float64 ``(size, size)``, by a product for each row."""
         like = self._gradient.detach()
         rows = [self.product(row) for row in torch.eye(self.size).to(like)]
         matrix: NDArray[np.float64] = torch.stack(rows).double().cpu().numpy()
         return (matrix + matrix.T) / 2
 
     def largest(self, count: int, seed: int = 0, tolerance: float = 1e-6) -> NDArray[np.float64]:
-        """The ``count`` algebraically largest eigenvalues, in falling order.
+        """Compute the algebraically largest eigenvalues, in falling order.
 
-        From the whole matrix where it has at most 200 rows, else by Lanczos iterations, which
-        need the extra ``report`` (``scipy.sparse.linalg.eigsh``).
+        A Hessian of at most 200 rows is computed whole. Larger ones go through Lanczos iterations
+        (``scipy.sparse.linalg.eigsh``), which need the extra ``report``.
 
         Args:
-            seed: of the vector that the iterations start from.
-            tolerance: relative.
+            count: how many eigenvalues.
+            seed: draws the vector that the iterations start from.
+            tolerance: relative accuracy of the iterations.
+
+        Returns:
+            float64 ``(count,)``.
 
         Raises:
-            UserError: for a count below 1 or above the number of parameters, or without scipy.
+            UserError: for a count below 1 or above the number of parameters, without scipy, or if
+                the iterations do not converge.
         """
         if not 1 <= count <= self.size:
             raise UserError(
@@ -111,12 +124,17 @@ class Hessian:
         return np.asarray(np.sort(values)[::-1], dtype=np.float64)
 
     def count_above(self, threshold: float, seed: int = 0, at_most: int | None = None) -> int:
-        """phi_1: how many eigenvalues are larger than ``threshold`` (eq. 94).
+        """Count the eigenvalues above a threshold: phi_1 of eq. 94.
 
-        Asks for twice as many eigenvalues until one is not larger.
+        More and more eigenvalues are computed, twice as many each time, until one is not above it.
 
         Args:
-            at_most: where to stop counting; the number of parameters by default.
+            threshold: what the eigenvalues are compared with.
+            seed: see :meth:`largest`.
+            at_most: where to stop counting; by default at the number of parameters.
+
+        Raises:
+            UserError: for a threshold of NaN, or an ``at_most`` below 1.
         """
         if math.isnan(threshold):
             raise UserError("expected a threshold that is a number, got nan: 0.1 is usual")
@@ -133,9 +151,14 @@ class Hessian:
             count = min(2 * count, limit)
 
     def log_product(self, count: int, seed: int = 0) -> float:
-        """phi_2: the sum of the logarithms of the ``count`` largest eigenvalues (eq. 95).
+        """Sum the logarithms of the largest eigenvalues: phi_2 of eq. 95.
 
-        NaN where one of them is not positive.
+        Args:
+            count: how many eigenvalues.
+            seed: see :meth:`largest`.
+
+        Returns:
+            The sum; NaN if one of them is not positive.
         """
         values = self.largest(count, seed)
         return float(np.log(values).sum()) if (values > 0).all() else math.nan
@@ -168,7 +191,16 @@ def _lanczos(
 
 
 def hessian(model: nn.Module, loss_fn: LossOnBatch, x: Tensor, y: Tensor) -> Hessian:
-    """Of a network's loss on a batch in all parameters that need a gradient, in evaluation mode.
+    """Make the Hessian of a network's loss on a batch, in all parameters that need a gradient.
+
+    Args:
+        model: any module; it is called in evaluation mode.
+        loss_fn: (the model's output, y) -> scalar.
+        x: the samples that the model is called with.
+        y: the targets.
+
+    Raises:
+        UserError: for a model without such parameters, or a loss that is not finite.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).double()

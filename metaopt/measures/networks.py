@@ -1,4 +1,4 @@
-"""What a network takes, to measure it in pieces that fit."""
+"""Count how much memory a network's features take."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaopt.symmetry.mode import evaluating
+from metaopt.symmetry.functional import evaluating
 
 
 @torch.no_grad()
 def activations(model: nn.Module, x: Tensor) -> int:
-    """How many numbers the modules of a model put out on ``x``: what a point of it takes."""
+    """Count the numbers in the outputs of all modules of a model that contain no others.
+
+    Args:
+        model: called once, in evaluation mode.
+        x: its input.
+    """
     total = 0
 
     def count(module: nn.Module, arguments: Any, result: Any) -> None:

@@ -1,4 +1,4 @@
-"""A loss of many networks' outputs at a time, samples in columns."""
+"""Compute a loss of the outputs of many networks at a time."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from torch.func import vmap
 from torch.nn import functional
 
 from metaopt.measures.around import OutputLoss
-from metaopt.symmetry.loss import LossOnBatch
+from metaopt.symmetry.functional import LossOnBatch
 
 
 def of_columns(loss_fn: LossOnBatch, y: Tensor) -> OutputLoss:
-    """``(*points, out, samples)`` -> ``(*points,)``, from a loss of one output, samples in rows.
+    """Turn a loss of one output with samples in rows into one of many with samples in columns.
 
-    Plain cross entropy is taken along the columns as they lie, which is 14 times faster than
-    turning them into rows.
+    Plain cross entropy is computed on the columns as they are stored, which is 14 times faster than
+    transposing them.
+
+    Args:
+        loss_fn: (output ``(samples, out)``, y) -> scalar.
+        y: the targets, the same for all outputs.
+
+    Returns:
+        A function from ``(*points, out, samples)`` to ``(*points,)``.
     """
     classes = y.dim() == 1 and not y.is_floating_point() and bool((y >= 0).all())
     if classes and _is_plain_cross_entropy(loss_fn):
@@ -29,11 +36,14 @@ def of_columns(loss_fn: LossOnBatch, y: Tensor) -> OutputLoss:
 
 
 def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
-    """The mean over samples, ``(*points,)``.
+    """Compute the cross entropy, averaged over samples.
 
     Args:
-        output: ``(*points, classes, samples)``.
-        y: ``(samples,)``, the same for all points.
+        output: logits, ``(*points, classes, samples)``.
+        y: classes, ``(samples,)``, the same for all points.
+
+    Returns:
+        ``(*points,)``.
     """
     flat = output.reshape(-1, *output.shape[-2:])
     each = functional.cross_entropy(flat, y.expand(len(flat), -1), reduction="none")
@@ -41,7 +51,7 @@ def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
 
 
 def _is_plain_cross_entropy(loss_fn: object) -> bool:
-    """Whether it is the mean cross entropy, without weights or smoothing, of all classes >= 0."""
+    """Return whether a loss is the mean cross entropy, with all classes of equal weight."""
     if loss_fn is functional.cross_entropy:
         return True
     return (

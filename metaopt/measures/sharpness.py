@@ -1,4 +1,4 @@
-"""Sharpness phi: the mean loss around the weights (eq. 13)."""
+"""Sharpness phi of eq. 13: the mean loss at points around the weights."""
 
 from __future__ import annotations
 
@@ -13,27 +13,25 @@ from metaopt.measures.directions import unit_directions
 from metaopt.measures.networks import activations
 from metaopt.measures.output_loss import of_columns
 from metaopt.symmetry.chain import LayerChain
-from metaopt.symmetry.finders import ChainView, as_chain
-from metaopt.symmetry.loss import LossOnBatch, NetworkLoss
-from metaopt.symmetry.mode import evaluating
-from metaopt.symmetry.module_level_set import module_loss
+from metaopt.symmetry.finders import as_chain
+from metaopt.symmetry.functional import LossOnBatch, NetworkLoss, evaluating, module_loss
 from metaopt.symmetry.objectives import LossFunction
 
 DISPLACEMENTS = tuple(0.001 + 0.01 * step for step in range(20))
-"""T of appendix F.3: 0.001, 0.011, ..., 0.191."""
+"""The displacements T of appendix F.3: 0.001, 0.011, ..., 0.191."""
 
 
 class Sharpness:
-    """phi as an objective of a teleport: the mean of L(w + t d) over all t and d (eq. 13).
+    """Sharpness as an objective of a teleport: the mean of L(w + t d) over all t and d (eq. 13).
 
-    The directions are frozen, and shared by the problems of a batch.
+    The directions stay the same, and the tasks of a batch share them.
 
     Args:
         displacements: t, ``(T,)``.
-        directions: d, one tensor a parameter that moves, ``(D, *its shape)`` without batch
-            dimensions; see :meth:`drawn`.
-        chain: of a network that is one, whose parameters these are: then the first product is
-            shared by all displacements, and by all weights on one batch.
+        directions: d: for each parameter that moves a tensor ``(D, *shape of the parameter)``,
+            without batch dimensions; see :meth:`drawn`.
+        chain: the layers, if the parameters are those of a chain. The first product is then
+            computed once for all displacements, and for all weights on one batch.
     """
 
     def __init__(
@@ -55,13 +53,16 @@ class Sharpness:
         directions: int = 200,
         chain: LayerChain | None = None,
     ) -> Sharpness:
-        """With directions drawn uniformly from the unit sphere.
+        """Make the objective with directions that are uniform on the unit sphere.
 
         Args:
-            parameters: of one network, those that move, in order: of a
-                :class:`~metaopt.TeleportingOptimizer` its ``moving``.
-            displacements: those of the correlation study by default, at which phi is all but the
-                loss; as an objective the paper's code takes 0.1 to 0.9.
+            parameters: those of one network that a teleport moves, in order: ``moving`` of a
+                :class:`~metaopt.TeleportingOptimizer`.
+            generator: draws the directions.
+            displacements: t. The default is that of the paper's correlation study, where phi is
+                almost the loss itself. As an objective, the paper's code takes 0.1 to 0.9.
+            directions: how many.
+            chain: the layers, if the parameters are those of a chain.
 
         Raises:
             UserError: for no displacement or direction, or a displacement that is not finite.
@@ -76,7 +77,14 @@ class Sharpness:
         return cls(t.to(parameters[0].device), drawn, chain)
 
     def __call__(self, parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
-        """``(*batch,)``.
+        """Compute phi, differentiably in the parameters.
+
+        Args:
+            parameters: w, in the order of the directions.
+            loss: a function of a list of parameters.
+
+        Returns:
+            ``(*batch,)``.
 
         Raises:
             UserError: if the directions do not fit the parameters.
@@ -101,7 +109,7 @@ class Sharpness:
         return self._around(self.chain, loss.x).losses(layers, output_loss).mean()
 
     def _around(self, chain: LayerChain, x: Tensor) -> Surroundings:
-        """Kept while x is the same tensor, unchanged."""
+        """Return what computes the losses; it is kept while x is the same tensor, unchanged."""
         if x.is_inference() or torch.is_inference_mode_enabled():
             return Surroundings(chain, x.flatten(1).mT, self.points)
         if self._last is None or self._last[0] is not x or self._last[1] != x._version:
@@ -110,7 +118,7 @@ class Sharpness:
 
 
 def _rows(x: Tensor, parameters: Sequence[Tensor]) -> bool:
-    """Whether the first layer takes a sample of ``x`` as one row."""
+    """Return whether the first layer takes a sample of ``x`` as one row."""
     return x.dim() > 1 and len(x) > 0 and x[0].numel() == parameters[0].shape[-1]
 
 
@@ -123,14 +131,21 @@ def sharpness(
     displacements: Sequence[float] = DISPLACEMENTS,
     directions: int = 200,
 ) -> float:
-    """phi of a network on a batch, in evaluation mode, over random unit directions (eq. 13).
+    """Compute the sharpness phi of a network on a batch, over random unit directions (eq. 13).
 
-    A chain of Linear layers takes the fast way, any other model one ``vmap``, or a loop where its
-    operations have none. All directions are in memory: as many copies of the parameters.
+    phi is the mean of the loss at w + t d over all displacements t and directions d. A chain of
+    Linear layers is fastest. Other models go through ``torch.func.vmap``, or through a loop if they
+    have operations that ``vmap`` cannot batch. All directions are in memory at once, which takes as
+    many copies of the parameters.
 
     Args:
-        loss_fn: (the model's output, y) -> scalar loss.
-        directions: how many.
+        model: any module; it is called in evaluation mode.
+        loss_fn: (the model's output, y) -> scalar.
+        x: the samples that the model is called with.
+        y: the targets.
+        generator: draws the directions.
+        displacements: t.
+        directions: how many directions.
 
     Raises:
         UserError: for no displacement, direction or trainable parameter.
@@ -144,15 +159,15 @@ def sharpness(
         True
     """
     if not len(x):
-        raise UserError("expected a batch of samples, got none: the loss of none is no number")
+        raise UserError("expected a batch of samples, got none: pass one or more")
     with evaluating(model), torch.no_grad():
-        view = as_chain(model)
-        if isinstance(view, ChainView):
-            loss: LossFunction = NetworkLoss(model, view.names, loss_fn, x, y)
-            parameters, chain = view.parameters(model), view.chain
+        read = as_chain(model)
+        chain = None if isinstance(read, str) else read
+        if chain is None:
+            parameters, loss = module_loss(model, loss_fn, x, y)
         else:
-            trained, loss = module_loss(model, loss_fn, x, y)
-            parameters, chain = list(trained), None
+            parameters = chain.parameters_of(model)
+            loss = NetworkLoss(model, chain.names, loss_fn, x, y)
         if not parameters:
             raise UserError(
                 "expected a model with parameters that need a gradient, got none: unfreeze some"

@@ -10,9 +10,9 @@
 | sum | Adagrad | stays | initial value | as squares of gradients |
 | step | all | stays | as new | stays |
 
-A gradient at w becomes one at g.w by the inverse transpose of the move, so that <gradient, change>
-stays; of a square only the squares of that matrix's entries are known (exact where it is diagonal).
-The correction that keeps the output under eq. 79, and the curvature of eq. 78, are left out.
+How a gradient is transported belongs to the action (``Action.transport``): by the inverse transpose
+of the move, so that <gradient, change> stays. Of a square only the squares of that matrix's entries
+are known, which is exact where it is diagonal.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metaopt.errors import UserError
+from metaopt.symmetry.element import Element
 from metaopt.symmetry.orbit import Orbit
 
 POLICIES = ("keep", "reset", "transport")
@@ -34,7 +35,7 @@ COUNTS = ("step",)
 
 
 def reset(base: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
-    """The buffers of these parameters as in a new optimizer; of L-BFGS, all of them."""
+    """Make the buffers of these parameters those of a new optimizer; of L-BFGS, all of them."""
     if isinstance(base, torch.optim.LBFGS):  # it keeps them at its first parameter
         base.state.clear()
         return
@@ -50,7 +51,7 @@ def reset(base: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> No
 
 
 def check_transport(base: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
-    """That every buffer there is can be transported.
+    """Refuse to transport a buffer that nobody knows how to transport.
 
     Raises:
         UserError: for a buffer that is not in the table above.
@@ -68,12 +69,13 @@ def transport(
     base: torch.optim.Optimizer,
     parameters: Sequence[nn.Parameter],
     orbit: Orbit,
-    taken: Sequence[Sequence[Tensor]],
+    steps: Sequence[Sequence[Element]],
 ) -> None:
-    """Let the buffers move along with the weights.
+    """Let the buffers move along with the weights, as the orbit's actions say.
 
     Args:
-        taken: the elements of the move, one list a step.
+        orbit: that the weights moved along.
+        steps: T of each site for each step of the move.
     """
     held = [key for p in parameters for key in base.state.get(p, {})]
     for key in dict.fromkeys(held):
@@ -81,7 +83,7 @@ def transport(
             continue
         values = [base.state.get(p, {}).get(key) for p in parameters]
         moved = [torch.zeros_like(p) if v is None else v for p, v in zip(parameters, values)]  # noqa: B905
-        for elements in taken:
+        for elements in steps:
             moved = orbit.transport(moved, elements, squares=key in SQUARES)
         for value, after in zip(values, moved, strict=True):
             if value is not None:

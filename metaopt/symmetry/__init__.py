@@ -1,31 +1,90 @@
-"""Symmetries of a chain of layers: group actions, the exponential, search along the orbit."""
+"""Symmetries: sites in a network, groups that act there, orbits, and searches along them."""
 
-from metaopt.symmetry.action import GroupAction, LayerInput, Move
+from metaopt.symmetry.action import (
+    Action,
+    ClosedFormAction,
+    Moved,
+    Proposal,
+    SiteMatrices,
+    linear_transport,
+)
 from metaopt.symmetry.actions import (
     ACTIONS,
+    LinearAction,
     PostActivationAction,
     PreActivationAction,
     RescalingAction,
     make_action,
 )
-from metaopt.symmetry.objectives import MetricNorm, Negated, gradient_norm
-from metaopt.symmetry.search import GradientAscent
-from metaopt.symmetry.teleport import Teleportation, Teleported, teleport
+from metaopt.symmetry.activations import Activation, Elementwise, Identity, LeakyReLU
+from metaopt.symmetry.chain import ChainModule, Layer, LayerChain
+from metaopt.symmetry.element import Element, GroupElement
+from metaopt.symmetry.finders import (
+    FINDERS,
+    STEPS,
+    Call,
+    Findings,
+    Sites,
+    Step,
+    Trace,
+    as_chain,
+    find_sites,
+)
+from metaopt.symmetry.inputs import LayerInput
+from metaopt.symmetry.level_set import LevelSetResult, LevelSetTeleport
+from metaopt.symmetry.objectives import MetricNorm, Negated, gradient_norm, value_and_gradient
+from metaopt.symmetry.orbit import ActingSite, Orbit, OrbitPoint, chain_orbit
+from metaopt.symmetry.search import GradientAscent, Search, SearchResult
+from metaopt.symmetry.site import LeftOut, MatrixView, Site
+from metaopt.symmetry.teleportation import Teleportation
 
 __all__ = [
     "ACTIONS",
+    "FINDERS",
+    "STEPS",
+    "ActingSite",
+    "Action",
+    "Activation",
+    "Call",
+    "ChainModule",
+    "ClosedFormAction",
+    "Element",
+    "Elementwise",
+    "Findings",
     "GradientAscent",
-    "GroupAction",
+    "GroupElement",
+    "Identity",
+    "Layer",
+    "LayerChain",
     "LayerInput",
+    "LeakyReLU",
+    "LeftOut",
+    "LevelSetResult",
+    "LevelSetTeleport",
+    "LinearAction",
+    "MatrixView",
     "MetricNorm",
-    "Move",
+    "Moved",
     "Negated",
+    "Orbit",
+    "OrbitPoint",
     "PostActivationAction",
     "PreActivationAction",
+    "Proposal",
     "RescalingAction",
+    "Search",
+    "SearchResult",
+    "Site",
+    "SiteMatrices",
+    "Sites",
+    "Step",
     "Teleportation",
-    "Teleported",
+    "Trace",
+    "as_chain",
+    "chain_orbit",
+    "find_sites",
     "gradient_norm",
+    "linear_transport",
     "make_action",
-    "teleport",
+    "value_and_gradient",
 ]

@@ -1,19 +1,21 @@
-"""The interface of a group action at a site (appendix E.1).
+"""The interface of a group action at a site (appendix E.1), and the base of those in closed form.
 
-At a site the pair of layers computes W_m sigma(W_{m-1} h + b_{m-1}) + b_m. An action moves both
-layers by a group element g = exp(T) so that this output stays. Each action is written as a
-*change* of the weights, so that T = 0 moves nothing, bit for bit, whatever the rank of h.
+At a site two layers compute W_m sigma(W_{m-1} h + b_{m-1}) + b_m. An action moves both by a group
+element g = exp(T) so that this output stays. Each action is written as a *change* of the weights, so
+that T = 0 moves nothing, bit for bit, whatever the rank of h.
 
-Arithmetic is float64. A problem of the batch whose move cannot be trusted keeps its weights and
-is marked ``refused``: NaN or infinity in what comes in, an element too large to exponentiate, a
-factorisation that fails, or an output that changes by more than ``max_defect``. What could
-become NaN is masked on its way in, because a NaN masked on its way out still reaches the
-gradient through ``torch.where``.
+Arithmetic is float64. A task of the batch whose move cannot be trusted keeps its weights and is
+marked ``rejected``: NaN or infinity in what comes in, an element too large to exponentiate, a
+factorisation that fails, or an output that changes by more than ``max_defect``. What could become
+NaN is masked on its way in, because a NaN masked on its way out still reaches the gradient through
+``torch.where``.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
@@ -21,67 +23,149 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.symmetry.chain import Activation, Layer
-from metaopt.symmetry.exponential import (
-    EXPONENTIALS,
-    MAX_DIRECTION,
-    MAX_ELEMENT,
-    Element,
-    Spectral,
-)
+from metaopt.symmetry.activations import Activation, Identity
+from metaopt.symmetry.element import EXPONENTIALS, Element, GroupElement, per_task
+from metaopt.symmetry.inputs import LayerInput, sound
+from metaopt.symmetry.site import Site
 
-MAX_SIZE = 1e50  # Frobenius norm of W and h above which float64 products could overflow
+ALL_DATA = math.inf
+"""``Action.max_samples`` of an action that keeps the function on any data."""
 
 
-class LayerInput:
-    """h, the input of an incoming layer, with what is computed from it once.
+class Moved(NamedTuple):
+    """What an action proposes at one site.
 
-    Keep the object while h stays the same: the pseudo-inverse is made once and reused.
+    Attributes:
+        weights: the site's parameters by name, as new tensors of their own dtype.
+        invariance_error: ``(*batch,)``, the relative change of the site's output on the inputs, at
+            the weights as they are stored; None where no inputs were given.
+        rejected: ``(*batch,)`` bool: this task keeps its weights.
     """
 
-    def __init__(self, h: Tensor) -> None:
-        self.original = h
-        self.finite = _sound(h)
-        self.h = torch.where(self.finite[..., None, None], h.double(), 0.0)
-
-    @cached_property
-    def with_ones(self) -> LayerInput:
-        """h with a row of ones below, which carries the bias."""
-        return LayerInput(torch.cat((self.h, torch.ones_like(self.h[..., :1, :])), dim=-2))
-
-    @cached_property
-    def pseudo_inverse(self) -> Tensor:
-        """h^+, ``(*batch, samples, features)``."""
-        inverse: Tensor = torch.linalg.pinv(self.h)
-        return inverse
-
-    def for_layer(self, layer: Layer) -> LayerInput:
-        """This input as the layer sees it: with a row of ones where it has a bias."""
-        return self if layer.bias is None else self.with_ones
+    weights: dict[str, Tensor]
+    invariance_error: Tensor | None
+    rejected: Tensor
 
 
-class Move(NamedTuple):
-    """What an action proposes for one site."""
+class Action(ABC):
+    """A group acting at a site: everything that depends on how it acts.
 
-    incoming: Layer
-    outgoing: Layer
-    defect: Tensor  # (*batch,) relative change of the pair's output, at the weights as stored
-    refused: Tensor  # (*batch,) bool: this problem keeps its layers
+    Attributes:
+        group: "GL", or "positive" for positive scales of units.
+        exact_when: when the action keeps the function, in words.
+        uses_inputs: whether :meth:`move` and :meth:`pull_back` need the input of the site's
+            incoming layer. Such an action is exact on that input alone.
+    """
 
-
-class Candidate(NamedTuple):
-    """What a concrete action computes, in float64, before anything is refused."""
-
-    incoming: Tensor  # joined [W b] of the incoming layer
-    outgoing: Tensor
-    solved: Tensor  # (*batch,) bool: every factorisation succeeded
-
-
-class GroupAction(ABC):
-    """A group acting on the two layers of a site. Concrete actions are final."""
-
+    group: ClassVar[str]
     exact_when: ClassVar[str]
-    diagonal: ClassVar[bool] = False  # whether elements are (*batch, k) instead of (*batch, k, k)
+    uses_inputs: ClassVar[bool] = False
+
+    @abstractmethod
+    def max_samples(self, site: Site) -> float:
+        """Return the largest batch on which the action is exact at a site, for generic data.
+
+        Returns:
+            ``math.inf`` where it is exact for all data, 0 where it never is.
+        """
+
+    def obstacle(self, site: Site) -> str | None:
+        """Return why the action cannot act at a site even approximately; None where it can."""
+        return None
+
+    @abstractmethod
+    def identity(self, site: Site, weights: Mapping[str, Tensor]) -> Element:
+        """Return T = 0 in the form that this action takes, float64."""
+
+    @abstractmethod
+    def move(
+        self,
+        element: Element,
+        site: Site,
+        weights: Mapping[str, Tensor],
+        inputs: LayerInput | None = None,
+    ) -> Moved:
+        """Move the weights of a site by g = exp(T), differentiably in T and in the weights.
+
+        Args:
+            element: T.
+            weights: at least those of ``site.parameters``, by name.
+            inputs: h, what the incoming layer is given at these weights.
+
+        Raises:
+            UserError: if the element does not fit the site, or the site the action.
+        """
+
+    @abstractmethod
+    def pull_back(
+        self,
+        gradients: Mapping[str, Tensor],
+        site: Site,
+        weights: Mapping[str, Tensor],
+        inputs: LayerInput | None = None,
+    ) -> Element:
+        """Return the gradient in T at T = 0 of a function of the weights, from its gradients.
+
+        The adjoint of the action's derivative at the identity. 0 where a move could not be trusted.
+
+        Args:
+            gradients: with respect to the weights of ``site.parameters``, by name.
+        """
+
+    def transport(
+        self, element: Element, site: Site, buffers: Mapping[str, Tensor], squares: bool = False
+    ) -> dict[str, Tensor]:
+        """Carry averages of gradients along with a move of the weights by exp(T).
+
+        A gradient is a linear function of a change of the weights, and this function stays: it moves
+        by the inverse transpose of the move's derivative. Of averages of squared gradients only
+        the squares of that matrix's entries are known, which is exact where it is diagonal.
+
+        Args:
+            buffers: one tensor for each of ``site.parameters``, by name.
+            squares: whether they are averages of squared gradients, entry by entry.
+
+        Returns:
+            The buffers that change, as new tensors.
+
+        Raises:
+            UserError: if the action does not say how.
+        """
+        raise UserError(
+            f"expected an action that says how buffers are transported, got "
+            f"{type(self).__name__}: use buffers='keep' or 'reset', or write its transport()"
+        )
+
+
+class Proposal(NamedTuple):
+    """The new matrices of a site in float64, before anything is rejected.
+
+    Attributes:
+        incoming, outgoing: augmented weights, one for each view of the site.
+        solved: ``(*batch,)`` bool: every factorisation succeeded.
+    """
+
+    incoming: Sequence[Tensor]
+    outgoing: Sequence[Tensor]
+    solved: Tensor
+
+
+class ClosedFormAction(Action):
+    """An action whose new matrices follow from a formula: it says what to propose.
+
+    This class reads the matrices, masks what cannot be trusted, measures the invariance error,
+    rejects, and writes back in the weights' dtype. Gradients in T are differentiated from
+    :meth:`propose`, unless :meth:`pull_back_matrices` gives them in closed form.
+
+    Args:
+        exponential: how T is exponentiated, a name of ``EXPONENTIALS``.
+        max_defect: a move with a larger invariance error is rejected; ``math.inf`` rejects none.
+
+    Attributes:
+        diagonal: whether the action takes diagonal elements, ``(*batch, k)``.
+    """
+
+    diagonal: ClassVar[bool] = False
 
     def __init__(self, exponential: str = "exact", max_defect: float = 0.1) -> None:
         if exponential not in EXPONENTIALS:
@@ -91,206 +175,258 @@ class GroupAction(ABC):
             )
         if not max_defect > 0:
             raise UserError(
-                f"expected a positive max_defect, got {max_defect}: inf refuses no defect"
+                f"expected a positive max_defect, got {max_defect}: inf rejects no invariance error"
             )
         self.exact_inverse = exponential == "exact"
-        self._exponential = EXPONENTIALS[exponential]
+        self._exponential = exponential
         self.max_defect = max_defect
 
-    def exponential(self, element: Element) -> tuple[Tensor, Tensor]:
-        """(g, g^-1)."""
-        if not isinstance(element, Spectral):
-            return self._exponential(element)
-        if self.exact_inverse:
-            return element.exponential()
-        return self._exponential(element.dense())
+    def exponential(self, element: Element) -> GroupElement:
+        """Return g = exp(T), exact or to first order as the action was built."""
+        return element.exponential(self._exponential)
 
     @abstractmethod
-    def is_exact(
-        self, incoming: Layer, outgoing: Layer, samples: int, activation: Activation
-    ) -> bool:
-        """``exact_when`` as a predicate on shapes and activation (for data in general position)."""
+    def propose(self, element: Element, matrices: SiteMatrices) -> Proposal:
+        """Return the new matrices of the site.
 
-    @abstractmethod
-    def _candidate(self, element: Element, pair: Pair) -> Candidate: ...
+        Args:
+            element: T, float64, 0 for tasks that are not trusted.
+        """
 
-    def _pulled_back(self, pair: Pair, v_in: Tensor, v_out: Tensor) -> Tensor:
-        """The gradient in T at T = 0 of <v_in, W_{m-1}> + <v_out, W_m>; an action may know it."""
-        width = pair.w_in.shape[-2]
-        trailing = (width,) if self.diagonal else (width, width)
-        element = pair.w_in.new_zeros((*pair.w_in.shape[:-2], *trailing), requires_grad=True)
+    def pull_back_matrices(
+        self, matrices: SiteMatrices, v_in: Sequence[Tensor], v_out: Sequence[Tensor]
+    ) -> Tensor:
+        """Return the gradient in T at T = 0 of the sum of <v_in, incoming> + <v_out, outgoing>.
+
+        Args:
+            v_in, v_out: one matrix for each view of the site, as ``matrices`` has them.
+
+        Returns:
+            The values of an element, float64.
+        """
+        zero = self._zero(matrices.incoming[0])
+        values = zero.values.requires_grad_()
         with torch.enable_grad():
-            candidate = self._candidate(element, pair)
-            value = (candidate.incoming * v_in).sum() + (candidate.outgoing * v_out).sum()
-            (pulled,) = torch.autograd.grad(value, element)
+            proposal = self.propose(zero.with_values(values), matrices)
+            pairs = (*zip(proposal.incoming, v_in, strict=True),
+                     *zip(proposal.outgoing, v_out, strict=True))  # fmt: skip
+            value = torch.stack([(matrix * v).sum() for matrix, v in pairs]).sum()
+            (pulled,) = torch.autograd.grad(value, values)
         return pulled
+
+    def identity(self, site: Site, weights: Mapping[str, Tensor]) -> Element:
+        """Return T = 0 in the form that this action takes, float64."""
+        return self._zero(site.incoming[0].read(weights))
+
+    def _zero(self, incoming: Tensor) -> Element:
+        width = incoming.shape[-2]
+        trailing = (width,) if self.diagonal else (width, width)
+        zeros = incoming.new_zeros((*incoming.shape[:-2], *trailing), dtype=torch.float64)
+        return Element(zeros, diagonal=self.diagonal)
 
     def pull_back(
         self,
-        gradients: tuple[Layer, Layer],
-        incoming: Layer,
-        outgoing: Layer,
-        layer_input: LayerInput,
-        activation: Activation,
-    ) -> Tensor:
-        """The gradient in T at T = 0 of a function of both layers, from its gradients in them.
-
-        The adjoint of the action's derivative at the identity, in closed form where the action
-        has one. 0 where a move could not be trusted.
-
-        Args:
-            gradients: of the incoming and of the outgoing layer.
-
-        Returns:
-            ``(*batch, k, k)``, or ``(*batch, k)`` if ``diagonal``; float64.
-        """
-        sound = torch.ones(
-            incoming.weight.shape[:-2], dtype=torch.bool, device=layer_input.h.device
+        gradients: Mapping[str, Tensor],
+        site: Site,
+        weights: Mapping[str, Tensor],
+        inputs: LayerInput | None = None,
+    ) -> Element:
+        """See :meth:`Action.pull_back`."""
+        site = site if self._inputs(inputs) else site.without_outgoing_bias()
+        matrices = SiteMatrices(site, weights, inputs)
+        v_in, v_out = (
+            [view.read_augmented(gradients).double() for view in views]
+            for views in (site.incoming, site.outgoing)
         )
-        pair = Pair(incoming, outgoing, layer_input, activation, sound)
-        v_in, v_out = (gradient.joined().double() for gradient in gradients)
-        pulled = self._pulled_back(pair, v_in, v_out)
-        return torch.where(per_problem(pair.trusted, pulled), pulled, 0.0)
+        pulled = self.pull_back_matrices(matrices, v_in, v_out)
+        pulled = torch.where(per_task(matrices.trusted, pulled), pulled, 0.0)
+        return Element(pulled, diagonal=self.diagonal)
 
-    def act(
+    def move(
         self,
         element: Element,
-        incoming: Layer,
-        outgoing: Layer,
-        layer_input: LayerInput,
-        activation: Activation,
-    ) -> Move:
-        """Move both layers by g = exp(element); the layers keep their dtype.
-
-        Args:
-            element: T in the Lie algebra, ``(*batch, k, k)``, or ``(*batch, k)`` if ``diagonal``.
-            incoming: layer m-1, weight ``(*batch, k, features)``.
-            outgoing: layer m, weight ``(*batch, out, k)``.
-            layer_input: h, ``(*batch, features, samples)``, at these weights.
-            activation: sigma between the two.
-
-        Raises:
-            UserError: if the element does not fit the site's width, or the activation the action.
-        """
-        width = incoming.weight.shape[-2]
-        batch = incoming.weight.shape[:-2]
-        spectral = isinstance(element, Spectral)
-        values = element.values if isinstance(element, Spectral) else element
-        vector = spectral or self.diagonal
-        expected = (*batch, width) if vector else (*batch, width, width)
-        if values.shape != expected or (spectral and self.diagonal):
-            raise UserError(
-                f"expected an element of shape {expected} for a site of width {width}, "
-                f"got {tuple(values.shape)}{' in spectral form' if spectral else ''}"
-            )
-        detached = values.detach().double()
-        if vector:
-            largest = MAX_DIRECTION if spectral else MAX_ELEMENT
-            small = detached.abs().amax(dim=-1) <= largest
-        else:
-            small = torch.linalg.matrix_norm(detached) <= MAX_ELEMENT
-        pair = Pair(incoming, outgoing, layer_input, activation, small)
-        values = torch.where(per_problem(pair.trusted, values), values.double(), 0.0)
-        element = element._replace(values=values) if isinstance(element, Spectral) else values
-        candidate = self._candidate(element, pair)
-        # As they will be stored: rounding and overflow count too.
-        moved_in = candidate.incoming.to(incoming.weight.dtype)
-        moved_out = candidate.outgoing.to(outgoing.weight.dtype)
-        with torch.no_grad():
-            after = moved_out.double() @ pair.hidden(activation(moved_in.double() @ pair.h))
-            defect = relative_change(pair.w_out @ pair.hidden(pair.features), after)
-            refused = ~(pair.trusted & candidate.solved & (defect <= self.max_defect))
-        return Move(
-            keep_where(refused, incoming, unjoined(moved_in, incoming)),
-            keep_where(refused, outgoing, unjoined(moved_out, outgoing)),
-            defect,
-            refused,
+        site: Site,
+        weights: Mapping[str, Tensor],
+        inputs: LayerInput | None = None,
+    ) -> Moved:
+        """See :meth:`Action.move`."""
+        site = site if self._inputs(inputs) else site.without_outgoing_bias()
+        matrices = SiteMatrices(site, weights, inputs, element.bounded())
+        self._check_element(element, matrices)
+        values = torch.where(
+            per_task(matrices.trusted, element.values), element.values.double(), 0.0
         )
+        proposal = self.propose(element.with_values(values), matrices)
+        # As they will be stored: rounding and overflow count too.
+        moved_in, moved_out = (
+            [m.to(weights[view.parameter].dtype) for view, m in zip(views, side, strict=True)]
+            for views, side in (
+                (site.incoming, proposal.incoming),
+                (site.outgoing, proposal.outgoing),
+            )
+        )
+        with torch.no_grad():
+            error = matrices.invariance_error(moved_in, moved_out)
+            kept = matrices.trusted & proposal.solved
+            if error is None:
+                kept = kept & _all_finite((*moved_in, *moved_out))
+            else:
+                kept = kept & (error <= self.max_defect)
+        new: dict[str, Tensor] = {name: weights[name] for name in site.parameters}
+        for views, side in ((site.incoming, moved_in), (site.outgoing, moved_out)):
+            for view, matrix in zip(views, side, strict=True):
+                old = view.read_augmented(weights)
+                view.write_augmented(new, torch.where(kept[..., None, None], matrix, old))
+        return Moved(new, error, ~kept)
+
+    def _inputs(self, inputs: LayerInput | None) -> LayerInput | None:
+        if inputs is None and self.uses_inputs:
+            raise UserError(
+                f"expected the input of the site's incoming layer for {type(self).__name__}, got "
+                f"none: it is exact on given inputs alone"
+            )
+        return inputs
+
+    def _check_element(self, element: Element, matrices: SiteMatrices) -> None:
+        incoming = matrices.incoming[0]
+        expected = self._zero(incoming).values.shape
+        form = self.diagonal or element.basis is not None
+        fits = element.diagonal == self.diagonal and element.width == incoming.shape[-2]
+        if not fits or element.batch != incoming.shape[:-2] or not (form or element.square):
+            spectral = " in a basis" if element.basis is not None else ""
+            raise UserError(
+                f"expected an element of shape {tuple(expected)} for a site of width "
+                f"{incoming.shape[-2]}, got {tuple(element.values.shape)}{spectral}: one for "
+                f"each task"
+            )
 
 
-class Pair:
-    """Both layers of a site as joined float64 matrices, and their inputs with rows of ones.
+class SiteMatrices:
+    """The matrices of a site in float64, with the features between them where inputs are known.
 
-    Weights of a problem that is not ``trusted`` are 0 here.
+    Weights of a task that is not ``trusted`` are 0 here.
+
+    Args:
+        usable: ``(*batch,)`` bool, which tasks have an element that can be exponentiated.
+
+    Attributes:
+        incoming, outgoing: augmented weights [W b], one for each view of the site.
+        trusted: ``(*batch,)`` bool.
     """
 
     def __init__(
         self,
-        incoming: Layer,
-        outgoing: Layer,
-        layer_input: LayerInput,
-        activation: Activation,
-        sound: Tensor,
+        site: Site,
+        weights: Mapping[str, Tensor],
+        inputs: LayerInput | None,
+        usable: Tensor | None = None,
     ) -> None:
-        self.layer_input = layer_input.for_layer(incoming)
-        self.h = self.layer_input.h
-        self.activation = activation
-        w_in, w_out = incoming.joined().double(), outgoing.joined().double()
-        self.trusted = (
-            sound & self.layer_input.finite & layer_input.finite & _sound(w_in) & _sound(w_out)
+        self.site = site
+        incoming, outgoing = (
+            [view.read_augmented(weights).double() for view in views]
+            for views in (site.incoming, site.outgoing)
         )
-        mask = self.trusted[..., None, None]
-        self.w_in, self.w_out = torch.where(mask, w_in, 0.0), torch.where(mask, w_out, 0.0)
-        self.outgoing_biased = outgoing.bias is not None
+        trusted = sound(incoming[0]) if usable is None else usable & sound(incoming[0])
+        for matrix in (*incoming[1:], *outgoing):
+            trusted = trusted & sound(matrix)
+        self.layer_input = inputs
+        if inputs is not None:
+            seen = inputs if site.incoming[0].bias is None else inputs.with_ones
+            trusted = trusted & seen.finite & inputs.finite
+            self.layer_input = seen
+        self.trusted = trusted
+        mask = trusted[..., None, None]
+        self.incoming = [torch.where(mask, matrix, 0.0) for matrix in incoming]
+        self.outgoing = [torch.where(mask, matrix, 0.0) for matrix in outgoing]
+
+    @property
+    def activation(self) -> Activation:
+        """The activation between the two matrices."""
+        return self.site.between or Identity()
+
+    @property
+    def inputs(self) -> LayerInput:
+        """What the incoming layer is given, with a row of ones where it has a bias."""
+        assert self.layer_input is not None  # move() and pull_back() see to it
+        return self.layer_input
 
     @cached_property
     def pre_activations(self) -> Tensor:
         """W_{m-1} h, ``(*batch, k, samples)``."""
-        return self.w_in @ self.h
+        return self.incoming[0] @ self.inputs.h
 
     @cached_property
     def features(self) -> Tensor:
         """sigma(W_{m-1} h), ``(*batch, k, samples)``."""
         return self.activation(self.pre_activations)
 
-    def hidden(self, features: Tensor) -> Tensor:
-        """Hidden features as the outgoing layer sees them: with ones where it has a bias."""
-        if not self.outgoing_biased:
+    def with_ones(self, features: Tensor) -> Tensor:
+        """Return features as the outgoing layer sees them: with ones below where it has a bias."""
+        if self.site.outgoing[0].bias is None:
             return features
         return torch.cat((features, torch.ones_like(features[..., :1, :])), dim=-2)
 
-    def of_weight(self, outgoing: Tensor) -> Tensor:
-        """The part of a joined outgoing layer that is not its bias."""
-        return outgoing[..., :-1] if self.outgoing_biased else outgoing
+    def weight_of(self, outgoing: Tensor, view: int = 0) -> Tensor:
+        """Return the part of an outgoing augmented weight that is not its bias."""
+        return outgoing[..., :-1] if self.site.outgoing[view].bias is not None else outgoing
 
     @property
     def transposed_weight_out(self) -> Tensor:
         """W_m^T, without the bias."""
-        return self.of_weight(self.w_out).mT
+        return self.weight_of(self.outgoing[0]).mT
 
-    def times_inverse(self, g_inverse: Tensor) -> Tensor:
-        """[W_m g^-1, b_m]: the group acts on the weight alone."""
-        if not self.outgoing_biased:
-            return self.w_out @ g_inverse
-        return torch.cat((self.of_weight(self.w_out) @ g_inverse, self.w_out[..., -1:]), dim=-1)
+    def after(self, g: GroupElement, view: int = 0) -> Tensor:
+        """Return [W_m g^-1, b_m]: the group acts on the weight alone."""
+        outgoing = self.outgoing[view]
+        if self.site.outgoing[view].bias is None:
+            return g.after(outgoing)
+        return torch.cat((g.after(self.weight_of(outgoing, view)), outgoing[..., -1:]), dim=-1)
+
+    def invariance_error(
+        self, incoming: Sequence[Tensor], outgoing: Sequence[Tensor]
+    ) -> Tensor | None:
+        """Return the relative change of the site's output on its inputs, ``(*batch,)``.
+
+        None where the inputs are not known.
+        """
+        if self.layer_input is None:
+            return None
+        moved = self.with_ones(self.activation(incoming[0].double() @ self.layer_input.h))
+        after = outgoing[0].double() @ moved
+        return relative_change(self.outgoing[0] @ self.with_ones(self.features), after)
+
+
+def linear_transport(
+    g: GroupElement, site: Site, buffers: Mapping[str, Tensor], squares: bool = False
+) -> dict[str, Tensor]:
+    """Transport gradients for an action that is g W on the incoming and W g^-1 on the outgoing side.
+
+    Args:
+        g: the group element.
+        buffers: one tensor for each of ``site.parameters``, by name.
+        squares: whether they are averages of squared gradients.
+
+    Returns:
+        The buffers that change, as new tensors.
+    """
+    g = g.squared() if squares else g
+    moved = {name: buffers[name] for name in site.parameters}
+    for view in site.incoming:
+        old = view.read_augmented(buffers)
+        view.write_augmented(moved, g.dual_times(old.double()).to(old.dtype))
+    for view in site.outgoing:
+        old = view.read(buffers)
+        view.write(moved, g.dual_after(old.double()).to(old.dtype))
+    return moved
 
 
 def relative_change(before: Tensor, after: Tensor) -> Tensor:
-    """||after - before||_F / ||before||_F, shape ``(*batch,)``; 0 for two zero outputs."""
+    """Return ||after - before||_F / ||before||_F, shape ``(*batch,)``; 0 for two zero outputs."""
     change: Tensor = torch.linalg.matrix_norm(after - before)
     size: Tensor = torch.linalg.matrix_norm(before)
     return change / size.clamp(min=torch.finfo(size.dtype).tiny)
 
 
-def _sound(matrix: Tensor) -> Tensor:
-    """No NaN and nothing whose products overflow, ``(*batch,)``."""
-    size: Tensor = torch.linalg.vector_norm(matrix.detach(), dim=(-2, -1))
-    return size < MAX_SIZE  # NaN: False
-
-
-def per_problem(value: Tensor, like: Tensor) -> Tensor:
-    """One value a problem, ``(*batch,)``, shaped to broadcast against ``like``."""
-    return value.reshape(value.shape + (1,) * (like.dim() - value.dim()))
-
-
-def unjoined(matrix: Tensor, like: Layer) -> Layer:
-    """The layer of a joined matrix [W b]."""
-    return Layer(matrix) if like.bias is None else Layer(matrix[..., :-1], matrix[..., -1])
-
-
-def keep_where(kept: Tensor, old: Layer, new: Layer) -> Layer:
-    """``old`` for the problems that are ``kept``, ``(*batch,)``, ``new`` for the others."""
-    weight = torch.where(kept[..., None, None], old.weight, new.weight)
-    if old.bias is None or new.bias is None:
-        return Layer(weight)
-    return Layer(weight, torch.where(kept[..., None], old.bias, new.bias))
+def _all_finite(matrices: Sequence[Tensor]) -> Tensor:
+    finite = [matrix.isfinite().all(dim=-1).all(dim=-1) for matrix in matrices]
+    return torch.stack(finite).all(dim=0)

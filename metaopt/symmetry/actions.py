@@ -1,21 +1,43 @@
-"""The three actions: eq. 78, eq. 79 (exact or damped), and positive rescaling."""
+"""The group actions: eq. 78, eq. 79 (exact or damped), GL between two matrices, positive scales."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.symmetry.action import Candidate, GroupAction, Pair
-from metaopt.symmetry.chain import Activation, Layer
-from metaopt.symmetry.exponential import Element, Spectral
+from metaopt.symmetry.action import (
+    ALL_DATA,
+    Action,
+    ClosedFormAction,
+    Proposal,
+    SiteMatrices,
+    linear_transport,
+)
+from metaopt.symmetry.activations import Activation, Identity, derivative
+from metaopt.symmetry.element import Element
+from metaopt.symmetry.site import Site
+
+
+class _ActsLinearly(ClosedFormAction):
+    """g on the incoming side and g^-1 on the outgoing side, besides what depends on the inputs."""
+
+    def transport(
+        self, element: Element, site: Site, buffers: Mapping[str, Tensor], squares: bool = False
+    ) -> dict[str, Tensor]:
+        """Transport by the linear part of the action: g^-T on the incoming side, g on the outgoing.
+
+        The correction that keeps the output under eq. 79, and the curvature of eq. 78, are left
+        out. See :meth:`Action.transport`.
+        """
+        return linear_transport(self.exponential(element), site, buffers, squares)
 
 
 @final
-class PostActivationAction(GroupAction):
+class PostActivationAction(_ActsLinearly):
     """Eq. 78: g acts on the hidden features sigma(W_{m-1} h), after the activation.
 
     W_{m-1} <- W_{m-1} + [sigma^-1(g sigma(W_{m-1} h)) - W_{m-1} h] h^+,   W_m <- W_m g^-1.
@@ -23,51 +45,64 @@ class PostActivationAction(GroupAction):
     The printed form (...) h^+ without the change projects W_{m-1} onto the span of h.
     """
 
+    group = "GL"
+    uses_inputs = True
     exact_when = (
         "the activation is bijective and the samples are linearly independent as columns of h, "
         "for which there must be at most as many samples as inputs (one more with a bias), and "
         "the exponential is exact"
     )
 
-    def is_exact(
-        self, incoming: Layer, outgoing: Layer, samples: int, activation: Activation
-    ) -> bool:
-        inputs = incoming.weight.shape[-1] + (incoming.bias is not None)
-        inverses = self.exact_inverse  # to first order, (I - T)(I + T) is not I
-        return activation.inverse is not None and samples <= inputs and inverses
+    def max_samples(self, site: Site) -> float:
+        """Return the number of inputs of the incoming layer, one more with a bias, or 0."""
+        invertible = site.between is not None and site.between.inverse is not None
+        if not site.plain or not invertible or not self.exact_inverse:
+            return 0  # to first order, (I - T)(I + T) is not I
+        return site.fan_in + site.biased[0]
 
-    def _candidate(self, element: Element, pair: Pair) -> Candidate:
-        inverse = _inverse(pair.activation)
-        g, g_inverse = self.exponential(element)
+    def obstacle(self, site: Site) -> str | None:
+        """Return that the activation has no inverse, where it has none."""
+        if site.between is None or site.between.inverse is None:
+            return f"{site.between} has no inverse on the real line"
+        return None
+
+    def propose(self, element: Element, matrices: SiteMatrices) -> Proposal:
+        """Return both moved matrices."""
+        inverse = _inverse(matrices.activation)
+        g = self.exponential(element)
         # sigma^-1(sigma(z)) rather than z: equal in exact arithmetic, and at g = I the
         # difference is then zero bit for bit.
-        change = inverse(g @ pair.features) - inverse(pair.features)
-        return Candidate(
-            pair.w_in + change @ pair.layer_input.pseudo_inverse,
-            pair.times_inverse(g_inverse),
-            _all_true(pair.w_in),
-        )
+        change = inverse(g.times(matrices.features)) - inverse(matrices.features)
+        (w_in,) = matrices.incoming
+        moved = w_in + change @ matrices.inputs.pseudo_inverse
+        return Proposal([moved], [matrices.after(g)], _all_true(w_in))
 
-    def _pulled_back(self, pair: Pair, v_in: Tensor, v_out: Tensor) -> Tensor:
+    def pull_back_matrices(
+        self, matrices: SiteMatrices, v_in: Sequence[Tensor], v_out: Sequence[Tensor]
+    ) -> Tensor:
         """dW_{m-1} = [T f / sigma'(W_{m-1} h)] h^+ with f = sigma(W_{m-1} h), dW_m = -W_m T."""
-        slopes = slope(_inverse(pair.activation), pair.features)
-        moved = (v_in @ pair.layer_input.pseudo_inverse.mT) * slopes
-        return moved @ pair.features.mT - pair.transposed_weight_out @ pair.of_weight(v_out)
+        gradients = derivative(_inverse(matrices.activation), matrices.features)
+        moved = (v_in[0] @ matrices.inputs.pseudo_inverse.mT) * gradients
+        back = matrices.transposed_weight_out @ matrices.weight_of(v_out[0])
+        return moved @ matrices.features.mT - back
 
 
 @final
-class PreActivationAction(GroupAction):
+class PreActivationAction(_ActsLinearly):
     """Eq. 79: g acts on the incoming weights, before the activation.
 
     W_{m-1} <- g W_{m-1},   W_m <- W_m g^-1 + R H^+,   H = sigma(g W_{m-1} h),
     R = W_m sigma(W_{m-1} h) - W_m g^-1 H: the linear action and the smallest correction that
     keeps the output. Biases move along; b_m takes part in the correction.
 
-    ``damping`` > 0 replaces R H^+ by R H^T (H H^T + lambda I)^-1 (or the equal form with H^T H,
-    whichever is smaller), lambda = damping times the mean diagonal of H H^T. It trades a defect for
-    bounded weights where H is badly conditioned.
+    Args:
+        damping: above 0, R H^+ is replaced by R H^T (H H^T + lambda I)^-1 (or the equal form with
+            H^T H, whichever is smaller), lambda = damping times the mean diagonal of H H^T. It
+            trades an invariance error for bounded weights where H is badly conditioned.
     """
 
+    group = "GL"
+    uses_inputs = True
     exact_when = (
         "the moved hidden features H are linearly independent as columns, for which there must "
         "be at most as many samples as hidden units (one more with a bias), and damping is 0"
@@ -81,93 +116,149 @@ class PreActivationAction(GroupAction):
             raise UserError(f"expected a damping of 0 or more, got {damping}: 0 for none")
         self.damping = damping
 
-    def is_exact(
-        self, incoming: Layer, outgoing: Layer, samples: int, activation: Activation
-    ) -> bool:
-        hidden = incoming.weight.shape[-2] + (outgoing.bias is not None)
-        return self.damping == 0 and samples <= hidden
+    def max_samples(self, site: Site) -> float:
+        """Return the number of hidden units, one more where the outgoing layer has a bias, or 0."""
+        if not site.plain or site.between is None or self.damping:
+            return 0
+        return site.width + site.biased[1]
 
-    def _candidate(self, element: Element, pair: Pair) -> Candidate:
-        g, g_inverse = self.exponential(element)
-        hidden = pair.hidden(pair.activation(g @ pair.pre_activations))
-        linear = pair.times_inverse(g_inverse)
-        residual = pair.w_out @ pair.hidden(pair.features) - linear @ hidden
+    def propose(self, element: Element, matrices: SiteMatrices) -> Proposal:
+        """Return both moved matrices."""
+        g = self.exponential(element)
+        (w_in,), (w_out,) = matrices.incoming, matrices.outgoing
+        hidden = matrices.with_ones(matrices.activation(g.times(matrices.pre_activations)))
+        linear = matrices.after(g)
+        residual = w_out @ matrices.with_ones(matrices.features) - linear @ hidden
         if self.damping:
             correction, solved = _damped(residual, hidden, self.damping)
         else:
             correction, solved = residual @ torch.linalg.pinv(hidden), _all_true(hidden)
-        return Candidate(g @ pair.w_in, linear + correction, solved)
+        return Proposal([g.times(w_in)], [linear + correction], solved)
 
-    def _pulled_back(self, pair: Pair, v_in: Tensor, v_out: Tensor) -> Tensor:
+    def pull_back_matrices(
+        self, matrices: SiteMatrices, v_in: Sequence[Tensor], v_out: Sequence[Tensor]
+    ) -> Tensor:
         """dW_{m-1} = T W_{m-1}, dW_m = -W_m T + W_m [T f - sigma'(z) (T z)] H^+, z = W_{m-1} h."""
-        z, hidden = pair.pre_activations, pair.hidden(pair.features)
+        z, hidden = matrices.pre_activations, matrices.with_ones(matrices.features)
         if self.damping:
-            corrected, solved = _damped_adjoint(v_out, hidden, self.damping)
+            corrected, solved = _damped_adjoint(v_out[0], hidden, self.damping)
             corrected = torch.where(solved[..., None, None], corrected, 0.0)
         else:
-            corrected = v_out @ torch.linalg.pinv(hidden).mT
-        back = pair.transposed_weight_out @ corrected
+            corrected = v_out[0] @ torch.linalg.pinv(hidden).mT
+        back = matrices.transposed_weight_out @ corrected
         return (
-            v_in @ pair.w_in.mT
-            - pair.transposed_weight_out @ pair.of_weight(v_out)
-            + back @ pair.features.mT
-            - (back * slope(pair.activation, z)) @ z.mT
+            v_in[0] @ matrices.incoming[0].mT
+            - matrices.transposed_weight_out @ matrices.weight_of(v_out[0])
+            + back @ matrices.features.mT
+            - (back * derivative(matrices.activation, z)) @ z.mT
         )
 
 
 @final
-class RescalingAction(GroupAction):
-    """Positive rescaling of hidden units by D = diag(exp(t)).
+class LinearAction(_ActsLinearly):
+    """GL between two matrices with nothing between them: W_{m-1} <- g W_{m-1}, W_m <- W_m g^-1.
 
-    W_{m-1} <- D W_{m-1}, b_{m-1} <- D b_{m-1}, W_m <- W_m D^-1. Exact for every
-    input, batch or not.
+    Exact for all data. Biases of the incoming side move along. Where several matrices make or use
+    the same features, all of them move by the same g.
     """
 
+    group = "GL"
+    exact_when = "nothing lies between the two matrices, and the exponential is exact"
+
+    def max_samples(self, site: Site) -> float:
+        """Return infinity where nothing lies between the matrices, else 0."""
+        alone = site.plain and site.between == Identity() and self.exact_inverse
+        return ALL_DATA if alone else 0
+
+    def obstacle(self, site: Site) -> str | None:
+        """Return what lies between, where something does."""
+        if site.plain and site.between == Identity():
+            return None
+        return f"{', '.join(site.labels) or 'something'} lies between the two layers"
+
+    def propose(self, element: Element, matrices: SiteMatrices) -> Proposal:
+        """Return all moved matrices."""
+        _check(self.obstacle(matrices.site), "nothing between two matrices for GL")
+        return _both_sides(self, element, matrices)
+
+    def pull_back_matrices(
+        self, matrices: SiteMatrices, v_in: Sequence[Tensor], v_out: Sequence[Tensor]
+    ) -> Tensor:
+        """dW_{m-1} = T W_{m-1}, dW_m = -W_m T."""
+        into = [v @ w.mT for v, w in zip(v_in, matrices.incoming, strict=True)]
+        out_of = [
+            matrices.weight_of(w, index).mT @ matrices.weight_of(v, index)
+            for index, (v, w) in enumerate(zip(v_out, matrices.outgoing, strict=True))
+        ]
+        return torch.stack(into).sum(dim=0) - torch.stack(out_of).sum(dim=0)
+
+
+@final
+class RescalingAction(_ActsLinearly):
+    """Positive rescaling of hidden units by D = diag(exp(t)).
+
+    W_{m-1} <- D W_{m-1}, b_{m-1} <- D b_{m-1}, W_m <- W_m D^-1. Exact for every input, batch or not.
+    Across a batch norm the scale goes into its weight and bias, since it would undo a scale of the
+    layer before; its running statistics stay.
+    """
+
+    group = "positive"
     exact_when = "the activation is positively homogeneous (ReLU, LeakyReLU, identity)"
     diagonal = True
 
-    def is_exact(
-        self, incoming: Layer, outgoing: Layer, samples: int, activation: Activation
-    ) -> bool:
-        return activation.homogeneous
+    def max_samples(self, site: Site) -> float:
+        """Return infinity where positive scales pass through, else 0."""
+        return ALL_DATA if site.homogeneous else 0
 
-    def _candidate(self, element: Element, pair: Pair) -> Candidate:
-        if not pair.activation.homogeneous:
-            raise UserError(
-                f"expected a positively homogeneous activation for rescaling, got "
-                f"{pair.activation}: use the pre-activation action"
-            )
-        assert not isinstance(element, Spectral)  # act() refuses it
-        scale = element.exp()
-        weight = pair.w_out[..., : scale.shape[-1]] / scale.unsqueeze(-2)
-        outgoing = torch.cat((weight, pair.w_out[..., scale.shape[-1] :]), dim=-1)
-        return Candidate(scale.unsqueeze(-1) * pair.w_in, outgoing, _all_true(pair.w_in))
+    def obstacle(self, site: Site) -> str | None:
+        """Return what positive scales do not pass through, where there is such a thing."""
+        return None if site.homogeneous else f"{site.between} is not positively homogeneous"
 
-    def _pulled_back(self, pair: Pair, v_in: Tensor, v_out: Tensor) -> Tensor:
+    def propose(self, element: Element, matrices: SiteMatrices) -> Proposal:
+        """Return all moved matrices."""
+        _check(
+            self.obstacle(matrices.site),
+            "a positively homogeneous activation for rescaling",
+            "use the pre_activation action",
+        )
+        return _both_sides(self, element, matrices)
+
+    def pull_back_matrices(
+        self, matrices: SiteMatrices, v_in: Sequence[Tensor], v_out: Sequence[Tensor]
+    ) -> Tensor:
         """dW_{m-1} = diag(t) W_{m-1}, dW_m = -W_m diag(t)."""
-        outgoing = pair.of_weight(v_out) * pair.transposed_weight_out.mT
-        return (v_in * pair.w_in).sum(dim=-1) - outgoing.sum(dim=-2)
+        into = [(v * w).sum(dim=-1) for v, w in zip(v_in, matrices.incoming, strict=True)]
+        out_of = [
+            (matrices.weight_of(v, index) * matrices.weight_of(w, index)).sum(dim=-2)
+            for index, (v, w) in enumerate(zip(v_out, matrices.outgoing, strict=True))
+        ]
+        return torch.stack(into).sum(dim=0) - torch.stack(out_of).sum(dim=0)
+
+
+def _both_sides(action: ClosedFormAction, element: Element, matrices: SiteMatrices) -> Proposal:
+    """g on every incoming matrix and g^-1 on every outgoing one."""
+    g = action.exponential(element)
+    incoming = [g.times(matrix) for matrix in matrices.incoming]
+    outgoing = [matrices.after(g, view) for view in range(len(matrices.outgoing))]
+    return Proposal(incoming, outgoing, _all_true(matrices.incoming[0]))
+
+
+def _check(obstacle: str | None, expected: str, advice: str = "use another action") -> None:
+    if obstacle is not None:
+        raise UserError(f"expected {expected}, got another site ({obstacle}): {advice}")
 
 
 def _inverse(activation: Activation) -> Activation:
     if activation.inverse is None:
         raise UserError(
             f"expected a bijective activation for eq. 78, got {activation}: "
-            f"use the rescaling or the pre-activation action"
+            f"use the rescaling or the pre_activation action"
         )
     return activation.inverse
 
 
-def slope(activation: Activation, at: Tensor) -> Tensor:
-    """sigma'(at), entry by entry."""
-    with torch.enable_grad():
-        points = at.detach().requires_grad_()
-        (slopes,) = torch.autograd.grad(activation(points).sum(), points)
-    return slopes
-
-
 def _damped(residual: Tensor, hidden: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """R H^T (H H^T + lambda I)^-1, and which problems could be solved."""
+    """R H^T (H H^T + lambda I)^-1, and which tasks could be solved."""
     factor, solved = _damped_factor(hidden, damping)
     if _wide(hidden):
         return torch.cholesky_solve(hidden @ residual.mT, factor).mT, solved
@@ -202,16 +293,17 @@ def _all_true(like: Tensor) -> Tensor:
     return torch.ones(like.shape[:-2], dtype=torch.bool, device=like.device)
 
 
-ACTIONS: dict[str, Callable[..., GroupAction]] = {
+ACTIONS: dict[str, Callable[..., Action]] = {
     "post_activation": PostActivationAction,
     "pre_activation": PreActivationAction,
+    "linear": LinearAction,
     "rescaling": RescalingAction,
 }
 """Every action by name; tests and configs run over this table."""
 
 
-def make_action(name: str, **options: float | str) -> GroupAction:
-    """The action called ``name``.
+def make_action(name: str, **options: float | str) -> Action:
+    """Return the action called ``name``, built with its own options.
 
     Raises:
         UserError: for a name that is not in :data:`ACTIONS`, or an option the action lacks.
@@ -224,3 +316,8 @@ def make_action(name: str, **options: float | str) -> GroupAction:
         raise UserError(
             f"expected options of the action {name!r}, got {options}: {error}"
         ) from None
+
+
+def action_of(action: str | Action) -> Action:
+    """Return the action itself, or the one of that name."""
+    return action if isinstance(action, Action) else make_action(action)

@@ -1,94 +1,54 @@
 """A network seen as a chain of layers, with sites between them where a group can act.
 
-The chain is stateless: it knows how many layers there are, which carry a bias and which
-activation follows each, and computes with parameters that are handed to it. Every tensor may
-have leading batch dimensions (independent networks); a sample is a *column*, as in the paper:
-h_m = sigma(W_m h_{m-1} + b_m), with h_0 of shape ``(*batch, d_0, samples)``.
+The chain is stateless: it knows how many layers there are, which carry a bias, which activation
+follows each and what their parameters are called, and computes with parameters that are handed to
+it. Every tensor may have leading batch dimensions (independent networks); a sample is a *column*, as
+in the paper: h_m = sigma(W_m h_{m-1} + b_m), with h_0 of shape ``(*batch, d_0, samples)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
-
-class Activation(Protocol):
-    """An elementwise activation, with what a symmetry needs to know of it."""
-
-    @property
-    def inverse(self) -> Activation | None:
-        """sigma^-1, or None where sigma is not a bijection of the real line."""
-
-    @property
-    def homogeneous(self) -> bool:
-        """Whether sigma(c z) = c sigma(z) for every c > 0."""
-
-    def __call__(self, z: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class LeakyReLU:
-    """sigma(z) = z for z > 0, slope * z otherwise; ReLU at slope 0, the identity at slope 1."""
-
-    slope: float = 0.1
-
-    @property
-    def inverse(self) -> LeakyReLU | None:
-        return LeakyReLU(1.0 / self.slope) if self.slope > 0 else None
-
-    @property
-    def homogeneous(self) -> bool:
-        return True
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return functional.leaky_relu(z, self.slope)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """sigma(z) = z."""
-
-    @property
-    def inverse(self) -> Identity:
-        return self
-
-    @property
-    def homogeneous(self) -> bool:
-        return True
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return z
+from metaopt.symmetry.activations import Activation, Identity
+from metaopt.symmetry.site import ALWAYS, Site, matrix_view
 
 
 class Layer(NamedTuple):
-    """One affine layer: W_m and, where it has one, b_m."""
+    """One affine layer.
 
-    weight: Tensor  # (*batch, out, in)
-    bias: Tensor | None = None  # (*batch, out)
+    Attributes:
+        weight: W_m, ``(*batch, out, in)``.
+        bias: b_m, ``(*batch, out)``, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
 
     def __call__(self, h: Tensor) -> Tensor:
-        """W h + b, shape ``(*batch, out, samples)``."""
+        """Return W h + b, shape ``(*batch, out, samples)``."""
         z = self.weight @ h
         return z if self.bias is None else z + self.bias.unsqueeze(-1)
 
-    def joined(self) -> Tensor:
-        """[W b], ``(*batch, out, in + 1)``; W alone where there is no bias."""
+    def augmented(self) -> Tensor:
+        """Return the augmented weight [W b], ``(*batch, out, in + 1)``; W where there is no bias."""
         if self.bias is None:
             return self.weight
         return torch.cat((self.weight, self.bias.unsqueeze(-1)), dim=-1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Layer:
-        """The layer with ``function`` applied to each of its tensors."""
+        """Return the layer with ``function`` applied to each of its tensors."""
         return Layer(function(self.weight), None if self.bias is None else function(self.bias))
 
 
-class Site(NamedTuple):
-    """A place where a group acts: between layer ``incoming`` (W_{m-1}) and ``outgoing`` (W_m)."""
+class LayerPair(NamedTuple):
+    """Two consecutive layers of a chain by their places, ``incoming`` (W_{m-1}), ``outgoing`` (W_m)."""
 
     incoming: int
     outgoing: int
@@ -96,11 +56,20 @@ class Site(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerChain:
-    """Layers in order. ``activations[m]`` follows layer m; ``biased[m]`` says if it has a bias."""
+    """Layers in order, each an affine map and an activation.
+
+    Attributes:
+        activations: ``activations[m]`` follows layer m.
+        biased: ``biased[m]`` says whether layer m has a bias.
+        batch_dims: how many leading dimensions of each parameter count independent networks.
+        names: of the parameters, in the order weight, bias, weight, ...; by default "W1", "b1",
+            "W2", and so on.
+    """
 
     activations: tuple[Activation, ...]
     biased: tuple[bool, ...]
     batch_dims: int = 0
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.activations) != len(self.biased):
@@ -108,35 +77,105 @@ class LayerChain:
                 f"expected as many activations as layers ({len(self.biased)}), "
                 f"got {len(self.activations)}: give one activation for each layer"
             )
+        count = len(self.biased) + sum(self.biased)
+        if not self.names:
+            numbered = [
+                (f"W{m}", *((f"b{m}",) if biased else ()))
+                for m, biased in enumerate(self.biased, start=1)
+            ]
+            object.__setattr__(self, "names", tuple(name for pair in numbered for name in pair))
+        if len(self.names) != count:
+            raise ValueError(
+                f"expected a name for each of {count} parameters, got {len(self.names)}: name "
+                f"weights and biases in order"
+            )
 
     @property
-    def sites(self) -> tuple[Site, ...]:
-        """Each consecutive pair of layers."""
-        return tuple(Site(m, m + 1) for m in range(len(self.activations) - 1))
+    def pairs(self) -> tuple[LayerPair, ...]:
+        """Each consecutive pair of layers, between which a group can act."""
+        return tuple(LayerPair(m, m + 1) for m in range(len(self.activations) - 1))
 
     @property
     def invertible(self) -> bool:
         """Whether every activation between two layers has an inverse on the real line."""
         return all(activation.inverse is not None for activation in self.activations[:-1])
 
+    def sites(self, parameters: Sequence[Tensor]) -> tuple[Site, ...]:
+        """Return the site of each pair of layers.
+
+        Args:
+            parameters: in the order of ``names``; only their shapes are looked at.
+        """
+        layers = self.layers(parameters)
+        return _sites(self, tuple(layer.weight.shape[-2:] for layer in layers))
+
     def layers(self, parameters: Sequence[Tensor]) -> list[Layer]:
-        """The parameters, in the order weight, bias, weight, ..., as layers."""
+        """Return the parameters, in the order weight, bias, weight, ..., as layers."""
         remaining = iter(parameters)
         return [
             Layer(next(remaining), next(remaining) if biased else None) for biased in self.biased
         ]
 
     def parameters(self, layers: Sequence[Layer]) -> list[Tensor]:
-        """The inverse of :meth:`layers`."""
+        """Return the tensors of layers in the order weight, bias, weight, ..."""
         return [tensor for layer in layers for tensor in layer if tensor is not None]
 
+    def parameters_of(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return a model's own parameters of these ``names``, in order."""
+        return [model.get_parameter(name) for name in self.names]
+
     def inputs(self, layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
-        """h_0 ... h_{L-1}: what each layer is given, ``(*batch, features, samples)``."""
+        """Return h_0 ... h_{L-1}: what each layer is given, ``(*batch, features, samples)``."""
         inputs = [x]
         for layer, activation in zip(layers[:-1], self.activations[:-1], strict=True):
             inputs.append(activation(layer(inputs[-1])))
         return inputs
 
     def output(self, layers: Sequence[Layer], x: Tensor) -> Tensor:
-        """h_L, ``(*batch, out, samples)``."""
+        """Return h_L, ``(*batch, out, samples)``."""
         return self.activations[-1](layers[-1](self.inputs(layers, x)[-1]))
+
+
+NO_CHAIN = LayerChain((), ())
+"""The chain of parameters that are no layers of one; it has no pairs."""
+
+
+class ChainModule(nn.Module):  # not an ABC, which ``higher`` cannot patch
+    """A module that says how its parameters are a chain of layers, and holds its own input.
+
+    Attributes:
+        chain: how the parameters are a chain; without layers where they are none.
+        x: the chain's input, ``(*batch, features, samples)``.
+    """
+
+    chain: LayerChain
+    x: Tensor
+
+
+@lru_cache(maxsize=256)
+def _sites(chain: LayerChain, shapes: tuple[torch.Size, ...]) -> tuple[Site, ...]:
+    names = iter(chain.names)
+    own = [(next(names), next(names) if biased else None) for biased in chain.biased]
+    found = []
+    for pair in chain.pairs:
+        incoming, outgoing = (matrix_view(*own[m]) for m in pair)
+        between = chain.activations[pair.incoming]
+        linear, scales = between == Identity(), between.homogeneous
+        found.append(
+            Site(
+                name=f"{incoming.parameter} -> {outgoing.parameter}",
+                incoming=(incoming,),
+                outgoing=(outgoing,),
+                between=between,
+                group="positive" if scales and not linear else "GL",
+                width=shapes[pair.incoming][0],
+                exact=ALWAYS if scales else "",
+                layers=(incoming.parameter, outgoing.parameter),
+                labels=() if linear else (str(between),),
+                fan_in=shapes[pair.incoming][1],
+                biased=(chain.biased[pair.incoming], chain.biased[pair.outgoing]),
+                plain=True,
+                homogeneous=scales,
+            )
+        )
+    return tuple(found)

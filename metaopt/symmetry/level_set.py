@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.symmetry.action import per_problem
-from metaopt.symmetry.objectives import LossFunction, entry_sum
+from metaopt.symmetry.element import per_task
+from metaopt.symmetry.objectives import LossFunction, per_task_sum
+from metaopt.symmetry.orbit import Orbit
+from metaopt.symmetry.search import SearchResult
 
 PROMISED = 0.1  # the part of the linear model's rise that a step must reach
 
 
 class Stopped(IntEnum):
-    """Why the search of a problem ended."""
+    """Why the search of a task ended."""
 
     ITERATIONS = 0  # all were made
     STATIONARY = 1  # q is a multiple of g on the level set, or g = 0
@@ -34,14 +36,21 @@ class Stopped(IntEnum):
     NOT_FINITE = 3  # the loss, g or H g at the point reached
 
 
-class LevelSetClimb(NamedTuple):
-    """Where a search ended, and the way there in K iterations."""
+@dataclass(frozen=True)
+class LevelSetResult(SearchResult):
+    """Where a level-set search ended, with the way there in K iterations.
 
-    parameters: list[Tensor]  # of the largest norm on the way
-    gradient_norms: Tensor  # (K + 1, *batch) float64: ||g||, not squared, from the start on
-    losses: Tensor  # (K + 1, *batch) float64
-    stopped: Tensor  # (*batch,) int64, of Stopped
-    not_finite: Tensor  # (*batch,) int64: steps tried and refused for a NaN or an infinity
+    Attributes:
+        gradient_norms: ``(K + 1, *batch)`` float64: ||g||, not squared, from the start on.
+        losses: ``(K + 1, *batch)`` float64.
+        stopped: ``(*batch,)`` int64, of :class:`Stopped`.
+        not_finite: ``(*batch,)`` int64: steps that were tried and rejected for a NaN or an infinity.
+    """
+
+    gradient_norms: Tensor = field(default_factory=lambda: torch.empty(0))
+    losses: Tensor = field(default_factory=lambda: torch.empty(0))
+    stopped: Tensor = field(default_factory=lambda: torch.empty(0))
+    not_finite: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class _Point(NamedTuple):
@@ -57,7 +66,7 @@ class _Point(NamedTuple):
         """This one for the problems of the mask, the other for the rest."""
         pairs = (zip(a, b, strict=True) for a, b in zip(self[:2], other[:2], strict=True))
         parameters, gradient = (
-            [torch.where(per_problem(mask, a), a, b) for a, b in pair] for pair in pairs
+            [torch.where(per_task(mask, a), a, b) for a, b in pair] for pair in pairs
         )
         loss, square = (torch.where(mask, a, b) for a, b in zip(self[2:], other[2:], strict=True))
         return _Point(parameters, gradient, loss, square)
@@ -65,38 +74,41 @@ class _Point(NamedTuple):
 
 @dataclass(frozen=True)
 class LevelSetTeleport:
-    """To a large gradient at no larger a loss, for any twice differentiable loss.
+    """A search for a large gradient at no larger a loss, for any twice differentiable loss.
 
-    No problem ends with a loss above f_0 + tolerance |f_0| or with ||g|| below its start's. Each
+    It moves by no group, so it takes any model: the loss is kept, and the outputs are not. No task
+    ends with a loss above f_0 + tolerance |f_0| or with ||g|| below its start's. Each
     step stays below that bound and reaches a tenth of the rise of log ||g|| that the linear model
     promises (where it promises a fall, on the way back to the level set, it falls by at most
-    twice as much); else rho is halved, for this problem alone. A step that is not finite is
-    refused and counted.
+    twice as much); else rho is halved, for this task alone. A step that is not finite is
+    rejected and counted.
 
     Attributes:
         iterations: steps; one costs a Hessian-vector product, and one gradient or two a try.
         rho: of the first step, in units of a weight squared.
         tolerance: by how much the loss may rise, relative to |f_0|.
-        halvings: of rho, in one step.
+        max_backtracks: how often rho is halved in one step.
         growth: of rho after a step that was taken at once; 1 as the formula is printed.
         corrections: Newton steps back to the level set along g, in each try, a gradient each; 0
             as the formula is printed, which then has to keep rho near sqrt(tolerance).
         stationary: ends where ||q - max(q.g, 0) g / ||g||^2|| <= stationary ||q||.
     """
 
+    by_group: ClassVar[bool] = False
+
     iterations: int = 50
     rho: float = 0.1
     tolerance: float = 1e-4
-    halvings: int = 20
+    max_backtracks: int = 20
     growth: float = 2.0
     corrections: int = 1
     stationary: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or self.halvings < 0 or self.corrections < 0:
+        if self.iterations < 1 or self.max_backtracks < 0 or self.corrections < 0:
             raise UserError(
-                f"expected iterations >= 1, halvings >= 0 and corrections >= 0, got "
-                f"{self.iterations}, {self.halvings} and {self.corrections}: the defaults are "
+                f"expected iterations >= 1, max_backtracks >= 0 and corrections >= 0, got "
+                f"{self.iterations}, {self.max_backtracks} and {self.corrections}: the defaults are "
                 f"50, 20 and 1"
             )
         if not (0 < self.rho < math.inf and 0 < self.tolerance < math.inf):
@@ -110,9 +122,17 @@ class LevelSetTeleport:
                 f"{self.stationary}: the defaults are 2 and 1e-6"
             )
 
-    def __call__(self, parameters: Sequence[Tensor], loss: LossFunction) -> LevelSetClimb:
-        """From ``parameters``, which stay as they are, to where the search ends."""
-        at = best = _point(parameters, loss)
+    def __call__(
+        self, orbit: Orbit | None, parameters: Sequence[Tensor], loss: LossFunction
+    ) -> LevelSetResult:
+        """Return where the search from ``parameters`` ends.
+
+        Args:
+            orbit: not looked at.
+            parameters: where it starts; they stay as they are.
+            loss: the losses as a function of the parameters.
+        """
+        at = best = first_point = _point(parameters, loss)
         level = at.loss
         rho = torch.full_like(level, self.rho)
         not_finite = torch.zeros_like(level, dtype=torch.int64)
@@ -120,19 +140,19 @@ class LevelSetTeleport:
         active = torch.ones_like(not_finite, dtype=torch.bool)
         norms, losses = [at.square.sqrt()], [level]
         for _ in range(self.iterations):
-            q = _slope(at, loss)
+            q = _log_gradient(at, loss)
             for reason, met in self._ends(at, q, level).items():
                 stopped = torch.where(active & met, int(reason), stopped)
                 active = active & ~met
             if not active.any():
                 break
             trying, first = active, torch.ones_like(active)
-            for _ in range(self.halvings + 1):
+            for _ in range(self.max_backtracks + 1):
                 tried, promised = self._try(at, q, rho, level, loss)
                 not_finite = not_finite + (trying & ~tried.finite())
                 rise = 0.5 * (tried.square / at.square).log()
                 enough = torch.where(promised > 0, PROMISED, 2.0) * promised
-                good = trying & tried.finite() & (tried.loss <= self._most(level))
+                good = trying & tried.finite() & (tried.loss <= self._highest(level))
                 good = good & (rise >= enough)
                 at = tried.where(good, at)
                 trying = trying & ~good
@@ -146,11 +166,18 @@ class LevelSetTeleport:
             best = at.where(at.square > best.square, best)
             norms.append(at.square.sqrt())
             losses.append(at.loss)
-        return LevelSetClimb(
-            best.parameters, torch.stack(norms), torch.stack(losses), stopped, not_finite
+        failed = (stopped == Stopped.NO_STEP) | (stopped == Stopped.NOT_FINITE)
+        return LevelSetResult(
+            best.parameters,
+            failed & ~(best.square > first_point.square),
+            [],
+            torch.stack(norms),
+            torch.stack(losses),
+            stopped,
+            not_finite,
         )
 
-    def _most(self, level: Tensor) -> Tensor:
+    def _highest(self, level: Tensor) -> Tensor:
         return level + self.tolerance * level.abs()
 
     def _ends(self, at: _Point, q: list[Tensor], level: Tensor) -> dict[Stopped, Tensor]:
@@ -158,7 +185,7 @@ class LevelSetTeleport:
         dims = level.dim()
         size = _dot(q, q, dims).sqrt()
         along = _dot(q, at.gradient, dims).clamp(min=0) / at.square
-        across = [a - per_problem(along, a) * b for a, b in zip(q, at.gradient, strict=True)]
+        across = [a - per_task(along, a) * b for a, b in zip(q, at.gradient, strict=True)]
         on_level = level - at.loss <= self.tolerance * level.abs()
         flat = (_dot(across, across, dims).sqrt() <= self.stationary * size) & on_level
         none = (at.square == 0) | (size == 0)
@@ -169,8 +196,8 @@ class LevelSetTeleport:
         self, at: _Point, q: list[Tensor], rho: Tensor, level: Tensor, loss: LossFunction
     ) -> tuple[_Point, Tensor]:
         """The point of a step of size rho, and the rise of log ||g|| that the model promises."""
-        slope = _dot(q, at.gradient, level.dim())
-        v = ((rho * slope + at.loss - level) / at.square).clamp(min=0)
+        along = _dot(q, at.gradient, level.dim())
+        v = ((rho * along + at.loss - level) / at.square).clamp(min=0)
         tried = _point(_moved(_moved(at.parameters, rho, q), -v, at.gradient), loss)
         for _ in range(self.corrections):
             above = (tried.loss - level).clamp(min=0) / tried.square
@@ -178,7 +205,7 @@ class LevelSetTeleport:
                 break
             corrected = _point(_moved(tried.parameters, -above, tried.gradient), loss)
             tried = corrected.where(above > 0, tried)
-        return tried, rho * _dot(q, q, level.dim()) - v * slope
+        return tried, rho * _dot(q, q, level.dim()) - v * along
 
 
 def _own(parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -195,7 +222,7 @@ def _point(parameters: Sequence[Tensor], loss: LossFunction) -> _Point:
     return _Point([p.detach() for p in own], wide, losses.detach().double(), square)
 
 
-def _slope(at: _Point, loss: LossFunction) -> list[Tensor]:
+def _log_gradient(at: _Point, loss: LossFunction) -> list[Tensor]:
     """q = H g / ||g||^2, float64; 0 where the loss is linear, not finite where g = 0."""
     own = _own(at.parameters)
     with torch.enable_grad():
@@ -206,16 +233,15 @@ def _slope(at: _Point, loss: LossFunction) -> list[Tensor]:
         products: Sequence[Tensor] = [torch.zeros_like(g) for g in gradient]
         if inner.requires_grad:
             products = torch.autograd.grad(inner, own, allow_unused=True, materialize_grads=True)
-    return [h.double() / per_problem(at.square, h) for h in products]
+    return [h.double() / per_task(at.square, h) for h in products]
 
 
 def _dot(left: Sequence[Tensor], right: Sequence[Tensor], batch_dims: int) -> Tensor:
-    return entry_sum([a * b for a, b in zip(left, right, strict=True)], batch_dims)
+    return per_task_sum([a * b for a, b in zip(left, right, strict=True)], batch_dims)
 
 
 def _moved(parameters: Sequence[Tensor], size: Tensor, direction: Sequence[Tensor]) -> list[Tensor]:
     """w + size * direction, in the parameters' dtype."""
     return [
-        (p + per_problem(size, d) * d).to(p.dtype)
-        for p, d in zip(parameters, direction, strict=True)
+        (p + per_task(size, d) * d).to(p.dtype) for p, d in zip(parameters, direction, strict=True)
     ]

@@ -1,135 +1,174 @@
-"""Orbits: all the points g.w that a group reaches, behind one interface for searches."""
+"""Orbits: all the points g.w that groups reach which act at several sites."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from metaopt.symmetry.action import GroupAction, LayerInput
-from metaopt.symmetry.chain import Layer, LayerChain
-from metaopt.symmetry.teleport import Teleportation, teleport
+from metaopt.symmetry.action import Action
+from metaopt.symmetry.chain import LayerChain
+from metaopt.symmetry.element import Element
+from metaopt.symmetry.inputs import LayerInput
+from metaopt.symmetry.site import Site, named
 
 
-class Moved(NamedTuple):
-    """A point of an orbit."""
+class OrbitPoint(NamedTuple):
+    """A point of an orbit.
+
+    Attributes:
+        parameters: in the orbit's order.
+        rejected: ``(*batch,)`` bool: at least one site kept its weights for this task.
+    """
 
     parameters: list[Tensor]
-    refused: Tensor  # (*batch,) bool: at least one site kept its weights for this problem
+    rejected: Tensor
 
 
-class Orbit(ABC):
-    """Parameters in, parameters of the same function out. Concrete orbits are final."""
+class ActingSite(NamedTuple):
+    """A site and the action that acts there."""
 
-    @abstractmethod
-    def identity(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """T = 0 at each site, float64."""
-
-    @abstractmethod
-    def batch_dims(self, parameters: Sequence[Tensor]) -> int:
-        """How many leading dimensions of each parameter count problems."""
-
-    @abstractmethod
-    def move(self, parameters: Sequence[Tensor], elements: Sequence[Tensor]) -> Moved:
-        """exp(T) . w, differentiable in T."""
-
-    @abstractmethod
-    def pull_back(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Gradients in T at T = 0 of a function on the orbit, from its gradients at ``parameters``.
-
-        At first order the sites move independently, so each has its own.
-        """
-
-    @abstractmethod
-    def transport(
-        self, gradients: Sequence[Tensor], elements: Sequence[Tensor], squares: bool = False
-    ) -> list[Tensor]:
-        """Gradients at w, one a parameter, as gradients at exp(T) . w: by the inverse transpose.
-
-        Args:
-            squares: they are squares of gradients, entry by entry.
-        """
+    site: Site
+    action: Action
 
 
 @final
-class ChainOrbit(Orbit):
-    """Of a chain of layers, on the data that it is given.
+class Orbit:
+    """All points g.w that are reached by letting a group act at each of several sites.
 
     Args:
-        layer_input: the chain's input x; pass the same object again while x is the same.
+        names: of the parameters, in the order in which they are handed over.
+        acting: sites with their actions, in the order of the data flow.
+        chain: the chain of layers that the sites belong to, for actions that need its features.
+        layer_input: the chain's input; pass the same object again while it stays the same.
     """
 
-    def __init__(self, chain: LayerChain, layer_input: LayerInput, action: GroupAction) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        acting: Sequence[ActingSite],
+        chain: LayerChain | None = None,
+        layer_input: LayerInput | None = None,
+    ) -> None:
+        self.names = tuple(names)
+        self.acting = tuple(acting)
         self.chain = chain
         self.layer_input = layer_input
-        self.action = action
 
-    def identity(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        elements = []
-        layers = self.chain.layers(parameters)
-        for site in self.chain.sites:
-            weight = layers[site.incoming].weight
-            width = weight.shape[-2]
-            trailing = (width,) if self.action.diagonal else (width, width)
-            elements.append(weight.new_zeros((*weight.shape[:-2], *trailing), dtype=torch.float64))
-        return elements
+    def identity(self, parameters: Sequence[Tensor]) -> list[Element]:
+        """Return T = 0 at each site, float64."""
+        weights = named(self.names, parameters)
+        return [acting.action.identity(acting.site, weights) for acting in self.acting]
+
+    def elements(self, parameters: Sequence[Tensor], values: Sequence[Tensor]) -> list[Element]:
+        """Return elements of the form that each site takes, of these values."""
+        zeros = self.identity(parameters)
+        return [zero.with_values(own) for zero, own in zip(zeros, values, strict=True)]
 
     def batch_dims(self, parameters: Sequence[Tensor]) -> int:
-        return self.chain.layers(parameters)[0].weight.dim() - 2
+        """Return how many leading dimensions of each parameter count independent tasks."""
+        return len(self.identity(parameters)[0].batch)
 
-    def move(self, parameters: Sequence[Tensor], elements: Sequence[Tensor]) -> Moved:
-        layers = self.chain.layers(parameters)
-        moved = teleport(self.chain, layers, self.layer_input, elements, self.action)
-        return Moved(self.chain.parameters(moved.layers), moved.refused)
+    def move(self, parameters: Sequence[Tensor], elements: Sequence[Element]) -> OrbitPoint:
+        """Return exp(T) . w, differentiable in T.
 
-    def pull_back(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
-        layers, slopes = self.chain.layers(parameters), self.chain.layers(gradients)
-        layer_input = self.layer_input
-        pulled: list[Tensor] = []
-        for site in self.chain.sites:
-            if pulled:
-                before = site.incoming - 1
-                x = layer_input.original.to(layers[before].weight.dtype)
-                h = self.chain.activations[before](layers[before](x))
-                layer_input = LayerInput(h)
-            pulled.append(
-                self.action.pull_back(
-                    (slopes[site.incoming], slopes[site.outgoing]),
-                    layers[site.incoming],
-                    layers[site.outgoing],
-                    layer_input,
-                    self.chain.activations[site.incoming],
-                )
-            )
-        return pulled
+        The sites move in order. What a later one is given is computed at the weights that the
+        earlier ones left.
+
+        Args:
+            elements: T of each site.
+        """
+        weights = named(self.names, parameters)
+        rejected: Tensor | None = None
+        inputs = self._walk()
+        for (site, action), element in zip(self.acting, elements, strict=True):
+            moved = action.move(element, site, weights, inputs.at(site, weights))
+            weights |= moved.weights
+            rejected = moved.rejected if rejected is None else rejected | moved.rejected
+        if rejected is None:
+            rejected = torch.zeros((), dtype=torch.bool)
+        return OrbitPoint([weights[name] for name in self.names], rejected)
+
+    def pull_back(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Element]:
+        """Return gradients in T at T = 0 of a function on the orbit, from its gradients there.
+
+        At first order the sites move independently, so each has its own.
+
+        Args:
+            gradients: with respect to the parameters, in order.
+        """
+        weights, given = named(self.names, parameters), named(self.names, gradients)
+        inputs = self._walk()
+        return [
+            action.pull_back(given, site, weights, inputs.at(site, weights))
+            for site, action in self.acting
+        ]
 
     def transport(
-        self, gradients: Sequence[Tensor], elements: Sequence[Tensor], squares: bool = False
+        self, gradients: Sequence[Tensor], elements: Sequence[Element], squares: bool = False
     ) -> list[Tensor]:
-        """Of the linear part of the action: g^-T on the side of W_{m-1}, g on that of W_m."""
-        layers = list(self.chain.layers(gradients))
-        for site, element in zip(self.chain.sites, elements, strict=True):
-            dense = torch.diag_embed(element) if self.action.diagonal else element
-            g, inverse = self.action.exponential(dense)
-            if squares:
-                g, inverse = g.square(), inverse.square()
-            incoming, outgoing = layers[site.incoming], layers[site.outgoing]
-            dtype = incoming.weight.dtype
-            bias = incoming.bias
-            if bias is not None:
-                bias = (inverse.mT @ bias.double().unsqueeze(-1)).squeeze(-1).to(dtype)
-            weight = (inverse.mT @ incoming.weight.double()).to(dtype)
-            layers[site.incoming] = Layer(weight, bias)
-            moved = (outgoing.weight.double() @ g.mT).to(dtype)
-            layers[site.outgoing] = outgoing._replace(weight=moved)
-        return self.chain.parameters(layers)
+        """Return averages of gradients at w as averages at exp(T) . w, in order.
 
-    def teleportation(
-        self, before: Sequence[Tensor], after: Sequence[Tensor], refused: Tensor
-    ) -> Teleportation:
-        """From one point to another, as what judges a move sees it."""
-        layers, moved = self.chain.layers(before), self.chain.layers(after)
-        return Teleportation(self.chain, self.layer_input.original, layers, moved, refused)
+        Each action says how; see :meth:`Action.transport`.
+
+        Args:
+            squares: whether they are averages of squared gradients, entry by entry.
+        """
+        buffers = named(self.names, gradients)
+        for (site, action), element in zip(self.acting, elements, strict=True):
+            buffers |= action.transport(element, site, buffers, squares)
+        return [buffers[name] for name in self.names]
+
+    def _walk(self) -> _Walk:
+        return _Walk(self.names, self.chain, self.layer_input)
+
+
+class _Walk:
+    """What the incoming layers of a chain's sites are given, computed once on the way."""
+
+    def __init__(
+        self, names: Sequence[str], chain: LayerChain | None, layer_input: LayerInput | None
+    ) -> None:
+        self.chain, self.layer_input, self.place = chain, layer_input, 0
+        self.places: dict[str, int] = {}
+        if chain is not None:
+            weights = [
+                name for name, own in zip(chain.names, _is_weight(chain), strict=True) if own
+            ]
+            self.places = {name: place for place, name in enumerate(weights)}
+
+    def at(self, site: Site, weights: Mapping[str, Tensor]) -> LayerInput | None:
+        """Of the site's incoming layer, at these weights; None where no inputs are known."""
+        if self.chain is None or self.layer_input is None:
+            return None
+        place = self.places[site.incoming[0].parameter]
+        if self.place < place:
+            layers = self.chain.layers([weights[name] for name in self.chain.names])
+        while self.place < place:
+            layer = layers[self.place]
+            x = self.layer_input.original.to(layer.weight.dtype)
+            h = self.chain.activations[self.place](layer(x))
+            self.layer_input, self.place = LayerInput(h), self.place + 1
+        return self.layer_input
+
+
+def _is_weight(chain: LayerChain) -> Iterator[bool]:
+    for biased in chain.biased:
+        yield True
+        if biased:
+            yield False
+
+
+def chain_orbit(
+    chain: LayerChain, parameters: Sequence[Tensor], layer_input: LayerInput, action: Action
+) -> Orbit:
+    """Return the orbit of a chain of layers, with one action at every pair, on given inputs.
+
+    Args:
+        parameters: of the chain, in order; only their shapes are looked at.
+        layer_input: the chain's input x.
+    """
+    acting = [ActingSite(site, action) for site in chain.sites(parameters)]
+    return Orbit(chain.names, acting, chain, layer_input)

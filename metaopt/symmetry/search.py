@@ -4,47 +4,75 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.symmetry.action import per_problem
+from metaopt.symmetry.element import Element, per_task
 from metaopt.symmetry.objectives import (
     LossFunction,
     Objective,
     OfOrbit,
-    entry_sum,
     gradient_norm,
     on_orbit,
+    per_task_sum,
 )
 from metaopt.symmetry.orbit import Orbit
 
-
-class Climb(NamedTuple):
-    """Where a search ended, and the way there."""
-
-    parameters: list[Tensor]
-    refused: Tensor  # (*batch,) bool: stayed at the start, the last move being refused
-    taken: list[list[Tensor]]  # T of each site at each iteration, in order; 0 where it stayed
-
-
 NEAR = 0.05
-"""A search ends when so little of the way from its start to its bound is left: more costs more than
-it brings."""
+"""A search ends when this part of the way from its start to its bound is left: the rest would cost
+more than it brings."""
 
 TINY = 1e-6
-"""Or so little, as a fraction of the bound: no way at all."""
+"""A search ends at once when it starts this near to its bound, as a fraction of the bound."""
 
-Search = Callable[[Orbit, Sequence[Tensor], LossFunction], Climb]
-"""From parameters to another point of their orbit."""
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Where a search ended, and the way there.
+
+    Attributes:
+        parameters: at the end, in the order in which they came.
+        rejected: ``(*batch,)`` bool: the task stayed at its start, its last move being rejected.
+        elements: T of each site for each step of the way, in order; 0 where a task stayed. Empty
+            where the search moves by no group.
+    """
+
+    parameters: list[Tensor]
+    rejected: Tensor
+    elements: list[list[Element]] = field(default_factory=list)
+
+
+class Search(Protocol):
+    """Finds another point of the same loss.
+
+    A search that moves by no group has an attribute ``by_group = False``: then it is given all
+    parameters that need a gradient, and what it must keep is the loss, not the outputs.
+    """
+
+    def __call__(
+        self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction
+    ) -> SearchResult:
+        """Return where the search ends.
+
+        Args:
+            orbit: the points that may be reached.
+            parameters: where it starts, in the orbit's order; they stay as they are.
+            loss: the losses as a function of the parameters.
+        """
+
+
+def moves_by_group(search: Search) -> bool:
+    """Return whether a search moves along an orbit, as all do that do not say otherwise."""
+    return bool(getattr(search, "by_group", True))
 
 
 def check_search(search: object) -> None:
-    """Complain of what is no search, as an objective by itself.
+    """Refuse what is no search, such as an objective by itself.
 
     Raises:
         UserError: if it cannot be called with an orbit, parameters and a loss.
@@ -61,7 +89,7 @@ def check_search(search: object) -> None:
 
 
 class Point:
-    """Parameters, and an objective at them; its gradient only when asked for, once.
+    """Parameters, and an objective at them, with its gradient when it is asked for, once.
 
     Args:
         parameters: detached.
@@ -82,19 +110,19 @@ class Point:
         self._graph = None if leaves is None else (value, leaves)
 
     def gradients(self) -> list[Tensor]:
-        """Of the objective, one a parameter; what is not finite as 0."""
+        """Return the objective's gradients, one for each parameter, with 0 for what is not finite."""
         if self._graph is None:
             self._graph = _graph(self._objective, self.parameters, self._loss)
         (value, leaves), self._graph = self._graph, None
         ones = torch.ones_like(value)
-        slopes = torch.autograd.grad(value, leaves, ones, allow_unused=True)
+        gradients = torch.autograd.grad(value, leaves, ones, allow_unused=True)
         return [
             torch.zeros_like(leaf) if g is None else g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-            for g, leaf in zip(slopes, leaves, strict=True)
+            for g, leaf in zip(gradients, leaves, strict=True)
         ]
 
     def where(self, mask: Tensor, other: Point) -> Point:
-        """``other`` for the problems of the mask, ``(*batch,)``."""
+        """Return ``other`` for the tasks of the mask, ``(*batch,)``, and this point for the rest."""
         if mask.all():
             return other
         if not mask.any():
@@ -105,7 +133,7 @@ class Point:
 
 
 def evaluate(objective: Objective, parameters: Sequence[Tensor], loss: LossFunction) -> Point:
-    """The objective at ``parameters``."""
+    """Evaluate an objective at parameters."""
     value, leaves = _graph(objective, parameters, loss)
     return Point(objective, loss, [leaf.detach() for leaf in leaves], value, leaves)
 
@@ -128,83 +156,89 @@ def _shortened(start: Tensor, tried: Tensor, bound: Tensor) -> Tensor:
     return torch.where(passed, aimed.clamp(0.1, 0.9), 0.5)
 
 
-def _units(directions: Sequence[Tensor], batch_dims: int) -> list[Tensor]:
-    """Divided by their norm, jointly over the sites of a problem."""
-    norm = entry_sum([d.square() for d in directions], batch_dims).sqrt().clamp(min=1e-300)
-    return [d / per_problem(norm, d) for d in directions]
+def _units(directions: Sequence[Element], batch_dims: int) -> list[Element]:
+    """Divided by their norm, jointly over the sites of a task."""
+    squares = [direction.values.square() for direction in directions]
+    norm = per_task_sum(squares, batch_dims).sqrt().clamp(min=1e-300)
+    return [d.with_values(d.values / per_task(norm, d.values)) for d in directions]
 
 
 @dataclass(frozen=True)
 class GradientAscent:
-    """Climbs an objective along the orbit; no problem ends below its start or at infinity.
+    """Climbs an objective along the orbit; no task ends below its start or at infinity.
 
     Each iteration is w <- exp(a G) . w with G the objective's gradient in T at T = 0, divided by
-    its norm: ``size`` is the Frobenius norm of the first T tried, a problem's own size is halved
-    while its objective would not rise, or shortened where it would pass its bound, and after
-    ``halvings`` failures in one iteration it has arrived, as it has when a twentieth of the way
-    to its bound is left. The search ends when all have.
+    its norm: ``initial_step`` is the Frobenius norm of the first T tried, a task's own step is halved
+    while its objective would not rise, or shortened where it would pass its bound. After
+    ``max_backtracks`` failures in one iteration a task has arrived, as it has when a twentieth of
+    the way to its bound is left. The search ends when all tasks have.
 
     Attributes:
         iterations: steps of ascent.
-        size: initial norm of T a step, the same for each problem.
-        halvings: attempts a step.
+        initial_step: norm of the first T, the same for each task.
+        max_backtracks: how often a step is shortened.
         objective: what is climbed, ||grad L||^2 by default.
-        most: a move to a value above this one is not accepted; a problem that starts above stays
+        max_value: a move to a value above this one is not accepted; a task that starts above stays
             there. The value is the objective's: of the default one, a squared norm.
-        most_ratio: the same, as a multiple of each problem's value where the search starts (of a
-            negative value, which rises towards 0, a fraction 1 / most_ratio).
+        max_ratio: the same, as a multiple of each task's value where the search starts (of a
+            negative value, which rises towards 0, a fraction 1 / max_ratio).
+
+    Source: eq. 3 of the paper; the backtracking and the bounds are this library's.
     """
 
     iterations: int = 10
-    size: float = 0.1
-    halvings: int = 8
+    initial_step: float = 0.1
+    max_backtracks: int = 8
     objective: Objective | OfOrbit = gradient_norm
-    most: float = math.inf
-    most_ratio: float = math.inf
+    max_value: float = math.inf
+    max_ratio: float = math.inf
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or self.halvings < 0 or not 0 < self.size < float("inf"):
+        usable = 0 < self.initial_step < float("inf")
+        if self.iterations < 1 or self.max_backtracks < 0 or not usable:
             raise UserError(
-                f"expected iterations >= 1, halvings >= 0 and size > 0, got "
-                f"{self.iterations}, {self.halvings} and {self.size}: "
+                f"expected iterations >= 1, max_backtracks >= 0 and initial_step > 0, got "
+                f"{self.iterations}, {self.max_backtracks} and {self.initial_step}: "
                 "the defaults are 10, 8 and 0.1"
             )
-        if math.isnan(self.most) or not self.most_ratio > 1:
+        if math.isnan(self.max_value) or not self.max_ratio > 1:
             raise UserError(
-                f"expected a number as most and most_ratio > 1, got {self.most} and "
-                f"{self.most_ratio}: inf is no bound"
+                f"expected a number as max_value and max_ratio > 1, got {self.max_value} and "
+                f"{self.max_ratio}: inf is no bound"
             )
 
-    def __call__(self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction) -> Climb:
-        """From ``parameters`` to where the ascent ends."""
+    def __call__(
+        self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction
+    ) -> SearchResult:
+        """Return where the ascent from ``parameters`` ends."""
         objective = on_orbit(self.objective, orbit)
         here = evaluate(objective, parameters, loss)
         bound = self._bound(here.value)
-        size = torch.full_like(here.value, self.size, dtype=torch.float64)
-        refused = torch.zeros_like(here.value, dtype=torch.bool)
-        moved = torch.zeros_like(refused)
+        size = torch.full_like(here.value, self.initial_step, dtype=torch.float64)
+        rejected = torch.zeros_like(here.value, dtype=torch.bool)
+        moved = torch.zeros_like(rejected)
         room = torch.maximum(NEAR * (bound - here.value), TINY * bound.abs())
         arrived = bound - here.value <= room
-        taken: list[list[Tensor]] = []
+        taken: list[list[Element]] = []
         for _ in range(self.iterations):
             if arrived.all():
                 break
             directions = _units(orbit.pull_back(here.parameters, here.gradients()), arrived.dim())
             start = here
-            accepted = [torch.zeros_like(direction) for direction in directions]
+            accepted = [direction.map(torch.zeros_like) for direction in directions]
             climbing = ~arrived
-            for _ in range(self.halvings + 1):
-                elements = [per_problem(size * climbing, d) * d for d in directions]
+            for _ in range(self.max_backtracks + 1):
+                elements = [direction.scaled(size * climbing) for direction in directions]
                 with torch.no_grad():
                     move = orbit.move(start.parameters, elements)
                 tried = evaluate(objective, move.parameters, loss)
                 better = (
-                    climbing & ~move.refused & (tried.value > start.value) & (tried.value <= bound)
+                    climbing & ~move.rejected & (tried.value > start.value) & (tried.value <= bound)
                 )
                 here = here.where(better, tried)
-                accepted = choose(better, elements, accepted)
+                accepted = choose_elements(better, elements, accepted)
                 moved = moved | better
-                refused = torch.where(climbing, move.refused, refused)
+                rejected = torch.where(climbing, move.rejected, rejected)
                 climbing = climbing & ~better
                 shorter = size * _shortened(start.value, tried.value, bound)
                 size = torch.where(climbing, shorter, size)
@@ -212,17 +246,23 @@ class GradientAscent:
                     break
             arrived = arrived | climbing | (bound - here.value <= room)
             taken.append(accepted)
-        return Climb(here.parameters, refused & ~moved, taken)
+        return SearchResult(here.parameters, rejected & ~moved, taken)
 
     def _bound(self, start: Tensor) -> Tensor:
         """The largest value to accept, finite, ``(*batch,)``."""
-        largest = torch.full_like(start, min(self.most, torch.finfo(start.dtype).max))
-        if math.isinf(self.most_ratio):
+        largest = torch.full_like(start, min(self.max_value, torch.finfo(start.dtype).max))
+        if math.isinf(self.max_ratio):
             return largest
-        ratio = torch.where(start < 0, start / self.most_ratio, start * self.most_ratio)
+        ratio = torch.where(start < 0, start / self.max_ratio, start * self.max_ratio)
         return torch.minimum(ratio, largest)
 
 
 def choose(mask: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
-    """``new`` for the problems of the mask, ``(*batch,)``, ``old`` for the others."""
-    return [torch.where(per_problem(mask, a), a, b) for a, b in zip(new, old, strict=True)]
+    """Return ``new`` for the tasks of the mask, ``(*batch,)``, and ``old`` for the others."""
+    return [torch.where(per_task(mask, a), a, b) for a, b in zip(new, old, strict=True)]
+
+
+def choose_elements(mask: Tensor, new: Sequence[Element], old: Sequence[Element]) -> list[Element]:
+    """Return ``new`` for the tasks of the mask, ``(*batch,)``, and ``old`` for the others."""
+    values = choose(mask, [element.values for element in new], [element.values for element in old])
+    return [element.with_values(own) for element, own in zip(new, values, strict=True)]

@@ -1,168 +1,204 @@
-"""A site of an ordinary module, which actions fit it, and the list of all that was found."""
+"""Sites: pairs of matrices inside named parameters, between which a group can act."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from metaopt.symmetry import ACTIONS, GroupAction, RescalingAction
-from metaopt.symmetry.chain import Activation, Layer, LayerChain
-from metaopt.symmetry.finders.steps import Elementwise
+from metaopt.symmetry.activations import Activation
+
+ALWAYS = "always"
+"""``Site.exact`` of a group that keeps the function on all data."""
 
 
 @dataclass(frozen=True)
-class ModuleSite:
-    """A place where a group can act: two layers, and what lies between them.
+class MatrixView:
+    """A matrix inside a named parameter: which of its dimensions are rows and which are columns.
+
+    Parameters may have leading batch dimensions, one matrix for each index; they are not named here.
 
     Attributes:
-        incoming: name of a Linear or Conv2d.
-        outgoing: name of the Linear or Conv2d that alone consumes its output.
-        activation: the one between, ``Identity`` for none; None where it is not one fixed function.
-        scaled: name of the batch norm that takes a scale instead of the incoming layer.
-        width: hidden units, or channels.
+        parameter: the parameter's name.
+        rows, columns: dimensions of ``shape`` that are laid out as rows and as columns, in order.
+            Without columns the view is of a vector, as one column.
+        shape: the parameter's own shape, with dimensions split up where only a part of one is a
+            row or a column; None where the parameter is the matrix, or the vector, as it is.
+        dims: how many dimensions the parameter itself has, where ``shape`` is given.
+        at: (dimension of ``shape``, index) that stay fixed, to see one head of several.
+        heads: dimensions of ``shape`` that count matrices; they come before the rows.
+        bias: the view of the bias that belongs to the rows, where there is one.
+
+    Example:
+        >>> weights = {"w": torch.arange(24.0).reshape(4, 6)}
+        >>> unit = MatrixView("w", rows=(0, 2), columns=(1,), shape=(4, 2, 3))  # blocks of 3
+        >>> unit.read(weights).shape
+        torch.Size([12, 2])
+    """
+
+    parameter: str
+    rows: tuple[int, ...] = (0,)
+    columns: tuple[int, ...] = (1,)
+    shape: tuple[int, ...] | None = None
+    dims: int = 2
+    at: tuple[tuple[int, int], ...] = ()
+    heads: tuple[int, ...] = ()
+    bias: MatrixView | None = None
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of all parameters that the view reads, the bias's among them."""
+        return (self.parameter, *(self.bias.parameters if self.bias else ()))
+
+    def read(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return the matrix, ``(*batch, *heads, rows, columns)``, without its bias."""
+        tensor = parameters[self.parameter]
+        if self.shape is None:
+            return tensor if self.columns else tensor.unsqueeze(-1)
+        laid_out = self._laid_out(tensor)
+        lead = laid_out.dim() - len(self.rows) - len(self.columns)
+        split = lead + len(self.rows)
+        shape = laid_out.shape
+        return laid_out.reshape(*shape[:lead], _size(shape[lead:split]), _size(shape[split:]))
+
+    def read_augmented(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return the augmented weight [W b]; W alone where the view has no bias."""
+        if self.bias is None:
+            return self.read(parameters)
+        return torch.cat((self.read(parameters), self.bias.read(parameters)), dim=-1)
+
+    def write(self, parameters: dict[str, Tensor], value: Tensor) -> None:
+        """Replace the matrix in ``parameters``, by a new tensor that is differentiable in ``value``.
+
+        Args:
+            parameters: by name; only the entry of this view's parameter changes.
+            value: of the shape that :meth:`read` gives.
+        """
+        if self.shape is None:
+            parameters[self.parameter] = value if self.columns else value.squeeze(-1)
+            return
+        old = parameters[self.parameter]
+        laid_out = self._laid_out(old)
+        shaped = value.reshape(laid_out.shape)
+        if self.at:
+            new = old.clone(memory_format=torch.contiguous_format)
+            self._laid_out(new).copy_(shaped)
+            parameters[self.parameter] = new
+            return
+        batch = laid_out.dim() - len(self.shape)
+        order = self._order()
+        back = [order.index(dimension) for dimension in range(len(order))]
+        restored = shaped.permute(*range(batch), *(batch + place for place in back))
+        parameters[self.parameter] = restored.reshape(old.shape)
+
+    def write_augmented(self, parameters: dict[str, Tensor], value: Tensor) -> None:
+        """Replace the matrix and its bias by those of an augmented weight [W b]."""
+        if self.bias is None:
+            self.write(parameters, value)
+            return
+        columns = value.shape[-1] - self.bias.read(parameters).shape[-1]
+        self.write(parameters, value[..., :columns])
+        self.bias.write(parameters, value[..., columns:])
+
+    def _order(self) -> tuple[int, ...]:
+        return (*self.heads, *self.rows, *self.columns)
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        """A view of the tensor, ``(*batch, *heads, *rows, *columns)``."""
+        assert self.shape is not None
+        lead = tensor.dim() - self.dims
+        split = tensor.reshape(*tensor.shape[:lead], *self.shape)
+        fixed = dict(self.at)
+        index = [fixed.get(dimension, slice(None)) for dimension in range(len(self.shape))]
+        chosen = split[(..., *index)] if fixed else split
+        left = [dimension for dimension in range(len(self.shape)) if dimension not in fixed]
+        order = [lead + left.index(dimension) for dimension in self._order()]
+        return chosen.permute(*range(lead), *order)
+
+
+def matrix_view(weight: str, bias: str | None = None) -> MatrixView:
+    """Return the view of a weight ``(out, in)`` that is a matrix as it is, and of its bias ``(out,)``."""
+    return MatrixView(weight, bias=None if bias is None else MatrixView(bias, columns=()))
+
+
+def _size(shape: torch.Size) -> int:
+    return math.prod(shape)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where a group can act: what makes k features, and what uses them.
+
+    Attributes:
+        name: for people, such as "0 -> 2".
+        incoming: views with k rows each: what makes the features. The group element multiplies
+            them from the left.
+        outgoing: views with k columns each: what uses the features. The inverse of the group
+            element multiplies them from the right.
+        between: the elementwise activation between the two; None where it is not one fixed
+            function.
+        group: the largest group that acts here: "GL", or "positive" for positive scales of units.
+        width: k, the number of features.
+        exact: "always", or "on a batch of at most N samples".
+        layers: the names of the module that makes the features and of the one that uses them.
+        labels: what lies between, in order, for people.
+        fan_in: what one unit of the incoming layer sees: features, or channels * kernel.
+        biased: whether what makes the features has a bias, and whether what uses them has one.
+        plain: whether there is nothing but the activation between two matrices.
+        homogeneous: whether positive scales of units pass through to what uses the features.
+        scaled: the name of the batch norm that takes a scale instead of the incoming layer.
         block: inputs of the outgoing layer that one unit feeds: H * W across a Flatten, else 1.
-        groups: of an outgoing convolution.
-        plain: Linear, activation alone, Linear.
-        homogeneous: whether all that follows the scale commutes with positive scales of units.
-        multiplied: names of the parameters that take a scale, units first.
-        inputs: what one unit of the incoming layer sees: features, or channels * kernel.
-        biased: whether the incoming and the outgoing layer have a bias.
-        between: what lies between, in order, for people.
     """
 
-    incoming: str
-    outgoing: str
-    activation: Activation | None
-    scaled: str | None
+    name: str
+    incoming: tuple[MatrixView, ...]
+    outgoing: tuple[MatrixView, ...]
+    between: Activation | None
+    group: str
     width: int
-    block: int
-    groups: int
-    plain: bool
-    homogeneous: bool
-    multiplied: tuple[str, ...]
-    inputs: int
-    biased: tuple[bool, bool]
-    between: tuple[str, ...]
+    exact: str = ALWAYS
+    layers: tuple[str, str] = ("", "")
+    labels: tuple[str, ...] = ()
+    fan_in: int = 0
+    biased: tuple[bool, bool] = (False, False)
+    plain: bool = False
+    homogeneous: bool = False
+    scaled: str | None = None
+    block: int = 1
 
     @property
-    def pair(self) -> tuple[str, str]:
-        """(incoming, outgoing), which identifies the site in its model."""
-        return self.incoming, self.outgoing
+    def parameters(self) -> tuple[str, ...]:
+        """The names of all parameters that an action may move here, without repetition."""
+        views = (*self.incoming, *self.outgoing)
+        return tuple(dict.fromkeys(name for view in views for name in view.parameters))
 
-    @property
-    def divided(self) -> str:
-        """Name of the parameter whose inputs are divided by the scale."""
-        return f"{self.outgoing}.weight"
-
-
-class Fit(NamedTuple):
-    """An action that fits a site, and the data for which it keeps the network's function."""
-
-    action: str
-    exact_for: Literal["all", "the batch"]
+    def without_outgoing_bias(self) -> Site:
+        """Return the site as an action sees it that needs no features: that bias stays as it is."""
+        return _without_outgoing_bias(self)
 
 
-def actions_for(site: ModuleSite, samples: int | None) -> list[Fit]:
-    """The actions that are exact at the site, by the actions' own ``is_exact``.
-
-    Args:
-        samples: columns that the incoming layer sees, rows of a batch times positions; None where
-            it is not known, and then no action is promised that is exact for the batch alone.
-
-    >>> from torch import nn
-    >>> from metaopt.symmetry.finders import find_sites
-    >>> (site,) = find_sites(nn.Sequential(nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 2))).found
-    >>> [fit.action for fit in actions_for(site, samples=5)]
-    ['pre_activation', 'rescaling']
-    >>> [fit.action for fit in actions_for(site, samples=6)]
-    ['rescaling']
-    """
-    fits = []
-    for name, make in ACTIONS.items():
-        action = make()
-        if isinstance(action, RescalingAction):
-            if site.homogeneous:
-                fits.append(Fit(name, "all"))
-        elif samples is not None and _is_exact(action, site, samples):
-            fits.append(Fit(name, "the batch"))
-    return fits
-
-
-def most_samples(site: ModuleSite, action: GroupAction) -> int:
-    """The largest batch for which the action is exact at the site; 0 where it never is."""
-    bound = site.inputs + site.width + 3
-    return bisect_left(range(1, bound), True, key=lambda n: not _is_exact(action, site, n))
-
-
-def _is_exact(action: GroupAction, site: ModuleSite, samples: int) -> bool:
-    """Of an action on whole features, which come from a Linear and go into one."""
-    if not site.plain or site.activation is None:
-        return False
-    incoming, outgoing = (
-        Layer(torch.empty(out, fan_in), torch.empty(out) if biased else None)
-        for (out, fan_in), biased in zip(
-            ((site.width, site.inputs), (1, site.width)), site.biased, strict=True
-        )
-    )
-    return action.is_exact(incoming, outgoing, samples, site.activation)
+@lru_cache(maxsize=1024)
+def _without_outgoing_bias(site: Site) -> Site:
+    return replace(site, outgoing=tuple(replace(view, bias=None) for view in site.outgoing))
 
 
 class LeftOut(NamedTuple):
-    """Layers between which no group acts: the incoming one, then those that it leads to."""
+    """Layers between which no group acts, and why.
+
+    Attributes:
+        names: the incoming layer, then those that it leads to.
+        reason: in plain words.
+    """
 
     names: tuple[str, ...]
     reason: str
 
 
-@dataclass(frozen=True)
-class Sites:
-    """All places of a model where a group can act, in the order of the data flow."""
-
-    found: tuple[ModuleSite, ...]
-    left_out: tuple[LeftOut, ...]
-
-    def why(self) -> str:
-        """The reasons for what was left out, in one line."""
-        return "; ".join(out.reason for out in self.left_out) or "it has too few layers"
-
-    def exact_on_all(self, chain: LayerChain, samples: int) -> set[str]:
-        """The actions that are exact at every site of the chain; none if one was not found."""
-        if len(self.found) != len(chain.sites) or not self.found:
-            return set()
-        fits = [{fit.action for fit in actions_for(site, samples)} for site in self.found]
-        return set.intersection(*fits)
-
-    def report(self) -> str:
-        """What was found, which actions fit each, what was left out and why; for people."""
-        lines = [f"Found: {len(self.found)}"]
-        for site in self.found:
-            between = ", ".join(site.between) or "nothing"
-            lines.append(
-                f"  {site.incoming} -> {site.outgoing}: {site.width} units, {between} between"
-            )
-            lines += [f"    {line}" for line in _fits(site)]
-        if self.left_out:
-            lines.append(f"Left out: {len(self.left_out)}")
-            lines += [f"  {', '.join(out.names)}: {out.reason}" for out in self.left_out]
-        return "\n".join(lines)
-
-
-def _fits(site: ModuleSite) -> list[str]:
-    lines = []
-    if site.homogeneous:
-        where = f" (the scale goes into {site.scaled})" if site.scaled else ""
-        lines.append(f"rescaling: exact for all data{where}")
-    elif isinstance(site.activation, Elementwise):
-        lines.append(f"no rescaling: {site.between[0]} is not positively homogeneous")
-        if site.activation.one_to_one:
-            lines.append(
-                "no post_activation: it is one-to-one, but has no inverse on the real line"
-            )
-    for name, make in ACTIONS.items():
-        action = make()
-        if not isinstance(action, RescalingAction) and (most := most_samples(site, action)):
-            lines.append(f"{name}: exact for a batch of at most {most} samples")
-    return lines
+def named(names: Iterable[str], tensors: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Return tensors by name."""
+    return dict(zip(names, tensors, strict=True))

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from metaopt.symmetry.chain import LayerChain
+from metaopt.symmetry.chain import ChainModule
 
 
-class TaskBatch(nn.Module):  # not an ABC, which ``higher`` cannot patch
+class TaskBatch(ChainModule):
     """A batch of B independent tasks as one module, whose parameters hold those of all tasks.
 
     The first dimension of every parameter is the task. A subclass defines the losses by
@@ -22,9 +22,6 @@ class TaskBatch(nn.Module):  # not an ABC, which ``higher`` cannot patch
             are not a plain chain.
         x: the input of the chain, ``(B, input, samples)``.
     """
-
-    chain: LayerChain
-    x: Tensor
 
     @property
     def batch(self) -> int:

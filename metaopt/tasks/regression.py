@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.errors import UserError
-from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
+from metaopt.symmetry.activations import Identity, LeakyReLU
+from metaopt.symmetry.chain import LayerChain
 from metaopt.tasks.batch import TaskBatch, layer_shapes
 from metaopt.tasks.seeds import check_range
 

@@ -69,5 +69,5 @@ def unroll(
             )
             run.truncate()
             yield Window(
-                value.detach(), list(gradients), torch.stack(after).detach(), run.optimizer.refused
+                value.detach(), list(gradients), torch.stack(after).detach(), run.optimizer.rejected
             )

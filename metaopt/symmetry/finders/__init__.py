@@ -1,21 +1,29 @@
-"""Sites in an ordinary ``nn.Module``: where a group can act, and rescaling there."""
+"""Finders: from an ordinary ``nn.Module`` to the sites where a group can act, with reasons."""
 
-from metaopt.symmetry.finders.chain import ChainView, as_chain
-from metaopt.symmetry.finders.find import find_sites
-from metaopt.symmetry.finders.steps import Elementwise
-from metaopt.symmetry.rescaling import rescale, rescaled
-from metaopt.symmetry.site import Fit, LeftOut, ModuleSite, Sites, actions_for
+from metaopt.symmetry.finders.chain import as_chain
+from metaopt.symmetry.finders.find import (
+    FINDERS,
+    Finder,
+    Findings,
+    between_layers,
+    choose_sites,
+    find_sites,
+)
+from metaopt.symmetry.finders.sites import Sites
+from metaopt.symmetry.finders.steps import STEPS, Call, Step
+from metaopt.symmetry.finders.trace import Trace
 
 __all__ = [
-    "ChainView",
-    "Elementwise",
-    "Fit",
-    "LeftOut",
-    "ModuleSite",
+    "FINDERS",
+    "STEPS",
+    "Call",
+    "Finder",
+    "Findings",
     "Sites",
-    "actions_for",
+    "Step",
+    "Trace",
     "as_chain",
+    "between_layers",
+    "choose_sites",
     "find_sites",
-    "rescale",
-    "rescaled",
 ]

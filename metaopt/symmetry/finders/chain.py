@@ -2,57 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from metaopt.symmetry.chain import Activation, Identity, LayerChain
+from metaopt.symmetry.activations import Activation, Identity
+from metaopt.symmetry.chain import LayerChain
 from metaopt.symmetry.finders.layers import obstacle
 from metaopt.symmetry.finders.steps import read
 from metaopt.symmetry.finders.trace import Trace, trace
 
 
-@dataclass(frozen=True)
-class ChainView:
-    """The chain, without batch dimensions, and the names of its parameters in order.
-
-    ``chain.output(chain.layers(view.parameters(model)), x.flatten(1).mT)`` is ``model(x).mT``.
-    """
-
-    chain: LayerChain
-    names: tuple[str, ...]
-
-    def parameters(self, model: nn.Module) -> list[Tensor]:
-        """The model's own parameters, in the order of the chain."""
-        return [model.get_parameter(name) for name in self.names]
-
-
-def as_chain(model: nn.Module) -> ChainView | str:
-    """The model as a chain, or the reason in plain words why it is none.
+def as_chain(model: nn.Module) -> LayerChain | str:
+    """Return the model as a chain of layers, or the reason in plain words why it is none.
 
     A chain is Linear layers with one fixed elementwise activation or none between and behind them,
     which may flatten its input first, is the same in training and evaluation mode, and has no
-    other parameters and no frozen ones.
+    other parameters and no frozen ones. Then ``chain.output(chain.layers(chain.parameters_of(model)),
+    x.flatten(1).mT)`` is ``model(x).mT``.
 
-    >>> view = as_chain(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
-    >>> view.names
+    >>> chain = as_chain(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    >>> chain.names
     ('1.weight', '1.bias', '3.weight', '3.bias')
     >>> as_chain(nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.Linear(3, 2)))
     'Dropout is not part of a chain'
     """
-    views = [
-        traced if isinstance(traced, str) else _read(traced)
-        for traced in (trace(model, training) for training in (True, False))
-    ]
-    for view in views:
-        if isinstance(view, str):
-            return view
-    if views[0] != views[1]:
+    return chain_of([trace(model, training) for training in (True, False)])
+
+
+def chain_of(traces: Sequence[Trace | str]) -> LayerChain | str:
+    """Return the chain that a model is in each of its traces, or why it is none.
+
+    Args:
+        traces: of the model in training and in evaluation mode; a string says why there is none.
+    """
+    chains = [traced if isinstance(traced, str) else _read(traced) for traced in traces]
+    for chain in chains:
+        if isinstance(chain, str):
+            return chain
+    if chains[0] != chains[1]:
         return "the forward differs between training and evaluation mode"
-    return views[0]
+    return chains[0]
 
 
-def _read(trace: Trace) -> ChainView | str:
+def _read(trace: Trace) -> LayerChain | str:
     inputs = [n for n in trace.graph.nodes if n.op == "placeholder" and not n.args and n.users]
     if len(inputs) != 1:
         return f"the forward uses {len(inputs)} inputs"
@@ -87,7 +80,7 @@ def _read(trace: Trace) -> ChainView | str:
         return (
             f"parameters outside the chain: {', '.join(sorted(others))}" if others else "no layers"
         )
-    return ChainView(LayerChain(tuple(activations), tuple(biased)), tuple(names))
+    return LayerChain(tuple(activations), tuple(biased), names=tuple(names))
 
 
 def _step(trace: Trace, node: fx.Node, value: fx.Node, activations: list[Activation]) -> str | None:

@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from metaopt.errors import UserError
-from metaopt.symmetry.finders.trace import LAYERS, trace
+from metaopt.symmetry.finders.chain import chain_of
+from metaopt.symmetry.finders.sites import Sites
+from metaopt.symmetry.finders.trace import LAYERS, Trace, trace
 from metaopt.symmetry.finders.walk import walk
-from metaopt.symmetry.site import LeftOut, ModuleSite, Sites
+from metaopt.symmetry.site import LeftOut, Site
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one finder has found in one trace of a model.
+
+    Attributes:
+        found: sites, in the order of the data flow.
+        left_out: layers that it looked at and left out, with the reasons.
+    """
+
+    found: Sequence[Site]
+    left_out: Sequence[LeftOut] = ()
+
+
+Finder = Callable[[Trace], Findings]
+"""The data flow of a module in one mode -> the sites of one kind."""
+
+
+def between_layers(trace: Trace) -> Findings:
+    """Find sites between two layers, Linear or Conv2d, of which the second alone uses the first.
+
+    Chains, convolutions with batch norms and pools, and linear pairs with nothing between.
+    """
+    ends = [walk(trace, node) for node in trace.layers()]
+    return Findings(
+        [end for end in ends if isinstance(end, Site)],
+        [end for end in ends if isinstance(end, LeftOut)],
+    )
+
+
+FINDERS: dict[str, Finder] = {"between_layers": between_layers}
+"""Every finder by name; :func:`find_sites` runs them all, in order."""
 
 
 def find_sites(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) -> Sites:
-    """All pairs of layers between which a group can act, and why others are left out.
+    """Find all places of a model where a group can act, and say why others are left out.
 
     The forward is read as it runs with its optional arguments at their defaults, in training and
     in evaluation mode; a site must be one in both. Register forward hooks afterwards: a layer
@@ -38,21 +74,31 @@ def find_sites(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None)
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"expected an nn.Module, got {type(model).__name__}: give the model itself")
-    by_mode = [_in_mode(model, training) for training in (True, False)]
-    train, evaluation = by_mode
-    left_out = [out for mode in by_mode for out in mode.left_out]
+    traces = [trace(model, training) for training in (True, False)]
+    train, evaluation = (_in_mode(model, traced) for traced in traces)
+    left_out = [*train.left_out, *evaluation.left_out]
     for one, other, mode in ((train, evaluation, "training"), (evaluation, train, "evaluation")):
         for site in one.found:
-            explained = any(set(site.pair) <= set(out.names) for out in left_out)
+            explained = any(set(site.layers) <= set(out.names) for out in left_out)
             if site not in other.found and not explained:
-                left_out.append(LeftOut(site.pair, f"they are such a site only in {mode} mode"))
+                left_out.append(LeftOut(site.layers, f"they are such a site only in {mode} mode"))
     found = tuple(site for site in evaluation.found if site in train.found)
-    everything = Sites(found, tuple(dict.fromkeys(left_out)))
-    return everything if sites is None else _chosen(model, everything, sites)
+    chain = chain_of(traces)
+    everything = Sites(found, tuple(dict.fromkeys(left_out)), chain)
+    return everything if sites is None else choose_sites(model, everything, sites)
 
 
-def _chosen(model: nn.Module, everything: Sites, sites: Sequence[tuple[str, str]]) -> Sites:
-    known = {site.pair: site for site in everything.found}
+def choose_sites(model: nn.Module, everything: Sites, sites: Sequence[tuple[str, str]]) -> Sites:
+    """Keep only the sites of given (incoming, outgoing) layers.
+
+    Args:
+        everything: what :func:`find_sites` found in the model.
+        sites: names of layers; a module of several names may be called by any.
+
+    Raises:
+        UserError: if one of them was not found, saying why.
+    """
+    known = {site.layers: site for site in everything.found}
     first_names = {id(module): name for name, module in model.named_modules()}
     first_name = {
         name: first_names[id(module)]
@@ -74,7 +120,7 @@ def _chosen(model: nn.Module, everything: Sites, sites: Sequence[tuple[str, str]
         LeftOut(pair, "it is not among the given sites") for pair in known if pair not in pairs
     ]
     kept = tuple(site for pair, site in known.items() if pair in pairs)
-    return Sites(kept, (*everything.left_out, *others))
+    return Sites(kept, (*everything.left_out, *others), "sites were given")
 
 
 def _why_not(model: nn.Module, everything: Sites, pair: tuple[str, ...]) -> str:
@@ -92,13 +138,12 @@ def _why_not(model: nn.Module, everything: Sites, pair: tuple[str, ...]) -> str:
     return f"{pair[1]} does not consume the output of {pair[0]}"
 
 
-def _in_mode(model: nn.Module, training: bool) -> Sites:
-    traced = trace(model, training)
+def _in_mode(model: nn.Module, traced: Trace | str) -> Findings:
     if isinstance(traced, str):
-        return Sites((), (LeftOut(_layer_names(model), traced),))
-    ends = [walk(traced, node) for node in traced.layers()]
+        return Findings((), [LeftOut(_layer_names(model), traced)])
+    findings = [finder(traced) for finder in FINDERS.values()]
     called = {str(node.target) for node in traced.layers()}
-    left_out = [end for end in ends if isinstance(end, LeftOut)]
+    left_out = [out for finding in findings for out in finding.left_out]
     for name in _layer_names(model):
         if name in traced.opaque:
             left_out.append(
@@ -106,7 +151,7 @@ def _in_mode(model: nn.Module, training: bool) -> Sites:
             )
         elif name and name not in called:
             left_out.append(LeftOut((name,), "the forward does not call it"))
-    return Sites(tuple(end for end in ends if isinstance(end, ModuleSite)), tuple(left_out))
+    return Findings([site for finding in findings for site in finding.found], left_out)
 
 
 def _layer_names(model: nn.Module) -> tuple[str, ...]:

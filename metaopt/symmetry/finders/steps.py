@@ -7,7 +7,7 @@ across it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from metaopt.symmetry.chain import Activation, LeakyReLU
+from metaopt.symmetry.activations import Activation, Elementwise, LeakyReLU
 from metaopt.symmetry.finders.trace import Trace, batch_size_of, first_input, is_shape_query
 
 Kind = Literal["activation", "norm", "dropout", "pool", "pool to rows", "flatten", "rows", "same"]
@@ -36,20 +36,6 @@ class Step:
     name: str = ""  # of a batch norm
     width: int | None = None  # features of a batch norm, or k of view(-1, k)
     needs_image: bool = False  # works on height and width
-
-
-@dataclass(frozen=True)
-class Elementwise:
-    """An activation of which nothing is known that a symmetry could use; eq. 79 takes any."""
-
-    name: str
-    function: Callable[[Tensor], Tensor] = field(compare=False, repr=False)
-    one_to_one: bool = False
-    inverse: None = field(default=None, init=False)
-    homogeneous: bool = field(default=False, init=False)
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return self.function(z.clone())  # the function may work in place
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from typing import Literal
 
 from torch import fx, nn
 
-from metaopt.symmetry.chain import Identity
+from metaopt.symmetry.activations import Identity
 from metaopt.symmetry.finders.layers import obstacle
+from metaopt.symmetry.finders.sites import exact_on_batch
 from metaopt.symmetry.finders.steps import Step, read
 from metaopt.symmetry.finders.trace import Trace, first_input
-from metaopt.symmetry.site import LeftOut, ModuleSite
+from metaopt.symmetry.site import ALWAYS, LeftOut, MatrixView, Site, matrix_view
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class _Path:
         )
 
 
-def walk(trace: Trace, start: fx.Node) -> ModuleSite | LeftOut | None:
+def walk(trace: Trace, start: fx.Node) -> Site | LeftOut | None:
     """The site behind a layer, or why there is none; None where no layer follows."""
     incoming = str(start.target)
     following = _following(trace, start)
@@ -107,9 +108,7 @@ def _following(trace: Trace, start: fx.Node) -> list[str]:
     return found
 
 
-def _close(
-    trace: Trace, incoming: str, path: _Path, node: fx.Node, value: fx.Node
-) -> ModuleSite | str:
+def _close(trace: Trace, incoming: str, path: _Path, node: fx.Node, value: fx.Node) -> Site | str:
     """The site between ``incoming`` and the layer that ``node`` calls, or why there is none."""
     outgoing = str(node.target)
     if first_input(node) is not value:
@@ -143,21 +142,67 @@ def _close(
     if not path.commutes and not plain:
         return path.why_not()
     scaled = path.norm.name if path.norm else None
-    return ModuleSite(
-        incoming=incoming,
-        outgoing=outgoing,
-        activation=activation,
-        scaled=scaled,
+    linear_pair = plain and activation == Identity()
+    if scaled is None:
+        made = _makes(trace, incoming)
+    else:
+        made = _gains(scaled, path.width, block if path.flat_norm else 1)
+    site = Site(
+        name=f"{incoming} -> {outgoing}",
+        incoming=(made,),
+        outgoing=(_uses(trace, outgoing, path.width, block),),
+        between=activation,
+        group="positive" if path.commutes and not linear_pair else "GL",
         width=path.width,
-        block=block,
-        groups=1 if isinstance(last, nn.Linear) else last.groups,
+        exact=ALWAYS,
+        layers=(incoming, outgoing),
+        labels=tuple(step.label for step in path.steps if step.kind != "same"),
+        fan_in=first.weight[0].numel(),
+        biased=(first.bias is not None, last.bias is not None),
         plain=plain,
         homogeneous=path.commutes,
-        multiplied=tuple(
-            f"{scaled or incoming}.{name}"
-            for name, _ in trace.model.get_submodule(scaled or incoming).named_parameters()
-        ),
-        inputs=first.weight[0].numel(),
-        biased=(first.bias is not None, last.bias is not None),
-        between=tuple(step.label for step in path.steps if step.kind != "same"),
+        scaled=scaled,
+        block=block,
+    )
+    return site if path.commutes else replace(site, exact=exact_on_batch(site))
+
+
+def _makes(trace: Trace, name: str) -> MatrixView:
+    """The view of what a layer's units are made by: a unit a row."""
+    module = trace.model.get_submodule(name)
+    weight = module.get_parameter("weight")
+    bias = None if module.bias is None else f"{name}.bias"
+    if weight.dim() == 2:
+        return matrix_view(f"{name}.weight", bias)
+    return MatrixView(
+        f"{name}.weight",
+        columns=tuple(range(1, weight.dim())),
+        shape=tuple(weight.shape),
+        dims=weight.dim(),
+        bias=None if bias is None else MatrixView(bias, columns=()),
+    )
+
+
+def _gains(name: str, width: int, block: int) -> MatrixView:
+    """The view of a batch norm's weights and biases: a unit, or its block of features, a row."""
+    weight, bias = f"{name}.weight", f"{name}.bias"
+    if block == 1:
+        return MatrixView(weight, columns=(), bias=MatrixView(bias, columns=()))
+    shape = (width, block)
+    return MatrixView(weight, shape=shape, dims=1, bias=MatrixView(bias, shape=shape, dims=1))
+
+
+def _uses(trace: Trace, name: str, width: int, block: int) -> MatrixView:
+    """The view of what a layer makes of ``width`` units: a unit a column."""
+    module = trace.model.get_submodule(name)
+    weight = module.get_parameter("weight")
+    bias = None if module.bias is None else MatrixView(f"{name}.bias", columns=())
+    if isinstance(module, nn.Conv2d):
+        groups = module.groups
+        shape = (groups, weight.shape[0] // groups, width // groups, *weight.shape[2:])
+        return MatrixView(f"{name}.weight", rows=(1, 3, 4), columns=(0, 2), shape=shape, dims=4)
+    if block == 1:
+        return MatrixView(f"{name}.weight", bias=bias)
+    return MatrixView(
+        f"{name}.weight", rows=(0, 2), columns=(1,), shape=(weight.shape[0], width, block)
     )

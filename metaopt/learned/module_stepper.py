@@ -11,39 +11,42 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.errors import UserError
-from metaopt.learned.body import Body, Now, added, check_loose, largest_so_far, loosely
-from metaopt.learned.loss_curvature import (
-    UNKNOWN,
-    fingerprint,
-    known_curvature,
-    measured_curvature,
-)
+from metaopt.learned.forward_record import ForwardRecord
+from metaopt.learned.loss_curvature import UNKNOWN, known_curvature, measured_curvature
 from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, State
-from metaopt.learned.observation import NO_CHAIN, Observation
-from metaopt.learned.tape import Pass
+from metaopt.learned.observation import Observation
+from metaopt.learned.stepper import (
+    StepInput,
+    Stepper,
+    added,
+    check_loose,
+    largest_so_far,
+    loosely,
+)
 from metaopt.learned.trust import trusted, untried
 from metaopt.learned.units import Units, inner_inputs
-from metaopt.symmetry import LayerInput
-from metaopt.symmetry.finders import ChainView, as_chain, find_sites
-from metaopt.symmetry.move import NetworkMove
-from metaopt.symmetry.rescaling_orbit import RescalingOrbit
+from metaopt.symmetry import LayerInput, RescalingAction, Teleportation
+from metaopt.symmetry.auto import AUTO, Returns, choose_actions, fingerprint
+from metaopt.symmetry.chain import NO_CHAIN
+from metaopt.symmetry.orbit import ActingSite, Orbit
+from metaopt.symmetry.site import named
+from metaopt.target import ModuleTarget, check_loss_fn
 
-AUTO, RESCALING, NONE = "auto", "rescaling", "none"
+RESCALING, NONE = "rescaling", "none"
 
 
 @final
-class NetworkBody(Body):
-    """A network on batches of a user's data.
+class ModuleStepper(Stepper):
+    """Steps any module on batches of a user's data.
 
     A chain of Linear layers is seen as in meta-training, curvature of each layer and all; of any
-    other network m1 sees gradients alone (:class:`metaopt.learned.body.LooseBody`). Gradients are
+    other network m1 sees gradients alone (:class:`metaopt.learned.stepper.GradientStepper`). Gradients are
     divided by the curvature of the loss in the output, known from ``loss_fn`` or measured where
     the same batch comes twice in a row.
 
-    With "auto", the group of m2 acts where it is exact for the layers and the batch, and the batch
-    is the one of the step before: on a batch that stands for others GL would change the function
-    on those. Else the units of homogeneous sites are rescaled, which is exact for all data; else
-    nothing is teleported.
+    With "auto", m2 acts by the rules of :func:`~metaopt.symmetry.auto.choose_actions`, of the groups
+    that it can propose elements of: the one that it was trained for, and positive scales of units.
+    A batch is taken to return where it is the one of the step before.
     """
 
     def __init__(
@@ -55,56 +58,43 @@ class NetworkBody(Body):
         sites: Sequence[tuple[str, str]] | None,
     ) -> None:
         self.model = model
-        self.sites = find_sites(model, sites)
-        self.homogeneous = tuple(site for site in self.sites.found if site.homogeneous)
-        self.view = as_chain(model)
+        self.target = ModuleTarget(model, sites)
+        self.homogeneous = self.target.homogeneous
         self.meta_action = meta.spec.action
         self.learns_element = meta.element is not None
         self.action = action
         self.known = known_curvature(loss_fn)
         self.counts: Counter[str] = Counter()
+        self._rescaling = RescalingAction()
         self.layer_input: LayerInput | None = None
-        self._check(action, sites is not None, loss_fn)
-        if isinstance(self.view, ChainView):
-            self.chain, self.names = self.view.chain, self.view.names
+        check_loss_fn(loss_fn)
+        self._check(action)
+        self.chain = self.target.whole_chain  # given sites restrict where a group acts alone
+        if self.chain.names:
+            self.names = self.chain.names
         else:
             check_loose(meta)
-            trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-            self.chain, self.names = NO_CHAIN, tuple(trainable)
+            self.names = self.target.trainable()
         if not self.names:
-            raise UserError("expected a model with parameters that require a gradient, got none")
+            raise UserError(
+                "expected a model with parameters that require a gradient, got none: unfreeze some"
+            )
         self.rescales = self.learns_element and action in (AUTO, RESCALING) and self.homogeneous
-        self.parameters = [model.get_parameter(name) for name in self.names]
+        self.parameters = self.target.parameters(self.names)
         self.init_state(meta)  # refuses an m2 that cannot do it
 
-    def _check(self, action: str, sites_given: bool, loss_fn: object) -> None:
-        check_action(action, loss_fn, self.meta_action)
-        if action not in (AUTO, NONE) and not self.learns_element:
+    def _check(self, action: str) -> None:
+        choices = (AUTO, self.meta_action, RESCALING, NONE)
+        if action in choices and action not in (AUTO, NONE) and not self.learns_element:
             raise UserError(
                 f"expected an optimizer with an m2 for action={action!r}, got one without: use "
                 f"action='none' or an optimizer that teleports"
             )
-        if action == RESCALING and not self.homogeneous:
-            raise UserError(
-                f"expected a site that can be rescaled, got none ({self.sites.why()}): "
-                f"use action='none'"
-            )
-        chain = self.view.chain if isinstance(self.view, ChainView) else NO_CHAIN
-        self.whole = not sites_given and bool(chain.sites)
-        if action == "post_activation" and not chain.invertible:
-            raise UserError(
-                "expected activations with an inverse on the real line, such as LeakyReLU, for "
-                "post_activation (eq. 78), got others: use action='auto'"
-            )
-        if action == self.meta_action and not self.whole:
-            why = self.view if isinstance(self.view, str) else "it has a single layer"
-            why = "sites were given" if sites_given else why
-            raise UserError(
-                f"expected a chain of Linear layers for {action}, got another model ({why}): use "
-                f"action='auto'"
-            )
+        self.target.check_action(action, choices, "use action='auto' or 'none'")
+        self.whole = bool(self.target.chain.pairs)  # whether m2's own group has a place to act
 
     def init_state(self, meta: MetaOptimizer) -> State:
+        """See :meth:`Stepper.init_state`."""
         state: State = {"update": meta.update.init_state(self.chain, self.parameters)}
         if self.whole and meta.element is not None and self.action in (AUTO, self.meta_action):
             state["element"] = meta.element.init_state(self.chain, self.parameters)
@@ -114,7 +104,8 @@ class NetworkBody(Body):
             state["largest"] = largest_so_far(self.parameters)
         return state | {"curvature": [], "batch": [], "trust": [untried()]}
 
-    def advance(self, meta: MetaOptimizer, now: Now, state: State) -> Advanced:
+    def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
+        """See :meth:`Stepper.advance`."""
         parameters, seen = now.parameters, now.seen
         state, same = self._met(seen, state)
         trust = float(state["trust"][0][0])
@@ -154,15 +145,15 @@ class NetworkBody(Body):
             return Advanced(updated, following, None)
         units = self._units(parameters, gradients, seen)
         elements, following["units"] = meta.element.propose_units(units, state["units"])
-        moved_to = RescalingOrbit(self.names, self.homogeneous).move(
-            updated, [trust * element for element in elements]
+        acting = [ActingSite(site, self._rescaling) for site in self.homogeneous]
+        point = Orbit(self.names, acting).move(
+            updated, [element.scaled(trust) for element in elements]
         )
-        move = NetworkMove(
-            self.model, self.names, x, updated, moved_to.parameters, moved_to.refused
-        )
-        return Advanced(moved_to.parameters, following, move)
+        outputs = self.target.outputs(self.names, x)
+        move = Teleportation(outputs, updated, point.parameters, point.rejected)
+        return Advanced(point.parameters, following, move)
 
-    def _met(self, seen: Pass | None, state: State) -> tuple[State, bool]:
+    def _met(self, seen: ForwardRecord | None, state: State) -> tuple[State, bool]:
         """The state with what this pass tells of the loss, and whether its batch came before."""
         if seen is None or seen.x is None:
             return state | {"batch": []}, False
@@ -208,52 +199,37 @@ class NetworkBody(Body):
             return NONE, "no differentiated forward pass was seen"
         if self.action == self.meta_action:
             return self.meta_action, ""
-        if self.action == AUTO and self.whole and same and layer_input is not None:
+        samples = None
+        if self.action == AUTO and layer_input is not None:
             samples = layer_input.original.shape[-1]
-            if self.meta_action in self.sites.exact_on_all(self.chain, samples):
-                return self.meta_action, ""
+        returns = Returns.YES if same else Returns.NO
+        acting = choose_actions(self.target.sites, samples, returns, (self.meta_action, RESCALING))
+        if acting and acting[0].action.uses_inputs:
+            return self.meta_action, ""
         if self.homogeneous:
             return RESCALING, ""
         return NONE, f"no site can be rescaled, and {self.meta_action} is not exact"
 
     def _units(
-        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], seen: Pass
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], seen: ForwardRecord
     ) -> list[Units]:
         """Of each homogeneous site, at the weights where the gradient was taken."""
-        by_name = dict(zip(self.names, parameters, strict=True))
-        slopes = dict(zip(self.names, gradients, strict=True))
+        weights, own = named(self.names, parameters), named(self.names, gradients)
         inputs = inner_inputs(self.model, self.names, parameters, seen, self.homogeneous)
-        return [Units.of(site, by_name, slopes, inputs[site.outgoing]) for site in self.homogeneous]
+        return [Units.of(site, weights, own, inputs[site.layers[1]]) for site in self.homogeneous]
 
-    def twin(self) -> NetworkBody:
-        """Counts its own steps."""
+    def functional_form(self) -> ModuleStepper:
+        """See :meth:`Stepper.functional_form`: it counts its own steps."""
         other = copy.copy(self)
         other.counts, other.layer_input = Counter(), None
         return other
 
     def report(self) -> str:
-        """The sites, the loss's curvature, and how often each action was taken."""
-        lines = [self.sites.report()]
-        if isinstance(self.view, str):
-            lines.append(f"Not a chain of Linear layers ({self.view}): m1 sees gradients alone")
+        """Return the sites, what m1 sees, and how often each action was taken."""
+        lines = [self.target.report()]
+        if self.target.no_chain:
+            lines.append(
+                f"Not a chain of Linear layers ({self.target.no_chain}): m1 sees gradients alone"
+            )
         lines += [f"{what}: {count} steps" for what, count in sorted(self.counts.items())]
         return "\n".join(lines)
-
-
-def check_action(action: str, loss_fn: object, own: str | None = None) -> None:
-    """Raises UserError for an action or a loss_fn that no network takes.
-
-    Args:
-        own: the action that m2 was trained for, where there is an m2 and a use for it.
-    """
-    choices = [AUTO, *([own] if own else []), RESCALING, NONE]
-    if action not in choices:
-        raise UserError(
-            f"expected an action of {', '.join(choices)} for this optimizer, got {action!r}: "
-            f"name one"
-        )
-    if loss_fn is not None and not callable(loss_fn):
-        raise UserError(
-            f"expected a loss_fn that can be called, got {loss_fn!r}: give the loss, such as "
-            f"torch.nn.MSELoss(), or leave it out"
-        )

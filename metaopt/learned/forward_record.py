@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 
-class Pass(NamedTuple):
-    """A forward pass; tensors are detached."""
+class ForwardRecord(NamedTuple):
+    """What a forward pass was given and gave; tensors are detached."""
 
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
@@ -31,47 +31,49 @@ class Pass(NamedTuple):
         return torch.autocast(device, self.cast_to, enabled=self.cast_to is not None)
 
 
-class Tape:
-    """Keeps the last pass of a model that was differentiated; it ends with its optimizer.
+class ForwardRecorder:
+    """Keeps the last forward pass of a model that was differentiated; it ends with its optimizer.
 
     A pass under ``no_grad`` leaves no trace, and one in grad mode that nothing is differentiated
     of leaves none after the next that is.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
-        self.last: Pass | None = None
+        self.last: ForwardRecord | None = None
         self.passes = 0  # differentiated since the last :meth:`take`
         if model is not None:
-            watch = _Watch(self, model)
+            watch = _Hook(self, model)
             handle = model.register_forward_hook(watch, with_kwargs=True)
             weakref.finalize(self, handle.remove)
 
-    def take(self) -> Pass | None:
+    def take(self) -> ForwardRecord | None:
         """The last pass that was differentiated since this was asked before."""
         last, passes = self.last, self.passes
         self.last, self.passes = None, 0
         return None if last is None else last._replace(alone=passes == 1)
 
 
-class _Watch:
+class _Hook:
     """The forward hook; a copy of the model has one that does nothing."""
 
-    def __init__(self, tape: Tape | None = None, model: nn.Module | None = None) -> None:
-        self._tape = None if tape is None else weakref.ref(tape)
+    def __init__(
+        self, recorder: ForwardRecorder | None = None, model: nn.Module | None = None
+    ) -> None:
+        self._recorder = None if recorder is None else weakref.ref(recorder)
         self._model = None if model is None else weakref.ref(model)
 
     def __call__(
         self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
     ) -> None:
-        tape = None if self._tape is None else self._tape()
+        recorder = None if self._recorder is None else self._recorder()
         own = None if self._model is None else self._model()
-        if tape is None or model is not own or not torch.is_grad_enabled():
+        if recorder is None or model is not own or not torch.is_grad_enabled():
             return
         if not isinstance(output, Tensor) or not output.requires_grad:
             return
         device = output.device.type
         on = torch.is_autocast_enabled(device)
-        seen = Pass(
+        seen = ForwardRecord(
             tuple(map(_detached, arguments)),
             {name: _detached(value) for name, value in keywords.items()},
             output.detach().clone(),
@@ -79,16 +81,16 @@ class _Watch:
         )
 
         def differentiated(gradient: Tensor) -> None:
-            tape.last = seen._replace(output_gradient=gradient.detach().clone())
-            tape.passes += 1
+            recorder.last = seen._replace(output_gradient=gradient.detach().clone())
+            recorder.passes += 1
 
         output.register_hook(differentiated)  # type: ignore[no-untyped-call]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Watch:
-        return _Watch()
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return _Hook()
 
-    def __reduce__(self) -> tuple[type[_Watch], tuple[()]]:
-        return _Watch, ()
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
 def _detached(value: Any) -> Any:

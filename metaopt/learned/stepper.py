@@ -1,0 +1,173 @@
+"""How a learned optimizer steps parameters: what it sees of them together, and one step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from metaopt.errors import UserError
+from metaopt.learned.forward_record import ForwardRecord
+from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, State
+from metaopt.learned.observation import Observation
+from metaopt.symmetry.chain import NO_CHAIN
+from metaopt.target import TaskTarget
+
+STEPS_TO_MOVE = 100.0  # steps of the first gradient, each of 1 / scale, that are as long as w
+SMALLEST_RMS = 0.03  # of the entries of w there; biases start at 0
+
+
+class StepInput(NamedTuple):
+    """What a step is made from.
+
+    Attributes:
+        parameters, gradients: in the order of the stepper's.
+        seen: the forward pass that was differentiated, where there is one.
+        rate: factor of f_t.
+        second_order: whether a meta-gradient goes through the gradients.
+        absent: places of parameters without a gradient, for which f = 0.
+    """
+
+    parameters: Sequence[Tensor]
+    gradients: Sequence[Tensor]
+    seen: ForwardRecord | None = None
+    rate: float = 1.0
+    second_order: bool = False
+    absent: frozenset[int] = frozenset()
+
+
+class Stepper(ABC):
+    """Parameters, and one step of them; pure: state goes in and comes out.
+
+    Attributes:
+        parameters: those that are stepped, in order.
+        skips_not_finite: whether a step is left out that would make a weight infinite or NaN.
+    """
+
+    parameters: list[nn.Parameter]
+    skips_not_finite: bool = True
+
+    @abstractmethod
+    def init_state(self, meta: MetaOptimizer) -> State:
+        """Return the state before the first step; tensors of floating point or whole numbers."""
+
+    @abstractmethod
+    def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
+        """Return the parameters after one step, with the next state."""
+
+    def functional_form(self) -> Stepper:
+        """Return the stepper for a differentiable optimizer, whose steps are not counted here."""
+        return self
+
+    def report(self) -> str:
+        """Return where a group acts and where not, for people."""
+        return f"{len(self.parameters)} parameters that are stepped without teleportation"
+
+
+@final
+class TaskStepper(Stepper):
+    """Steps a batch of tasks: a chain of layers that holds its data."""
+
+    skips_not_finite = False  # tasks are independent, and one that is lost must not stop the others
+
+    def __init__(self, target: TaskTarget) -> None:
+        self.target = target
+        self.parameters = target.parameters(target.names)
+
+    def init_state(self, meta: MetaOptimizer) -> State:
+        """See :meth:`Stepper.init_state`."""
+        return meta.init_state(self.target.chain, self.parameters)
+
+    def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
+        """See :meth:`Stepper.advance`."""
+        return meta.advance(
+            self.target.chain,
+            now.parameters,
+            now.gradients,
+            self.target.layer_input,
+            state,
+            now.second_order,
+            now.rate,
+        )
+
+    def report(self) -> str:
+        """See :meth:`Stepper.report`."""
+        return self.target.report()
+
+
+@final
+class GradientStepper(Stepper):
+    """Steps parameters of which nothing is known but their gradients, by m1 alone.
+
+    The Gauss-Newton scale of a parameter is taken to be 100 times its largest gradient norm so far over its own norm, so that
+    the first steps are short of it, and one that overshoots makes the next ones shorter. An m1 that
+    asks for no scale steps any network so.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], meta: MetaOptimizer) -> None:
+        check_loose(meta)
+        self.parameters = list(parameters)
+
+    def init_state(self, meta: MetaOptimizer) -> State:
+        return {
+            "update": meta.update.init_state(NO_CHAIN, self.parameters),
+            "largest": largest_so_far(self.parameters),
+        }
+
+    def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
+        if meta.update.sees_layers:
+            loose, largest = loosely(now.parameters, now.gradients, state["largest"])
+        else:
+            loose, largest = Observation.loose(now.parameters, now.gradients, []), state["largest"]
+        update, following = meta.update.propose(loose, state["update"])
+        return Advanced(
+            added(now, update, now.rate), {"update": following, "largest": largest}, None
+        )
+
+
+def check_loose(meta: MetaOptimizer) -> None:
+    """Refuse an m1 that needs a chain of layers.
+
+    Raises:
+        UserError: if it sees features of layers.
+    """
+    if "covariance" in meta.spec.inputs and meta.spec.update == "coordinatewise":
+        raise UserError(
+            "expected an m1 that sees gradients alone for parameters that are no chain of Linear "
+            "layers, got one that sees the covariance of features: use another optimizer"
+        )
+
+
+def largest_so_far(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return the largest gradient norms before the first step: zeros, one for each parameter."""
+    return [torch.zeros((), dtype=torch.float32, device=p.device) for p in parameters]
+
+
+def loosely(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor], largest: Sequence[Tensor]
+) -> tuple[Observation, list[Tensor]]:
+    """Return what is seen of parameters that are no chain, and their largest gradient norms by now.
+
+    Args:
+        largest: the largest norms before, one for each parameter.
+    """
+    scales, following = [], []
+    for parameter, gradient, before in zip(parameters, gradients, largest, strict=True):
+        norm = torch.linalg.vector_norm(gradient.detach().float())
+        most = torch.maximum(before, torch.where(norm.isfinite(), norm, before))
+        smallest = SMALLEST_RMS * parameter.numel() ** 0.5
+        size = torch.linalg.vector_norm(parameter.detach().float()).clamp(min=smallest)
+        scales.append(STEPS_TO_MOVE * most / size)
+        following.append(most)
+    return Observation.loose(parameters, gradients, scales), following
+
+
+def added(now: StepInput, update: Sequence[Tensor], rate: float) -> list[Tensor]:
+    """Return w + rate f, in the dtype of w; w itself where there was no gradient."""
+    return [
+        parameter if index in now.absent else parameter + (rate * step).to(parameter.dtype)
+        for index, (parameter, step) in enumerate(zip(now.parameters, update, strict=True))
+    ]

@@ -1,0 +1,101 @@
+"""Elementwise activations, with what a symmetry needs to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Activation(Protocol):
+    """An elementwise activation sigma, with what a symmetry needs to know of it."""
+
+    @property
+    def inverse(self) -> Activation | None:
+        """The inverse of sigma, or None where sigma is no bijection of the real line."""
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether sigma(c z) = c sigma(z) for every c > 0."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return sigma(z), entry by entry."""
+
+
+@dataclass(frozen=True)
+class LeakyReLU:
+    """LeakyReLU: z for z > 0 and ``slope * z`` otherwise; slope 0 is ReLU.
+
+    Attributes:
+        slope: the factor of negative entries.
+    """
+
+    slope: float = 0.1
+
+    @property
+    def inverse(self) -> LeakyReLU | None:
+        """The LeakyReLU with the inverse slope; None for ReLU."""
+        return LeakyReLU(1.0 / self.slope) if self.slope > 0 else None
+
+    @property
+    def homogeneous(self) -> bool:
+        """True: positive factors pass through."""
+        return True
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return functional.leaky_relu(z, self.slope)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """No activation: sigma(z) = z."""
+
+    @property
+    def inverse(self) -> Identity:
+        """The identity itself."""
+        return self
+
+    @property
+    def homogeneous(self) -> bool:
+        """True: every factor passes through."""
+        return True
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return z
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """An activation of which only the function is known; eq. 79 takes any such one.
+
+    Attributes:
+        name: what reports call it; two of one name are taken to be equal.
+        function: the activation, on tensors of any shape.
+        one_to_one: whether it never takes one value twice, as Tanh. It may still miss values, so
+            that it has no inverse on the real line.
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor] = field(compare=False, repr=False)
+    one_to_one: bool = False
+    inverse: None = field(default=None, init=False)
+    homogeneous: bool = field(default=False, init=False)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.function(z.clone())  # the function may work in place
+
+
+def derivative(activation: Activation, at: Tensor) -> Tensor:
+    """Return sigma'(at), entry by entry, detached.
+
+    Args:
+        at: points of any shape.
+    """
+    with torch.enable_grad():
+        points = at.detach().requires_grad_()
+        (gradients,) = torch.autograd.grad(activation(points).sum(), points)
+    return gradients

@@ -1,0 +1,119 @@
+"""A module as a function of some of its parameters: its outputs and its loss on a batch.
+
+Everything that evaluates a module at other weights comes through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaopt.errors import UserError
+from metaopt.randomness import same_randomness
+from metaopt.symmetry.teleportation import Outputs
+
+LossOnBatch = Callable[[Tensor, Tensor], Tensor]
+"""(the model's output, y) -> the loss, a scalar."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode inside, and each of its modules back as it was after."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def call_with(
+    model: nn.Module,
+    names: Sequence[str],
+    values: Sequence[Tensor],
+    arguments: Sequence[Any],
+    keywords: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """Return what a module gives with some of its parameters at other values.
+
+    The other parameters are the module's own. Buffers are copies, which a forward pass may change.
+
+    Args:
+        names, values: of the parameters that are replaced.
+        arguments, keywords: of the forward pass.
+        dtype: what all floating-point parameters and buffers are converted to; None keeps theirs.
+    """
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    tensors |= {name: buffer.clone() for name, buffer in model.named_buffers()}
+    tensors |= dict(zip(names, values, strict=True))
+    if dtype is not None:
+        tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+    return functional_call(model, tensors, tuple(arguments), dict(keywords or {}))
+
+
+class NetworkLoss:
+    """The loss of a module on a batch, as a function of the parameters ``names``, in order.
+
+    The other parameters are as they are at each call. Buffers stay as they are, and dropout drops
+    the same at each evaluation.
+
+    Args:
+        loss_fn: (the model's output, y) -> the loss, a scalar.
+        x, y: the batch.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], loss_fn: LossOnBatch, x: Tensor, y: Tensor
+    ) -> None:
+        self.model, self.names, self.loss_fn, self.x, self.y = model, names, loss_fn, x, y
+        self.seed = torch.random.initial_seed()
+
+    def __call__(self, values: Sequence[Tensor]) -> Tensor:
+        """Return the loss, a scalar."""
+        with same_randomness(self.seed):
+            return self.loss_fn(call_with(self.model, self.names, values, (self.x,)), self.y)
+
+
+def module_loss(
+    model: nn.Module, loss_fn: LossOnBatch, x: Tensor, y: Tensor
+) -> tuple[list[nn.Parameter], NetworkLoss]:
+    """Return the parameters of a module that need a gradient, and its loss on a batch of them.
+
+    Buffers stay as they are, and dropout drops the same at each evaluation.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return list(trainable.values()), NetworkLoss(model, list(trainable), loss_fn, x, y)
+
+
+def module_outputs(model: nn.Module, names: Sequence[str], x: Tensor) -> Outputs:
+    """Return the outputs of a module on ``x`` as a function of the parameters ``names``.
+
+    The function gives one row, ``(1, entries)``, in evaluation mode and in float64 unless the
+    forward insists on the model's own dtype.
+
+    Raises:
+        UserError: when it is called, if the model gives anything but one tensor.
+    """
+
+    def outputs(values: Sequence[Tensor]) -> Tensor:
+        with evaluating(model), torch.no_grad():
+            try:
+                wide = x.double() if x.is_floating_point() else x
+                result = call_with(model, names, values, (wide,), dtype=torch.float64)
+            except RuntimeError:  # a dtype written into the forward
+                result = call_with(model, names, values, (x,))
+        if not isinstance(result, Tensor):
+            raise UserError(
+                f"expected a model whose output is one tensor, got {type(result).__name__}: wrap "
+                f"it in a module that returns what the loss takes"
+            )
+        return result.double().reshape(1, -1)
+
+    return outputs

@@ -1,0 +1,342 @@
+"""What an optimizer moves: a model with its parameters, its sites, its outputs and its loss.
+
+:class:`~metaopt.LearnedOptimizer` and :class:`~metaopt.TeleportingOptimizer` look at a model through
+the same object, with the same checks and the same words.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple, final
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaopt.errors import UserError
+from metaopt.symmetry.action import Action
+from metaopt.symmetry.actions import ACTIONS, make_action
+from metaopt.symmetry.auto import AUTO, Returns, choose_actions, for_all_data
+from metaopt.symmetry.chain import NO_CHAIN, ChainModule, LayerChain
+from metaopt.symmetry.finders import Sites, choose_sites, find_sites
+from metaopt.symmetry.functional import LossOnBatch, NetworkLoss, module_outputs
+from metaopt.symmetry.inputs import LayerInput
+from metaopt.symmetry.objectives import LossFunction
+from metaopt.symmetry.orbit import ActingSite, Orbit
+from metaopt.symmetry.search import GradientAscent, Search
+from metaopt.symmetry.site import Site
+from metaopt.symmetry.teleportation import Outputs, chain_outputs
+
+
+class Batch(NamedTuple):
+    """Samples in rows, and what belongs to them."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Target(ABC):
+    """A model as an optimizer sees it.
+
+    Attributes:
+        model: the module itself.
+        sites: all places where a group can act, with the reasons for what was left out.
+        search: how a teleport finds its point by default.
+        needs_batch: whether orbits and losses are of a batch that has to be given.
+    """
+
+    model: nn.Module
+    sites: Sites
+    search: Search
+    needs_batch: bool
+
+    @property
+    def chain(self) -> LayerChain:
+        """The model as a chain of layers; ``NO_CHAIN`` where it is none."""
+        return NO_CHAIN if isinstance(self.sites.chain, str) else self.sites.chain
+
+    def parameters(self, names: Sequence[str]) -> list[nn.Parameter]:
+        """Return the model's parameters of these names, in order."""
+        return [self.model.get_parameter(name) for name in names]
+
+    def trainable(self) -> tuple[str, ...]:
+        """Return the names of all parameters that require a gradient."""
+        return tuple(name for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def acting(
+        self, action: str | Action, samples: int | None, returns: Returns
+    ) -> tuple[ActingSite, ...]:
+        """Return the sites where a group acts on a batch, with the action of each.
+
+        Args:
+            action: "auto" (:func:`~metaopt.symmetry.auto.choose_actions`), a name, or an action,
+                which acts wherever it can.
+            samples: rows of the batch.
+            returns: whether further steps are made on the same batch.
+        """
+        if action == AUTO:
+            return choose_actions(self.sites, samples, returns)
+        own = action if isinstance(action, Action) else make_action(action)
+        if own.uses_inputs and self.chain == NO_CHAIN:
+            return ()
+        return tuple(
+            ActingSite(site, own) for site in self.sites.found if own.obstacle(site) is None
+        )
+
+    def moving(self, action: str | Action) -> tuple[str, ...]:
+        """Return the names of the parameters that an action may move, in order."""
+        if self.chain.pairs:
+            return self.chain.names
+        if action == AUTO:
+            sites = [site for site in self.sites.found if for_all_data(site) is not None]
+        else:
+            sites = [site for site, _ in self.acting(action, None, Returns.UNKNOWN)]
+        names = [name for site in sites for name in site.without_outgoing_bias().parameters]
+        return tuple(dict.fromkeys(names))
+
+    @abstractmethod
+    def orbit(self, names: Sequence[str], acting: Sequence[ActingSite], x: Tensor | None) -> Orbit:
+        """Return the points that the parameters ``names`` can be moved to.
+
+        Args:
+            acting: the sites where a group acts, with the actions.
+            x: the batch, samples in rows.
+        """
+
+    @abstractmethod
+    def loss(
+        self, names: Sequence[str], loss_fn: LossOnBatch | None, batch: Batch | None
+    ) -> LossFunction:
+        """Return the losses as a function of the parameters ``names``."""
+
+    @abstractmethod
+    def outputs(self, names: Sequence[str], x: Tensor | None) -> Outputs:
+        """Return the outputs in float64 as a function of the parameters ``names``."""
+
+    @abstractmethod
+    def report(self) -> str:
+        """Return where a group can act and where not, with reasons, for people."""
+
+    def check_action(self, action: str | Action, choices: Sequence[str], advice: str) -> None:
+        """Refuse an action that has no place to act in this model.
+
+        Args:
+            choices: the names that may be given.
+            advice: what else to do, to end a message with.
+
+        Raises:
+            UserError: for another name, or an action that fits no site.
+        """
+        if isinstance(action, str) and action not in choices:
+            raise UserError(f"expected an action of {', '.join(choices)}, got {action!r}: name one")
+        if isinstance(action, str) and action not in ACTIONS:
+            return
+        own = action if isinstance(action, Action) else make_action(action)
+        name = action if isinstance(action, str) else type(action).__name__
+        if own.uses_inputs and isinstance(self.sites.chain, str):
+            raise UserError(
+                f"expected a chain of Linear layers for {name}, got another model "
+                f"({self.sites.chain}): {advice}"
+            )
+        if own.uses_inputs and not self.chain.pairs:
+            raise UserError(
+                f"expected a model with two layers or more for {name}, got one: a group acts "
+                f"between two layers"
+            )
+        obstacles = [(site, why) for site in self.sites.found if (why := own.obstacle(site))]
+        free = len(self.sites.found) - len(obstacles)
+        if own.uses_inputs and obstacles:
+            site, why = obstacles[0]
+            raise UserError(
+                f"expected sites where {name} can act, got {site.name}, where {why}: {advice}"
+            )
+        if not free:
+            reason = _grouped([why for _, why in obstacles]) or self.sites.why()
+            raise UserError(f"expected a site for {name}, got none ({reason}): {advice}")
+
+
+@final
+class TaskTarget(Target):
+    """A module that holds its own data and says how it is a chain of layers, such as a task batch."""
+
+    needs_batch = False
+
+    def __init__(self, model: ChainModule) -> None:
+        self.model = model
+        self.search = GradientAscent()  # with which the methods of section 5.2 were tuned
+        self.layer_input = LayerInput(model.x)
+        parameters = list(model.parameters())
+        self.names = tuple(name for name, _ in model.named_parameters())
+        own = dict(zip(model.chain.names, self.names, strict=False))
+        renamed = LayerChain(
+            model.chain.activations,
+            model.chain.biased,
+            model.chain.batch_dims,
+            tuple(own[name] for name in model.chain.names),
+        )
+        sites = renamed.sites(parameters) if renamed.pairs else ()
+        self.sites = Sites(sites, (), renamed if renamed.pairs else "it has no layers")
+        self._chain = renamed
+
+    @property
+    def chain(self) -> LayerChain:
+        """The chain that the module says it is; without layers where it is none."""
+        return self._chain
+
+    def moving(self, action: str | Action) -> tuple[str, ...]:
+        """Return the names of all parameters."""
+        return self.names
+
+    def acting(
+        self, action: str | Action, samples: int | None, returns: Returns
+    ) -> tuple[ActingSite, ...]:
+        """Return every site of the chain with the action; its data are the same at each step."""
+        if action == AUTO:
+            return choose_actions(self.sites, self.layer_input.h.shape[-1], Returns.YES)
+        own = action if isinstance(action, Action) else make_action(action)
+        return tuple(ActingSite(site, own) for site in self.sites.found)
+
+    def orbit(self, names: Sequence[str], acting: Sequence[ActingSite], x: Tensor | None) -> Orbit:
+        """See :meth:`Target.orbit`; the data are the module's own."""
+        return Orbit(names, acting, self.chain, self.layer_input)
+
+    def loss(
+        self, names: Sequence[str], loss_fn: LossOnBatch | None, batch: Batch | None
+    ) -> LossFunction:
+        """See :meth:`Target.loss`; the losses are what the module gives, ``(*batch,)``."""
+        return lambda values: functional_call(self.model, dict(zip(names, values, strict=True)), ())
+
+    def outputs(self, names: Sequence[str], x: Tensor | None) -> Outputs:
+        """See :meth:`Target.outputs`: those of the chain, ``(*batch, out, samples)``."""
+        return chain_outputs(self.chain, self.layer_input.original)
+
+    def report(self) -> str:
+        """See :meth:`Target.report`."""
+        return f"{len(self.sites.found)} sites of a chain of layers that holds its data"
+
+
+@final
+class ModuleTarget(Target):
+    """Any ``nn.Module`` of one input, on batches of a user's data.
+
+    Args:
+        model: the module.
+        sites: names of (incoming, outgoing) layers to use, instead of all that are found.
+    """
+
+    needs_batch = True
+
+    def __init__(self, model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) -> None:
+        self.model = model
+        everything = find_sites(model)
+        self._chain = everything.chain
+        self.sites = everything if sites is None else choose_sites(model, everything, sites)
+        self.search = GradientAscent(max_ratio=2.0)  # without a bound some networks are lost
+
+    @property
+    def whole_chain(self) -> LayerChain:
+        """The module as a chain of layers, whichever sites were given; ``NO_CHAIN`` if it is none."""
+        return NO_CHAIN if isinstance(self._chain, str) else self._chain
+
+    @property
+    def no_chain(self) -> str:
+        """Why the module is no chain of layers; empty where it is one."""
+        return self._chain if isinstance(self._chain, str) else ""
+
+    @property
+    def homogeneous(self) -> tuple[Site, ...]:
+        """The sites whose units can be rescaled, which keeps the function on all data."""
+        return tuple(site for site in self.sites.found if site.homogeneous)
+
+    def columns(self, x: Tensor) -> Tensor:
+        """Return a batch as a chain of Linear layers is given it, a sample a column.
+
+        Raises:
+            UserError: if the rows do not fit the first layer.
+        """
+        columns = x.flatten(1).mT
+        expected = self.model.get_parameter(self.chain.names[0]).shape[1]
+        if columns.shape[0] != expected:
+            raise UserError(
+                f"expected a batch of rows with {expected} entries for an action that needs the "
+                f"features, got {columns.shape[0]}: use action='rescaling'"
+            )
+        return columns
+
+    def orbit(self, names: Sequence[str], acting: Sequence[ActingSite], x: Tensor | None) -> Orbit:
+        """See :meth:`Target.orbit`."""
+        if x is None or not any(action.uses_inputs for _, action in acting):
+            return Orbit(names, acting)
+        return Orbit(names, acting, self.chain, LayerInput(self.columns(x)))
+
+    def loss(
+        self, names: Sequence[str], loss_fn: LossOnBatch | None, batch: Batch | None
+    ) -> LossFunction:
+        """See :meth:`Target.loss`; a scalar."""
+        x, y = given(batch)
+        assert loss_fn is not None  # check_loss_fn() sees to it
+        return NetworkLoss(self.model, names, loss_fn, x, y)
+
+    def outputs(self, names: Sequence[str], x: Tensor | None) -> Outputs:
+        """See :meth:`Target.outputs`: one row, in evaluation mode."""
+        assert x is not None
+        return module_outputs(self.model, names, x)
+
+    def report(self) -> str:
+        """See :meth:`Target.report`."""
+        return self.sites.report()
+
+
+def target_of(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) -> Target:
+    """Return what an optimizer sees of a model.
+
+    Args:
+        model: any ``nn.Module``, or a :class:`~metaopt.symmetry.ChainModule` such as a batch of
+            tasks, which holds its own data.
+        sites: names of (incoming, outgoing) layers of a module to use, instead of all found.
+
+    Raises:
+        UserError: for sites of a module that has its own, or that were not found.
+    """
+    if isinstance(model, ChainModule):
+        if sites is not None:
+            raise UserError(
+                f"expected no sites for a batch of tasks, which has its own, got {list(sites)}: "
+                f"leave them out"
+            )
+        return TaskTarget(model)
+    return ModuleTarget(model, sites)
+
+
+def check_loss_fn(loss_fn: object) -> None:
+    """Refuse a loss that is no function; None is let pass.
+
+    Raises:
+        UserError: if it cannot be called.
+    """
+    if loss_fn is not None and not callable(loss_fn):
+        raise UserError(
+            f"expected a loss_fn that can be called, got {loss_fn!r}: give a function of the "
+            f"model's output and y, such as torch.nn.MSELoss(), or leave it out"
+        )
+
+
+def given(batch: Batch | None) -> Batch:
+    """Return the batch.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if batch is None:
+        raise UserError(
+            "expected a batch to teleport on, got none: call teleport(x, y), or "
+            "step(batch=(x, y)) with a schedule"
+        )
+    return batch
+
+
+def _grouped(reasons: Sequence[str]) -> str:
+    """Each reason once, with how often it was given; the first three."""
+    counts = {reason: reasons.count(reason) for reason in reasons}
+    texts = [reason if n == 1 else f"{reason} ({n} times)" for reason, n in counts.items()]
+    return "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
