@@ -27,7 +27,7 @@ from metaopt.storage import write_atomically
 from metaopt.symmetry import ACTIONS, LayerInput, gradient_norm, make_action, teleport
 from metaopt.symmetry.orbit import ChainOrbit
 from metaopt.symmetry.search import evaluate
-from metaopt.tasks import Problem, RegressionFamily
+from metaopt.tasks import RegressionFamily, TaskBatch
 from metaopt.training.spec import TrainingSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
@@ -35,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
 from studies.functions.families_2d import Ellipses
 from studies.functions.scalar_network import ScalarNetwork
 
-BLUE, RED, BLACK, GREY = "#1f5fa8", "#c03028", "#202020", "#8a8a8a"
+BLUE, GREEN, RED, BLACK, GREY = "#1f77b4", "#2ca02c", "#d62728", "#202020", "#8a8a8a"
+"""As in the pictures of the studies: `lstm_update_tele` is blue, eq. 79 green, rescaling red."""
 QUOTED = re.compile(r"[-+\d.e]+<!--([\w.]+)-->")
 
 Drawn = tuple[Figure, dict[str, float]]  # with the numbers that belong to it
@@ -52,7 +53,7 @@ def even(low: float, high: float, count: int) -> Tensor:
     return torch.linspace(low, high, count, dtype=torch.float64)
 
 
-def weights(problem: Problem) -> list[Tensor]:
+def weights(problem: TaskBatch) -> list[Tensor]:
     """Detached."""
     return [parameter.detach() for parameter in problem.parameters()]
 
@@ -163,7 +164,7 @@ def inner_loop() -> Drawn:
     return figure, sizes | {"hold_percent": 100 * hold}
 
 
-def spectrum(problem: Problem) -> Tensor:
+def spectrum(problem: TaskBatch) -> Tensor:
     """Eigenvalues of h hᵀ of the hidden features over their mean, rising."""
     layers = problem.chain.layers([w.double() for w in weights(problem)])
     h = problem.chain.inputs(layers, problem.x.double())[1]
@@ -179,8 +180,8 @@ def whitening() -> Drawn:
     for step in range(31):
         values.append(spectrum(problem))
         runs.append(rollout(problem, optimizer, 1, first_step=step))
-    losses, defects = [float(r.losses[0]) for r in runs], [float(r.defects[1]) for r in runs]
-    first_held = [math.isnan(defect) for defect in defects].index(True)
+    losses, errors = [float(r.losses[0]) for r in runs], [float(r.defects[1]) for r in runs]
+    first_reverted = [math.isnan(error) for error in errors].index(True)
     figure, (eigenvalues, loss) = panels()
     rows = torch.stack(values).numpy()
     eigenvalues.semilogy(rows, color=GREY, linewidth=0.8)
@@ -188,15 +189,15 @@ def whitening() -> Drawn:
     eigenvalues.semilogy(rows[:, 0], "--", color=BLACK, linewidth=1.8, label="the smallest")
     eigenvalues.set(xlabel="step", ylabel="eigenvalue over their mean")
     loss.semilogy(losses, "-o", color=BLUE, markersize=3)
-    loss.axvspan(first_held, 30, color="0.9", label="teleportations held")
+    loss.axvspan(first_reverted, 30, color="0.9", label="teleports reverted")
     loss.set(xlabel="step", ylabel="loss")
-    numbers = {"held_from": first_held, "defect": max(defects[:first_held])}
+    numbers = {"reverted_from": first_reverted, "error": max(errors[:first_reverted])}
     numbers |= {f"condition.{t}": float(values[t][-1] / values[t][0]) for t in (0, 5, 10)}
     return figure, numbers | {f"loss.{t}": losses[t] for t in (0, 5, 10, 30)}
 
 
-def median_defect(action: str, family: RegressionFamily, size: float) -> float:
-    """Over 16 networks, of random elements of norm ``size``; nothing is refused."""
+def median_error(action: str, family: RegressionFamily, size: float) -> float:
+    """Over 16 networks, of random elements of norm ``size``; nothing is rejected."""
     problem, acting = family.sample(range(16)), make_action(action, max_defect=math.inf)
     shape = (16, family.hidden) if acting.diagonal else (16, family.hidden, family.hidden)
     element = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -206,29 +207,29 @@ def median_defect(action: str, family: RegressionFamily, size: float) -> float:
     return float(move.defect().median())
 
 
-def defect() -> Drawn:
+def invariance_error() -> Drawn:
     """By action and dtype against the element's size, and against the number of samples."""
     figure, (size, count) = panels()
     sizes = [10 ** (k / 3) for k in range(-9, 4)]
     samples = [*range(2, 12, 3), *range(11, 24), 26, 30, 35, 40]
     numbers = {"allowed_percent": 100 * make_action("post_activation").max_defect}
-    names, looks = ("eq. 78", "eq. 79", "rescaling"), (("o", BLUE), ("s", RED), ("^", BLACK))
+    names, looks = ("eq. 78", "eq. 79", "rescaling"), (("o", BLUE), ("s", GREEN), ("^", RED))
     for action, name, (mark, colour) in zip(ACTIONS, names, looks, strict=True):
         key, look = name.replace(". ", ""), {"marker": mark, "color": colour, "markersize": 4}
         for dtype, line in (("float32", "-"), ("float64", "--")):
             family = RegressionFamily(distribution="normal", dtype=dtype)
-            values = [median_defect(action, family, s) for s in sizes]
+            values = [median_error(action, family, s) for s in sizes]
             size.loglog(sizes, values, line, label=f"{name}, {dtype}", **look)
             numbers[f"{key}.{dtype}"] = values[sizes.index(1.0)]
         narrow = {"hidden": 12, "output": 5, "distribution": "normal", "dtype": "float64"}
-        values = [median_defect(action, RegressionFamily(n, **narrow), 0.3) for n in samples]
+        values = [median_error(action, RegressionFamily(n, **narrow), 0.3) for n in samples]
         count.semilogy(samples, values, "-", label=name, **look)
         numbers[f"{key}.forty"] = values[-1]
     for at, word in ((12, "hidden units"), (20, "inputs")):
         count.axvline(at, linestyle=":", color=GREY)
         count.text(at - 0.4, 1e-8, f"{at} {word}", rotation=90, ha="right", fontsize=8)
-    size.set(xlabel="‖T‖, 20 samples, 20 hidden units", ylabel="defect", ylim=(1e-17, 1))
-    count.set(xlabel="samples, ‖T‖ = 0.3, float64", ylabel="defect", ylim=(1e-17, 1))
+    size.set(xlabel="‖T‖, 20 samples, 20 hidden units", ylabel="invariance error", ylim=(1e-17, 1))
+    count.set(xlabel="samples, ‖T‖ = 0.3, float64", ylabel="invariance error", ylim=(1e-17, 1))
     return figure, numbers
 
 
@@ -262,7 +263,7 @@ def sharpness() -> Drawn:
     return figure, numbers
 
 
-FIGURES = (level_set, orbit, inner_loop, whitening, defect, sharpness)
+FIGURES = (level_set, orbit, inner_loop, whitening, invariance_error, sharpness)
 
 
 def written(value: float) -> str:
