@@ -25,10 +25,11 @@ demo: $(STAMP) ## evaluate the shipped learned optimizers and baselines; leaves 
 test: $(STAMP) ## run all tests
 	$(BIN)/python -m pytest --numprocesses 2
 
-lint: $(STAMP) ## style and types
+lint: $(STAMP) ## style, types, and which folder imports which
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
 
 docs: $(STAMP) ## the documentation as a site, in runs/docs/; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs runs/docs

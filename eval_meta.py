@@ -2,7 +2,7 @@
 
 import sys
 
-from metaopt.cli.evaluate import entry
+from metaopt.cli.start import evaluate
 
 if __name__ == "__main__":
-    sys.exit(entry())
+    sys.exit(evaluate())

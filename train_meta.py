@@ -2,7 +2,7 @@
 
 import sys
 
-from metaopt.cli.train import entry
+from metaopt.cli.start import train
 
 if __name__ == "__main__":
-    sys.exit(entry())
+    sys.exit(train())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from metaopt.errors import UserError
 
@@ -13,6 +14,14 @@ DISTRIBUTION = "metaopt-teleport"
 
 class MissingExtra(UserError, ImportError):
     """An optional package is needed and cannot be imported; the message names its extra."""
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be found, without importing it."""
+    try:
+        return find_spec(package) is not None
+    except ImportError:  # of an import hook that refuses it
+        return False
 
 
 @contextmanager

@@ -124,7 +124,8 @@ def test_the_manifest_says_how_to_get_the_same_numbers_again(tmp_path: Path) -> 
     made = results("adam@0.05", "lstm_update", path)
     save(tmp_path, made, SEEDS, FAMILY, STEPS)
     manifest = strict((tmp_path / MANIFEST).read_text())
-    for package in ("metaopt", "torch", "numpy", "higher"):
+    assert manifest["versions"]["metaopt"] == metadata.version("metaopt-teleport")
+    for package in ("torch", "numpy", "higher"):
         assert manifest["versions"][package] == metadata.version(package)
     assert manifest["versions"]["python"].startswith("3.")
     assert "git_revision" in manifest
@@ -201,7 +202,7 @@ def test_the_command_leaves_results_manifest_figure_and_report(
     assert [method["name"] for method in page.data["methods"]] == names
     assert page.find("h1")[0][1] == "Loss on 2 held-out problems (3 hidden units, 4 samples)"
     revision = strict((out / MANIFEST).read_text())["git_revision"] or ""
-    assert f"metaopt {metadata.version('metaopt')}" in page.find("dd")[3][1]
+    assert f"metaopt {metadata.version('metaopt-teleport')}" in page.find("dd")[3][1]
     assert revision in page.find("dd")[3][1]
     assert list((out / "tensorboard").rglob("events.*"))
     printed = capsys.readouterr().out

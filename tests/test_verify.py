@@ -89,7 +89,7 @@ def test_methods_that_the_table_lacks_are_refused_and_absent_ones_named(monkeypa
     table = verify_module.reference()
     table["methods"]["not_installed@1"] = {"3": 1.0}
     assert verify([])
-    assert "extra 'rivals': not_installed@1" in capsys.readouterr().err
+    assert "extra 'studies': not_installed@1" in capsys.readouterr().err
     with pytest.raises(UserError, match="a method that is installed"):
         verify(["not_installed"])
     for flag in ("--steps", "--problems"):

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from metaopt.cli.common import Parser, guarded, pick_device, set_threads, take
 from metaopt.cli.verify import announced, verify
 from metaopt.errors import UserError
 from metaopt.evaluation.evaluate import Result, evaluate
-from metaopt.evaluation.figure import loss_figure
 from metaopt.evaluation.methods import default_methods, known_methods, resolve
-from metaopt.evaluation.report import html_report
 from metaopt.evaluation.results import MANIFEST, RESULTS, STRANGE, previous, read_results, save
 from metaopt.evaluation.statistics import FLOOR
-from metaopt.evaluation.table import as_text, summarise
+from metaopt.evaluation.table import Line, as_text, summarise
+from metaopt.extras import MissingExtra, extra
 from metaopt.launch import joined, note_start, restarted
 from metaopt.storage import locked, remove_leftovers, write_atomically
 from metaopt.tasks import PAPER_TEST_SEEDS, RegressionFamily, check_seeds, first_seeds
@@ -81,8 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, build, run, save."""
     values = build_parser().parse_args(arguments)
     set_threads(values.threads)
+    if values.tensorboard:
+        _summary_writer()  # or say now that it is missing
     if values.redraw:
-        draw(Path(values.out), values.tensorboard)
+        draw(Path(values.out), drawing(), values.tensorboard)
         return
     names = values.methods  # a string on the command line, perhaps a list in a config
     if isinstance(names, str):
@@ -107,42 +108,75 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = announced(running, len(methods), loud=ranks.first)
         if ranks.first:
             save(out, results, seeds, family, values.steps)
-            draw(out, values.tensorboard)
+            try:
+                pictures = drawing()
+            except MissingExtra as missing:
+                print(f"without {FIGURE} and {REPORT}: {missing}", file=sys.stderr)
+                pictures = {}
+            draw(out, pictures, values.tensorboard)
 
 
-def draw(out: Path, tensorboard: bool = False) -> None:
-    """The picture, the report and the table of the results in a folder.
+Drawing = Callable[[str, Sequence[Result], Sequence[Line], Mapping[str, Any]], bytes]
+"""(title, results, lines of the table, manifest) -> the content of a file."""
+
+
+def drawing() -> dict[str, Drawing]:
+    """What draws the files beside the results: by name, the picture and the report.
 
     Raises:
-        UserError: if they are missing or damaged.
+        MissingExtra: without the extra ``report``.
+    """
+    with extra("report"):
+        from metaopt.evaluation.figure import loss_figure
+        from metaopt.evaluation.report import html_report
+    return {
+        FIGURE: lambda title, results, lines, manifest: loss_figure(results, title),
+        REPORT: html_report,
+    }
+
+
+def draw(out: Path, pictures: dict[str, Drawing], tensorboard: bool = False) -> None:
+    """Print the table of the results in a folder, and draw the files that show them.
+
+    Args:
+        pictures: what :func:`drawing` gives; of the files that are not in it, old ones are
+            removed, as they show other results.
+
+    Raises:
+        UserError: if the results are missing or damaged.
     """
     results, manifest = read_results(out)
     try:
-        table, picture, page = _drawn(results, manifest)
+        table, drawn = _drawn(results, manifest, pictures)
     except STRANGE as error:
         raise UserError(
             f"expected results of eval_meta.py in {str(out)!r}, got others with right checksums "
             f"({type(error).__name__}): evaluate again"
         ) from None
-    write_atomically(out / FIGURE, picture)
-    write_atomically(out / REPORT, page)
+    for name in (FIGURE, REPORT):
+        if name in drawn:
+            write_atomically(out / name, drawn[name])
+        else:
+            (out / name).unlink(missing_ok=True)
     if tensorboard:
         write_curves(out, results)
     print(table)
-    for name in (RESULTS, MANIFEST, FIGURE, REPORT):
+    for name in (RESULTS, MANIFEST, *drawn):
         print(out / name)
 
 
-def _drawn(results: list[Result], manifest: dict[str, Any]) -> tuple[str, bytes, bytes]:
-    """The table, the picture and the report."""
-    lines = summarise(results)
+def _drawn(
+    results: list[Result], manifest: dict[str, Any], pictures: dict[str, Drawing]
+) -> tuple[str, dict[str, bytes]]:
+    """The table, and the files' content by name."""
     sizes = manifest["config"]["problem"]
     title = (
         f"Loss on {len(manifest['problem_seeds'])} held-out problems "
         f"({sizes['hidden']} hidden units, {sizes['samples']} samples)"
     )
-    page = html_report(title, results, lines, manifest)
-    return as_text(lines, manifest["config"]["steps"]), loss_figure(results, title), page
+    lines = summarise(results)
+    table = as_text(lines, manifest["config"]["steps"])
+    return table, {name: make(title, results, lines, manifest) for name, make in pictures.items()}
 
 
 def _check_nothing_else(values: Any) -> None:
@@ -193,12 +227,18 @@ def parse_seeds(asked: str | int | list[int], problems: int) -> list[int]:
 def write_curves(out: Path, results: Sequence[Result]) -> None:
     """TensorBoard scalars: mean log10 loss over problems, a run a method."""
     for result in results:
-        with SummaryWriter(
-            str(out / "tensorboard" / result.method.name.replace("/", "_"))
-        ) as writer:
+        folder = out / "tensorboard" / result.method.name.replace("/", "_")
+        with _summary_writer()(str(folder)) as writer:
             logs = result.trajectory.losses.clamp(min=FLOOR).log10().mean(dim=1)
             for step, value in enumerate(logs.tolist()):
                 writer.add_scalar("log10_loss", value, step)
+
+
+def _summary_writer() -> Any:
+    """The class ``SummaryWriter``, which needs the package tensorboard."""
+    with extra("train"):
+        from torch.utils.tensorboard import SummaryWriter
+    return SummaryWriter
 
 
 entry = guarded(main)

@@ -18,6 +18,7 @@ from metaopt.evaluation.reference import (
     reference,
 )
 from metaopt.evaluation.table import as_text, number, summarise
+from metaopt.extras import DISTRIBUTION
 from metaopt.tasks import RegressionFamily, first_seeds
 
 
@@ -74,11 +75,11 @@ def _chosen(asked: Sequence[str], table: list[str]) -> list[str]:
     chosen = [by_name.get(name, name) for name in asked] or table
     absent = [key for key in chosen if key.partition("@")[0] not in known_methods()]
     if absent:
-        print(f"left out, as they need the extra 'rivals': {', '.join(absent)}", file=sys.stderr)
+        print(f"left out, as they need the extra 'studies': {', '.join(absent)}", file=sys.stderr)
     present = [key for key in chosen if key not in absent]
     if not present:
         raise UserError(
-            f"expected a method that is installed, got {', '.join(absent)}: install the extra "
-            f"'rivals', or name others"
+            f"expected a method that is installed, got {', '.join(absent)}: "
+            f"pip install '{DISTRIBUTION}[studies]', or name others"
         )
     return present

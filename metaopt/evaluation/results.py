@@ -23,6 +23,7 @@ from metaopt.errors import UserError
 from metaopt.evaluation.evaluate import Result
 from metaopt.evaluation.methods import Method, describe
 from metaopt.evaluation.rollout import Trajectory
+from metaopt.extras import DISTRIBUTION
 from metaopt.storage import write_together
 from metaopt.tasks import RegressionFamily
 
@@ -86,7 +87,8 @@ def _manifest(
     return {
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("metaopt", "torch", "numpy", "higher")},
+            "metaopt": _version(DISTRIBUTION),
+            **{name: _version(name) for name in ("torch", "numpy", "higher")},
         },
         "git_revision": git_revision(),
         "threads": torch.get_num_threads(),

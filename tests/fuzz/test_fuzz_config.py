@@ -58,7 +58,8 @@ NAMES = (
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "loss_figure", lambda results, title: b"")  # it takes 0.2 s
+    # drawing takes 0.2 s
+    monkeypatch.setattr("metaopt.evaluation.figure.loss_figure", lambda results, title: b"")
 
 
 def of_kind(default: Any) -> st.SearchStrategy[Any]:

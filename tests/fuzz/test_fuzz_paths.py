@@ -69,7 +69,7 @@ def run_in(module: ModuleType, out: str, root: Path) -> None:
 @example(out="")
 @COMMANDS
 def test_out(module: ModuleType, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "loss_figure", lambda results, title: b"")
+    monkeypatch.setattr("metaopt.evaluation.figure.loss_figure", lambda results, title: b"")
     run_in(module, out, tmp_path)
 
 

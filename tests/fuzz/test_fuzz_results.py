@@ -28,7 +28,7 @@ SEEDS, STEPS, OUT = [0, 1], 2, Path("out")
 def _elsewhere(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("results"))
-        patch.setattr(command, "loss_figure", lambda results, title: b"")
+        patch.setattr("metaopt.evaluation.figure.loss_figure", lambda results, title: b"")
         OUT.mkdir()
         yield
 

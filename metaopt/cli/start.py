@@ -1,0 +1,29 @@
+"""Where the two commands start: without the extra ``train`` they say so in one line."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from metaopt.extras import MissingExtra, extra
+
+
+def train() -> int:
+    """Run ``metaopt-train``, that is ``train_meta.py``, and return its exit code."""
+    return _run("metaopt.cli.train")
+
+
+def evaluate() -> int:
+    """Run ``metaopt-eval``, that is ``eval_meta.py``, and return its exit code."""
+    return _run("metaopt.cli.evaluate")
+
+
+def _run(module: str) -> int:
+    try:
+        with extra("train"):
+            command = import_module(module)
+    except MissingExtra as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    code: int = command.entry()
+    return code
