@@ -1,1 +1,6 @@
-"""The paper's experiments, one module a study: ``python -m studies.NAME``."""
+"""Studies of the paper's experiments and of its theory, one folder a section.
+
+``python -m studies.NAME`` runs one: convergence (section 3), generalization (section 4), optimizers
+(section 5.1), learned_teleportation (section 5.2), and with it controls, families and minibatches.
+They may import all of the library; it imports nothing from here.
+"""

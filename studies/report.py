@@ -1,4 +1,4 @@
-"""What a study leaves: Markdown tables, JSON, and bands over meta-seeds."""
+"""Write the results of a study: Markdown tables, JSON, and bands over meta-seeds."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ from metaopt.storage import write_atomically
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Make a Markdown table.
+
+    Args:
+        headings: one a column.
+        rows: cells of each row, as text; a ``|`` in them is escaped.
+    """
     lines = [headings, ["---"] * len(headings), *rows]
     safe = [[cell.replace("|", r"\|") for cell in cells] for cells in lines]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in safe) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
-    """UTF-8, whole or not at all."""
+    """Write a file of text in UTF-8, whole or not at all; its folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented; a number that is not finite is null."""
+    """Write a value as indented JSON, in which a number that is not finite is null."""
     write_text(path, json.dumps(_plain(value), indent=1) + "\n")
 
 
@@ -43,7 +48,13 @@ def _plain(value: Any) -> Any:
 
 
 def over_seeds(label: str, means: Sequence[NDArray[np.float64]], thick: bool = True) -> Band:
-    """The median over meta-seeds, between the best and the worst of them."""
+    """Make the band of a figure: the median over meta-seeds, between the best and the worst one.
+
+    Args:
+        label: what the legend says.
+        means: the curve of each meta-seed; NaN counts as infinite.
+        thick: whether the line is drawn thick.
+    """
     stacked = np.stack(means)
     stacked = np.where(np.isfinite(stacked), stacked, np.inf)
     return Band(label, np.median(stacked, axis=0), stacked.min(axis=0), stacked.max(axis=0), thick)

@@ -56,11 +56,14 @@ def rise_check(statement: str, largest: Array, expected: bool = True) -> Check:
 def pairs_check(
     statement: str, seen: Climb, function: PlanarFunction, points: Tensor, expected: bool = True
 ) -> Check:
-    """max_g ||grad L(g.w_1)||^2 <= ||grad L(w_2)||^2 gives L(w_1) <= L(w_2).
+    """Check that max_g ||grad L(g.w_1)||^2 <= ||grad L(w_2)||^2 gives L(w_1) <= L(w_2).
 
     Args:
+        statement: what the check says.
         seen: the w_1 are its points, one a level.
+        function: L.
         points: the w_2, ``(k, 2)``.
+        expected: whether it should hold.
     """
     squares = batched_gradient(function, points).square().sum(-1).numpy()
     below = seen.largest[:, None] <= squares

@@ -1,4 +1,4 @@
-"""curvature-shift, second part: minima of more dimensions, and curves on them (F.2.2, Fig. 9)."""
+"""Shifts of minima of more than one dimension, and curves on them (appendix F.2.2, Figure 9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of curvature-shift: Figures 8 and 9 again, with what the text adds."""
+"""Draw the picture of the study curvature-shift: Figures 8 and 9, with what the text adds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What symmetric-families states of teleportation on its families, member by member."""
+"""Checks of the study symmetric-families: what teleportation does on each member of a family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hand-made methods of symmetric-families, run on many points and learning rates at once."""
+"""Methods of the study symmetric-families without learning, on many points and rates at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of landscapes: Figures 2 and 3 from computed networks."""
+"""Draw the picture of the study landscapes: Figures 2 and 3 from computed networks."""
 
 from __future__ import annotations
 
@@ -42,10 +42,13 @@ def picture(
     rescalings: Mapping[str, float],
     wide: Curves,
 ) -> bytes:
-    """A PNG.
+    """Draw Figures 2 and 3 as a PNG.
 
     Args:
+        network: the one of two weights.
+        flows: gradient flows by the name of their start.
         rescalings: g of the sharp and of the flat point.
+        wide: curves on the minimum of the network of width 2.
     """
     figure = Figure(figsize=(13, 8))
     figure.subplots_adjust(0.06, 0.08, 0.98, 0.93, wspace=0.3, hspace=0.35)

@@ -1,4 +1,4 @@
-"""landscapes, second part: curves of eq. 78 on the minimum of a network of width 2.
+"""Curves of eq. 78 on the minimum of a network of width 2, for the study landscapes.
 
 W2 sigma(W1 X) with 3 inputs, 2 hidden units, 1 output and 3 samples: 8 weights, 3 residuals, a
 minimum of dimension 5. All networks and all points of their curves are one batch.

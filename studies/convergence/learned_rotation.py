@@ -148,9 +148,12 @@ def seen(members: Family2D, w: Tensor) -> Tensor:
 
 
 def initial(meta_seeds: Sequence[int], rate: float) -> Rules:
-    """Of every variant and meta-seed, variants first; without a rotation at first.
+    """Make the untrained rules of every variant and meta-seed, variants first.
+
+    They do not rotate yet.
 
     Args:
+        meta_seeds: what the weights are drawn from.
         rate: from which the fixed rate starts.
     """
     sizes = ((HIDDEN, FEATURES), (HIDDEN, HIDDEN), (OUTPUTS, HIDDEN))

@@ -1,4 +1,4 @@
-"""Appendix B on small examples, with numbers that can be checked by hand."""
+"""Small examples for appendix B, with numbers that can be checked by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The identities behind one teleportation, and Prop. D.3's condition."""
+"""Checks of the identities of section 3.3 and appendix D, and of the condition of Prop. D.3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What section 3.3 infers and does not follow, on functions that can be checked by hand."""
+"""Counterexamples to inferences of section 3.3, on functions that can be checked by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study of the theory leaves: checks of statements, facts, a picture, a verdict line."""
+"""The outcome of a study of the theory: checked statements, measured facts, and a picture."""
 
 from __future__ import annotations
 
@@ -48,7 +48,14 @@ class Check:
 def bound_check(
     statement: str, measured: ArrayLike, bound: ArrayLike, expected: bool = True
 ) -> Check:
-    """measured <= bound, entry by entry; NaN on either side is a failure."""
+    """Check measured <= bound, entry by entry. NaN on either side is a failure.
+
+    Args:
+        statement: what the check says.
+        measured: numbers of any shape.
+        bound: numbers of a shape that fits.
+        expected: whether it should hold.
+    """
     m, b = np.broadcast_arrays(np.asarray(measured, float), np.asarray(bound, float))
     holds = bool(m.size and np.isfinite(m).all() and (m <= b * (1 + ROUNDING)).all())
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -64,7 +71,15 @@ def equality_check(
     tolerance: float = 1e-8,
     expected: bool = True,
 ) -> Check:
-    """||measured - stated|| <= tolerance ||stated||; ``stated`` may be one number for all."""
+    """Check ||measured - stated|| <= tolerance ||stated||.
+
+    Args:
+        statement: what the check says.
+        measured: numbers of any shape.
+        stated: numbers of that shape, or one for all.
+        tolerance: relative.
+        expected: whether it should hold.
+    """
     m, s = np.asarray(measured, float), np.asarray(stated, float)
     if not m.size or s.shape not in ((), m.shape):
         raise ValueError(f"expected as many numbers as stated, got {m.shape} and {s.shape}")
@@ -77,14 +92,22 @@ def equality_check(
 def order_check(
     statement: str, fitted: float, order: float, tolerance: float, expected: bool = True
 ) -> Check:
-    """An order of convergence, within a tolerance."""
+    """Check an order of convergence.
+
+    Args:
+        statement: what the check says.
+        fitted: the measured order.
+        order: the stated one.
+        tolerance: how far apart the two may be.
+        expected: whether it should hold.
+    """
     holds = bool(abs(fitted - order) <= tolerance)
     return Check(statement, expected, holds, float(fitted), "order")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one study.
+    """The outcome of one study.
 
     Attributes:
         checks: the statements.
@@ -104,7 +127,7 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """One line."""
+        """How many statements came out as they should, and which did not, in one line."""
         good = sum(check.as_expected for check in self.checks)
         line = f"{self.study}: {good} of {len(self.checks)} statements as expected"
         surprises = [check for check in self.checks if not check.as_expected]
@@ -117,7 +140,7 @@ class Outcome:
         return f"{line}, but: {names}"
 
     def write(self, out: Path) -> None:
-        """``STUDY.json`` and ``STUDY.png``, into a folder."""
+        """Write ``STUDY.json`` and ``STUDY.png`` into a folder."""
         checks = [{**asdict(check), "as_expected": check.as_expected} for check in self.checks]
         facts = {"study": self.study, "verdict": self.verdict, "checks": checks, **self.facts}
         write_json(out / f"{self.study}.json", facts)
@@ -125,7 +148,7 @@ class Outcome:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Markdown: a row a statement."""
+    """Make a Markdown table with a row for each statement."""
     rows = [
         [
             outcome.study,
@@ -141,7 +164,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as a PNG."""
+    """Return a figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What Theorem 3.1 does not cover, and what the text after it claims too much of.
+"""Counterexamples: what Theorem 3.1 does not cover, and where the text after it claims too much.
 
 GL on a two-layer linear network has orbits without a steepest point; and a teleport before each
 step may end higher than plain descent, for a strictly convex function of two variables.

@@ -22,9 +22,10 @@ def _vector(*values: float) -> Tensor:
 def shared_hessian(
     name: str, matrix: Tensor, centers: Tensor, shift: Tensor, how: str = ""
 ) -> StochasticProblem:
-    """L(w, i) = 1/2 (w - c_i)^T H (w - c_i): the noise shifts the minimiser.
+    """Make the problem L(w, i) = 1/2 (w - c_i)^T H (w - c_i), whose noise shifts the minimiser.
 
     Args:
+        name: of the problem.
         matrix: H, ``(n, n)``.
         centers: c_i, ``(k, n)``.
         shift: w_0 - w*, ``(n,)``.

@@ -1,4 +1,4 @@
-"""The table of studies: from a name to what runs it, in full or quickly."""
+"""The table of the studies of section 3: a function for each name, which runs it."""
 
 from __future__ import annotations
 
@@ -28,4 +28,4 @@ STUDIES: dict[str, Callable[[bool], Outcome]] = {
     "landscapes": landscapes.study,
     "symmetric-families": symmetric_families.study,
 }
-"""By name; the argument says whether it is quick."""
+"""Functions by name. The argument says whether to run the quick form."""

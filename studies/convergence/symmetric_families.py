@@ -1,4 +1,4 @@
-"""Hand-made and learned teleportation on families with a known symmetry (arXiv 2504.15399).
+"""Learned and other teleportation on families with a known symmetry (arXiv 2504.15399).
 
 Ellipses and Rosenbrock functions, random members. All numbers of a method (rate, momentum, how
 often to teleport) are chosen on validation members, learned rules are trained on training members

@@ -1,4 +1,4 @@
-"""The picture of symmetric-families."""
+"""Draw the picture of the study symmetric-families."""
 
 from __future__ import annotations
 

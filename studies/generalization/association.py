@@ -1,4 +1,4 @@
-"""How strongly two numbers a network go together, with intervals."""
+"""Correlations between two measures of networks, with confidence intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that a study keeps, with facts beside them, in one file that is written whole."""
+"""Keep the weights of a study in a file, with the facts that belong to them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ HEADER = "metaopt.generalization"
 
 
 def keep(path: Path, weights: Weights, plan: dict[str, Any], facts: Any) -> None:
-    """Write them, whole or not at all.
+    """Write weights and facts into a file, whole or not at all.
 
     Args:
-        plan: what they depend on; it and the facts as JSON can have them.
+        path: the file; its folder is made if it is missing.
+        weights: one tensor a layer.
+        plan: what they depend on, as JSON can have it.
+        facts: what else is to be kept, as JSON can have it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {str(layer): weight for layer, weight in enumerate(weights)}
@@ -30,7 +33,14 @@ def keep(path: Path, weights: Weights, plan: dict[str, Any], facts: Any) -> None
 
 
 def kept(path: Path, plan: dict[str, Any]) -> tuple[Weights, Any] | None:
-    """The weights and facts that are there; None if there is no file.
+    """Read weights and facts that :func:`keep` has written.
+
+    Args:
+        path: the file.
+        plan: what they have to depend on.
+
+    Returns:
+        Weights and facts; None if there is no file.
 
     Raises:
         UserError: if the file is damaged, or of another plan.

@@ -1,4 +1,4 @@
-"""What is done once to the weights of one network: a teleport, or one of its controls."""
+"""Change the weights of a trained network once, by a teleport or by one of its controls."""
 
 from __future__ import annotations
 

@@ -24,22 +24,24 @@ CHUNK = 2**24  # features of all networks at a time where losses are evaluated
 CHAIN = LayerChain(
     (LeakyReLU(SLOPE), LeakyReLU(SLOPE), Identity()), (False, False, False), batch_dims=1
 )
-"""Of the three layers of all networks, for the actions and the measures."""
+"""The three layers of all networks together, for the actions and the measures."""
 
 ALONE = LayerChain(CHAIN.activations, CHAIN.biased)
-"""Of one network."""
+"""The three layers of one network."""
 
 Weights = list[Tensor]
-"""Of each layer, ``(models, out, in)``."""
+"""The weights of many networks: one tensor a layer, ``(models, out, in)``."""
 
 
 def initial_weights(
     seeds: Sequence[int], sizes: Sequence[int], dtype: torch.dtype = torch.float32
 ) -> Weights:
-    """Uniform in +-1 / sqrt(in), as torch's Linear; each network is of its own seed alone.
+    """Draw initial weights, uniform in +-1 / sqrt(in) as those of ``torch.nn.Linear``.
 
     Args:
+        seeds: one a network, of which it alone depends.
         sizes: inputs, widths, outputs.
+        dtype: of the weights.
     """
     networks = []
     for seed in seeds:
@@ -57,11 +59,15 @@ def initial_weights(
 def train_epoch(
     weights: Weights, x: Tensor, y: Tensor, order: Tensor, minibatch: int, rate: float
 ) -> None:
-    """One pass of SGD on the mean cross entropy, in place, of all networks.
+    """Train all networks for one epoch of SGD on the mean cross entropy, in place.
 
     Args:
+        weights: of all networks; they are changed.
         x: ``(images, pixels)``.
+        y: classes, ``(images,)``.
         order: of the images; the last minibatch may be smaller.
+        minibatch: images of a step.
+        rate: of SGD.
     """
     first, *rest = weights
     models, width, pixels = first.shape
@@ -86,10 +92,16 @@ def train_epoch(
 
 
 def _step(rest: Sequence[Tensor], z: Tensor, labels: Tensor, rate: float) -> Tensor:
-    """SGD of all layers but the first, in place; the gradient at the first layer's output.
+    """Take a step of SGD on all layers but the first, in place.
 
     Args:
+        rest: weights of the second and of the third layer.
         z: W_1 x, ``(models, width, samples)``.
+        labels: classes, ``(samples,)``.
+        rate: of SGD.
+
+    Returns:
+        The gradient with respect to z.
     """
     second, third = rest
     h1 = functional.leaky_relu(z, SLOPE)

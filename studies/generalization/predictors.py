@@ -1,4 +1,4 @@
-"""What may predict the validation loss of each network: one number a network."""
+"""Measures that may predict the validation loss of a network: one number a network."""
 
 from __future__ import annotations
 

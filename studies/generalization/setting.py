@@ -1,4 +1,4 @@
-"""The data sets of section 4 as the studies take them: sizes, rates, and what the paper found."""
+"""The settings of section 4 for each data set: widths, rates, and what the paper found."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ Rows = tuple[Tensor, Tensor]
 
 
 def rows_of(dataset: Dataset, images: int, tested: int) -> tuple[Rows, Rows]:
-    """Training images, drawn once for all, and the test images, as rows.
+    """Return training images, drawn once for all, and test images, each image as a row.
 
     Args:
+        dataset: what they are taken from.
         images: at most so many for training; of MNIST 50,000 of 60,000, as in the paper.
         tested: at most so many of the test images, which the paper calls the validation set.
     """

@@ -1,4 +1,4 @@
-"""Table and picture of the teleport study (Figure 4)."""
+"""Write the table and the picture of the teleport study (Figure 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 4.4: one teleport towards flatter or less curved points, and what becomes of training.
+"""Section 4.4: one teleport towards flatter or less curved points, and the training after it.
 
 Networks are trained to the epoch of the teleport; then each variant of each goes on from there, all
 together. Beside every teleport stand its controls: a random g of the same size, and a random step

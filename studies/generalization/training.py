@@ -1,4 +1,4 @@
-"""The networks of a study, trained together; what is there already is gone on with."""
+"""Train the networks of a study together, going on from what is kept on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from studies.generalization.setting import Rows
 MINIBATCH = 20
 
 Log = list[dict[str, Any]]
-"""What was seen after each epoch."""
+"""What ``watch`` has returned after each epoch."""
 
 
 def trained(
@@ -29,14 +29,19 @@ def trained(
     epochs: range,
     watch: Callable[[Weights], dict[str, Any]] | None = None,
 ) -> tuple[Weights, Log]:
-    """After SGD over ``epochs``, in minibatches of 20 in the same order for all networks.
+    """Train networks by SGD in minibatches of 20, which come in the same order for all of them.
 
     Args:
         path: where they are kept after each epoch, from which they go on.
         plan: what they depend on besides the rate, as JSON can have it; part of the file.
-        start: the weights before the first of the epochs.
+        start: makes the weights before the first of the epochs.
+        train: images and classes.
+        rate: of SGD.
         epochs: their numbers, of which the order of the images depends.
-        watch: looks at them after each epoch.
+        watch: called with the weights after each epoch.
+
+    Returns:
+        The trained weights, and the log.
 
     Raises:
         UserError: if the file is damaged, or of another plan.

@@ -1,1 +1,1 @@
-"""Level sets, orbits and vector fields of functions of a few variables: the theory's geometry."""
+"""Level sets, orbits and vector fields of functions of a few variables, for the theory."""

@@ -15,10 +15,10 @@ from torch.func import grad, hessian, jvp
 from metaopt.errors import UserError
 
 Function = Callable[[Tensor], Tensor]
-"""w ``(n,)`` -> a scalar; written with torch's functions, smooth where it is used."""
+"""A smooth function from w ``(n,)`` to a scalar, written with torch's functions."""
 
 Field = Callable[[Tensor], Tensor]
-"""w ``(n,)`` -> ``(n,)``."""
+"""A vector field: a function from w ``(n,)`` to ``(n,)``."""
 
 
 def gradient(function: Function) -> Field:
@@ -63,6 +63,7 @@ def turned_gradient(function: Function, m: Tensor) -> Field:
     """The field M dL/dw of Proposition 3.7, orthogonal to the gradient.
 
     Args:
+        function: L.
         m: M, ``(n, n)``, antisymmetric.
 
     Raises:

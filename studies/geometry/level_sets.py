@@ -72,10 +72,14 @@ def damped_newton_step(function: Function, w: Tensor, damping: float) -> Tensor:
 
 
 def order_of_convergence(before: ArrayLike, after: ArrayLike) -> Order:
-    """Of pairs of positive distances to the limit, one step apart.
+    """Fit the order of convergence to pairs of distances to the limit, one step apart.
+
+    Args:
+        before: distances before a step, positive.
+        after: distances after it, positive.
 
     Raises:
-        UserError: of fewer than three pairs, or where a distance is not positive.
+        UserError: for fewer than three pairs, or where a distance is not positive.
     """
     x, y = (np.asarray(values, dtype=float) for values in (before, after))
     if x.shape != y.shape or x.size < 3 or not ((x > 0) & (y > 0)).all():
@@ -88,14 +92,18 @@ def order_of_convergence(before: ArrayLike, after: ArrayLike) -> Order:
 
 
 def on_level_set(function: Function, minimizer: Tensor, level: float, directions: Tensor) -> Tensor:
-    """Where rays from the minimizer meet the level set, once each as the function is convex.
+    """Find where rays from the minimizer meet a level set: once each, as the function is convex.
+
+    Newton's method runs along each ray, from beyond the level set.
 
     Args:
+        function: L, convex.
         minimizer: w*, ``(n,)``.
-        directions: ``(count, n)``, of any length but 0.
+        level: the value of L on the level set.
+        directions: of the rays, ``(count, n)``, of any length but 0.
 
     Returns:
-        ``(count, n)``, by Newton's method along the ray, from beyond the level set.
+        The points, ``(count, n)``.
 
     Raises:
         UserError: for a level that is not above the minimum, or one that a ray does not reach.
@@ -131,12 +139,15 @@ def on_level_set(function: Function, minimizer: Tensor, level: float, directions
 def solve_critical(
     function: Function, start: Tensor, level: float, lowest: float = 0.0
 ) -> SteepestPoint:
-    """Newton's method on H g = lambda_0 g and L = level, from a point near the solution.
+    """Solve H g = lambda_0 g and L = level by Newton's method, from a point near the solution.
 
-    Equations and unknowns are scaled, so that it works at any level; the step is the shortest
-    where the system is singular.
+    Equations and unknowns are scaled, so that it works at any level. Where the system is singular,
+    the shortest step is taken.
 
     Args:
+        function: L.
+        start: where to begin, ``(n,)``.
+        level: the value of L on the level set.
         lowest: L*, to which the level's error is relative.
     """
     w, rise, scale = start, level - lowest, start.norm()
@@ -173,13 +184,16 @@ def steepest_point(
     climbs: int = 2,
     near: Sequence[Tensor] = (),
 ) -> SteepestPoint:
-    """The point of {L = level} with the largest gradient norm, as far as the samples tell.
+    """Find the point of {L = level} with the largest gradient norm, as far as the samples tell.
 
     A climb (scipy's SLSQP) starts at the steepest of the samples and at the next that are not near
     one already taken; Newton's method then solves the critical equations.
 
     Args:
+        function: L, strictly convex.
         minimizer: w*, ``(n,)``.
+        level: the value of L on the level set.
+        generator: draws the samples.
         samples: random directions from the minimizer, beside the axes.
         climbs: how many samples to start from.
         near: directions ``(n,)`` from the minimizer to add to the samples.

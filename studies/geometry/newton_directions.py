@@ -37,9 +37,11 @@ def orthogonal_part(vector: Tensor, g: Tensor) -> Tensor:
 
 
 def newton_orthogonal(h: Tensor, g: Tensor, inverse: Tensor | None = None) -> Tensor:
-    """v_perp = -P H^-1 g (eq. 43), ``(*, n)``.
+    """Compute v_perp = -P H^-1 g (eq. 43), ``(*, n)``.
 
     Args:
+        h: H, ``(*, n, n)``.
+        g: ``(*, n)``.
         inverse: what to take for H^-1, ``(*, n, n)``, such as a pseudo-inverse.
     """
     if inverse is None:

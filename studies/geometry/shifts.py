@@ -147,9 +147,11 @@ def on_sphere(r: float, theta: Array) -> Array:
 
 
 def mean_distance(curve: PlaneCurve, r: float, dimension: int = 2) -> float:
-    """E dist(w, gamma) for w uniform on S_r, by quadrature; in units of r.
+    """Compute E dist(w, gamma) for w uniform on the sphere S_r, by quadrature.
 
     Args:
+        curve: gamma.
+        r: the radius of the sphere.
         dimension: n; above 2 of the hypersurface that the curve leaves when turned.
 
     Raises:
@@ -191,10 +193,11 @@ def flat_mean(dimension: int) -> float:
 
 
 def small_shift(principal: Sequence[float], r: float) -> float:
-    """The mean distance over r up to the square of r, for a minimum of dimension n - 1.
+    """Compute the mean distance over r up to the square of r, for a minimum of dimension n - 1.
 
     Args:
         principal: kappa_i at w_0, n - 1 of them, signed.
+        r: how far the minimum is shifted.
     """
     kappa = np.asarray(principal, dtype=float)
     n = len(kappa) + 1
@@ -203,14 +206,16 @@ def small_shift(principal: Sequence[float], r: float) -> float:
 
 
 def torus_mean(big: float, small: float, r: float, inner: bool = False) -> float:
-    """The mean distance over S_r to a torus, from a point of its outer or inner equator.
+    """Compute the mean distance over S_r to a torus, around a point of its outer or inner equator.
 
     Its principal curvatures there are 1 / small and 1 / (big + small), or -1 / (big - small): a
     minimum that bends both ways. Gauss-Legendre on both sides of the kink, in each meridian.
 
     Args:
-        big, small: the radii of the circle in the middle and of the tube.
+        big: the radius of the circle in the middle of the tube.
+        small: the radius of the tube.
         r: below half of each, so that each meridian of S_r crosses the torus once.
+        inner: whether the point is on the inner equator.
 
     Raises:
         UserError: for a larger r.

@@ -89,11 +89,12 @@ def _polish(
 def largest_on_line(
     steepness: BatchedFunction, reach: float = 16.0, grid: int = 1024
 ) -> tuple[float, float]:
-    """Where on an open curve the largest value is, and the value.
+    """Find where on an open curve the largest value is, and the value.
 
     Args:
         steepness: places ``(k,)`` -> values ``(k,)``.
         reach: the places from -reach to reach are looked at.
+        grid: how many intervals the search starts from.
 
     Raises:
         UserError: if no maximum is attained: the values at an end of the curve exceed all those in

@@ -1,1 +1,1 @@
-"""Section 5.2: train, tune and measure all of Figure 6."""
+"""Section 5.2: train learned optimizers, tune baselines, and compare them (Figure 6)."""

@@ -20,11 +20,12 @@ from metaopt.tasks import RegressionFamily
 from studies.learned_teleportation.curves import Curves, measure
 
 RATES = tuple(float(f"{rate:.1e}") for rate in np.logspace(-5, 1.5, 14))
-"""Half a decade apart, from 1e-5 to 32."""
+"""The learning rates that are tried: half a decade apart, from 1e-5 to 32."""
 
 SECOND_ORDER = ("levenberg_marquardt",)
-"""Shown as a reference; not part of the envelope, since a step of theirs costs much more. For the
-same reason they try three dampings, and have no more steps than the figure."""
+"""Second-order methods, which are shown but are not part of the envelope: a step costs much more.
+
+For the same reason they try three dampings, and have no more steps than the figure."""
 
 DAMPINGS = (1e-4, 1e-3, 1e-2)
 RACED = 8  # validation problems that choose the rate of a race
@@ -38,7 +39,7 @@ class Tuned(NamedTuple):
 
 
 class Envelope(NamedTuple):
-    """The lowest loss of any optimizer at each step, rates chosen anew for each step."""
+    """The lowest loss of any baseline at each step, with a rate chosen anew for each step."""
 
     losses: NDArray[np.float64]  # (steps + 1,) geometric means
     methods: list[str]
@@ -81,21 +82,21 @@ class Baselines:
     def run(
         self, name: str, rate: float, seeds: Sequence[int], role: str, steps: int | None = None
     ) -> Curves:
-        """One method at one rate, from disk if it was run before."""
+        """Measure one method at one rate, or read it from disk if it was measured before."""
         steps = self.steps if steps is None else steps
         method = replace(HAND_MADE[name], rate=rate)
         path = self.out / f"{name}@{rate:g}-{role}-{steps}.npz"
         return measure(path, f"{name}@{rate!r}", method.optimizer, self.family, seeds, steps)
 
     def best_rate(self, name: str, step: int) -> float:
-        """On validation problems at a step."""
+        """Return the rate with the lowest loss on validation tasks at a step."""
         return min(self.rates[name], key=lambda rate: self.validation[name, rate].mean(step))
 
     def race(self, name: str, steps: int) -> Tuned:
-        """Over many steps, at the best rate for these, on a few validation problems.
+        """Measure a method over many steps, at the rate that is best for them.
 
-        Of the best rate for the usual steps and its two neighbours. Second-order references keep
-        to the usual steps.
+        That is the best rate for the usual steps or one of its two neighbours, chosen on a few
+        validation tasks. Second-order methods keep to the usual steps.
         """
         if name in SECOND_ORDER or steps <= self.steps:
             return self.tuned(name)
@@ -109,12 +110,12 @@ class Baselines:
         return Tuned(rate, self.run(name, rate, self.test_seeds, "test", steps))
 
     def tuned(self, name: str) -> Tuned:
-        """At the best rate for the last step."""
+        """Return a method at the rate that is best at the last step."""
         rate = self.best_rate(name, self.steps)
         return Tuned(rate, self.test[name, rate])
 
     def envelope(self) -> Envelope:
-        """Of all but the second-order references."""
+        """Return the envelope of all but the second-order methods."""
         first = [name for name in self.names if name not in SECOND_ORDER]
         losses, methods = [], []
         for step in range(self.steps + 1):
@@ -127,6 +128,6 @@ class Baselines:
 
 
 def steps_to_reach(curves: Curves, target: float) -> int | None:
-    """The first step whose geometric mean is at most ``target``; None where there is none."""
+    """Return the first step with a geometric mean of at most ``target``; None if there is none."""
     reached = np.flatnonzero(curves.means <= target)
     return int(reached[0]) if len(reached) else None

@@ -1,4 +1,4 @@
-"""Losses of a method on a set of problems, kept on disk so that a study can be resumed."""
+"""Measure the losses of a method on tasks, and keep them on disk so that a study can go on."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ Build = Callable[[Regression], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Curves:
-    """What a method did.
+    """The losses of a method on B tasks, with what its teleports did.
 
     Attributes:
-        losses: ``(steps + 1, B)``.
-        defects: ``(steps + 1, B)``, NaN where nothing was teleported.
-        refused: teleportations refused, over steps and problems.
-        seconds: of a step of all problems together.
+        losses: before each step and after the last, ``(steps + 1, B)``.
+        defects: invariance errors, ``(steps + 1, B)``; NaN where nothing was teleported.
+        refused: how many teleports were rejected, over all steps and tasks.
+        seconds: of a step of all tasks together.
     """
 
     losses: NDArray[np.float64]
@@ -68,22 +68,22 @@ class Curves:
 
     @property
     def means(self) -> NDArray[np.float64]:
-        """Geometric means over problems, ``(steps + 1,)``; NaN where one is not finite."""
+        """Geometric means over tasks, ``(steps + 1,)``; NaN where a loss is not finite."""
         return geometric_means(self.losses)
 
     def mean(self, step: int) -> float:
-        """Geometric mean over problems; inf where one is not finite."""
+        """Return the geometric mean over tasks at a step; infinite if a loss is not finite."""
         mean = float(geometric_means(self.losses[step]))
         return math.inf if math.isnan(mean) else mean
 
     def worst(self, step: int) -> float:
-        """The largest loss; inf where one is not finite."""
+        """Return the largest loss at a step; infinite if one is not finite."""
         losses = self.losses[step]
         return float(losses.max()) if np.isfinite(losses).all() else float("inf")
 
     @property
     def median_defect(self) -> float:
-        """Over steps and problems; NaN where nothing was teleported."""
+        """The median invariance error over steps and tasks; NaN if nothing was teleported."""
         finite = self.defects[np.isfinite(self.defects)]
         return float(np.median(finite)) if len(finite) else float("nan")
 
@@ -91,10 +91,18 @@ class Curves:
 def measure(
     path: Path, what: str, build: Build, family: RegressionFamily, seeds: Sequence[int], steps: int
 ) -> Curves:
-    """The curves of a method, from ``path`` if that holds those of the same problems and code.
+    """Measure the curves of a method, or read them if they were made by the same code before.
 
     Args:
-        what: says which method it is, with its rate or the checksum of its checkpoint.
+        path: the file that keeps them.
+        what: which method it is, with its rate or the checksum of its checkpoint.
+        build: makes its optimizer for a batch of tasks.
+        family: draws the tasks.
+        seeds: of the tasks.
+        steps: how many to measure.
+
+    Raises:
+        UserError: if the file is damaged.
     """
     made_by = [torch.__version__, _package_digest()]
     facts = json.dumps([what, asdict(family), list(seeds), steps, made_by])
@@ -123,7 +131,7 @@ def measure(
 
 
 def _kept(path: Path, key: str) -> Curves | None:
-    """What the file holds; None if that is of something else."""
+    """Return what the file holds; None if that was measured on something else."""
     try:
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["key"]) != key:
@@ -141,7 +149,7 @@ def _kept(path: Path, key: str) -> Curves | None:
 def measure_checkpoint(
     path: Path, checkpoint: Path, family: RegressionFamily, seeds: Sequence[int], steps: int
 ) -> Curves:
-    """The curves of a learned optimizer."""
+    """Measure the curves of a learned optimizer; see :func:`measure`."""
     return measure(
         path,
         checksum(checkpoint),
@@ -164,10 +172,10 @@ def _package_digest() -> str:
 
 
 def file_name(text: str) -> str:
-    """The text with all but letters, digits, dots and hyphens replaced by underscores."""
+    """Replace all but letters, digits, dots and hyphens by underscores."""
     return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in text)
 
 
 def checksum(path: Path) -> str:
-    """Of a checkpoint's bytes."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -29,7 +29,7 @@ NARROW = 32  # hidden units up to which 16 problems are measured; 4 above
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, and print the table."""
+    """Read the arguments, then measure and print the table."""
     parser = study_parser("families", __doc__)
     parser.add_argument(
         "--checkpoint", type=str, default="", help="default: the shipped lstm_update_tele"
@@ -43,7 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def families(out: Path, checkpoint: Path, quick: bool) -> str:
-    """A line a family: the learned optimizer at some steps, and Adam beside it."""
+    """Make the table with a line for each family: the learned optimizer, and baselines beside it.
+
+    Args:
+        out: the folder that keeps the curves.
+        checkpoint: of the learned optimizer.
+        quick: whether to take few tasks and steps.
+    """
     rows = []
     for name, family in tqdm(FAMILIES.items(), unit="family"):
         if quick and family.hidden > NARROW:

@@ -1,4 +1,4 @@
-"""Learned methods over their meta-seeds: trained, chosen on validation problems, measured."""
+"""Measure a learned method over its meta-seeds, and choose one of them on validation tasks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from studies.learned_teleportation.curves import Curves, measure_checkpoint
 
 @dataclass(frozen=True)
 class Trained:
-    """One run, measured on the problems reported.
+    """One training, measured on the test tasks.
 
     Attributes:
         seed: its meta-seed.
-        folder: of the run.
-        score: on validation problems, of the best checkpoint.
-        skipped: meta-steps skipped because their gradient was not finite.
-        best, last: curves of the best and of the last checkpoint.
-        double: of the best one with weights in float64.
+        folder: of the training.
+        score: of the best checkpoint on validation tasks; lower is better.
+        skipped: meta-steps that were skipped because their gradient was not finite.
+        best: curves of the best checkpoint.
+        last: curves of the last checkpoint.
+        double: curves of the best one, with the tasks' weights in float64.
     """
 
     seed: int
@@ -44,10 +45,15 @@ def measured(
     problems: Sequence[int],
     steps: int,
 ) -> list[Trained]:
-    """Every meta-seed of a method, whose run is in its folder.
+    """Measure every meta-seed of a method.
 
     Args:
-        steps: of the best checkpoint; the others are measured to step 100 or so far.
+        name: of the method.
+        folders: of its trainings, one a meta-seed.
+        out: the folder that keeps the curves.
+        family: draws the tasks.
+        problems: seeds of the tasks.
+        steps: to measure of the best checkpoint. The others are measured for at most 100.
     """
 
     def curves(folder: Path, which: str, family: RegressionFamily, steps: int) -> Curves:
@@ -74,5 +80,5 @@ def measured(
 
 
 def chosen(runs: Sequence[Trained]) -> Trained:
-    """The one to ship: best on validation problems."""
+    """Return the meta-seed to ship: the best one on validation tasks."""
     return min(runs, key=lambda run: run.score)

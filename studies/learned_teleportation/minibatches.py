@@ -1,4 +1,4 @@
-"""The learned optimizer for ordinary networks, against Adam at its best rate.
+"""The learned optimizer for ordinary networks, beside tuned baselines.
 
     python -m studies.minibatches --data-dir DIR --out runs/minibatches [--quick]
 
@@ -45,12 +45,12 @@ FAMILIES = MINIBATCH_VALIDATION | {
     "wide": MinibatchFamily(input=256, hidden=96, depth=3, minibatch=64),
     "deep": MinibatchFamily("regression", input=16, hidden=24, output=3, depth=7),
 }
-"""The last two lie outside of what is trained on."""
+"""Families of tasks by name. The last two lie outside of what is trained on."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much of everything."""
+    """The sizes of the study."""
 
     meta_seeds: int = 5
     problems: int = 16
@@ -153,7 +153,7 @@ def _score(folder: Path) -> float:
 def family_table(
     out: Path, trained: Sequence[tuple[str, MetaOptimizer, float]], extent: Extent
 ) -> str:
-    """Geometric mean of the smoothed loss on test problems at each mark."""
+    """Make the table of smoothed losses on test tasks: geometric means at each mark."""
     rows = []
     for family_name, family in FAMILIES.items():
 
@@ -197,10 +197,14 @@ def _learned(meta: MetaOptimizer) -> Callable[[nn.Module], torch.optim.Optimizer
 
 
 def image_table(out: Path, meta: MetaOptimizer, pair: Pair, others: Pair, extent: Extent) -> str:
-    """Training loss on MNIST at equal steps: the mean of the minibatches up to each mark.
+    """Make the table of training losses on MNIST: means over the minibatches up to each mark.
 
     Args:
-        others: images on which the rates are chosen.
+        out: the folder that the table goes to.
+        meta: the learned optimizer.
+        pair: images and classes that are trained on.
+        others: those on which the rates are chosen.
+        extent: the sizes of the study.
     """
     span = max(1, extent.steps // 20)
     marks = [span, extent.steps // 4, extent.steps // 2, extent.steps]
@@ -251,7 +255,7 @@ def image_losses(
     steps: int,
     minibatch: int = 20,
 ) -> NDArray[np.float64]:
-    """The loss of each minibatch before the step on it; infinite where it is not finite."""
+    """Return the loss of each minibatch before the step on it; infinite where it is not finite."""
     with same_randomness(seed):
         model = make()
     optimizer = build(model)

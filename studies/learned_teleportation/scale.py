@@ -1,4 +1,4 @@
-"""How much of everything a study does: in full, or enough to see that it runs."""
+"""The sizes of the study of section 5.2: in full, or just enough to see that it runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything."""
+    """The sizes of the study in full."""
 
     meta_seeds: int = 5
     paper_seeds: int = 1  # 0 leaves the paper's configuration out
@@ -38,13 +38,13 @@ class Scale:
         return tuple(t for t in (10, 20, 30, 50, 100) if t <= self.steps)
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """As it is."""
+        """Return the recipe as it is."""
         return recipe
 
 
 @dataclass(frozen=True)
 class Quick(Scale):
-    """Enough to see that everything runs."""
+    """Sizes just large enough to see that everything runs."""
 
     meta_seeds: int = 2
     paper_seeds: int = 1
@@ -59,7 +59,7 @@ class Quick(Scale):
     long: int | None = None
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """A few trajectories of a few steps."""
+        """Return the recipe with a few trajectories of a few steps."""
         training = replace(
             recipe.training,
             trajectories=2 * recipe.training.batch_size,

@@ -1,4 +1,4 @@
-"""The tables of the study of learned teleportation."""
+"""Make the tables of the study of learned teleportation (section 5.2)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from studies.report import markdown
 
 
 def meta_seed_table(learned: dict[str, list[Trained]], scale: Scale) -> str:
-    """One line a run."""
+    """Make the table with a line for each training."""
     steps = scale.reported
     far = [t for t in (300, 500) if t <= scale.far]
     headings = [
@@ -48,7 +48,7 @@ def meta_seed_table(learned: dict[str, list[Trained]], scale: Scale) -> str:
 
 
 def method_table(learned: dict[str, list[Trained]], baselines: Baselines, scale: Scale) -> str:
-    """Chosen learned ones and every baseline at its best rate."""
+    """Make the table of the chosen learned optimizers and of every baseline at its best rate."""
     steps = scale.reported
     rows = []
     for name in TITLES:
@@ -74,7 +74,10 @@ def _method_row(label: str, rate: str, curves: Curves, steps: Sequence[int]) -> 
 
 
 def reach_table(learned: dict[str, list[Trained]], baselines: Baselines, scale: Scale) -> str:
-    """Steps and seconds to LSTM(update,tele)'s loss at the marks; seconds of one problem alone."""
+    """Make the table of steps and seconds that each baseline needs to reach a learned loss.
+
+    The losses are those of LSTM(update,tele) at the marks. Seconds are of one task alone.
+    """
     ship = chosen(learned["lstm_update_tele"])
     targets = [ship.best.mean(t) for t in scale.marks]
     one = first_seeds("test", 1)
@@ -113,7 +116,7 @@ def reach_table(learned: dict[str, list[Trained]], baselines: Baselines, scale: 
 
 
 def rate_table(baselines: Baselines) -> str:
-    """Loss on validation problems at the best rate and its neighbours."""
+    """Make the table of losses on validation tasks at the best rate and its neighbours."""
     rows = []
     for name in baselines.names:
         rates = baselines.rates[name]

@@ -1,4 +1,4 @@
-"""Train many recipes, several at a time; what is there already is resumed, or left as it is."""
+"""Train many recipes, several at a time, resuming what was begun before."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ from metaopt.training.trainer import Trainer
 from studies.recipes import Recipe
 
 Job = tuple[Recipe, Path]
-"""A recipe, its seed in it, and the folder of its run."""
+"""A recipe with its meta-seed, and the folder of its training."""
 
 
 def train_all(jobs: Sequence[Job], processes: int) -> None:
-    """Run the jobs, one thread each; a run's own progress goes to ``train.log`` in its folder.
+    """Run the jobs, one thread each; the progress of each goes to ``train.log`` in its folder.
+
+    Args:
+        jobs: what to train.
+        processes: how many at a time.
 
     Raises:
         UserError: after all others are done, if a run could not go on, saying which.
@@ -47,7 +51,7 @@ def train_all(jobs: Sequence[Job], processes: int) -> None:
 
 
 def train_one(recipe: Recipe, out: Path) -> None:
-    """One run, from where it is."""
+    """Run one job, from where it was left."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "train.log").open("a") as log, contextlib.redirect_stderr(log):
@@ -55,5 +59,5 @@ def train_one(recipe: Recipe, out: Path) -> None:
 
 
 def seeded(name: str, recipe: Recipe, seeds: Iterable[int], out: Path) -> list[Job]:
-    """One job a meta-seed, in ``out/NAME-SEED``."""
+    """Return one job for each meta-seed, in the folder ``out/NAME-SEED``."""
     return [(recipe.with_seed(seed), out / f"{name}-{seed}") for seed in seeds]

@@ -1,1 +1,1 @@
-"""Section 5.1 and appendix G: standard optimizers with a teleport."""
+"""Section 5.1 and appendix G: standard optimizers with and without a teleport."""

@@ -55,10 +55,14 @@ def losses(
     base: str, rate: float, seeds: Sequence[int], search: Search = None, buffers: str = "keep",
     metric: bool = False,
 ) -> NDArray[np.float64]:  # fmt: skip
-    """Of each epoch and problem, ``(EPOCHS + 1, problems)``.
+    """Train on some tasks, and return the loss of each epoch, ``(EPOCHS + 1, tasks)``.
 
     Args:
-        search: of the teleport, None for no teleport.
+        base: the name of the optimizer.
+        rate: its learning rate.
+        seeds: of the tasks.
+        search: of the teleport; None for no teleport.
+        buffers: what becomes of the optimizer's buffers at the teleport.
         metric: whether it climbs ||grad L||_A, with A as it is at the teleport.
     """
     problem = problems(seeds)
@@ -107,7 +111,7 @@ STUDIES: dict[str, Callable[[float, Sequence[int]], dict[str, NDArray[np.float64
     "momentum": momentum,
     "adagrad": adagrad,
 }
-"""By name, which is that of the base optimizer too."""
+"""The two studies by name, which is also that of their optimizer."""
 
 
 def buffer_study(out: Path, name: str, seeds: int) -> str:

@@ -1,4 +1,4 @@
-"""One network trained on images by one optimizer, with or without a teleport: a run of a study."""
+"""Train one network on images by one optimizer, with or without a teleport, and keep the run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from studies.searches.fixed_ascent import FixedAscent
 from studies.searches.random_move import RandomMove
 
 Pair = tuple[Tensor, Tensor]
-"""Flat standardized images ``(n, pixels)``, classes ``(n,)``."""
+"""Images as rows of standardized pixels, ``(n, pixels)``, and classes ``(n,)``."""
 
 VERSION = 2  # of what a run's file says: seconds are without the study's own measures
 WIDTHS = (16, 10, 10)  # appendix G.2
@@ -41,7 +41,7 @@ BASES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "adam": torch.optim.Adam,
 }
-"""The standard optimizers of section 5.1, by name, from parameters and a rate."""
+"""The standard optimizers of section 5.1 by name, each made from parameters and a rate."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,13 @@ class Run:
 
 
 def run(plan: Plan, train: Pair, test: Pair, folder: Path, data: str) -> Run:
-    """Train, or read what is in ``folder`` already.
+    """Train as planned, or read the run if it is in the folder already.
 
     Args:
+        plan: what to do.
+        train: images and classes to train on.
+        test: images and classes to measure on.
+        folder: where the run is kept.
         data: says which images these are; part of the name of the file.
     """
     path = folder / plan.file_name(data)
@@ -152,7 +156,7 @@ def _read(path: Path) -> Run:
 
 
 def network(seed: int, inputs: int) -> nn.Sequential:
-    """Of section 5.1: three layers without biases, LeakyReLU between."""
+    """Make the network of section 5.1: three layers without biases, LeakyReLU between."""
     with same_randomness(seed):
         layers: list[nn.Module] = []
         for width in WIDTHS:
@@ -164,7 +168,7 @@ def network(seed: int, inputs: int) -> nn.Sequential:
 def epoch_of_steps(
     model: nn.Module, optimizer: torch.optim.Optimizer, drawn: Iterable[Pair]
 ) -> Iterator[Tensor]:
-    """One step a minibatch; the cross entropy before each."""
+    """Take a step on each minibatch, and yield the cross entropy before it."""
     for x, y in drawn:
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(x), y)

@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Teleport | None]] = {
         "rescaling, buffers transported": Teleport("rescaling", "transport"),
     },
 }
-"""What is done, by setting and name."""
+"""The variants that are run, by setting and name."""
 
 CONTROLS = ("no teleport", "reset alone")
 PAPER_RATES = {"sgd": 1e-2, "momentum": 1e-3, "adagrad": 1e-2, "rmsprop": 1e-4, "adam": 1e-4}
@@ -62,7 +62,7 @@ class ImageScale:
 
 
 QUICK = ImageScale(2000, 1000, 2, 2, 1, (3e-3, 3e-2), ("momentum", "adam"))
-"""Enough to see that everything runs."""
+"""Sizes just large enough to see that everything runs."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Cell:
 
 
 Results = dict[str, dict[str, Cell]]
-"""By setting and optimizer."""
+"""Results by setting and optimizer."""
 
 
 def mnist(out: Path, dataset: Dataset, scale: ImageScale) -> Results:

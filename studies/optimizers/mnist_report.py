@@ -1,4 +1,4 @@
-"""What the study of section 5.1 leaves: a table, a picture, and JSON."""
+"""Write the results of the study of section 5.1: a table, a picture, and JSON."""
 
 from __future__ import annotations
 

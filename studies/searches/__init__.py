@@ -1,1 +1,1 @@
-"""Searches that only studies use: the paper's own, and a control."""
+"""Searches for a teleport that only the studies use: the paper's own one, and a control."""

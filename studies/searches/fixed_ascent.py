@@ -1,4 +1,4 @@
-"""The paper's search: plain gradient ascent on the Lie algebra at a fixed rate, unguarded."""
+"""The paper's search for a teleport: gradient ascent at a fixed rate, without a line search."""
 
 from __future__ import annotations
 

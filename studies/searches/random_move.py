@@ -1,4 +1,4 @@
-"""A control for searches: as far along the orbit, in a direction drawn at random."""
+"""A control for a search: it moves as far along the orbit, but in a random direction."""
 
 from __future__ import annotations
 
