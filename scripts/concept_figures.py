@@ -24,9 +24,15 @@ from metaopt.evaluation.rollout import rollout
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.storage import write_atomically
-from metaopt.symmetry import ACTIONS, LayerInput, gradient_norm, make_action, teleport
-from metaopt.symmetry.orbit import ChainOrbit
+from metaopt.symmetry import (
+    LayerInput,
+    Teleportation,
+    chain_orbit,
+    gradient_norm,
+    make_action,
+)
 from metaopt.symmetry.search import evaluate
+from metaopt.symmetry.teleportation import chain_outputs
 from metaopt.tasks import RegressionFamily, TaskBatch
 from metaopt.training.spec import TrainingSpec
 
@@ -96,16 +102,17 @@ def orbit() -> Drawn:
     def loss(values: list[Tensor]) -> Tensor:
         return functional_call(problem, dict(zip(names, values, strict=True)), ())
 
-    reach = ChainOrbit(problem.chain, LayerInput(problem.x), make_action("post_activation"))
+    action = make_action("post_activation")
+    reach = chain_orbit(problem.chain, at, LayerInput(problem.x), action)
     start = evaluate(gradient_norm, at, loss)
-    steepest = reach.pull_back(at, start.gradients())[0]
+    steepest = reach.pull_back(at, start.gradients())[0].values
     drawn = torch.randn(steepest.shape, generator=torch.Generator().manual_seed(0)).double()
     times = even(-1.5, 1.5, 61)
     figure, (norms, change) = panels()
     numbers: dict[str, float] = {"change": 0.0}
     for key, line, colour, m in (("steepest", "-", BLUE, steepest), ("random", "--", RED, drawn)):
         m = m / torch.linalg.matrix_norm(m)
-        points = [reach.move(at, [t * m]).parameters for t in times]
+        points = [reach.move(at, reach.elements(at, [t * m])).parameters for t in times]
         squares = torch.cat([evaluate(gradient_norm, p, loss).value for p in points])
         ratios = (squares / start.value).sqrt()
         changes = torch.cat([loss(p).detach() / loss(at).detach() - 1 for p in points]).abs()
@@ -199,12 +206,15 @@ def whitening() -> Drawn:
 def median_error(action: str, family: RegressionFamily, size: float) -> float:
     """Over 16 networks, of random elements of norm ``size``; nothing is rejected."""
     problem, acting = family.sample(range(16)), make_action(action, max_defect=math.inf)
-    shape = (16, family.hidden) if acting.diagonal else (16, family.hidden, family.hidden)
+    at = weights(problem)
+    reach = chain_orbit(problem.chain, at, LayerInput(problem.x), acting)
+    shape = reach.identity(at)[0].values.shape
     element = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     norm = element.flatten(1).norm(dim=1).reshape(-1, *[1] * (element.dim() - 1))
-    layers, x = problem.chain.layers(weights(problem)), LayerInput(problem.x)
-    move = teleport(problem.chain, layers, x, [size * element / norm], acting)
-    return float(move.defect().median())
+    end = reach.move(at, reach.elements(at, [size * element / norm]))
+    outputs = chain_outputs(problem.chain, problem.x)
+    move = Teleportation(outputs, at, end.parameters, end.rejected)
+    return float(move.invariance_error().median())
 
 
 def invariance_error() -> Drawn:
@@ -213,8 +223,11 @@ def invariance_error() -> Drawn:
     sizes = [10 ** (k / 3) for k in range(-9, 4)]
     samples = [*range(2, 12, 3), *range(11, 24), 26, 30, 35, 40]
     numbers = {"allowed_percent": 100 * make_action("post_activation").max_defect}
-    names, looks = ("eq. 78", "eq. 79", "rescaling"), (("o", BLUE), ("s", GREEN), ("^", RED))
-    for action, name, (mark, colour) in zip(ACTIONS, names, looks, strict=True):
+    for action, name, mark, colour in (
+        ("post_activation", "eq. 78", "o", BLUE),
+        ("pre_activation", "eq. 79", "s", GREEN),
+        ("rescaling", "rescaling", "^", RED),
+    ):
         key, look = name.replace(". ", ""), {"marker": mark, "color": colour, "markersize": 4}
         for dtype, line in (("float32", "-"), ("float64", "--")):
             family = RegressionFamily(distribution="normal", dtype=dtype)
