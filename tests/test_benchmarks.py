@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.studies  # most take their recipes from there
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 HELPERS = {"command", "interleaved", "trajectory", "jax_trajectory"}  # imported by the others
 HELPERS |= {"scaling_point", "scaling_model", "scaling_projection", "scaling_tables"}

@@ -11,6 +11,8 @@ import pytest
 from matplotlib.image import imread
 from script_cases import load
 
+pytestmark = pytest.mark.studies  # the script draws functions from there
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "concepts.md"
 NUMBER = re.compile(r"([-+\d.e]+)<!--([\w.]+)-->")

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.studies  # it takes its recipes from there
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 AXES = {"width", "width_of_one", "batch", "steps", "hidden", "window", "processes"}
 TASKS = {"update_tele", "update", "evaluation"}

@@ -22,6 +22,8 @@ from studies.generalization.kept import HEADER, kept
 from studies.learned_teleportation.curves import measure
 from studies.optimizers.image_runs import Plan, Run, run
 
+pytestmark = pytest.mark.studies
+
 FAMILY = RegressionFamily(2, 2, 2, 2)
 WEIGHTS = [torch.ones(2, 3), torch.ones(1, 2)]
 PLAN = {"seed": 3}
