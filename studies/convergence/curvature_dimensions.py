@@ -18,7 +18,7 @@ from studies.geometry.shifts import Circle, flat_mean, mean_distance, small_shif
 
 
 def kappa_at(curve: Callable[[Tensor], Tensor], at: float = 0.0) -> float:
-    """By metaopt.measures, from the first two derivatives."""
+    """Compute kappa by metaopt.measures, from the first two derivatives."""
 
     def slope(t: Tensor) -> Tensor:
         tangent: Tensor = jvp(curve, (t,), (torch.ones_like(t),))[1]

@@ -24,7 +24,7 @@ def picture(
     scaled: Mapping[str, Array],
     curves: Mapping[str, Callable[[float], PlaneCurve]],
 ) -> bytes:
-    """A PNG.
+    """Draw the picture as a PNG.
 
     Args:
         grid: kappa r.

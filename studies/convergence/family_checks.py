@@ -31,7 +31,7 @@ FLOOR = 1e-10  # of L_t / L_0, below which w - c has lost too many digits to com
 def checks_of(
     name: str, members: Family2D, starts: Tensor, rules: Rules, facts: dict[str, Any]
 ) -> list[Check]:
-    """Of one family."""
+    """Make the checks of one family."""
     level = members.loss(starts)
     turns = 2 * math.pi * torch.arange(720, dtype=torch.float64) / 720
     angles = turns[:, None].expand(-1, len(starts))

@@ -24,12 +24,17 @@ START_ONLY = math.inf
 
 
 def steepest(members: Family2D, w: Tensor) -> Tensor:
-    """By the exact rotation."""
+    """Move to the steepest point of the orbit, by the exact rotation."""
     return members.steepest(w)
 
 
 def by_level_set(members: Family2D, w: Tensor) -> Tensor:
-    """By 50 Hessian-vector products, knowing nothing of the symmetry; ``w`` is ``(B, 2)``."""
+    """Move along the level set by 50 Hessian-vector products, without using the symmetry.
+
+    Args:
+        members: of the family.
+        w: where to begin, ``(B, 2)``.
+    """
     return LevelSetTeleport()([w], lambda parameters: members.loss(parameters[0])).parameters[0]
 
 
@@ -43,7 +48,7 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """One update rule.
+    """An update rule with its name.
 
     Attributes:
         every: teleports at steps 0, every, 2 every, ...; ``START_ONLY``; None for never.

@@ -21,19 +21,19 @@ COLOURS = {"sharp": "tab:red", "flat": "tab:green"}
 
 
 class Path(Protocol):
-    """Of a gradient flow."""
+    """The path of a gradient flow."""
 
     @property
     def t(self) -> Array:
-        """``(T,)``."""
+        """Times, ``(T,)``."""
 
     @property
     def points(self) -> Array:
-        """``(T, 2)``."""
+        """Points at these times, ``(T, 2)``."""
 
     @property
     def losses(self) -> Array:
-        """``(T,)``."""
+        """Losses at these times, ``(T,)``."""
 
 
 def picture(

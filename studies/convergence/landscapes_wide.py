@@ -49,7 +49,7 @@ class Curves(NamedTuple):
 
     @property
     def trace(self) -> Tensor:
-        """Of the Hessian J^T J, ``(B, T)``."""
+        """The trace of the Hessian J^T J, ``(B, T)``."""
         return self.by_weights.square().sum((-2, -1))
 
     @property
@@ -65,7 +65,7 @@ class Curves(NamedTuple):
 
 
 def network(w1: Tensor, w2: Tensor, x: Tensor) -> Tensor:
-    """F = W2 sigma(W1 X)."""
+    """Compute F = W2 sigma(W1 X)."""
     return w2 @ CHAIN.activations[0](w1 @ x)
 
 

@@ -72,7 +72,7 @@ class Training:
 
 @dataclass(frozen=True, eq=False)
 class Rules:
-    """S rules.
+    """The weights of S rules.
 
     Attributes:
         weights: W1, b1, W2, b2, W3, b3, each with S in front; and the logarithm of a fixed rate

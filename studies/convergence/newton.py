@@ -44,7 +44,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured."""
+    """The sizes of the study."""
 
     sizes: tuple[int, ...]  # n of the functions of single steps
     starts: int  # of each

@@ -15,7 +15,7 @@ from studies.geometry.newton_bounds import Constants, printed_newton_bound, shar
 
 
 def counterexamples(generator: torch.Generator) -> tuple[list[Check], dict[str, Any]]:
-    """With numbers that can be checked by hand."""
+    """Make the counterexamples, whose numbers can be checked by hand."""
     zero = torch.zeros(2, dtype=torch.float64)
     start = torch.tensor([1.5**0.5, 0.0], dtype=torch.float64)
     well = steepest_point(quartic_well, zero, float(quartic_well(start)), generator)

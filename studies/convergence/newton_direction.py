@@ -41,7 +41,7 @@ QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is drawn."""
+    """The sizes of the study."""
 
     draws: int  # of H and g, for each size and condition number
     points: int  # of a function that is no quadratic
@@ -53,7 +53,7 @@ FULL = Scale(draws=1000, points=20)
 
 @dataclass(frozen=True)
 class Draws:
-    """Of H with one condition number and one size, and g; entries ``(draws,)``."""
+    """Draws of H with one condition number and one size, and g; entries ``(draws,)``."""
 
     cosine: Tensor  # between v_perp and P H g
     ratio: Tensor  # of the rates at which ||g||^2 grows along the two

@@ -48,7 +48,7 @@ class Teleported:
     steepest_tried: float  # the largest ||g|| at other points of the level set
 
     def facts(self) -> dict[str, Any]:
-        """The numbers."""
+        """The measured numbers, for JSON."""
         names = (
             "damping multiplier residual largest largest_at_start distance_at_start distance "
             "distance_after steepest steepest_tried"
@@ -95,12 +95,12 @@ class Lemma:
     constants: list[Constants]
 
     def bound(self, form: Bound) -> Array:
-        """Of each step."""
+        """The bound of each step."""
         rows = zip(self.distance, self.damping, self.constants, strict=True)
         return np.array([float(form(*row)) for row in rows])
 
     def facts(self) -> dict[str, Any]:
-        """The numbers."""
+        """The measured numbers, for JSON."""
         conditions = sorted({c.beta / c.mu for c in self.constants})
         return {
             "distance": self.distance,
@@ -111,7 +111,7 @@ class Lemma:
 
 
 def constants_of(function: SkewedQuadratic) -> Constants:
-    """Its bounds."""
+    """Compute the constants of a function that its bounds need."""
     return Constants(function.mu, function.beta, function.lipschitz)
 
 

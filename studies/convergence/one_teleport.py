@@ -41,7 +41,7 @@ SERIES = ("levels", "ratio", "once", "always", "never", "fields")
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured."""
+    """The sizes of the study."""
 
     points: int  # random ones, of each identity
     nodes: int  # of the quadrature of eq. 66

@@ -69,7 +69,7 @@ class StochasticProblem:
 
     @property
     def gap(self) -> float:
-        """L(w_0) - L(w*)."""
+        """The gap L(w_0) - L(w*) at the start."""
         return float(self.loss(self.start)) - self.lowest
 
     def bounds(self, steps: int) -> BasinBounds:

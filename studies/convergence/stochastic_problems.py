@@ -41,7 +41,10 @@ def shared_hessian(
     beta = quadratic.beta
 
     def expected(eta: float, steps: int, teleport: bool) -> Expected:
-        """Of each step: (1 - eta lambda)^2 times what is left, and eta^2 lambda noise / 2 anew."""
+        """Compute the expected loss of each step.
+
+        It is (1 - eta lambda)^2 times what is left, and eta^2 lambda noise / 2 anew.
+        """
         parts = 0.5 * values * (shift @ vectors).square()
         added = 0.5 * eta**2 * values * noise
         rows = [parts.sum()]
@@ -223,7 +226,10 @@ def ripple_slope(r: Tensor) -> Tensor:
 
 
 def ripple_constants() -> tuple[float, float]:
-    """Of the ripple: min q'^2 / (2 q) (PL, eq. 8) and min q' / r (the error bound, eq. 39)."""
+    """Compute two constants of the ripple, of the PL inequality (eq. 8) and of eq. 39.
+
+    They are min q'^2 / (2 q) and min q' / r.
+    """
 
     def pl(r: float) -> float:
         return (2 * r + 3 * math.sin(2 * r)) ** 2 / (2 * (r * r + 3 * math.sin(r) ** 2))

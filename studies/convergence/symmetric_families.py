@@ -83,7 +83,7 @@ class Compared(NamedTuple):
 
 
 def study(quick: bool) -> Outcome:
-    """Both families."""
+    """Run the study on both families."""
     scale = QUICK if quick else FULL
     facts: dict[str, Any] = {"target": TARGET, "steps": scale.steps}
     checks: list[Check] = []

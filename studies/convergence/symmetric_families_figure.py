@@ -29,19 +29,19 @@ SHOWN = (
 
 
 class Results(Protocol):
-    """Of one family."""
+    """The results on one family."""
 
     @property
     def members(self) -> Family2D:
-        """Test members."""
+        """The test members of the family."""
 
     @property
     def starts(self) -> Tensor:
-        """``(B, 2)``."""
+        """Where each run starts, ``(B, 2)``."""
 
     @property
     def methods(self) -> Sequence[Method]:
-        """As tuned."""
+        """The methods, as tuned."""
 
     @property
     def losses(self) -> Mapping[str, Array]:
@@ -53,7 +53,7 @@ class Results(Protocol):
 
     @property
     def rules(self) -> Rules:
-        """The learned ones."""
+        """The learned methods."""
 
 
 def picture(compared: Mapping[str, Results]) -> bytes:

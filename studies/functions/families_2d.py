@@ -58,10 +58,10 @@ class Family2D(ABC):
 
     @abstractmethod
     def hessian(self, w: Tensor) -> Tensor:
-        """Of L, ``(..., B, 2, 2)``."""
+        """The Hessian of L, ``(..., B, 2, 2)``."""
 
     def loss(self, w: Tensor) -> Tensor:
-        """L, ``(..., B)``."""
+        """The loss L, ``(..., B)``."""
         return self.h(w).square().sum(-1)
 
     def gradient(self, w: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class Ellipses(Family2D):
 
     @cached_property
     def eigenvalues(self) -> Tensor:
-        """Of H, rising, ``(B, 2)``."""
+        """The eigenvalues of H, rising, ``(B, 2)``."""
         values: Tensor = torch.linalg.eigvalsh(self.matrix)
         return values
 
@@ -260,7 +260,7 @@ def _maximum(spectrum: Tensor) -> Tensor:
     angle = grid[best.indices]
 
     def value(coefficients: Tensor) -> Tensor:
-        """By Horner's rule at ``angle``."""
+        """Compute the polynomial by Horner's rule at ``angle``."""
         wave = torch.exp(1j * angle)
         total = coefficients[-1].expand(angle.shape)
         for c in reversed(coefficients[:-1]):

@@ -71,9 +71,9 @@ def slope_and_half_square(w: Tensor) -> Tensor:
 def falling_curvature(
     mu: float, lipschitz: float, width: float = 1.0
 ) -> Callable[[Tensor], Tensor]:
-    """Of one variable, w ``(1,)``: f'' is L = mu + G width on w < 0, falls with slope G to mu.
+    """Make a function of one variable, w ``(1,)``, whose curvature f'' falls from L to mu.
 
-    So mu <= f'' <= L and f'' is G-Lipschitz. From w = width a step of Newton's method of size
+    It is L = mu + G width on w < 0, and falls with slope G from there. So mu <= f'' <= L and f'' is G-Lipschitz. From w = width a step of Newton's method of size
     lambda >= 1 lands as far away as these constants allow: |w_1| = lambda G/(2 mu) width^2 +
     (lambda - 1) width.
     """

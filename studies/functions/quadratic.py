@@ -45,7 +45,7 @@ class Quadratic:
 
     @property
     def eigenvalues(self) -> Tensor:
-        """Of H, rising."""
+        """The eigenvalues of H, rising."""
         values: Tensor = torch.linalg.eigvalsh(self.matrix)
         return values
 
@@ -91,7 +91,7 @@ def booth() -> Quadratic:
 
 
 def random_quadratic(n: int, condition: float, generator: torch.Generator) -> Quadratic:
-    """With eigenvalues spread evenly in the logarithm from 1 to ``condition``, turned at random."""
+    """Draw one with eigenvalues from 1 to ``condition``, evenly in the logarithm, and turn it."""
     if n < 1 or not condition >= 1:
         raise UserError(
             f"expected n of 1 or more and a condition number of 1 or more, got {n} and {condition}"

@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 @final
 @dataclass(frozen=True, eq=False)
 class ScalarNetwork:
-    """On data (x, y).
+    """The network v sigma(u x) of two weights on data (x, y).
 
     Attributes:
         x: inputs, ``(n,)``.
@@ -54,7 +54,7 @@ class ScalarNetwork:
 
     @classmethod
     def fitted(cls, x: Tensor, product: float, slope: float = 0.1) -> ScalarNetwork:
-        """With targets that u v = ``product`` fits, so that L* = 0."""
+        """Make one with targets that u v = ``product`` fits, so that L* = 0."""
         return cls(x, product * LeakyReLU(slope)(x), slope)
 
     def __call__(self, w: Tensor) -> Tensor:
@@ -65,22 +65,22 @@ class ScalarNetwork:
 
     @property
     def features(self) -> Tensor:
-        """a, ``(n,)``."""
+        """The features a = sigma(x), ``(n,)``."""
         return LeakyReLU(self.slope)(self.x)
 
     @property
     def size(self) -> float:
-        """S."""
+        """The size S = ||a||^2 of the features."""
         return float(self.features.square().sum())
 
     @property
     def product(self) -> float:
-        """c."""
+        """The product c = u v of the weights on the minimum."""
         return float(self.features @ self.y) / self.size
 
     @property
     def lowest(self) -> float:
-        """L*."""
+        """The lowest loss L*."""
         return float((self.y - self.product * self.features).square().sum() / 2)
 
     def minimizer(self, g: float) -> Tensor:
@@ -89,11 +89,11 @@ class ScalarNetwork:
         return torch.tensor([g * root, root / g], dtype=torch.float64)
 
     def sharpness(self, w: Tensor) -> float:
-        """lambda at a point of the minimum."""
+        """Return the sharpness lambda at a point of the minimum."""
         return self.size * float(w.square().sum())
 
     def curvature(self, w: Tensor) -> float:
-        """kappa at a point of the minimum."""
+        """Return the curvature kappa at a point of the minimum."""
         return 2 * self.product / math.pow(float(w.square().sum()), 1.5)
 
     def flow_end(self, w: Tensor) -> Tensor:
@@ -110,8 +110,10 @@ class ScalarNetwork:
         return torch.tensor([u, product / u], dtype=torch.float64)
 
     def mean_rise(self, w: Tensor, r: float) -> float:
-        """Of the loss at w on the minimum, when the landscape is shifted by r in a direction
-        drawn uniformly: r^2 lambda / 4 + S r^4 / 16."""
+        """Return the mean rise of the loss at w on the minimum, when the landscape is shifted by r.
+
+        Over directions drawn uniformly it is r^2 lambda / 4 + S r^4 / 16.
+        """
         return r**2 * self.sharpness(w) / 4 + self.size * r**4 / 16
 
 

@@ -95,7 +95,7 @@ class SkewedQuadratic:
 
     @property
     def minimizer(self) -> Tensor:
-        """w* = 0, ``(n,)``."""
+        """The minimizer w* = 0, ``(n,)``."""
         return torch.zeros(len(self.matrix), dtype=torch.float64)
 
     @property

@@ -25,12 +25,12 @@ class Correlation(NamedTuple):
 
 
 def pearson(a: Array, b: Array) -> Correlation:
-    """Of pairs; those with a number that is not finite are left out."""
+    """Compute the correlation of pairs; those with a number that is not finite are left out."""
     return _with_interval(coefficient, a, b)
 
 
 def spearman(a: Array, b: Array) -> Correlation:
-    """Of ranks; ties share their mean rank."""
+    """Compute the correlation of ranks; ties share their mean rank."""
     return _with_interval(
         lambda x, y: coefficient(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1)), a, b
     )

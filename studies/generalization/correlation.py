@@ -65,7 +65,7 @@ QUICK = CorrelationScale(10, 2000, 1000, 3, 20, 2, 50, 50, 200)
 
 
 def correlation(out: Path, dataset: Dataset, scale: CorrelationScale) -> str:
-    """All of it, into ``out``; the table."""
+    """Run the study into ``out``, and return its table."""
     setting = SETTINGS[dataset.name]
     train, test = rows_of(dataset, scale.images, scale.tested)
     inputs, classes = train[0].shape[1], int(max(train[1].max(), test[1].max())) + 1

@@ -57,7 +57,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a teleport or a control.
+    """What a teleport or a control did.
 
     Attributes:
         weights: after it.
@@ -78,7 +78,7 @@ class Outcome:
     climbs: Sequence[Climb] = ()
 
     def facts(self) -> dict[str, float]:
-        """All but the tensors."""
+        """All but the tensors, for JSON."""
         names = ("before", "after", "rise", "defect", "moved")
         return {name: getattr(self, name) for name in names}
 
@@ -153,7 +153,7 @@ class Teleporter:
         return self._teleported(search, measure)
 
     def random(self, outcome: Outcome) -> Outcome:
-        """As far along a random direction of the Lie algebra, at each step of each batch."""
+        """Move as far along a random direction of the Lie algebra, at each step of each batch."""
         search = RandomMove(Replaying(outcome.climbs), self._generator(2))
         return self._teleported(search, None)
 

@@ -60,7 +60,7 @@ class Measured:
 
 
 def predictors(weights: Weights, measured: Measured) -> dict[str, Callable[[], Numbers]]:
-    """By name, each when it is called."""
+    """Return the measures by name, each computed when it is called."""
     spectra = cache(partial(_spectra, weights, measured))
     exact = min(weights[0].shape[1], len(measured.curved))
     return {

@@ -68,7 +68,7 @@ QUICK = TeleportScale(
 
 
 def teleports(out: Path, dataset: Dataset, scale: TeleportScale) -> str:
-    """All of it, into ``out``; the table."""
+    """Run the study into ``out``, and return its table."""
     setting = SETTINGS[dataset.name]
     train, test = rows_of(dataset, scale.images, scale.tested)
     classes = max(10, int(max(train[1].max(), test[1].max())) + 1)

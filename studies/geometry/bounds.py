@@ -105,12 +105,12 @@ class BasinBounds:
 
     @property
     def distance(self) -> float:
-        """By Jensen, on min_t E max_g dist(g.w_t), from the nearest minimiser."""
+        """The bound, by Jensen, on min_t E max_g dist(g.w_t), from the nearest minimiser."""
         return math.sqrt(self.squared_distance)
 
     @property
     def excess(self) -> float:
-        """By eq. 8, on min_t E[L(w_t) - L*]: eq. 7 over 2 mu."""
+        """The bound, by eq. 8, on min_t E[L(w_t) - L*]: eq. 7 over 2 mu."""
         return self.gradient / (2 * self._mu)
 
     @property

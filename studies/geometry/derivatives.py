@@ -16,7 +16,7 @@ from studies.geometry.fields import Function
 
 
 class Derivatives(NamedTuple):
-    """Of a function L at a point, with g = grad L, H the Hessian and T the third derivative."""
+    """Derivatives of L at a point: g = grad L, the Hessian H and the third derivative T."""
 
     value: Tensor  # L, a scalar
     gradient: Tensor  # g, (n,)
@@ -39,7 +39,7 @@ class Slopes(NamedTuple):
 
 
 def derivatives(function: Function, w: Tensor) -> Derivatives:
-    """All of it, at w ``(n,)``."""
+    """Compute all derivatives at w ``(n,)``."""
     x = w.detach().requires_grad_()
     value = function(x)
     gradient = _gradient(value, x)
@@ -59,12 +59,12 @@ def slopes(function: Function, w: Tensor) -> Slopes:
 
 
 def slope(function: Function, w: Tensor) -> Tensor:
-    """g at w ``(n,)``."""
+    """Return the gradient g at w ``(n,)``."""
     return value_and_slope(function, w)[1]
 
 
 def value_and_slope(function: Function, w: Tensor) -> tuple[float, Tensor]:
-    """L, and g ``(n,)``."""
+    """Return L and its gradient g ``(n,)``."""
     x = w.detach().requires_grad_()
     value = function(x)
     (gradient,) = torch.autograd.grad(value, x)

@@ -22,7 +22,7 @@ Field = Callable[[Tensor], Tensor]
 
 
 def gradient(function: Function) -> Field:
-    """dL/dw as a field."""
+    """Return the gradient dL/dw as a field."""
     return lambda w: grad(function)(w)
 
 
@@ -33,7 +33,7 @@ def reverse_gradient(function: Function) -> Field:
 
 
 def hessian_of(function: Function, w: Tensor) -> Tensor:
-    """H at w, ``(n, n)``."""
+    """Return the Hessian H at w, ``(n, n)``."""
     return hessian(function)(w)  # type: ignore[no-any-return]
 
 

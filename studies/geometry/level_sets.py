@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 
 
 class SteepestPoint(NamedTuple):
-    """Of a level set."""
+    """The steepest point of a level set."""
 
     point: Tensor  # w', (n,)
     multiplier: float  # lambda_0

@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 @final
 @dataclass(frozen=True)
 class Constants:
-    """Of a strongly convex function; the appendix's mu, L and G.
+    """Constants of a strongly convex function; the appendix's mu, L and G.
 
     Attributes:
         mu: a lower bound on the eigenvalues of the Hessian, positive.

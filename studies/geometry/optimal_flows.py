@@ -102,7 +102,7 @@ def condition_d3(third: Tensor, g: Tensor) -> float:
 
 
 def condition_in_section_3(third: Tensor, g: Tensor) -> float:
-    """The same for T_kij g_i = T_kia g_a, without sums, as section 3.3 prints the condition."""
+    """Measure the condition as section 3.3 prints it: T_kij g_i = T_kia g_a, without sums."""
     left = (third * g[None, :, None])[..., :, None]  # k, i, j, 1
     right = (third * g)[..., None, :]  # k, i, 1, a
     return _relative(left - right, third, g)
@@ -133,7 +133,7 @@ def descent(
     lowest: float = 0.0,
     tolerance: float = 1e-11,
 ) -> Flow:
-    """The same flow at given levels that fall from that of ``start``, and the times it takes there.
+    """Compute the gradient flow at given levels that fall from that of ``start``, and its times.
 
     Integrates over tau = -log(L - L*), in which every level is reached: dw/dtau = -g dt/dtau and
     dt/dtau = (L - L*) / ||g||^2.

@@ -73,7 +73,7 @@ class EllipticOrbits:
         return self._along(w, self._top)
 
     def flattest(self, w: Tensor) -> Tensor:
-        """The same with the smallest one; these are the farthest from w*."""
+        """Return the points with the smallest gradient; these are the farthest from w*."""
         return self._along(w, self._bottom)
 
     def _along(self, w: Tensor, direction: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class EllipticOrbits:
 
 
 def quadratic_orbits(quadratic: Quadratic) -> EllipticOrbits:
-    """Of a quadratic, A = H^1/2: its level sets, one orbit each."""
+    """Return the orbits of a quadratic, A = H^1/2: its level sets, one orbit each."""
     values, vectors = torch.linalg.eigh(quadratic.matrix)
     root = vectors @ torch.diag(values.sqrt()) @ vectors.mT
     return EllipticOrbits((root + root.mT) / 2, quadratic.minimizer, lambda r: r)

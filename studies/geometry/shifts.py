@@ -50,7 +50,7 @@ class PlaneCurve(ABC):
     @property
     @abstractmethod
     def curvature(self) -> float:
-        """kappa at the origin."""
+        """The curvature kappa at the origin."""
 
     @abstractmethod
     def point(self, t: Tensor) -> Tensor:
@@ -68,11 +68,11 @@ class PlaneCurve(ABC):
 @final
 @dataclass(frozen=True)
 class Parabola(PlaneCurve):
-    """(t, k t^2), eq. 96."""
+    """The parabola (t, k t^2) of eq. 96."""
 
     @classmethod
     def of_curvature(cls, kappa: float) -> Parabola:
-        """With this kappa at the origin."""
+        """Return the parabola with this kappa at the origin."""
         return cls(kappa / 2)
 
     @property
@@ -83,9 +83,9 @@ class Parabola(PlaneCurve):
         return torch.stack((t, self.k * t.square()))
 
     def distance(self, points: Array) -> Array:
-        """By the cubic of the nearest point: u^3 + (1 - 2 Y) u / 2 = X / 2 in units of 1 / k.
+        """Compute distances by the cubic of the nearest point.
 
-        Its largest root is the only one with the sign of X (taken positive).
+        It is u^3 + (1 - 2 Y) u / 2 = X / 2 in units of 1 / k. Its largest root is the only one with the sign of X (taken positive).
         """
         x, y = np.abs(self.k * points[..., 0]), self.k * points[..., 1]
         u = _largest_root((1 - 2 * y) / 2, x / 2)
@@ -103,7 +103,7 @@ class Circle(PlaneCurve):
 
     @classmethod
     def of_curvature(cls, kappa: float) -> Circle:
-        """With this kappa."""
+        """Return the circle with this kappa."""
         return cls(1 / kappa)
 
     @property
@@ -229,7 +229,7 @@ def torus_mean(big: float, small: float, r: float, inner: bool = False) -> float
     turn = 2 * math.pi * (np.arange(64) + 0.5) / 64
 
     def signed(u: Array) -> Array:
-        """Of the points at heights u r above the tangent plane, ``(..., 64)``."""
+        """Return signed distances of the points at heights u r above the tangent plane."""
         across = r * np.sqrt(np.maximum(1 - u * u, 0))
         x = big + side * (small + u * r)
         ring = np.hypot(x, across * np.cos(turn)) - big

@@ -73,7 +73,7 @@ class Cell:
     variants: dict[str, list[Run]]  # a run a seed, in order
 
     def epoch_seconds(self) -> float:
-        """Of a full epoch, from the runs without a teleport."""
+        """Seconds of a full epoch, from the runs without a teleport."""
         each = seconds_per_step(self.variants["no teleport"], self.images, self.plan)
         return each * -(-TRAINING_IMAGES // self.plan.minibatch)
 
