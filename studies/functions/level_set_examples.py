@@ -73,9 +73,9 @@ def falling_curvature(
 ) -> Callable[[Tensor], Tensor]:
     """Make a function of one variable, w ``(1,)``, whose curvature f'' falls from L to mu.
 
-    It is L = mu + G width on w < 0, and falls with slope G from there. So mu <= f'' <= L and f'' is G-Lipschitz. From w = width a step of Newton's method of size
-    lambda >= 1 lands as far away as these constants allow: |w_1| = lambda G/(2 mu) width^2 +
-    (lambda - 1) width.
+    It is L = mu + G width on w < 0, and falls with slope G from there. So mu <= f'' <= L and f'' is
+    G-Lipschitz. From w = width a step of Newton's method of size lambda >= 1 lands as far away as
+    these constants allow: |w_1| = lambda G/(2 mu) width^2 + (lambda - 1) width.
     """
 
     def function(w: Tensor) -> Tensor:

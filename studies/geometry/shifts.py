@@ -85,7 +85,8 @@ class Parabola(PlaneCurve):
     def distance(self, points: Array) -> Array:
         """Compute distances by the cubic of the nearest point.
 
-        It is u^3 + (1 - 2 Y) u / 2 = X / 2 in units of 1 / k. Its largest root is the only one with the sign of X (taken positive).
+        It is u^3 + (1 - 2 Y) u / 2 = X / 2 in units of 1 / k. Its largest root is the only one with
+        the sign of X (taken positive).
         """
         x, y = np.abs(self.k * points[..., 0]), self.k * points[..., 1]
         u = _largest_root((1 - 2 * y) / 2, x / 2)
