@@ -35,7 +35,8 @@ def by_level_set(members: Family2D, w: Tensor) -> Tensor:
         members: of the family.
         w: where to begin, ``(B, 2)``.
     """
-    return LevelSetTeleport()([w], lambda parameters: members.loss(parameters[0])).parameters[0]
+    found = LevelSetTeleport()(None, [w], lambda parameters: members.loss(parameters[0]))
+    return found.parameters[0]
 
 
 class Grid(NamedTuple):

@@ -20,9 +20,14 @@ from torch import Tensor
 
 from metaopt.measures import Hessian
 from metaopt.measures.curvature import mean_curvature
-from metaopt.symmetry import LayerInput, make_action
-from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
-from metaopt.symmetry.orbit import ChainOrbit
+from metaopt.symmetry import (
+    Identity,
+    LayerChain,
+    LayerInput,
+    LeakyReLU,
+    chain_orbit,
+    make_action,
+)
 from studies.convergence.landscapes_figure import picture
 from studies.convergence.landscapes_wide import checks_of, curves
 from studies.convergence.outcome import (
@@ -94,11 +99,12 @@ def flow(network: ScalarNetwork, end: Tensor) -> Flow:
 
 def _along(network: ScalarNetwork, points: Sequence[Tensor], facts: dict[str, Any]) -> list[Check]:
     """Loss, sharpness and curvature along gamma."""
-    orbit = ChainOrbit(CHAIN, LayerInput(network.x[None]), make_action("rescaling"))
+    start = [points[0][:1, None], points[0][1:, None]]
+    orbit = chain_orbit(CHAIN, start, LayerInput(network.x[None]), make_action("rescaling"))
     one = [torch.ones(1, dtype=torch.float64)]
     kappas = [float(mean_curvature(orbit, [w[:1, None], w[1:, None]], [one])) for w in points]
     sharp = [float(Hessian(lambda p: network(p[0]), [w]).largest(1)[0]) for w in points]
-    moved = orbit.move([points[0][:1, None], points[0][1:, None]], [0.7 * one[0]]).parameters
+    moved = orbit.move(start, orbit.elements(start, [0.7 * one[0]])).parameters
     elsewhere = torch.cat([tensor.flatten() for tensor in moved])
     facts["sharpness"], facts["kappa"] = sharp, kappas
     fit = torch.stack([*points, elsewhere])

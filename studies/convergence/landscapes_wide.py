@@ -18,9 +18,14 @@ from torch.func import jacrev, vmap
 
 from metaopt.measures import Sharpness
 from metaopt.measures.curvature import mean_curvature
-from metaopt.symmetry import LayerInput, make_action
-from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
-from metaopt.symmetry.orbit import ChainOrbit
+from metaopt.symmetry import (
+    Identity,
+    LayerChain,
+    LayerInput,
+    LeakyReLU,
+    chain_orbit,
+    make_action,
+)
 from studies.convergence.outcome import (
     Check,
     bound_check,
@@ -81,8 +86,8 @@ def curves(networks: int, points: int, seed: int) -> Curves:
     m = drawn(HIDDEN, HIDDEN)
     m = m / torch.linalg.matrix_norm(m)[..., None, None]
     t = torch.linspace(-1, 1, points, dtype=torch.float64)
-    orbit = ChainOrbit(CHAIN, LayerInput(x), make_action("post_activation"))
-    moved = orbit.move([w1, w2], [t[:, None, None] * m])
+    orbit = chain_orbit(CHAIN, [w1, w2], LayerInput(x), make_action("post_activation"))
+    moved = orbit.move([w1, w2], orbit.elements([w1, w2], [t[:, None, None] * m]))
     a, b = moved.parameters
     kappa = mean_curvature(orbit, [a, b], [[m]])
 

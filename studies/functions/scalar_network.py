@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.symmetry.chain import LeakyReLU
+from metaopt.symmetry import LeakyReLU
 
 Array = NDArray[np.float64]
 

@@ -13,11 +13,18 @@ from metaopt.measures.curvature import Curvature, mean_curvature, random_element
 from metaopt.measures.directions import unit_directions
 from metaopt.measures.sharpness import Sharpness
 from metaopt.optim import TeleportingOptimizer
-from metaopt.symmetry import LayerInput, PreActivationAction
-from metaopt.symmetry.loss import NetworkLoss
-from metaopt.symmetry.objectives import LossFunction, Negated
-from metaopt.symmetry.orbit import ChainOrbit, Orbit
-from metaopt.symmetry.search import Climb, GradientAscent, Search
+from metaopt.symmetry import (
+    GradientAscent,
+    LayerInput,
+    Negated,
+    Orbit,
+    PreActivationAction,
+    Search,
+    SearchResult,
+    chain_orbit,
+)
+from metaopt.symmetry.functional import NetworkLoss
+from metaopt.symmetry.objectives import LossFunction
 from studies.generalization.networks import ALONE, SLOPE, Weights
 from studies.generalization.setting import Rows
 from studies.searches.fixed_ascent import FixedAscent
@@ -66,7 +73,7 @@ class Outcome:
         rise: of the loss on all batches together.
         defect: the largest relative change of the outputs on a batch, from the start of all.
         moved: of the weights, over their norm.
-        climbs: what the search did, for the random control.
+        results: what the search did, for the random control.
     """
 
     weights: Weights
@@ -75,7 +82,7 @@ class Outcome:
     rise: float
     defect: float
     moved: float
-    climbs: Sequence[Climb] = ()
+    results: Sequence[SearchResult] = ()
 
     def facts(self) -> dict[str, float]:
         """All but the tensors, for JSON."""
@@ -91,21 +98,25 @@ class Recording:
 
     def __init__(self, search: Search) -> None:
         self.search = search
-        self.climbs: list[Climb] = []
+        self.results: list[SearchResult] = []
 
-    def __call__(self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction) -> Climb:
-        self.climbs.append(self.search(orbit, parameters, loss))
-        return self.climbs[-1]
+    def __call__(
+        self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction
+    ) -> SearchResult:
+        self.results.append(self.search(orbit, parameters, loss))
+        return self.results[-1]
 
 
 class Replaying:
     """A search that finds what was found before, in order, wherever it starts."""
 
-    def __init__(self, climbs: Sequence[Climb]) -> None:
-        self.climbs = iter(climbs)
+    def __init__(self, results: Sequence[SearchResult]) -> None:
+        self.results = iter(results)
 
-    def __call__(self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction) -> Climb:
-        return next(self.climbs)
+    def __call__(
+        self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction
+    ) -> SearchResult:
+        return next(self.results)
 
 
 class Teleporter:
@@ -117,7 +128,7 @@ class Teleporter:
         self.sharpness = Sharpness.drawn(
             weights, self._generator(0), DISPLACEMENTS, effort.directions, ALONE
         )
-        orbit = ChainOrbit(ALONE, LayerInput(x.mT), self._action())
+        orbit = chain_orbit(ALONE, weights, LayerInput(x.mT), self._action())
         self.elements = random_elements(orbit, weights, effort.curves, self._generator(1))
         self.orbit = orbit
 
@@ -146,15 +157,17 @@ class Teleporter:
         guarded: bool,
         measure: Measure,
     ) -> Outcome:
-        climbed = objective if sign > 0 else Negated(objective)
-        search: Search = FixedAscent(steps, self.effort.rate, climbed)
+        maximised = objective if sign > 0 else Negated(objective)
+        search: Search = FixedAscent(steps, self.effort.rate, maximised)
         if guarded:
-            search = GradientAscent(self.effort.guarded_steps, self.effort.size, objective=climbed)
+            search = GradientAscent(
+                self.effort.guarded_steps, self.effort.size, objective=maximised
+            )
         return self._teleported(search, measure)
 
     def random(self, outcome: Outcome) -> Outcome:
         """Move as far along a random direction of the Lie algebra, at each step of each batch."""
-        search = RandomMove(Replaying(outcome.climbs), self._generator(2))
+        search = RandomMove(Replaying(outcome.results), self._generator(2))
         return self._teleported(search, None)
 
     def warm_restart(self, outcome: Outcome) -> Outcome:
@@ -195,10 +208,10 @@ class Teleporter:
         )
         optimizer.teleport_on(self.batches)
         after = [parameter.detach().clone() for parameter in model.parameters()]
-        return self._outcome(after, measure, recording.climbs)
+        return self._outcome(after, measure, recording.results)
 
     def _outcome(
-        self, weights: Weights, measure: Measure | None, climbs: Sequence[Climb]
+        self, weights: Weights, measure: Measure | None, results: Sequence[SearchResult]
     ) -> Outcome:
         nan = float("nan")
         flat, start = (torch.cat([w.flatten() for w in ws]) for ws in (weights, self.weights))
@@ -213,7 +226,7 @@ class Teleporter:
             self._loss(weights) - self._loss(self.weights),
             max(defects),
             float((flat - start).norm() / start.norm()),
-            climbs,
+            results,
         )
 
     @torch.no_grad()

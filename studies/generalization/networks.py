@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
+from metaopt.symmetry import Identity, LayerChain, LeakyReLU
 
 SLOPE = 0.1
 BLOCK = 10  # steps; more make the products of the first layer better and the corrections longer

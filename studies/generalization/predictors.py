@@ -19,9 +19,8 @@ from metaopt.measures.directions import unit_directions
 from metaopt.measures.hessian import Hessian
 from metaopt.measures.output_loss import cross_entropy
 from metaopt.measures.sharpness import DISPLACEMENTS
-from metaopt.symmetry import LayerInput, make_action
+from metaopt.symmetry import LayerInput, chain_orbit, make_action
 from metaopt.symmetry.objectives import LossFunction
-from metaopt.symmetry.orbit import ChainOrbit
 from studies.generalization.networks import ALONE, CHAIN, Weights, single
 from studies.generalization.setting import Rows
 
@@ -101,7 +100,8 @@ def _sharpness(weights: Weights, measured: Measured, scale: float) -> Numbers:
 def _curvature(weights: Weights, measured: Measured, images: int) -> Numbers:
     """psi of each network under eq. 78, along the same elements."""
     action = make_action("post_activation", max_defect=float("inf"))
-    orbit = ChainOrbit(CHAIN, LayerInput(measured.curved[:images].mT.double()), action)
+    layer_input = LayerInput(measured.curved[:images].mT.double())
+    orbit = chain_orbit(CHAIN, weights, layer_input, action)
     one = next(single(weights))
     elements = random_elements(orbit, one, measured.curves, torch.Generator().manual_seed(0))
     found: Numbers = []

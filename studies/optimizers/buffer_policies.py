@@ -36,7 +36,7 @@ RATES = tuple(float(f"{rate:.1g}") for rate in 10 ** np.arange(-4, 0.5, 0.5))
 PAPER = {"2": FixedAscent(10, 1.2e-5), "A": FixedAscent(10, 7.5e-3)}
 GUARDED = GradientAscent(10, 0.1)
 
-Search = Any  # (orbit, parameters, loss) -> Climb
+Search = Any  # (orbit, parameters, loss) -> SearchResult
 
 
 def problems(seeds: Sequence[int]) -> Regression:

@@ -211,7 +211,7 @@ def _teleport(
     origin = parameters_to_vector(model.parameters()).detach().clone()
     start = time.perf_counter()
     growth = teleport.growth ** (1 / teleport.minibatches)
-    search: Any = GradientAscent(teleport.iterations, teleport.size, most_ratio=growth)
+    search: Any = GradientAscent(teleport.iterations, teleport.size, max_ratio=growth)
     limit = 0.1
     if teleport.rate is not None:
         search, limit = FixedAscent(teleport.iterations, teleport.rate), float("inf")
@@ -232,7 +232,7 @@ def _teleport(
     end = parameters_to_vector(model.parameters()).detach()
     return {
         "gradient_norms": (before, _square_norm(model, x, y)),
-        "defect": max(float(move.defect()) for move in moves),
+        "defect": max(float(move.invariance_error()) for move in moves),
         "undone": optimizer.undone,
         "moved": float((end - origin).norm() / origin.norm()),
         "teleport_seconds": seconds,

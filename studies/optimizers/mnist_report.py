@@ -6,7 +6,7 @@ import io
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -23,7 +23,12 @@ from studies.report import markdown, write_json, write_text
 
 TELEPORTS = ("eq. 79", "rescaling", "rescaling, buffers transported")
 SIDES = ("train", "test")
-STYLES = {"no teleport": "--", "reset alone": ":", "eq. 79": "-", "rescaling": "-."}
+STYLES: dict[str, Literal["-", "--", "-.", ":"]] = {
+    "no teleport": "--",
+    "reset alone": ":",
+    "eq. 79": "-",
+    "rescaling": "-.",
+}
 FAINT, BAND = 0.4, 0.12  # opacity of the test losses, and of their deviations
 
 

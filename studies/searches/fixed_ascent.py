@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
+from metaopt.symmetry.element import Element
 from metaopt.symmetry.objectives import LossFunction, Objective, OfOrbit, gradient_norm, on_orbit
 from metaopt.symmetry.orbit import Orbit
-from metaopt.symmetry.search import Climb, choose, evaluate
+from metaopt.symmetry.search import SearchResult, choose, choose_elements, evaluate
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,23 @@ class FixedAscent:
                 f"{self.rate}: the defaults are 10 and 1e-4"
             )
 
-    def __call__(self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction) -> Climb:
-        """From ``parameters`` to where the ascent ends."""
+    def __call__(
+        self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction
+    ) -> SearchResult:
+        """Climb from ``parameters`` on; see :class:`~metaopt.symmetry.search.Search`."""
         current = [parameter.detach() for parameter in parameters]
         objective = on_orbit(self.objective, orbit)
-        taken: list[list[Tensor]] = []
+        elements: list[list[Element]] = []
         moved = None
         for _ in range(self.iterations):
-            slopes = orbit.pull_back(current, evaluate(objective, current, loss).gradients())
-            steps = [self.rate * slope for slope in slopes]
+            gradients = orbit.pull_back(current, evaluate(objective, current, loss).gradients())
+            steps = [gradient.scaled(self.rate) for gradient in gradients]
             with torch.no_grad():
                 move = orbit.move(current, steps)
             reached = [parameter.detach() for parameter in move.parameters]
-            current = choose(move.refused, current, reached)
-            moved = ~move.refused if moved is None else moved | ~move.refused
-            taken.append(choose(move.refused, [torch.zeros_like(t) for t in steps], steps))
+            current = choose(move.rejected, current, reached)
+            moved = ~move.rejected if moved is None else moved | ~move.rejected
+            zeros = [step.map(torch.zeros_like) for step in steps]
+            elements.append(choose_elements(move.rejected, zeros, steps))
         assert moved is not None
-        return Climb(current, ~moved, taken)
+        return SearchResult(current, ~moved, elements)

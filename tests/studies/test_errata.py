@@ -5,9 +5,15 @@ import torch
 from torch import nn
 
 from metaopt.measures import sharpness
-from metaopt.symmetry import LayerInput, make_action
-from metaopt.symmetry.chain import Layer, LeakyReLU
-from metaopt.symmetry.objectives import MetricNorm
+from metaopt.symmetry import (
+    Identity,
+    LayerChain,
+    LayerInput,
+    LeakyReLU,
+    MetricNorm,
+    chain_orbit,
+    make_action,
+)
 
 
 def test_eq_81_lacks_a_sum_of_squares_in_the_middle():
@@ -58,8 +64,8 @@ def test_the_bare_pseudo_inverse_of_eq_78_moves_the_weights_at_the_identity(bare
     if bare:
         moved = sigma.inverse(sigma(w1 @ h)) @ torch.linalg.pinv(h)
     else:
-        zero = torch.zeros(16, 16, dtype=torch.float64)
-        action = make_action("post_activation")
-        moved = action.act(zero, Layer(w1), Layer(w2), LayerInput(h), sigma).incoming.weight
+        chain = LayerChain((sigma, Identity()), (False, False))
+        orbit = chain_orbit(chain, [w1, w2], LayerInput(h), make_action("post_activation"))
+        moved = orbit.move([w1, w2], orbit.identity([w1, w2])).parameters[0]
     change = ((moved - w1).norm() / w1.norm()).item()
     assert change > 0.98 if bare else change == 0

@@ -76,6 +76,11 @@ def flat(tensors):
     return torch.cat([t.flatten() for t in tensors])
 
 
+def flat_step(elements):
+    """T of all sites."""
+    return flat([element.values for element in elements])
+
+
 def shift(outcome, weights):
     """From the weights to those of the outcome, in float64."""
     return flat(outcome.weights).double() - flat(weights).double()
@@ -87,7 +92,7 @@ def cosine(a, b):
 
 def sizes(outcome):
     """Norms of T over both sites together, of each step of each batch."""
-    return [[flat(step).norm().item() for step in climb.taken] for climb in outcome.climbs]
+    return [[flat_step(step).norm().item() for step in found.elements] for found in outcome.results]
 
 
 def same(a, b):
@@ -108,14 +113,14 @@ def test_a_guarded_teleport_moves_its_measure_the_way_it_says(teleporter, name, 
 @each_measure
 def test_the_paper_makes_as_many_steps_as_it_says_on_each_batch(teleporter, name):
     outcome = MOVES[name](teleporter(40, 15, 30), -1)
-    assert [len(climb.taken) for climb in outcome.climbs] == [STEPS[name]] * 3
+    assert [len(found.elements) for found in outcome.results] == [STEPS[name]] * 3
     assert min(min(norms) for norms in sizes(outcome)) > 0
 
 
 @each_measure
 def test_a_guarded_step_is_of_its_size_or_of_that_halved_some_times(teleporter, name):
     outcome = MOVES[name](teleporter(), 1, guarded=True)
-    assert [len(climb.taken) for climb in outcome.climbs] == [EFFORT.guarded_steps] * 2
+    assert [len(found.elements) for found in outcome.results] == [EFFORT.guarded_steps] * 2
     for norms in sizes(outcome):
         halvings = [math.log2(EFFORT.size / norm) for norm in norms if norm]
         assert halvings == pytest.approx([round(count) for count in halvings], abs=1e-6)
@@ -129,17 +134,19 @@ def test_the_papers_step_is_its_rate_times_the_gradient(name, sign):
     effort = replace(EFFORT, phi_steps=1, psi_steps=1)
     weights = trained(torch.float64)
     teleporter = Teleporter(weights, [images(30, 0, torch.float64)], effort, SEED)
-    ((step,),) = (climb.taken for climb in MOVES[name](teleporter, sign).climbs)
+    ((step,),) = (found.elements for found in MOVES[name](teleporter, sign).results)
     measure = {"phi": teleporter._phi_at, "psi": teleporter._psi_at}[name]
     generator = torch.Generator().manual_seed(1)
     for _ in range(2):
-        along = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in step]
+        shapes = [element.values.shape for element in step]
+        along = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+        orbit = teleporter.orbit
         values = [
-            measure(teleporter.orbit.move(weights, [t * m for m in along]).parameters)
+            measure(orbit.move(weights, orbit.elements(weights, [t * m for m in along])).parameters)
             for t in (1e-5, -1e-5)
         ]
         slope = (values[0] - values[1]) / 2e-5
-        inner = torch.dot(flat(step), flat(along)).item()
+        inner = torch.dot(flat_step(step), flat(along)).item()
         assert inner == pytest.approx(sign * effort.rate * slope, rel=1e-3, abs=1e-8)
 
 
@@ -147,13 +154,16 @@ def test_the_papers_step_is_its_rate_times_the_gradient(name, sign):
 @each_search
 def test_up_and_down_start_in_opposite_directions(teleporter, name, guarded):
     up, down = (
-        flat(MOVES[name](teleporter(40), sign, guarded).climbs[0].taken[0]) for sign in (1, -1)
+        flat_step(MOVES[name](teleporter(40), sign, guarded).results[0].elements[0])
+        for sign in (1, -1)
     )
     assert cosine(up, down) == pytest.approx(-1)
 
 
 def test_flatter_and_less_curved_are_different_ways(teleporter):
-    phi, psi = (flat(move(teleporter(40), -1).climbs[0].taken[0]) for move in MOVES.values())
+    phi, psi = (
+        flat_step(move(teleporter(40), -1).results[0].elements[0]) for move in MOVES.values()
+    )
     assert abs(cosine(phi, psi)) < 0.95
 
 
@@ -273,16 +283,16 @@ def test_a_random_g_is_as_large_as_that_of_the_teleport_at_each_step(teleporter,
     wanted = sizes(outcome)
     assert any(map(any, wanted))
     assert sizes(control) == [pytest.approx(norms) for norms in wanted]
-    for ours, theirs in zip(control.climbs, outcome.climbs, strict=True):
-        for drawn, climbed in zip(ours.taken, theirs.taken, strict=True):
-            assert abs(cosine(flat(drawn), flat(climbed))) < 0.9
-            assert min(t.norm() for t in drawn) > 0
+    for ours, theirs in zip(control.results, outcome.results, strict=True):
+        for drawn, searched in zip(ours.elements, theirs.elements, strict=True):
+            assert abs(cosine(flat_step(drawn), flat_step(searched))) < 0.9
+            assert min(t.values.norm() for t in drawn) > 0
     assert control.moved > 0
 
 
 def test_a_random_g_goes_on_in_one_direction(teleporter, risen):
     control = teleporter().random(risen)
-    first, *others = (flat(step) for climb in control.climbs for step in climb.taken)
+    first, *others = (flat_step(step) for found in control.results for step in found.elements)
     assert len(others) == 3
     for other in others:
         assert cosine(first, other) == pytest.approx(1)
@@ -298,7 +308,7 @@ def test_a_random_g_stays_on_the_orbit(teleporter):
 def test_a_random_g_is_of_its_seed(teleporter, risen):
     once, again, other = (teleporter(seed=s).random(risen) for s in (3, 3, 4))
     assert same(once.weights, again.weights)
-    first, drawn = (flat(control.climbs[0].taken[0]) for control in (once, other))
+    first, drawn = (flat_step(control.results[0].elements[0]) for control in (once, other))
     assert abs(cosine(first, drawn)) < 0.5
 
 
@@ -329,7 +339,7 @@ def test_a_warm_restart_stays_where_a_teleport_did_not_raise_the_loss(
 def test_a_warm_restart_needs_to_know_nothing_of_a_teleport_but_its_rise(teleporter, weights):
     control = teleporter().warm_restart(Outcome(weights, NAN, NAN, 0.2, NAN, NAN))
     assert control.rise == pytest.approx(0.2, rel=1e-3)
-    assert not control.climbs
+    assert not control.results
 
 
 def test_a_warm_restart_leaves_the_orbit_along_a_direction_of_all_weights(

@@ -163,9 +163,9 @@ def test_the_control_moves_as_far_as_the_search_and_elsewhere(action, train_on, 
 
     class Watched(RandomMove):
         def __call__(self, *arguments):
-            climb = super().__call__(*arguments)
-            ways.append((self.search(*arguments).taken, climb.taken))
-            return climb
+            found = super().__call__(*arguments)
+            ways.append((self.search(*arguments).elements, found.elements))
+            return found
 
     monkeypatch.setattr(image_runs, "RandomMove", Watched)
     teleport = Teleport(action, random=True, minibatches=3, samples=60, iterations=3, size=0.02)
@@ -173,10 +173,10 @@ def test_the_control_moves_as_far_as_the_search_and_elsewhere(action, train_on, 
     assert len(ways) == 3
     for searched, drawn in ways:
         for sides in zip(searched, drawn, strict=True):
-            one, other = (torch.cat([t.flatten() for t in elements]) for elements in sides)
+            one, other = (torch.cat([t.values.flatten() for t in elements]) for elements in sides)
             torch.testing.assert_close(one.norm(), other.norm())
             assert torch.cosine_similarity(one, other, dim=0).abs() < 0.9
-    assert max(t.norm() for elements in searched for t in elements) > 0
+    assert max(t.values.norm() for elements in searched for t in elements) > 0
 
 
 def test_the_control_is_that_of_its_seed(train_on):
