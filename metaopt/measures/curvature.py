@@ -1,4 +1,4 @@
-"""Curvature kappa of a curve (eq. 80), its rate (eq. 84), and their mean psi (eq. 14)."""
+"""Curvature kappa of curves on an orbit (eqs. 80 and 84), and its mean psi over curves (eq. 14)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,18 @@ from metaopt.symmetry.objectives import LossFunction, Objective, per_task_sum
 
 
 def curvature(first: Sequence[Tensor], second: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
-    """kappa from gamma' and gamma'' (eq. 80), ``(*batch,)``; NaN where gamma' is 0.
+    """Compute the curvature kappa of a curve from its derivatives gamma' and gamma'' (eq. 80).
 
-    As ||gamma'' without its part along gamma'|| / ||gamma'||^2, which cancels no digits.
+    It is ||a|| / ||gamma'||^2, where a is gamma'' without its part along gamma'. In this form no
+    digits cancel.
+
+    Args:
+        first: gamma', one tensor a parameter.
+        second: gamma'', likewise.
+        batch_dims: how many leading dimensions count independent curves.
+
+    Returns:
+        ``(*batch,)``; NaN where gamma' is 0.
     """
     across, speed = _across(first, second, batch_dims)
     return _norm(across, batch_dims) / speed
@@ -28,9 +37,16 @@ def curvature(first: Sequence[Tensor], second: Sequence[Tensor], batch_dims: int
 def curvature_rate(
     first: Sequence[Tensor], second: Sequence[Tensor], third: Sequence[Tensor], batch_dims: int = 0
 ) -> Tensor:
-    """d kappa / dt from the first three derivatives (eq. 84), ``(*batch,)``.
+    """Compute the rate d kappa / dt of a curve from its first three derivatives (eq. 84).
 
-    NaN where gamma' or kappa is 0.
+    Args:
+        first: gamma', one tensor a parameter.
+        second: gamma'', likewise.
+        third: gamma''', likewise.
+        batch_dims: how many leading dimensions count independent curves.
+
+    Returns:
+        ``(*batch,)``; NaN where gamma' or kappa is 0.
     """
     across, speed = _across(first, second, batch_dims)
     size = _norm(across, batch_dims)
@@ -43,7 +59,7 @@ def curvature_rate(
 def _across(
     first: Sequence[Tensor], second: Sequence[Tensor], batch_dims: int
 ) -> tuple[list[Tensor], Tensor]:
-    """gamma'' without its part along gamma', and ||gamma'||^2."""
+    """Return gamma'' without its part along gamma', and ||gamma'||^2."""
     speed = _dot(first, first, batch_dims)
     share = _dot(first, second, batch_dims) / speed
     across = [
@@ -64,9 +80,21 @@ def _norm(a: Sequence[Tensor], batch_dims: int) -> Tensor:
 def random_elements(
     orbit: Orbit, parameters: Sequence[Tensor], count: int, generator: torch.Generator
 ) -> list[list[Tensor]]:
-    """``count`` elements M of the Lie algebra with normal entries, each one tensor a site.
+    """Draw elements M of the Lie algebra with normal entries, which are directions of curves.
 
-    The size of M does not matter: kappa belongs to the curve, not to how fast it is run through.
+    The size of M does not matter. kappa belongs to the curve, and not to how fast t runs along it.
+
+    Args:
+        orbit: what the curves lie on.
+        parameters: where they start; only the shapes are used.
+        count: how many elements.
+        generator: draws them.
+
+    Returns:
+        The values of each M, one tensor a site.
+
+    Raises:
+        UserError: for a count below 1.
     """
     if count < 1:
         raise UserError(f"expected 1 curve or more, got {count}: the paper takes 1")
@@ -79,12 +107,13 @@ def random_elements(
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """psi as an objective of a teleport: the mean of kappa over curves on the orbit (eq. 14).
+    """Curvature as an objective of a teleport: the mean psi of kappa over curves (eq. 14).
 
-    The elements are frozen; a search makes it an objective on its orbit by :meth:`on`.
+    The curves keep their directions M. A search turns this into an objective on its orbit by
+    :meth:`on`.
 
     Attributes:
-        elements: M of each curve, one tensor a site; see :meth:`drawn`.
+        elements: the values of M of each curve, one tensor a site; see :meth:`drawn`.
 
     Example:
         >>> from metaopt import TeleportingOptimizer
@@ -109,11 +138,25 @@ class Curvature:
         generator: torch.Generator,
         curves: int = 1,
     ) -> Curvature:
-        """With random elements (:func:`random_elements`) for an orbit of these parameters."""
+        """Make the objective with random directions.
+
+        Args:
+            orbit: what the curves lie on.
+            parameters: those that a teleport moves, in order; only their shapes are used.
+            generator: draws the directions.
+            curves: how many.
+
+        Raises:
+            UserError: for fewer than 1 curve.
+        """
         return cls(random_elements(orbit, parameters, curves, generator))
 
     def on(self, orbit: Orbit) -> Objective:
-        """For the points of ``orbit``."""
+        """Return psi as a function of the points of an orbit.
+
+        Args:
+            orbit: what the curves lie on.
+        """
 
         def psi(parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
             return mean_curvature(orbit, parameters, self.elements)
@@ -124,12 +167,21 @@ class Curvature:
 def mean_curvature(
     orbit: Orbit, parameters: Sequence[Tensor], elements: Sequence[Sequence[Tensor]]
 ) -> Tensor:
-    """psi(w), the mean of kappa over the curves exp(t M) . w at t = 0 (eq. 14), ``(*batch,)``.
+    """Compute psi, the mean of kappa over the curves exp(t M) . w at t = 0 (eq. 14).
 
-    Differentiable in the parameters. Arithmetic is float64.
+    It is differentiable in the parameters, and computed in float64.
 
     Args:
-        elements: M of each curve, one tensor a site; problems share those without their dimensions.
+        orbit: what the curves lie on.
+        parameters: w, in order.
+        elements: the values of M of each curve, one tensor a site. All tasks of a batch share those
+            that lack the batch dimensions.
+
+    Returns:
+        ``(*batch,)``.
+
+    Raises:
+        UserError: for elements of other shapes than the sites'.
     """
     wide = [parameter.double() for parameter in parameters]
     batch_dims = orbit.batch_dims(wide)
@@ -146,7 +198,7 @@ def mean_curvature(
 def _check(
     elements: Sequence[Sequence[Tensor]], shapes: Sequence[torch.Size], batch_dims: int
 ) -> None:
-    """One element a site for each curve, of one problem's shape or of the batch's."""
+    """Check that each curve has one element a site, of the shape of one task or of the batch."""
     for element in elements or ((),):
         own = [tuple(t.shape) for t in element]
         fits = len(own) == len(shapes) and all(
@@ -167,15 +219,20 @@ def network_curvature(
     curves: int = 10,
     action: str | Action = "post_activation",
 ) -> float:
-    """psi of a network on a batch: over random curves of all its sites together (eq. 14).
+    """Compute the curvature psi of a network on a batch, over random curves (eq. 14).
+
+    A curve moves the weights at all sites of the network together.
 
     Args:
         model: a chain of Linear layers.
-        x: samples in rows; the action is exact for as many as ``exact_when`` says.
-        action: eq. 78 by default, for which the paper derives the curves.
+        x: samples in rows. The action is exact only for so many samples as its ``exact_when`` says.
+        generator: draws the curves.
+        curves: how many.
+        action: the group action that moves along a curve. The default is that of eq. 78, for which
+            the paper derives the curves.
 
     Raises:
-        UserError: if the model is no chain, or has no pair of layers.
+        UserError: if the model is no chain, has no pair of layers, or does not take ``x``.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(9, 5), nn.LeakyReLU(0.1), nn.Linear(5, 2))

@@ -1,8 +1,8 @@
 """Derivatives of curves gamma(t) = exp(t M) . w on an orbit at t = 0 (appendix E.4).
 
-By forward-mode differentiation of the orbit itself, for every action; and in closed form for
-eq. 78 at one site. As printed, eqs. 91 and 93 lack the factor 1 / j! of the Taylor series of
-sigma^-1: with s_j its j-th derivative at A = sigma(V X),
+For every action they come from forward-mode differentiation of the orbit itself. For eq. 78 at one
+site there is also a closed form. As printed, eqs. 91 and 93 lack the factor 1 / j! of the Taylor
+series of sigma^-1. With s_j its j-th derivative at A = sigma(V X),
 
     gamma'   of V: [(M A) s_1] X^+
     gamma''  of V: [(M^2 A) s_1 + (M A)^2 s_2] X^+
@@ -26,18 +26,23 @@ from metaopt.symmetry.chain import Layer
 from metaopt.symmetry.orbit import Orbit
 
 Curve = Callable[[Tensor], tuple[Tensor, ...]]
-"""t, a scalar -> parameters, in order."""
+"""A function from t, a scalar, to parameters in order."""
 
 
 def derivatives(
     orbit: Orbit, parameters: Sequence[Tensor], elements: Sequence[Tensor], order: int
 ) -> list[list[Tensor]]:
-    """gamma', ..., up to ``order``: for each one tensor a parameter; differentiable in both.
+    """Compute the derivatives of a curve on an orbit, differentiably in ``parameters`` and in M.
 
     Args:
-        parameters: w, float64 for accuracy.
-        elements: the values of M at each site, as ``orbit.identity`` has them; all sites move
+        orbit: the orbit of the parameters.
+        parameters: w, in float64 for accuracy.
+        elements: the values of M at each site, in the shapes of ``orbit.identity``. All sites move
             together.
+        order: the highest derivative.
+
+    Returns:
+        gamma', gamma'', ..., each with one tensor a parameter.
     """
 
     def points(t: Tensor) -> tuple[Tensor, ...]:
@@ -68,15 +73,18 @@ def post_activation_derivatives(
     layer_input: LayerInput,
     activation: Activation,
 ) -> list[list[Tensor]]:
-    """gamma', gamma'' and gamma''' of both layers under eq. 78, in closed form, float64.
+    """Compute gamma', gamma'' and gamma''' of two layers under eq. 78, in closed form and float64.
 
     Args:
         element: M, ``(*batch, k, k)``.
-        incoming, outgoing: V and U, with biases where the layers have them.
-        layer_input: X.
+        incoming: the layer V, with its bias if it has one.
+        outgoing: the layer U, with its bias if it has one.
+        layer_input: X, what the incoming layer is given.
+        activation: sigma, between the two layers.
 
     Returns:
-        For each order the changes of the incoming layer's tensors, then of the outgoing one's.
+        For each order, the derivatives of the incoming layer's tensors and then of the outgoing
+        layer's.
 
     Raises:
         UserError: for an activation without an inverse.
@@ -110,7 +118,7 @@ def post_activation_derivatives(
 
 
 def _slopes(function: Activation, at: Tensor) -> list[Tensor]:
-    """The first three derivatives of an elementwise function, differentiable in ``at``."""
+    """Return the first three derivatives of an elementwise function, differentiable in ``at``."""
     with torch.enable_grad():
         value = at if at.requires_grad else at.detach().requires_grad_()
         point, slopes = value, []
