@@ -12,7 +12,6 @@ import pytest
 import torch
 from data_cases import make_dataset
 from image_study_cases import dataset
-from metaopt.symmetry.loss import NetworkLoss
 from safetensors.torch import load_file
 from scipy import stats
 from torch.nn import functional
@@ -23,6 +22,7 @@ from metaopt.measures import Sharpness, hessian, network_curvature, sharpness
 from metaopt.measures.directions import unit_directions
 from metaopt.measures.sharpness import DISPLACEMENTS
 from metaopt.symmetry import PostActivationAction
+from metaopt.symmetry.functional import NetworkLoss
 from studies.generalization import __main__ as command
 from studies.generalization import correlation as correlating
 from studies.generalization import moves, training
