@@ -58,7 +58,6 @@ class Teleportation:
         chosen = outputs or self.outputs
         return relative_change(chosen(self.before), chosen(self.after))
 
-    @torch.no_grad()
     def revert_rounding(self, updated_from: Sequence[Tensor], fraction: float) -> Teleportation:
         """Take the move back where it changes the output by more than a part of the last update.
 
@@ -69,8 +68,9 @@ class Teleportation:
             updated_from: the parameters before that update, which ended at ``before``.
             fraction: above 0; the largest change of the output that stays, over the update's.
         """
-        first, updated, moved = map(self.outputs, (updated_from, self.before, self.after))
-        step, change = (torch.linalg.matrix_norm(d) for d in (updated - first, moved - updated))
+        with torch.no_grad():
+            first, updated, moved = map(self.outputs, (updated_from, self.before, self.after))
+            step, change = (torch.linalg.matrix_norm(d) for d in (updated - first, moved - updated))
         return self.revert(change > fraction * step)
 
     def revert(self, where: Tensor) -> Teleportation:
