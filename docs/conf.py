@@ -48,6 +48,8 @@ python_maximum_signature_line_length = 80
 add_module_names = False
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"metaopt {release}"
 html_math_renderer = "mathml"
 html_show_sourcelink = False
