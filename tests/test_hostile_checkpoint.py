@@ -106,7 +106,8 @@ FORBIDDEN = {
 PACKAGES = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}
 SAFE_LOADERS = {"yaml.SafeLoader", "yaml.CSafeLoader"}
 SOURCES = sorted([*(ROOT / "metaopt").rglob("*.py"), *(ROOT / "scripts").rglob("*.py"),
-                  *ROOT.glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])  # fmt: skip
+                  *(ROOT / "studies").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"),
+                  *ROOT.glob("*.py")])  # fmt: skip
 
 
 def imported_names(tree: ast.AST) -> dict[str, str]:
