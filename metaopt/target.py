@@ -132,11 +132,11 @@ class Target(ABC):
         if isinstance(action, str) and action not in ACTIONS:
             return
         own = action if isinstance(action, Action) else make_action(action)
-        name = action if isinstance(action, str) else type(action).__name__
+        name = type(own).__name__
         if own.uses_inputs and isinstance(self.sites.chain, str):
             raise UserError(
                 f"expected a chain of Linear layers for {name}, got another model "
-                f"({self.sites.chain}): {advice}"
+                f"({self.sites.chain}): use action='rescaling', or {advice}"
             )
         if own.uses_inputs and not self.chain.pairs:
             raise UserError(

@@ -90,7 +90,7 @@ class ModuleStepper(Stepper):
                 f"expected an optimizer with an m2 for action={action!r}, got one without: use "
                 f"action='none' or an optimizer that teleports"
             )
-        self.target.check_action(action, choices, "use action='auto' or 'none'")
+        self.target.check_action(action, choices, "leave the action out")
         self.whole = bool(self.target.chain.pairs)  # whether m2's own group has a place to act
 
     def init_state(self, meta: MetaOptimizer) -> State:

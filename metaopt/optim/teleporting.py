@@ -125,7 +125,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
     def _check_place(self) -> None:
         """Refuse a model where no group can act."""
         if self.action != AUTO:
-            self.target.check_action(self.action, tuple(ACTIONS), "use another action")
+            self.target.check_action(self.action, tuple(ACTIONS), "leave the action out")
         elif not self._exact_for_all_data and not self.target.chain.pairs:
             raise UserError(
                 f"expected a model with a place for a group to act, got none "

@@ -410,6 +410,7 @@ def linear_transport(
         The buffers that change, as new tensors.
     """
     g = g.squared() if squares else g
+    site = site.without_outgoing_bias()  # which no such action moves
     moved = {name: buffers[name] for name in site.parameters}
     for view in site.incoming:
         old = view.read_augmented(buffers)

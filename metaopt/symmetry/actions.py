@@ -63,7 +63,7 @@ class PostActivationAction(_ActsLinearly):
     def obstacle(self, site: Site) -> str | None:
         """Return that the activation has no inverse, where it has none."""
         if site.between is None or site.between.inverse is None:
-            return f"{site.between} has no inverse on the real line"
+            return f"{_what_lies_between(site)} has no inverse on the real line"
         return None
 
     def propose(self, element: Element, matrices: SiteMatrices) -> Proposal:
@@ -174,7 +174,7 @@ class LinearAction(_ActsLinearly):
         """Return what lies between, where something does."""
         if site.plain and site.between == Identity():
             return None
-        return f"{', '.join(site.labels) or 'something'} lies between the two layers"
+        return f"{_what_lies_between(site)} lies between the two layers"
 
     def propose(self, element: Element, matrices: SiteMatrices) -> Proposal:
         """Return all moved matrices."""
@@ -212,7 +212,9 @@ class RescalingAction(_ActsLinearly):
 
     def obstacle(self, site: Site) -> str | None:
         """Return what positive scales do not pass through, where there is such a thing."""
-        return None if site.homogeneous else f"{site.between} is not positively homogeneous"
+        if site.homogeneous:
+            return None
+        return f"{_what_lies_between(site)} is not positively homogeneous"
 
     def propose(self, element: Element, matrices: SiteMatrices) -> Proposal:
         """Return all moved matrices."""
@@ -241,6 +243,10 @@ def _both_sides(action: ClosedFormAction, element: Element, matrices: SiteMatric
     incoming = [g.times(matrix) for matrix in matrices.incoming]
     outgoing = [matrices.after(g, view) for view in range(len(matrices.outgoing))]
     return Proposal(incoming, outgoing, _all_true(matrices.incoming[0]))
+
+
+def _what_lies_between(site: Site) -> str:
+    return ", ".join(site.labels) or str(site.between)
 
 
 def _check(obstacle: str | None, expected: str, advice: str = "use another action") -> None:

@@ -102,8 +102,8 @@ class MatrixView:
             self.write(parameters, value)
             return
         columns = value.shape[-1] - self.bias.read(parameters).shape[-1]
-        self.write(parameters, value[..., :columns])
-        self.bias.write(parameters, value[..., columns:])
+        self.write(parameters, value[..., :columns].contiguous())
+        self.bias.write(parameters, value[..., columns:].contiguous())
 
     def _order(self) -> tuple[int, ...]:
         return (*self.heads, *self.rows, *self.columns)
