@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +28,8 @@ from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.ranks import ALONE, CPU, Ranks
-from metaopt.tasks import RegressionFamily
-from metaopt.training.mixture import Drawn
-from metaopt.training.sources import SOURCES, Source
-from metaopt.training.spec import TrainingSpec
+from metaopt.tasks import RegressionFamily, TaskFamily
+from metaopt.training.distributions import TASK_DISTRIBUTIONS, Drawn, TaskDistribution
 from metaopt.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
@@ -55,13 +53,20 @@ class Point(NamedTuple):
     processes: int = 1
 
 
-def exactly(spec: TrainingSpec, generator: torch.Generator) -> Drawn:
+@TASK_DISTRIBUTIONS.register("exactly")
+@dataclass(frozen=True)
+class Exactly(TaskDistribution):
     """``batch_size`` square problems of the one width, always the same."""
-    family = RegressionFamily.square(spec.widths[0], dtype=spec.dtype)
-    return Drawn(family, list(range(TRAINED, TRAINED + spec.batch_size)))
 
+    widths: tuple[int, ...] = (8, 12, 16, 20, 28, 40)
+    dtype: str = "float64"
 
-SOURCES["exactly"] = Source(exactly, lambda spec: [])
+    def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
+        family = RegressionFamily.square(self.widths[0], dtype=self.dtype)
+        return Drawn(family, list(range(TRAINED, TRAINED + batch_size)))
+
+    def validation(self, count: int) -> list[tuple[TaskFamily, int]]:
+        return []
 
 
 def training(point: Point, ranks: Ranks = ALONE) -> Callable[[], None]:

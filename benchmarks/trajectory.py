@@ -14,8 +14,7 @@ import torch
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.tasks import Regression, RegressionFamily
-from metaopt.training.estimators import ESTIMATORS
-from metaopt.training.meta_loss import META_LOSSES, MetaLoss
+from metaopt.training.meta_loss import MetaLoss
 from metaopt.training.unroll import Window
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
@@ -32,16 +31,17 @@ def training_problem(recipe: Recipe, batch: int) -> Regression:
 
 
 def meta_loss(recipe: Recipe) -> MetaLoss:
-    return META_LOSSES[recipe.training.meta_loss](recipe.training.log_floor)
+    return recipe.training.window_loss
 
 
 def windows(
     recipe: Recipe, problem: Regression, meta: MetaOptimizer, steps: int
 ) -> Iterator[Window]:
     """Each window, with its meta-gradient."""
-    estimate = ESTIMATORS[recipe.training.estimator](recipe.training, torch.Generator())
-    optimizer = LearnedOptimizer(problem, meta)
-    return estimate(problem, optimizer, steps, recipe.training.window, meta_loss(recipe))
+    optimizer, spec = LearnedOptimizer(problem, meta), recipe.training
+    return spec.gradient_estimator.windows(
+        problem, optimizer, steps, spec.window, spec.window_loss, torch.Generator()
+    )
 
 
 def train(recipe: Recipe, problem: Regression, meta: MetaOptimizer, steps: int) -> None:

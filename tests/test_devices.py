@@ -11,7 +11,8 @@ from metaopt.cli.common import pick_device
 from metaopt.evaluation.evaluate import evaluate
 from metaopt.evaluation.methods import known_methods, resolve
 from metaopt.evaluation.rollout import rollout
-from metaopt.learned.meta_optimizer import ELEMENT_RULES, MetaOptimizer, MetaOptimizerSpec
+from metaopt.learned.meta_optimizer import MetaOptimizer
+from metaopt.learned.spec import ELEMENT_RULES, MetaOptimizerSpec
 from metaopt.tasks import MinibatchFamily, RegressionFamily
 from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.meta_loss import META_LOSSES
@@ -50,8 +51,9 @@ def test_no_unrolled_step_asks_for_a_value(element, action, estimator):
     )
     meta = MetaOptimizer(spec).to("meta")
     problem = FAMILY.sample([1, 2]).to("meta")
-    unroll = ESTIMATORS[estimator](TrainingSpec(), torch.Generator())
-    windows = unroll(problem, LearnedOptimizer(problem, meta), 4, 2, META_LOSSES["log"](1e-6))
+    windows = ESTIMATORS[estimator]().windows(
+        problem, LearnedOptimizer(problem, meta), 4, 2, META_LOSSES["log"](1e-6), torch.Generator()
+    )
     for window in windows:
         assert {g.device.type for g in window.gradients} == {"meta"}
         assert window.refused.device.type == "meta"

@@ -17,11 +17,11 @@ from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.tasks import Regression, RegressionFamily
 from metaopt.training import estimators
 from metaopt.training.estimators import ESTIMATORS
-from metaopt.training.meta_loss import log_mean
+from metaopt.training.meta_loss import LogMean
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.unroll import Window
 
-LOG = log_mean(1e-6)
+LOG = LogMean(1e-6)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -38,9 +38,9 @@ def estimate(
     meta_loss: Callable[[Tensor], Tensor] = LOG,
     **fields,
 ) -> Iterator[Window]:
-    make = ESTIMATORS[name]
-    windows = make(TrainingSpec(estimator=name, **fields), generator or seeded(0))
-    return windows(problem, LearnedOptimizer(problem, meta), steps, window, meta_loss)
+    optimizer, drawn = LearnedOptimizer(problem, meta), generator or seeded(0)
+    estimator = TrainingSpec(estimator=name, **fields).gradient_estimator
+    return estimator.windows(problem, optimizer, steps, window, meta_loss, drawn)
 
 
 def summed(windows: Iterator[Window]) -> Tensor:

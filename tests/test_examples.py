@@ -21,13 +21,13 @@ from metaopt.symmetry import ACTIONS, LayerInput
 from metaopt.symmetry.chain import Layer, LeakyReLU
 from metaopt.symmetry.finders.steps import STEPS
 from metaopt.tasks import RegressionFamily, first_seeds
-from metaopt.training.sources import SOURCES
+from metaopt.training.distributions import TASK_DISTRIBUTIONS
 
 torch.set_num_threads(1)
 
 DOCS = Path(__file__).parents[1] / "docs"
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
-TABLES: tuple[dict[Any, Any], ...] = (ACTIONS, HAND_MADE, SOURCES, STEPS)
+TABLES: tuple[dict[Any, Any], ...] = (ACTIONS, HAND_MADE, TASK_DISTRIBUTIONS, STEPS)
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,10 @@ from metaopt import LearnedOptimizer
 from metaopt.learned.layerwise import LayerwiseUpdate
 from metaopt.learned.observation import Observation
 from metaopt.training.estimators import ESTIMATORS
-from metaopt.training.meta_loss import log_mean
-from metaopt.training.spec import TrainingSpec
+from metaopt.training.meta_loss import LogMean
 from metaopt.training.unroll import Window
 
-LOG = log_mean(0.0)
+LOG = LogMean(0.0)
 H = 1e-6
 
 
@@ -31,8 +30,8 @@ def _doubles(monkeypatch, float64_networks):  # noqa: F811
 
 def window(name: str, meta, steps: int) -> Window:
     problem = make()
-    estimate = ESTIMATORS[name](TrainingSpec(), seeded())
-    return next(estimate(problem, LearnedOptimizer(problem, meta), steps, steps, LOG))
+    optimizer = LearnedOptimizer(problem, meta)
+    return next(ESTIMATORS[name]().windows(problem, optimizer, steps, steps, LOG, seeded()))
 
 
 def largest(gradient: Tensor) -> list[int]:

@@ -9,7 +9,7 @@ from metaopt import LearnedOptimizer
 from metaopt.learned.differentiable import DifferentiableLearnedOptimizer, differentiable
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.tasks import Regression, RegressionFamily
-from metaopt.training.meta_loss import log_mean
+from metaopt.training.meta_loss import LogMean
 from metaopt.training.unroll import unroll
 
 METHODS = {
@@ -78,7 +78,7 @@ def test_the_twin_goes_on_from_the_optimizer_s_present_state_and_leaves_it_alone
     expected = train(whole, LearnedOptimizer(whole, build()), 10)
     train(problem, optimizer, 5)
     kept = [t.clone() for tensors in optimizer.learned_state.values() for t in tensors]
-    (window,) = unroll(problem, optimizer, 5, 5, log_mean(1e-6))
+    (window,) = unroll(problem, optimizer, 5, 5, LogMean(1e-6))
     torch.testing.assert_close(window.losses, expected[6:], rtol=1e-12, atol=0)
     now = [t for tensors in optimizer.learned_state.values() for t in tensors]
     torch.testing.assert_close(now, kept, rtol=0, atol=0)
@@ -235,7 +235,7 @@ def test_with_a_zero_head_of_m2_the_differentiable_twin_equals_lstm_update_bit_f
     losses = []
     for meta in twins():
         model = RegressionFamily(7, 3, 5, 2, dtype=dtype).sample([5, 6])
-        windows = unroll(model, LearnedOptimizer(model, meta), 20, 10, log_mean(1e-6))
+        windows = unroll(model, LearnedOptimizer(model, meta), 20, 10, LogMean(1e-6))
         losses.append(torch.cat([window.losses for window in windows]))
     assert losses[0].shape == (20, 2)
     assert torch.equal(*losses)

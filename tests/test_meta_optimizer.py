@@ -9,13 +9,9 @@ from torch import Tensor, nn
 
 from metaopt import LearnedOptimizer, UserError
 from metaopt.learned.element import FEATURES, CoordinatewiseElement
-from metaopt.learned.meta_optimizer import (
-    ELEMENT_RULES,
-    UPDATE_RULES,
-    MetaOptimizer,
-    MetaOptimizerSpec,
-)
+from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.observation import Observation, flatten, log_sign
+from metaopt.learned.spec import ELEMENT_RULES, UPDATE_RULES, MetaOptimizerSpec
 from metaopt.learned.update import HEADS, CoordinatewiseUpdate, StepSizeUpdate
 from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
 from metaopt.symmetry.exponential import Spectral

@@ -1,6 +1,7 @@
 """The trainer: which problems it takes, how it steps m1 and m2, what it keeps."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from metaopt import LearnedOptimizer, UserError
 from metaopt.evaluation.rollout import rollout
 from metaopt.tasks import RegressionFamily
 from metaopt.tasks.seeds import TEST, TRAINING, VALIDATION
-from metaopt.training.estimators import ESTIMATORS
+from metaopt.training.estimators import ESTIMATORS, Estimator
 from metaopt.training.trainer import Trainer
 from metaopt.training.unroll import Window
 
@@ -91,6 +92,17 @@ def test_both_rates_follow_the_schedule_over_the_budget(schedule, end):
     assert tuple(g["lr"] for g in trainer.adam.param_groups) == pytest.approx(end)
 
 
+def step_by(monkeypatch, unroll) -> None:
+    """Put another estimator in the place of the default one."""
+
+    @dataclass(frozen=True)
+    class Other(Estimator):
+        def windows(self, problem, optimizer, steps, window, meta_loss, generator):
+            return unroll(problem, optimizer, steps, window, meta_loss)
+
+    monkeypatch.setitem(ESTIMATORS, "truncated", Other)
+
+
 def fake_windows(monkeypatch, windows: list[list[tuple[float, float]]]) -> None:
     """Each batch's windows, as (meta-loss, value of every entry of the meta-gradient)."""
     remaining = iter(windows)
@@ -101,7 +113,7 @@ def fake_windows(monkeypatch, windows: list[list[tuple[float, float]]]) -> None:
             losses = torch.ones(window, problem.batch)
             yield Window(torch.tensor(value), gradients, losses, torch.tensor(0))
 
-    monkeypatch.setitem(ESTIMATORS, "truncated", lambda spec, generator: unroll)
+    step_by(monkeypatch, unroll)
 
 
 @pytest.mark.parametrize(("clip", "entry"), [(0.1, 3.0), (0.1, 1e-6), (0.0, 3.0)])
@@ -149,7 +161,7 @@ def test_a_batch_ends_where_its_losses_are_far_below_the_floor_and_not_before(mo
             losses = torch.tensor([[1.0, 1.0], level], dtype=torch.float64)
             yield Window(torch.tensor(1.0), gradients, losses, torch.tensor(0))
 
-    monkeypatch.setitem(ESTIMATORS, "truncated", lambda spec, generator: unroll)
+    step_by(monkeypatch, unroll)
     trainer = make(log_floor=1e-12, steps=9)
     trainer.train_batch()
     assert trainer.meta_steps == 2

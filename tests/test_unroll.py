@@ -14,7 +14,7 @@ from metaopt.learned.observation import Observation
 from metaopt.symmetry import LayerInput
 from metaopt.tasks import Regression, RegressionFamily
 from metaopt.training import unroll as unroll_module
-from metaopt.training.meta_loss import META_LOSSES, log_mean, paper_sum
+from metaopt.training.meta_loss import META_LOSSES, LogMean, PaperSum
 from metaopt.training.unroll import unroll
 
 METHODS = {
@@ -23,7 +23,7 @@ METHODS = {
     "LSTM(lr,tele)": {"update": "step_size"},
     "LSTM(update,tele), eq. 79": {"action": "pre_activation", "damping": 1e-3},
 }
-LOSSES = {"log": log_mean(1e-6), "sum": paper_sum(1e-6)}
+LOSSES = {"log": LogMean(1e-6), "sum": PaperSum()}
 
 
 def build(method: str) -> MetaOptimizer:
@@ -117,7 +117,7 @@ def check_finite_differences(
     def run():
         problem = make_problem()
         optimizer = LearnedOptimizer(problem, meta)
-        (window,) = unroll(problem, optimizer, steps, steps, log_mean(1e-6), second_order)
+        (window,) = unroll(problem, optimizer, steps, steps, LogMean(1e-6), second_order)
         return window
 
     gradients = run().gradients
@@ -225,7 +225,7 @@ def test_memory_does_not_grow_with_the_number_of_windows(method, monkeypatch):
     problem = make_problem()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         optimizer = LearnedOptimizer(problem, build(method))
-        for done, _ in enumerate(unroll(problem, optimizer, 24, 2, log_mean(1e-6)), start=1):
+        for done, _ in enumerate(unroll(problem, optimizer, 24, 2, LogMean(1e-6)), start=1):
             if done in (3, 12):
                 gc.collect()
                 tensors.append(sum(issubclass(type(o), Tensor) for o in gc.get_objects()))
@@ -288,6 +288,6 @@ def test_meta_losses_are_their_formulas():
     losses = torch.tensor([[1.0, 10.0], [1e-8, 3.0], [0.0, 5.0]], dtype=torch.float64)
     logs = [math.log(value + 1e-6) for value in losses.flatten().tolist()]
     assert META_LOSSES["log"](1e-6)(losses).item() == pytest.approx(sum(logs) / 6)
-    assert META_LOSSES["sum"](1e-6)(losses).item() == pytest.approx((1.0 + 1e-8 + 18.0) / 2)
-    with pytest.raises(UserError, match="log floor"):
+    assert META_LOSSES["sum"]()(losses).item() == pytest.approx((1.0 + 1e-8 + 18.0) / 2)
+    with pytest.raises(UserError, match="log_floor of 0 or more"):
         META_LOSSES["log"](-1.0)

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.learned.meta_optimizer import MetaOptimizer
+from metaopt.learned.spec import MetaOptimizerSpec
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer
 

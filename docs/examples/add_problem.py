@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from metaopt import LearnedOptimizer
 from metaopt.evaluation.rollout import rollout
-from metaopt.learned.meta_optimizer import MetaOptimizerSpec
+from metaopt.learned.spec import MetaOptimizerSpec
 from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
-from metaopt.tasks import TaskBatch, TaskFamily, check_seeds, first_seeds
-from metaopt.tasks.seeds import TRAINING
-from metaopt.training.mixture import Drawn, integer
-from metaopt.training.sources import SOURCES, Source
+from metaopt.tasks import TaskBatch, TaskFamily, first_seeds
+from metaopt.training.distributions import (
+    TASK_DISTRIBUTIONS,
+    Drawn,
+    TaskDistribution,
+    draw_seeds,
+)
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer
 
@@ -78,15 +81,24 @@ class RobustFamily:
         return [*drawn[:3], torch.where(wild, 10 * drawn[3], drawn[3])]
 
 
-def draw(spec: TrainingSpec, generator: torch.Generator) -> Drawn:
-    """The next batch to train on, in float64, with training seeds alone."""
-    seeds = [integer(generator, TRAINING.start, 2**53) for _ in range(spec.batch_size)]
-    return Drawn(RobustFamily(dtype=torch.float64), check_seeds(seeds, "training"))
+@dataclass(frozen=True)
+class RobustTasks(TaskDistribution):
+    """What a learned optimizer can be trained on; its fields are keys of a config.
 
+    Attributes:
+        outliers: the fraction of targets that are wild.
+    """
 
-def validation(spec: TrainingSpec) -> list[tuple[TaskFamily, int]]:
-    """What checkpoints are chosen on."""
-    return [(RobustFamily(), spec.validation_problems)]
+    outliers: float = 0.1
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
+        """The next batch to train on, in float64."""
+        family = RobustFamily(outliers=self.outliers, dtype=torch.float64)
+        return Drawn(family, draw_seeds(batch_size, generator))
+
+    def validation(self, count: int) -> list[tuple[TaskFamily, int]]:
+        """What checkpoints are chosen on."""
+        return [(RobustFamily(outliers=self.outliers), count)]
 
 
 def final_losses(optimizer: str | None, steps: int = 60) -> Tensor:
@@ -102,7 +114,7 @@ def final_losses(optimizer: str | None, steps: int = 60) -> Tensor:
 
 def trained() -> Trainer:
     """A learned optimizer after two batches of training on these problems: far too few."""
-    SOURCES["robust"] = Source(draw, validation)  # a config can name it now: problems: robust
+    TASK_DISTRIBUTIONS.add("robust", RobustTasks)  # a config can name it now: problems: robust
     spec = TrainingSpec(
         problems="robust",
         trajectories=4,

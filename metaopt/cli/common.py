@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
+import docstring_parser
 import torch
 from jsonargparse import ArgumentParser
 
-from metaopt.cli.configs import MODE
+from metaopt.cli.configs import MODE, read_config
 from metaopt.cli.signals import ended_by_sigterm
 from metaopt.errors import Interrupted, UserError
+from metaopt.extensions import load_extensions
 from metaopt.ranks import TIMEOUT
+from metaopt.registry import Settings, defaults
 
 MOST_THREADS = 1024
 TOO_LARGE = "expected sizes that fit into memory, got larger ones: lower them"
@@ -29,6 +33,44 @@ class Parser(ArgumentParser):
     def add_switch(self, name: str, meaning: str) -> None:
         """A flag without a value that is off by default; in a config file, true or false."""
         self.add_argument(name, type=bool, default=False, nargs="?", const=True, help=meaning)
+
+    def add_import(self) -> None:
+        """``--import``, for :func:`import_extensions`."""
+        self.add_argument(
+            "--import",
+            type=str | list[str],
+            default="",
+            help="a module of your own that registers methods or components; may be repeated",
+        )
+
+    def add_settings(self, cls: type[Settings]) -> None:
+        """A flag for each field of a flat config and of its components.
+
+        Raises:
+            UserError: if a component's field has the name of another flag.
+        """
+        owners: dict[str, list[str]] = {}
+        first: dict[str, type[Any]] = dict.fromkeys(cls.own_defaults(), cls)
+        for kind, registry in cls.components.items():
+            for name, config in registry.items():
+                for field in defaults(config):
+                    first.setdefault(field, config)
+                    owners.setdefault(field, []).append(f"{kind}={name}")
+        text = docstring_parser.parse(cls.__doc__ or "").short_description
+        group = self.add_argument_group(f"{cls.__name__}: {text}")
+        for name, default in cls.all_defaults().items():
+            if f"--{name}" in self._option_string_actions:
+                raise UserError(
+                    f"expected fields of {first[name].__name__} with names of their own, got "
+                    f"{name!r}, which is another flag: rename it"
+                )
+            meaning = _meanings(first[name]).get(name, "")
+            if name in cls.components:
+                meaning += f" Known: {', '.join(cls.components[name])}."
+            if first[name] is not cls:
+                meaning += f" For {', '.join(owners[name])}."
+            hint = get_type_hints(first[name])[name]
+            group.add_argument(f"--{name}", type=hint, default=default, help=meaning)
 
     def add_threads(self) -> None:
         """``--threads``, for :func:`set_threads`.
@@ -76,6 +118,39 @@ class Parser(ArgumentParser):
             return super().parse_path(cfg_path, *args, **kwargs)
         except UnicodeDecodeError:
             self.error(f"expected a config in UTF-8 text, got {str(cfg_path)!r}")
+
+
+def _meanings(config: type[Any]) -> dict[str, str]:
+    """What the docstrings of a class and of its bases say of each attribute, in one line each."""
+    found: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        for entry in docstring_parser.parse(cls.__doc__ or "").params:
+            for name in entry.arg_name.split(","):
+                found[name.strip()] = " ".join((entry.description or "").split())
+    return found
+
+
+def import_extensions(arguments: Sequence[str] | None) -> None:
+    """Import the modules that ``--import`` names, on the command line or in a config file.
+
+    To be called before the parser is built, whose flags depend on what is registered.
+
+    Raises:
+        UserError: if one cannot be imported.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--import", action="append", default=[], dest="modules")
+    early.add_argument("--config", action="append", default=[])
+    try:
+        known, _ = early.parse_known_args(arguments)
+    except argparse.ArgumentError:  # a flag without its value: the parser of all flags says so
+        return
+    modules: list[str] = []
+    for path in known.config:
+        named = read_config(path).get("import")
+        listed = named if isinstance(named, list) else [named]
+        modules += [module for module in listed if isinstance(module, str)]
+    load_extensions([*modules, *known.modules])
 
 
 def guarded(main: Callable[[Sequence[str] | None], None], hint: str = "") -> Callable[[], int]:
@@ -147,10 +222,17 @@ def pick_device(name: str) -> torch.device:
 
 
 def take(cls: type[Any], values: Any) -> Any:
-    """An instance of the dataclass ``cls`` from the parsed values of its fields."""
-    fields = cls.__dataclass_fields__
-    chosen = {name: values[name] for name in fields}
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()})
+    """An instance of a dataclass, or of a flat config, from the parsed values of its fields."""
+    if issubclass(cls, Settings):
+        own, held = cls.own_defaults(), cls.all_defaults()
+        others = {name: _fixed(values[name]) for name in held if name not in own}
+        return cls(others, **{name: _fixed(values[name]) for name in own})
+    return cls(**{name: _fixed(values[name]) for name in cls.__dataclass_fields__})
+
+
+def _fixed(value: Any) -> Any:
+    """A list of a config file as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _interrupted(number: int, where: str, hint: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,3 +23,12 @@ def _load(text: str) -> Any:
 
 
 set_loader(MODE, _load, exceptions=(yaml.YAMLError, UserError))
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The keys of a config file; none where it cannot be read, of which the parser complains."""
+    try:
+        content = _load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}

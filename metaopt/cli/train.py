@@ -6,18 +6,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from metaopt.cli.common import Parser, guarded, pick_device, set_threads, take
+from metaopt.cli.common import (
+    Parser,
+    guarded,
+    import_extensions,
+    pick_device,
+    set_threads,
+    take,
+)
 from metaopt.cli.signals import noted
 from metaopt.errors import Interrupted
 from metaopt.launch import joined, restarted
-from metaopt.learned.meta_optimizer import MetaOptimizerSpec
+from metaopt.learned.spec import MetaOptimizerSpec
 from metaopt.training.run import LAST, run_training
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer
 
 
 def build_parser() -> Parser:
-    """Every field of both specs is a flag, and a key of the config file."""
+    """Every field of both specs and of their components is a flag, and a key of the config."""
     parser = Parser(
         prog="train_meta.py",
         description="Meta-train m1 and m2 on regression problems; see configs/.",
@@ -29,13 +36,15 @@ def build_parser() -> Parser:
     parser.add_threads()
     parser.add_device()
     parser.add_timeout()
-    parser.add_class_arguments(TrainingSpec)
-    parser.add_class_arguments(MetaOptimizerSpec)
+    parser.add_import()
+    parser.add_settings(TrainingSpec)
+    parser.add_settings(MetaOptimizerSpec)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, build, run, save; under torchrun, one of several processes."""
+    import_extensions(arguments)
     values = build_parser().parse_args(arguments)
     set_threads(values.threads)
     device = pick_device(values.device)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, final
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
+from metaopt.checks import check_not_negative
 from metaopt.errors import UserError, check_names
+from metaopt.learned.fields import FlatFields, LSTMFields, Size
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
 from metaopt.learned.units import Units
 from metaopt.learned.update import State, flat_gradient
+from metaopt.registry import Registry
+from metaopt.symmetry import Action
 from metaopt.symmetry.chain import LayerChain, LayerPair
-from metaopt.symmetry.element import Element
+from metaopt.symmetry.element import MAX_ELEMENT, Element
 
 
 class ElementRule(nn.Module, ABC):
@@ -46,6 +51,77 @@ class ElementRule(nn.Module, ABC):
         The same network as of whole elements, along the axes of the hidden units.
         """
         raise NotImplementedError
+
+
+class ElementConfig(ABC):
+    """The fields of an element rule (m2). A subclass is a frozen dataclass that checks itself."""
+
+    @property
+    def needs_chain(self) -> bool:
+        """Whether the rule needs a chain of layers, between which the group acts."""
+        return True
+
+    @property
+    def one_size(self) -> Size | None:
+        """The one size of network that the rule fits; None if it fits any."""
+        return None
+
+    @abstractmethod
+    def build(self, action: Action, generator: torch.Generator) -> ElementRule | None:
+        """The rule for this action, initial weights drawn from the generator; None for g = I."""
+
+
+ELEMENT_RULES: Registry[type[ElementConfig]] = Registry("element")
+"""Configs of the element rules (m2) by name."""
+
+
+@ELEMENT_RULES.register("none")
+@dataclass(frozen=True)
+class NoElementConfig(ElementConfig):
+    """No m2: g = I, nothing is teleported."""
+
+    @property
+    def needs_chain(self) -> bool:
+        return False
+
+    def build(self, action: Action, generator: torch.Generator) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class BoundedFields(LSTMFields):
+    """What m2 sees, and how large T may become.
+
+    Attributes:
+        features: what m2 sees: "gradients", "balance", "covariance"; over entries also
+            "preactivations", which a spectral m2 sees as its covariance where eq. 79 acts.
+        bound: s in T = s tanh(output) / k; of a spectral T, of each |t_i|.
+        gate: gain of the gate on T; 0 for none.
+    """
+
+    largest: ClassVar[float] = MAX_ELEMENT
+
+    features: tuple[str, ...] = ("gradients", "balance", "covariance")
+    bound: float = 3.0
+    gate: float = 1000.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_element("bound", self.bound, self.largest)
+        check_not_negative("gate", self.gate)
+
+
+def check_element(name: str, value: float, largest: float = MAX_ELEMENT) -> None:
+    """Check that a field is a size of T that actions take.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if not 0 < value <= largest:
+        raise UserError(
+            f"expected {name} in (0, {largest:g}], got {value}: every action refuses larger "
+            "elements"
+        )
 
 
 class Seen(NamedTuple):
@@ -134,7 +210,6 @@ class CoordinatewiseElement(ElementRule):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        check_names("features", features, FEATURES)
         if not bound > 0 or not gain >= 0:
             raise UserError(
                 f"expected bound > 0 and gate >= 0 (0: no gate), "
@@ -201,6 +276,21 @@ class CoordinatewiseElement(ElementRule):
         return element * gate(seen, site, self.gain)[..., None, None]
 
 
+@ELEMENT_RULES.register("coordinatewise")
+@dataclass(frozen=True)
+class CoordinatewiseElementConfig(BoundedFields, ElementConfig):
+    """m2 over the k x k entries of T."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_names("features", self.features, FEATURES)
+
+    def build(self, action: Action, generator: torch.Generator) -> CoordinatewiseElement:
+        return CoordinatewiseElement(
+            self.hidden, self.layers, self.features, self.bound, self.gate, generator
+        )
+
+
 @final
 class FlatElement(ElementRule):
     """The paper's own: one LSTM over all coordinates gives T, rescaled to a Frobenius norm."""
@@ -235,3 +325,23 @@ class FlatElement(ElementRule):
             size = torch.linalg.matrix_norm(element, keepdim=True)
             element = element * (self.norm / (size + TINY))
         return [Element(element)], following
+
+
+@ELEMENT_RULES.register("flat")
+@dataclass(frozen=True)
+class FlatElementConfig(FlatFields, ElementConfig):
+    """m2 from all coordinates at once, as in the paper.
+
+    Attributes:
+        norm: Frobenius norm that flat networks give T; 0 leaves it as it comes.
+    """
+
+    norm: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative("norm", self.norm)
+
+    def build(self, action: Action, generator: torch.Generator) -> FlatElement:
+        width = self.flat_widths[1]
+        return FlatElement(self.hidden, self.layers, self.coordinates, width, self.norm, generator)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from metaopt.learned.element import ElementRule
+from metaopt.learned.element import ELEMENT_RULES, ElementConfig, ElementRule, check_element
 from metaopt.learned.observation import TINY, Observation
 from metaopt.learned.spectral import Spectrum
 from metaopt.learned.update import State
+from metaopt.symmetry import Action
 from metaopt.symmetry.chain import LayerChain
 from metaopt.symmetry.element import Element
 
@@ -62,6 +64,38 @@ class GradientDirection(ElementRule):
             size = torch.linalg.matrix_norm(direction, keepdim=True)
             elements.append(Element(self.norm * direction / (size + TINY)))
         return elements, []
+
+
+@dataclass(frozen=True)
+class SizeFields:
+    """How large an element is that is made by hand.
+
+    Attributes:
+        element_size: the fraction of whitening a step, or the Frobenius norm of T.
+    """
+
+    element_size: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_element("element_size", self.element_size)
+
+
+@ELEMENT_RULES.register("whitening")
+@dataclass(frozen=True)
+class WhiteningConfig(SizeFields, ElementConfig):
+    """A control: T whitens the hidden features by a fixed fraction."""
+
+    def build(self, action: Action, generator: torch.Generator) -> Whitening:
+        return Whitening(self.element_size)
+
+
+@ELEMENT_RULES.register("gradient_direction")
+@dataclass(frozen=True)
+class GradientDirectionConfig(SizeFields, ElementConfig):
+    """A control: T follows the gradient of the gradient's norm along the orbit."""
+
+    def build(self, action: Action, generator: torch.Generator) -> GradientDirection:
+        return GradientDirection(self.element_size)
 
 
 @final

@@ -10,14 +10,16 @@ hand-designed features is the idea of VeLO (Metz et al., 2022).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
+from metaopt.learned.fields import LSTMFields
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import Observation
-from metaopt.learned.update import State, UpdateRule
+from metaopt.learned.update import UPDATE_RULES, State, UpdateConfig, UpdateRule
 from metaopt.symmetry.chain import LayerChain
 
 RATE = 3e-3  # of Adam, at a head of 0
@@ -115,6 +117,19 @@ class LayerwiseUpdate(UpdateRule):
                 torch.ones_like(ff) * step.log10() / 4.0,
             )
         )
+
+
+@UPDATE_RULES.register("layerwise")
+@dataclass(frozen=True)
+class LayerwiseConfig(LSTMFields, UpdateConfig):
+    """m1 over whole tensors, for ordinary networks."""
+
+    @property
+    def needs_chain(self) -> bool:
+        return False
+
+    def build(self, generator: torch.Generator) -> LayerwiseUpdate:
+        return LayerwiseUpdate(self.hidden, self.layers, generator)
 
 
 def _rows(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:

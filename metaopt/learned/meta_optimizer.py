@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.learned.observation import Observation
-from metaopt.learned.spec import ELEMENT_RULES, UPDATE_RULES
 from metaopt.learned.spec import MetaOptimizerSpec as MetaOptimizerSpec
 from metaopt.symmetry import (
     Element,
@@ -17,7 +16,6 @@ from metaopt.symmetry import (
     LayerInput,
     Teleportation,
     chain_orbit,
-    make_action,
 )
 from metaopt.symmetry.teleportation import chain_outputs
 
@@ -48,11 +46,9 @@ class MetaOptimizer(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.spec = spec
-        self.update = UPDATE_RULES[spec.update](spec, generator)
-        build = ELEMENT_RULES[spec.element]
-        self.element = None if build is None else build(spec, generator)
-        damping = {"damping": spec.damping} if spec.action == "pre_activation" else {}
-        self.action = make_action(spec.action, exponential=spec.exponential, **damping)
+        self.action = spec.build_action()
+        self.update = spec.update_config.build(generator)
+        self.element = spec.element_config.build(self.action, generator)
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
         """The LSTM states before the first step."""

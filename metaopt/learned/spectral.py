@@ -13,19 +13,22 @@ the direction is whitened, with tanh(o_i) = 1 all the way; p_i stretches it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, final
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from metaopt.checks import check_not_negative
 from metaopt.errors import check_names
-from metaopt.learned.element import ElementRule, gate
+from metaopt.learned.element import ELEMENT_RULES, BoundedFields, ElementConfig, ElementRule, gate
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
 from metaopt.learned.units import EMPTY, Units
 from metaopt.learned.update import State
+from metaopt.symmetry import Action
 from metaopt.symmetry.chain import LayerChain, LayerPair
-from metaopt.symmetry.element import Element
+from metaopt.symmetry.element import MAX_DIRECTION, Element
 
 SMALLEST = 1e-7  # of lambda / c; a smaller one is whitened as if it were this large
 
@@ -130,7 +133,6 @@ class SpectralElement(ElementRule):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        check_names("features of a spectral m2", features, DIRECTION_FEATURES)
         self.names = tuple(features)
         self.features = [DIRECTION_FEATURES[name][1] for name in features]
         self.stretch = stretch
@@ -204,3 +206,34 @@ class SpectralElement(ElementRule):
         if self.gain == 0:
             return bounded
         return bounded * gate(seen, site, self.gain)[..., None]
+
+
+@ELEMENT_RULES.register("spectral")
+@dataclass(frozen=True)
+class SpectralElementConfig(BoundedFields, ElementConfig):
+    """m2 over the eigen-directions of the hidden features.
+
+    Attributes:
+        stretch: of a spectral T, the most that a direction moves besides being whitened.
+    """
+
+    largest: ClassVar[float] = MAX_DIRECTION
+
+    stretch: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative("stretch", self.stretch)
+        check_names("features of a spectral m2", self.features, DIRECTION_FEATURES)
+
+    def build(self, action: Action, generator: torch.Generator) -> SpectralElement:
+        return SpectralElement(
+            self.hidden,
+            self.layers,
+            self.features,
+            self.stretch,
+            self.bound,
+            self.gate,
+            action.on_preactivations,
+            generator,
+        )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from metaopt.errors import UserError, check_names
+from metaopt.learned.fields import FlatFields, LSTMFields, Size
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, flatten, log_sign, unflatten
+from metaopt.registry import Registry
 from metaopt.symmetry.chain import LayerChain
 
 State = list[Tensor]
@@ -30,6 +33,28 @@ class UpdateRule(nn.Module, ABC):
     @abstractmethod
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
         """(f_t of each parameter, next state)."""
+
+
+class UpdateConfig(ABC):
+    """The fields of an update rule (m1). A subclass is a frozen dataclass that checks itself."""
+
+    @property
+    def needs_chain(self) -> bool:
+        """Whether the rule uses what only a chain of layers tells: curvature or features."""
+        return True
+
+    @property
+    def one_size(self) -> Size | None:
+        """The one size of network that the rule fits; None if it fits any."""
+        return None
+
+    @abstractmethod
+    def build(self, generator: torch.Generator) -> UpdateRule:
+        """The rule with initial weights drawn from the generator."""
+
+
+UPDATE_RULES: Registry[type[UpdateConfig]] = Registry("update")
+"""Configs of the update rules (m1) by name."""
 
 
 Head = Callable[[Tensor, Tensor, Observation], Tensor]
@@ -74,6 +99,9 @@ HEADS: dict[str, Head] = {
 }
 """The parts an update can be a sum of."""
 
+HEADS_OF_ANY_NETWORK = frozenset({"plain", "gradient"})
+"""Heads that use no curvature, and so need no chain of layers."""
+
 
 def gradient_alone(seen: Observation) -> list[Tensor]:
     """log_sign of the gradient, as in Andrychowicz et al. (2016)."""
@@ -106,6 +134,9 @@ INPUTS: dict[str, tuple[int, Callable[[Observation], list[Tensor]]]] = {
 }
 """What m1 sees of each coordinate, by name, with its number of channels."""
 
+INPUTS_OF_ANY_NETWORK = frozenset({"gradient"})
+"""Inputs that are no features of hidden units, and so need no chain of layers."""
+
 
 @final
 class CoordinatewiseUpdate(UpdateRule):
@@ -120,8 +151,6 @@ class CoordinatewiseUpdate(UpdateRule):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        for what, names, table in (("inputs", inputs, INPUTS), ("heads", heads, HEADS)):
-            check_names(what, names, table)
         self.inputs = [INPUTS[name][1] for name in inputs]
         self.heads = [HEADS[head] for head in heads]
         channels = sum(INPUTS[name][0] for name in inputs)
@@ -139,6 +168,35 @@ class CoordinatewiseUpdate(UpdateRule):
         ]
         step = parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
         return unflatten(-step, seen.parameters), following
+
+
+@UPDATE_RULES.register("coordinatewise")
+@dataclass(frozen=True)
+class CoordinatewiseUpdateConfig(LSTMFields, UpdateConfig):
+    """m1 over single coordinates.
+
+    Attributes:
+        inputs: what m1 sees of a coordinate: "gradient", and as a control "covariance".
+        heads: parts of f: "plain", "free", "gradient", "scaled_gradient", "spectral_gradient".
+    """
+
+    inputs: tuple[str, ...] = ("gradient",)
+    heads: tuple[str, ...] = ("free", "spectral_gradient")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_names("inputs", self.inputs, INPUTS)
+        check_names("heads", self.heads, HEADS)
+
+    @property
+    def needs_chain(self) -> bool:
+        return not (
+            HEADS_OF_ANY_NETWORK.issuperset(self.heads)
+            and INPUTS_OF_ANY_NETWORK.issuperset(self.inputs)
+        )
+
+    def build(self, generator: torch.Generator) -> CoordinatewiseUpdate:
+        return CoordinatewiseUpdate(self.hidden, self.layers, self.inputs, self.heads, generator)
 
 
 @final
@@ -162,6 +220,15 @@ class StepSizeUpdate(UpdateRule):
         output, following = self.lstm(logs, state)
         rate = (4.0 * output[0]).clamp(max=4.0).exp() / _largest_curvature(seen)
         return _scaled(seen, rate), following
+
+
+@UPDATE_RULES.register("step_size")
+@dataclass(frozen=True)
+class StepSizeConfig(LSTMFields, UpdateConfig):
+    """m1 as one learned step size a problem."""
+
+    def build(self, generator: torch.Generator) -> StepSizeUpdate:
+        return StepSizeUpdate(self.hidden, self.layers, generator)
 
 
 @final
@@ -189,6 +256,15 @@ class FlatUpdate(UpdateRule):
         ], following
 
 
+@UPDATE_RULES.register("flat")
+@dataclass(frozen=True)
+class FlatUpdateConfig(FlatFields, UpdateConfig):
+    """m1 over all coordinates at once, as in the paper."""
+
+    def build(self, generator: torch.Generator) -> FlatUpdate:
+        return FlatUpdate(self.hidden, self.layers, self.coordinates, generator)
+
+
 @final
 class FlatStepSize(UpdateRule):
     """The paper's own LSTM(lr, .): one LSTM over all coordinates gives eta in [1e-7, 5e-3].
@@ -209,6 +285,15 @@ class FlatStepSize(UpdateRule):
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
         output, following = self.lstm(flat_gradient(seen.numbers, self.lstm), state)
         return _scaled(seen, 1e-7 * 5e4 ** torch.sigmoid(output[0])), following
+
+
+@UPDATE_RULES.register("flat_step_size")
+@dataclass(frozen=True)
+class FlatStepSizeConfig(FlatFields, UpdateConfig):
+    """m1 as one learned step size from all coordinates at once, as in the paper."""
+
+    def build(self, generator: torch.Generator) -> FlatStepSize:
+        return FlatStepSize(self.hidden, self.layers, self.coordinates, generator)
 
 
 def flat_gradient(seen: Observation, lstm: LSTM) -> Tensor:

@@ -55,11 +55,13 @@ class Action(ABC):
         exact_when: when the action keeps the function, in words.
         uses_inputs: whether :meth:`move` and :meth:`pull_back` need the input of the site's
             incoming layer. Such an action is exact on that input alone.
+        on_preactivations: whether g acts before the activation, on W_{m-1} h, and not behind it.
     """
 
     group: ClassVar[str]
     exact_when: ClassVar[str]
     uses_inputs: ClassVar[bool] = False
+    on_preactivations: ClassVar[bool] = False
 
     @abstractmethod
     def max_samples(self, site: Site) -> float:

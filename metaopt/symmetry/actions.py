@@ -107,6 +107,7 @@ class PreActivationAction(_ActsLinearly):
         "the moved hidden features H are linearly independent as columns, for which there must "
         "be at most as many samples as hidden units (one more with a bias), and damping is 0"
     )
+    on_preactivations = True
 
     def __init__(
         self, exponential: str = "exact", max_defect: float = 0.1, damping: float = 0.0

@@ -1,4 +1,4 @@
-"""Estimators of the meta-gradient, behind one interface: the windows of a trajectory.
+"""Estimators of the meta-gradient, by name, behind one interface: the windows of a trajectory.
 
 "truncated" backpropagates through each window. It ends at the window's start and goes through no
 input of an LSTM, so it is biased, with little variance. "first_order" goes through no gradient
@@ -9,26 +9,132 @@ unbiased, with much variance.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
 
+from metaopt.checks import check_positive, check_whole
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.registry import Registry
 from metaopt.tasks import TaskBatch
 from metaopt.training.meta_loss import MetaLoss
 from metaopt.training.unroll import Window, meta_parameters, unroll
 
-if TYPE_CHECKING:  # the spec checks its ``estimator`` against the table below
-    from metaopt.training.spec import TrainingSpec
 
-Estimator = Callable[[TaskBatch, LearnedOptimizer, int, int, MetaLoss], Iterator[Window]]
-"""(problem, optimizer, steps, window, meta-loss) -> each window with its meta-gradient, one for
-each parameter of ``optimizer.meta`` that requires one. The parameters may be changed in place
-between windows; the estimator itself changes neither them nor the problem."""
+class Estimator(ABC):
+    """An estimator of the meta-gradient. A subclass is a frozen dataclass of its own fields."""
+
+    @abstractmethod
+    def windows(
+        self,
+        problem: TaskBatch,
+        optimizer: LearnedOptimizer,
+        steps: int,
+        window: int,
+        meta_loss: MetaLoss,
+        generator: torch.Generator,
+    ) -> Iterator[Window]:
+        """Each window of a trajectory with its meta-gradient.
+
+        The parameters of ``optimizer.meta`` may be changed in place between windows; the estimator
+        itself changes neither them nor the problem.
+
+        Args:
+            problem: the batch of tasks, at its initial weights.
+            optimizer: a fresh optimizer of the batch.
+            steps: of the trajectory.
+            window: steps between two meta-gradients.
+            meta_loss: what a window's losses are worth.
+            generator: of all that the estimator draws.
+
+        Yields:
+            Windows, whose gradients are one for each parameter of ``optimizer.meta`` that requires
+            one.
+        """
+
+
+ESTIMATORS: Registry[type[Estimator]] = Registry("estimator")
+"""Estimators of the meta-gradient by name."""
+
+
+@ESTIMATORS.register("truncated")
+@final
+@dataclass(frozen=True)
+class Truncated(Estimator):
+    """Backpropagation through each window."""
+
+    def windows(
+        self,
+        problem: TaskBatch,
+        optimizer: LearnedOptimizer,
+        steps: int,
+        window: int,
+        meta_loss: MetaLoss,
+        generator: torch.Generator,
+    ) -> Iterator[Window]:
+        return unroll(problem, optimizer, steps, window, meta_loss)
+
+
+@ESTIMATORS.register("first_order")
+@final
+@dataclass(frozen=True)
+class FirstOrder(Estimator):
+    """The same, with the gradients that steps are made of as constants."""
+
+    def windows(
+        self,
+        problem: TaskBatch,
+        optimizer: LearnedOptimizer,
+        steps: int,
+        window: int,
+        meta_loss: MetaLoss,
+        generator: torch.Generator,
+    ) -> Iterator[Window]:
+        return unroll(problem, optimizer, steps, window, meta_loss, second_order=False)
+
+
+@ESTIMATORS.register("pes")
+@final
+@dataclass(frozen=True)
+class PersistentEvolution(Estimator):
+    """Persistent evolution strategies: see :func:`persistent_evolution`.
+
+    Attributes:
+        pes_sigma: standard deviation of the perturbations of the meta-parameters under "pes".
+        pes_pairs: antithetic pairs of trajectories under "pes".
+    """
+
+    pes_sigma: float = 0.01
+    pes_pairs: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive("pes_sigma", self.pes_sigma, type(self).pes_sigma)
+        check_whole("pes_pairs", self.pes_pairs)
+
+    def windows(
+        self,
+        problem: TaskBatch,
+        optimizer: LearnedOptimizer,
+        steps: int,
+        window: int,
+        meta_loss: MetaLoss,
+        generator: torch.Generator,
+    ) -> Iterator[Window]:
+        return persistent_evolution(
+            problem,
+            optimizer,
+            steps,
+            window,
+            meta_loss,
+            sigma=self.pes_sigma,
+            pairs=self.pes_pairs,
+            generator=generator,
+        )
 
 
 def persistent_evolution(
@@ -92,13 +198,3 @@ def _perturb(copied: LearnedOptimizer, theta: list[Tensor], eps: list[Tensor], s
     """Write theta + sign eps into a copy of the optimizer."""
     for own, parameter, shift in zip(meta_parameters(copied), theta, eps, strict=True):
         own.copy_(parameter + sign * shift)
-
-
-ESTIMATORS: dict[str, Callable[[TrainingSpec, torch.Generator], Estimator]] = {
-    "truncated": lambda spec, generator: unroll,
-    "first_order": lambda spec, generator: partial(unroll, second_order=False),
-    "pes": lambda spec, generator: partial(
-        persistent_evolution, sigma=spec.pes_sigma, pairs=spec.pes_pairs, generator=generator
-    ),
-}
-"""Estimators by name, from a spec and the generator of all that they draw."""

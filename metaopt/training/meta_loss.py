@@ -1,49 +1,89 @@
-"""What a window of losses is worth to the meta-optimizer."""
+"""What a window of losses is worth to the meta-optimizer: meta-losses, by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
 
 from torch import Tensor
 
 from metaopt.errors import UserError
-
-MetaLoss = Callable[[Tensor], Tensor]
-"""Losses ``(K, B)`` after each of K steps -> a scalar."""
+from metaopt.registry import Registry
 
 
-def log_mean(floor: float) -> MetaLoss:
-    """mean log(L + floor): losses span fourteen orders of magnitude, and below the floor, which
-    is float32 noise, nothing is left to learn."""
-    if not floor >= 0:
-        raise UserError(
-            f"expected a log floor of 0 or more, got {floor}: 1e-12 is below float32's noise"
-        )
-    return lambda losses: (losses + floor).log().mean()
+class MetaLoss(ABC):
+    """A scalar of a window's losses. A subclass is a frozen dataclass of its own fields."""
+
+    @abstractmethod
+    def __call__(self, losses: Tensor) -> Tensor:
+        """The meta-loss of losses ``(K, B)`` after each of K steps, a scalar."""
 
 
-def log_last(floor: float) -> MetaLoss:
-    """mean log(L + floor) of the last step alone: what a window leaves behind. Where it counts on
-    the way, networks learn to be quick within a window and not over several."""
-    mean = log_mean(floor)
-    return lambda losses: mean(losses[-1:])
-
-
-def log_tail(floor: float) -> MetaLoss:
-    """The mean over the last tenth of the steps, where minibatches make the last one noisy."""
-    mean = log_mean(floor)
-    return lambda losses: mean(losses[-max(1, len(losses) // 10) :])
-
-
-def paper_sum(floor: float) -> MetaLoss:
-    """Algorithm 1: the sum of L over the window, averaged over problems."""
-    return lambda losses: losses.sum(dim=0).mean()
-
-
-META_LOSSES: dict[str, Callable[[float], MetaLoss]] = {
-    "log": log_mean,
-    "log_last": log_last,
-    "log_tail": log_tail,
-    "sum": paper_sum,
-}
+META_LOSSES: Registry[type[MetaLoss]] = Registry("meta_loss")
 """Meta-losses by name."""
+
+
+@dataclass(frozen=True)
+class LogFields:
+    """The floor of a log meta-loss.
+
+    Attributes:
+        log_floor: the floor in the log meta-loss; below it nothing is left to learn.
+    """
+
+    log_floor: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if not self.log_floor >= 0:
+            raise UserError(
+                f"expected a log_floor of 0 or more, got {self.log_floor}: 1e-12 is below "
+                "float32's noise"
+            )
+
+
+@META_LOSSES.register("log")
+@final
+@dataclass(frozen=True)
+class LogMean(LogFields, MetaLoss):
+    """mean log(L + floor) over all steps.
+
+    Losses span fourteen orders of magnitude, and below the floor, which is float32 noise, nothing
+    is left to learn.
+    """
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        return (losses + self.log_floor).log().mean()
+
+
+@META_LOSSES.register("log_last")
+@final
+@dataclass(frozen=True)
+class LogLast(LogFields, MetaLoss):
+    """mean log(L + floor) of the last step alone: what a window leaves behind.
+
+    Where losses count on the way, networks learn to be quick within a window and not over several.
+    """
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        return (losses[-1:] + self.log_floor).log().mean()
+
+
+@META_LOSSES.register("log_tail")
+@final
+@dataclass(frozen=True)
+class LogTail(LogFields, MetaLoss):
+    """mean log(L + floor) over the last tenth of the steps, as minibatches make one step noisy."""
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        return (losses[-max(1, len(losses) // 10) :] + self.log_floor).log().mean()
+
+
+@META_LOSSES.register("sum")
+@final
+@dataclass(frozen=True)
+class PaperSum(MetaLoss):
+    """Algorithm 1: the sum of L over the window, averaged over problems."""
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        return losses.sum(dim=0).mean()

@@ -17,9 +17,7 @@ from torch import Tensor
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.ranks import Ranks
-from metaopt.training.estimators import ESTIMATORS
-from metaopt.training.meta_loss import META_LOSSES
-from metaopt.training.mixture import Drawn
+from metaopt.training.distributions import Drawn
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.unroll import Window
 
@@ -64,13 +62,15 @@ def reduced_windows(
     """
     shards = split(drawn.seeds, spec.shards)
     device = next(meta.parameters()).device
-    meta_loss = META_LOSSES[spec.meta_loss](spec.log_floor)
+    estimator, meta_loss = spec.gradient_estimator, spec.window_loss
     own: list[Iterator[Window]] = []
     for k in ranks.own(len(shards)):
         problem = drawn.family.sample(shards[k]).to(device)
-        estimate = ESTIMATORS[spec.estimator](spec, _generator(spec.seed, trajectory, k))
         optimizer = LearnedOptimizer(problem, meta)
-        own.append(iter(estimate(problem, optimizer, spec.steps, spec.window, meta_loss)))
+        generator = _generator(spec.seed, trajectory, k)
+        own.append(
+            estimator.windows(problem, optimizer, spec.steps, spec.window, meta_loss, generator)
+        )
     like = [p for p in meta.parameters() if p.requires_grad]
     length = sum(p.numel() for p in like) + len(_FACTS)
     weights = [len(shard) / len(drawn.seeds) for shard in shards]

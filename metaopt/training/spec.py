@@ -1,20 +1,18 @@
-"""How a meta-optimizer is trained: the fields of a config, checked."""
+"""How a meta-optimizer is trained: the flat view of a config, checked."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from metaopt.errors import UserError, check_names
-from metaopt.tasks import FAMILIES, RegressionFamily
-from metaopt.tasks.regression import LARGEST
-from metaopt.training.estimators import ESTIMATORS
-from metaopt.training.meta_loss import META_LOSSES
-from metaopt.training.sources import SOURCES
-
-REFERENCE_WIDTH = 20
+from metaopt.checks import check_not_negative, check_positive, check_whole
+from metaopt.errors import UserError
+from metaopt.registry import Registry, Settings
+from metaopt.training.distributions import TASK_DISTRIBUTIONS, TaskDistribution
+from metaopt.training.estimators import ESTIMATORS, Estimator
+from metaopt.training.meta_loss import META_LOSSES, MetaLoss
 
 
 def cosine(rate: float, final: float, progress: float) -> float:
@@ -33,14 +31,18 @@ SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
 }
 
 
-@dataclass(frozen=True)
-class TrainingSpec:
-    """How a meta-optimizer is trained.
+@dataclass(frozen=True, init=False, repr=False)
+class TrainingSpec(Settings):
+    """How a meta-optimizer is trained: tasks, estimator, meta-loss, and the fields of all of them.
+
+    The fields of a component stand in its class, in :data:`TASK_DISTRIBUTIONS`,
+    :data:`ESTIMATORS` and :data:`META_LOSSES`; here they are keywords and attributes under the
+    same names.
 
     Attributes:
-        problems: "regression", section 5.2's and their relatives, which the fields from widths to
-            dtype describe; or "minibatches", ordinary training of small networks, of which a batch
-            holds batch_size (:mod:`metaopt.training.sources`).
+        problems: what is trained on: "regression", section 5.2's and their relatives, which the
+            fields from widths to dtype describe; or "minibatches", ordinary training of small
+            networks, of which a batch holds batch_size.
         trajectories: the budget, in 20x20 problems. A batch of another width holds as many
             problems as keep the number of weights, and so the work, the same.
         batch_size: 20x20 problems trained on together.
@@ -48,19 +50,9 @@ class TrainingSpec:
             can be shared by as many processes, and is the same whatever their number.
         steps: length of a trajectory, which ends before where its losses are far below log_floor.
         window: steps between two meta-steps, t_unroll.
-        widths: the sizes of each batch (samples, input, hidden, output) are drawn from these.
-        rectangular: draw the four one by one, with samples <= input and <= hidden, instead of
-            one for all.
-        depths, slopes, distributions: those of each batch are drawn from these, one named twice
-            twice as often; validation problems have the first of each, and width 20.
-        loss: of the problems, "half_squared" or "norm".
-        dtype: of the training problems' weights, "float32" or "float64"; in float64 no rounding
-            noise hides what is left to learn. Validation problems and networks are float32.
         estimator: of the meta-gradient, "truncated" (backpropagation through each window),
             "first_order" (the same, with the gradients that steps are made of as constants) or
             "pes" (persistent evolution strategies).
-        pes_sigma: standard deviation of the perturbations of the meta-parameters under "pes".
-        pes_pairs: antithetic pairs of trajectories under "pes".
         meta_loss: of a window: "log_last" (log(L + floor) at its end), "log_tail" (its mean over
             the last tenth), "log" (over all steps) or "sum" (of L, as in the paper).
         log_floor: the floor in the log meta-loss; below it nothing is left to learn.
@@ -76,13 +68,17 @@ class TrainingSpec:
             rates, where a validation score is worse than theirs by more than this (in decades of
             loss); 0: never.
         validation_problems: how many, of width 20.
-        validation_families: of ``metaopt.tasks.FAMILIES``, with this loss, each validated on a
-            quarter as many.
         validation_every: trajectories between two validations, and two checkpoints.
         validation_at: steps whose mean log10 loss, over these and over families, is the score
             that chooses the best checkpoint.
         seed: of the initial networks and of the training problems.
     """
+
+    components: ClassVar[Mapping[str, Registry[Any]]] = {
+        "problems": TASK_DISTRIBUTIONS,
+        "estimator": ESTIMATORS,
+        "meta_loss": META_LOSSES,
+    }
 
     problems: str = "regression"
     trajectories: int = 720
@@ -90,16 +86,7 @@ class TrainingSpec:
     micro_batch: int = 0
     steps: int = 100
     window: int = 6
-    widths: tuple[int, ...] = (8, 12, 16, 20, 28, 40)
-    rectangular: bool = True
-    depths: tuple[int, ...] = (2, 2, 3)
-    slopes: tuple[float, ...] = (0.1,)
-    distributions: tuple[str, ...] = ("uniform",)
-    loss: str = "half_squared"
-    dtype: str = "float64"
     estimator: str = "truncated"
-    pes_sigma: float = 0.01
-    pes_pairs: int = 1
     meta_loss: str = "log_last"
     log_floor: float = 1e-12
     learning_rate_update: float = 1e-3
@@ -111,87 +98,55 @@ class TrainingSpec:
     max_skips: int = 20
     rollback: float = 4.0
     validation_problems: int = 16
-    validation_families: tuple[str, ...] = ("width_40", "wide_hidden", "three_layers")
     validation_every: int = 40
     validation_at: tuple[int, ...] = (10, 20, 30, 50, 100)
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        positive = (
-            "trajectories", "batch_size", "steps", "window", "pes_pairs", "max_skips",
-            "validation_problems", "validation_every",
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UserError(
-                    f"expected {name} of 1 or more, got {getattr(self, name)}: give a whole number"
-                )
-        for name in ("widths", "depths", "validation_at"):
-            sizes = getattr(self, name)
-            if not sizes or min(sizes) < 1 or (name == "widths" and max(sizes) > LARGEST):
-                raise UserError(
-                    f"expected positive {name}, got {list(getattr(self, name))}: "
-                    f"give whole numbers of 1 or more (widths: to {LARGEST})"
-                )
-        for name in ("pes_sigma", "learning_rate_update", "learning_rate_element"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(
-                    f"expected a positive {name}, got {getattr(self, name)}: "
-                    f"the default is {getattr(type(self), name)}"
-                )
+    def check(self) -> None:
+        """Check the fields that are of no component.
+
+        Raises:
+            UserError: for a value that cannot be used.
+        """
+        for name in (
+            "trajectories", "batch_size", "steps", "window", "max_skips", "validation_problems",
+            "validation_every",
+        ):  # fmt: skip
+            check_whole(name, getattr(self, name))
+        if not self.validation_at or min(self.validation_at) < 1:
+            raise UserError(
+                f"expected positive validation_at, got {list(self.validation_at)}: give whole "
+                "numbers of 1 or more"
+            )
+        for name in ("learning_rate_update", "learning_rate_element"):
+            check_positive(name, getattr(self, name), getattr(type(self), name))
         for name in ("learning_rate_final", "clip", "log_floor", "rollback", "micro_batch"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(
-                    f"expected {name} of 0 or more, got {getattr(self, name)}: 0 turns it off"
-                )
+            check_not_negative(name, getattr(self, name))
         if not 0 <= self.average < 1:
             raise UserError(f"expected an average in [0, 1), got {self.average}: 0 for none")
         if self.schedule not in SCHEDULES:
             raise UserError(
                 f"expected a schedule of {', '.join(SCHEDULES)}, got {self.schedule!r}: name one"
             )
-        if self.problems not in SOURCES:
-            raise UserError(
-                f"expected problems of {', '.join(SOURCES)}, got {self.problems!r}: name one"
-            )
-        if self.estimator not in ESTIMATORS:
-            raise UserError(
-                f"expected an estimator of {', '.join(ESTIMATORS)}, got {self.estimator!r}: "
-                "name one"
-            )
-        if self.meta_loss not in META_LOSSES:
-            raise UserError(
-                f"expected a meta_loss of {', '.join(META_LOSSES)}, got {self.meta_loss!r}: "
-                "name one"
-            )
         if not 0 <= self.seed < 2**63:
             raise UserError(f"expected a seed in [0, 2^63), got {self.seed}: give a whole number")
-        if self.validation_families:
-            check_names("validation_families", self.validation_families, FAMILIES)
-        for name in ("slopes", "distributions"):
-            if not getattr(self, name):
-                raise UserError(f"expected {name} to draw from, got none: name at least one")
-        for depth, slope, distribution in product(self.depths, self.slopes, self.distributions):
-            replace(
-                self.reference,
-                depth=depth,
-                slope=slope,
-                distribution=distribution,
-                dtype=self.dtype,
-            )
+
+    @property
+    def tasks(self) -> TaskDistribution:
+        """What is trained and validated on."""
+        return self.chosen(TASK_DISTRIBUTIONS, self.problems)
+
+    @property
+    def gradient_estimator(self) -> Estimator:
+        """The estimator of the meta-gradient."""
+        return self.chosen(ESTIMATORS, self.estimator)
+
+    @property
+    def window_loss(self) -> MetaLoss:
+        """The meta-loss of a window."""
+        return self.chosen(META_LOSSES, self.meta_loss)
 
     @property
     def shards(self) -> int:
         """How many parts a batch has, if it has as many problems."""
         return -(-self.batch_size // self.micro_batch) if self.micro_batch else 1
-
-    @property
-    def reference(self) -> RegressionFamily:
-        """The family of the validation problems; the budget counts in problems of its size."""
-        return RegressionFamily.square(
-            REFERENCE_WIDTH,
-            depth=self.depths[0],
-            slope=self.slopes[0],
-            distribution=self.distributions[0],
-            loss=self.loss,
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from metaopt.errors import UserError
 from metaopt.learned.checkpoint import META, Checkpoint, meta_tensors
-from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import ADAM, RAW, Trainer
 
 COUNTERS = ("trajectories", "meta_steps", "skipped", "skipped_in_row", "rollbacks")
@@ -31,7 +29,7 @@ def pack(trainer: Trainer) -> Checkpoint:
     best = trainer.best_score
     facts: dict[str, Any] = {
         "spec": trainer.meta.spec.as_dict(),
-        "training": spec_as_dict(trainer.spec),
+        "training": trainer.spec.as_dict(),
         "best_score": best if math.isfinite(best) else None,
         **{name: getattr(trainer, name) for name in COUNTERS},
     }
@@ -43,7 +41,7 @@ def pack_best(trainer: Trainer) -> Checkpoint:
     tensors = {META + name: tensor for name, tensor in trainer.best.items()}
     facts = {
         "spec": trainer.meta.spec.as_dict(),
-        "training": spec_as_dict(trainer.spec),
+        "training": trainer.spec.as_dict(),
         "validation_score": trainer.best_score,
     }
     return Checkpoint(tensors, facts)
@@ -67,7 +65,7 @@ def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
             "last.safetensors back, or use --overwrite"
         )
     _check_same("networks", trainer.meta.spec.as_dict(), facts["spec"])
-    _check_same("training", spec_as_dict(trainer.spec), {"micro_batch": 0} | facts["training"])
+    _check_same("training", trainer.spec.as_dict(), {"micro_batch": 0} | facts["training"])
     try:
         _check_facts(facts)
         _check_shapes(trainer, checkpoint)
@@ -125,11 +123,6 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     for name in COUNTERS:
         setattr(trainer, name, facts[name])
     trainer.best_score = math.inf if facts["best_score"] is None else facts["best_score"]
-
-
-def spec_as_dict(spec: TrainingSpec) -> dict[str, Any]:
-    """Plain lists and numbers, for JSON."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
 
 
 def _check_same(what: str, now: dict[str, Any], then: dict[str, Any] | None) -> None:

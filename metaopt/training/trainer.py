@@ -14,13 +14,13 @@ from torch import Tensor
 from metaopt.errors import UserError
 from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import FLOOR
-from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.learned.spec import MetaOptimizerSpec
 from metaopt.ranks import ALONE, CPU, Ranks
 from metaopt.tasks import TaskFamily, first_seeds
 from metaopt.training.shards import reduced_windows, split
-from metaopt.training.sources import SOURCES
-from metaopt.training.spec import REFERENCE_WIDTH, SCHEDULES, TrainingSpec
+from metaopt.training.spec import SCHEDULES, TrainingSpec
 
 RAW = "raw/"
 ADAM = "adam/"
@@ -40,7 +40,8 @@ class Trainer:
         device: of the networks and problems.
 
     Raises:
-        UserError: if there are more processes than parts of a batch.
+        UserError: if the networks do not fit the tasks, or there are more processes than parts of
+            a batch.
     """
 
     def __init__(
@@ -50,14 +51,14 @@ class Trainer:
         ranks: Ranks = ALONE,
         device: torch.device = CPU,
     ) -> None:
-        _check_flat(networks, spec)
-        _check_chain(networks, spec)
+        check_fit(networks, spec)
         if ranks.size > spec.shards:
             raise UserError(
                 f"expected a batch in {ranks.size} parts or more for {ranks.size} processes, got "
                 f"{spec.shards}: lower micro_batch, now {spec.micro_batch} of {spec.batch_size}"
             )
         self.spec = spec
+        self.tasks = spec.tasks
         self.ranks = ranks
         self.meta = MetaOptimizer(networks, seed=spec.seed).to(device)
         self.generator = torch.Generator().manual_seed(spec.seed)
@@ -92,7 +93,7 @@ class Trainer:
             UserError: after ``max_skips`` skipped steps in a row.
         """
         self._set_rates()
-        drawn = SOURCES[self.spec.problems].draw(self.spec, self.generator)
+        drawn = self.tasks.draw(self.spec.batch_size, self.generator)
         values: list[float] = []
         norms: list[float] = []
         mean_log, refused = math.nan, 0
@@ -128,7 +129,7 @@ class Trainer:
         """
         means = [
             self._mean_logs(family, count)
-            for family, count in SOURCES[self.spec.problems].validation(self.spec)
+            for family, count in self.tasks.validation(self.spec.validation_problems)
         ]
         at = list(self.spec.validation_at)
         score = torch.stack(means)[:, at].mean().item()
@@ -153,7 +154,7 @@ class Trainer:
             [losses.flatten() for losses in own], [(steps + 1) * len(part) for part in parts]
         )
         losses = torch.cat([flat.view(steps + 1, -1).cpu() for flat in gathered], dim=1)
-        losses = smoothed(losses, SOURCES[self.spec.problems].smoothing)
+        losses = smoothed(losses, self.tasks.smoothing)
         logs = losses.clamp(min=FLOOR, max=10**DIVERGED).log10()
         return logs.nan_to_num(nan=DIVERGED, posinf=DIVERGED).mean(dim=1)
 
@@ -230,27 +231,19 @@ def smoothed(losses: Tensor, fraction: float) -> Tensor:
     return torch.stack([losses[start:end].mean(dim=0) for start, end in spans])
 
 
-def _check_flat(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
-    """Flat networks fit one size, and validation problems are of the reference width."""
-    flat = networks.update.startswith("flat") or networks.element == "flat"
-    size = (REFERENCE_WIDTH,) * 3
-    one_size = spec.widths == size[:1] and spec.depths == (2,) and not spec.validation_families
-    if flat and not (one_size and networks.flat_widths == size):
-        raise UserError(
-            f"expected widths [{REFERENCE_WIDTH}], depths [2], no validation_families and "
-            f"flat_widths {list(size)} for flat networks, got {list(spec.widths)}, "
-            f"{list(spec.depths)}, {list(spec.validation_families)} and "
-            f"{list(networks.flat_widths)}: set all four"
-        )
+def check_fit(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
+    """Check that the networks can step the tasks.
 
-
-def _check_chain(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
-    """Problems on minibatches are no chains of layers."""
-    plain = networks.heads == ("plain",) and "covariance" not in networks.inputs
-    works = networks.update == "layerwise" or (networks.update == "coordinatewise" and plain)
-    if spec.problems == "minibatches" and not (works and networks.element == "none"):
+    Raises:
+        UserError: if they need chains of layers or tasks of one size, and the tasks are not that.
+    """
+    tasks, rules = spec.tasks, (networks.update_config, networks.element_config)
+    if not tasks.chains and any(rule.needs_chain for rule in rules):
         raise UserError(
             f"expected element='none', and update='layerwise' or a coordinatewise one with "
-            f"heads=['plain'], for problems='minibatches', which are no chains of layers, got "
+            f"heads=['plain'], for problems={spec.problems!r}, which are no chains of layers, got "
             f"{networks.element!r}, {networks.update!r} and {list(networks.heads)}: set them"
         )
+    for rule in rules:
+        if rule.one_size is not None:
+            tasks.check_one_size(rule.one_size)

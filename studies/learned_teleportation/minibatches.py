@@ -32,7 +32,7 @@ from metaopt.randomness import same_randomness
 from metaopt.tasks import MinibatchFamily, first_seeds
 from metaopt.tasks.data import batches, load, standardized
 from metaopt.training.run import BEST
-from metaopt.training.sources import MINIBATCH_VALIDATION
+from metaopt.training.distributions import MINIBATCH_VALIDATION
 from metaopt.training.trainer import smoothed
 from studies.command import add_jobs, study_parser
 from studies.learned_teleportation.training_pool import seeded, train_all

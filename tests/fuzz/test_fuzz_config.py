@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from metaopt.cli import evaluate, sweep, train
-from metaopt.learned.meta_optimizer import MetaOptimizerSpec
+from metaopt.learned.spec import MetaOptimizerSpec
+from metaopt.registry import Settings, defaults
 from metaopt.tasks import RegressionFamily
 from metaopt.training.spec import TrainingSpec
 
@@ -34,16 +34,29 @@ LONG = {
 }  # fmt: skip
 """Counts whose large values are work that somebody asked for."""
 
+
+def of_spec(spec: type[Any]) -> dict[str, Any]:
+    """The fields of a config with their defaults."""
+    return spec.all_defaults() if issubclass(spec, Settings) else defaults(spec)
+
+
 SPECS = {evaluate: (RegressionFamily,), train: (TrainingSpec, MetaOptimizerSpec)}
 KEYS: dict[ModuleType, dict[str, Any]] = {
-    module: {field.name: field.default for spec in specs for field in fields(spec)}
+    module: {name: default for spec in specs for name, default in of_spec(spec).items()}
     for module, specs in SPECS.items()
 }
 KEYS[evaluate] |= {"methods": "", "seeds": "", "problems": 1, "steps": 1}
 KEYS[evaluate] |= {"tensorboard": False, "redraw": False, "together": 0}
 KEYS[train] |= {"resume": False}
 for keys in KEYS.values():
-    keys |= {"threads": 1, "overwrite": False, "device": "cpu", "timeout": 45.0, "nonsense": 0}
+    keys |= {
+        "import": "",
+        "threads": 1,
+        "overwrite": False,
+        "device": "cpu",
+        "timeout": 45.0,
+        "nonsense": 0,
+    }
 
 NAMES = (
     "regression", "minibatches", "half_squared", "norm", "float32", "float64", "truncated", "pes",

@@ -1,4 +1,4 @@
-"""The mixture of training problems: sizes, seeds, and what the spec says."""
+"""The tasks that are trained on: sizes, seeds, and what the fields say."""
 
 import math
 
@@ -7,9 +7,8 @@ import torch
 
 from metaopt import UserError
 from metaopt.tasks.seeds import TEST, TRAINING, VALIDATION
-from metaopt.training import mixture
-from metaopt.training.mixture import draw_family, draw_problems
-from metaopt.training.spec import TrainingSpec
+from metaopt.training import distributions
+from metaopt.training.distributions import RegressionTasks
 
 DRAWS = 200
 
@@ -20,18 +19,18 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def families(**fields):
     drawn = generator()
-    return [draw_family(TrainingSpec(**fields), drawn) for _ in range(DRAWS)]
+    return [RegressionTasks(**fields).draw_family(drawn) for _ in range(DRAWS)]
 
 
 def test_every_width_is_drawn_with_as_many_problems_as_keep_the_number_of_weights():
-    spec = TrainingSpec(widths=(10, 20, 28, 40), rectangular=False, depths=(2,), batch_size=4)
+    tasks = RegressionTasks(widths=(10, 20, 28, 40), rectangular=False, depths=(2,))
     drawn = generator()
-    problems = [draw_problems(spec, drawn).sample() for _ in range(40)]
+    problems = [tasks.draw(4, drawn).sample() for _ in range(40)]
     assert {(p.W1.shape[-1], p.batch) for p in problems} == {(10, 16), (20, 4), (28, 2), (40, 1)}
 
 
 def test_a_batch_has_at_least_one_problem_however_wide():
-    assert draw_problems(TrainingSpec(widths=(100,)), generator()).sample().batch == 1
+    assert RegressionTasks(widths=(100,)).draw(4, generator()).sample().batch == 1
 
 
 def test_square_families_are_square():
@@ -58,9 +57,9 @@ def test_depths_slopes_and_distributions_are_drawn_from_those_named():
         assert abs(count - DRAWS / 8) < 5 * math.sqrt(DRAWS / 8)
 
 
-def test_problems_are_as_the_spec_says():
-    spec = TrainingSpec(loss="norm", slopes=(0.3,), depths=(3,), dtype="float64")
-    problem = draw_problems(spec, generator()).sample()
+def test_problems_are_as_the_fields_say():
+    tasks = RegressionTasks(loss="norm", slopes=(0.3,), depths=(3,), dtype="float64")
+    problem = tasks.draw(4, generator()).sample()
     assert problem.loss == "norm"
     assert problem.depth == 3
     assert problem.chain.activations[0].slope == 0.3
@@ -69,15 +68,17 @@ def test_problems_are_as_the_spec_says():
 
 def test_the_same_generator_draws_the_same_problems_with_training_seeds(monkeypatch):
     seeds = []
-    check = mixture.check_seeds
-    monkeypatch.setattr(mixture, "check_seeds", lambda s, role: seeds.extend(s) or check(s, role))
-    first, second = (draw_problems(TrainingSpec(), generator(3)).sample() for _ in range(2))
+    check = distributions.check_seeds
+    monkeypatch.setattr(
+        distributions, "check_seeds", lambda s, role: seeds.extend(s) or check(s, role)
+    )
+    first, second = (RegressionTasks().draw(4, generator(3)).sample() for _ in range(2))
     assert torch.equal(first.x, second.x)
     assert seeds[: len(seeds) // 2] == seeds[len(seeds) // 2 :]
     assert all(s in TRAINING and s not in TEST and s not in VALIDATION for s in seeds)
 
 
 def test_seeds_are_checked_where_they_are_drawn(monkeypatch):
-    monkeypatch.setattr(mixture, "integer", lambda generator, low, high: 0)
+    monkeypatch.setattr(distributions, "integer", lambda generator, low, high: 0)
     with pytest.raises(UserError, match="training seeds"):
-        draw_problems(TrainingSpec(), generator())
+        RegressionTasks().draw(4, generator())

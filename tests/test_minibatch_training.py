@@ -1,4 +1,4 @@
-"""Where problems come from, and training and validation on minibatches."""
+"""Training and validation on minibatches."""
 
 import math
 from fractions import Fraction
@@ -10,11 +10,16 @@ from training_cases import assert_same, copies
 
 from metaopt import LearnedOptimizer, UserError
 from metaopt.evaluation.rollout import rollout
-from metaopt.learned.meta_optimizer import MetaOptimizerSpec
+from metaopt.learned.spec import MetaOptimizerSpec
 from metaopt.tasks import FAMILIES, MinibatchFamily, first_seeds
 from metaopt.tasks.seeds import TEST, TRAINING, VALIDATION
+from metaopt.training.distributions import (
+    MINIBATCH_VALIDATION,
+    TASK_DISTRIBUTIONS,
+    MinibatchTraining,
+    RegressionTasks,
+)
 from metaopt.training.run import run_training
-from metaopt.training.sources import MINIBATCH_VALIDATION, SOURCES, draw_minibatches
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer, smoothed
 
@@ -57,11 +62,11 @@ def test_the_generator_alone_decides_the_draws():
     first, second, other = (generator(seed) for seed in (1, 1, 2))
     for _ in range(3):
         own, same, another = (
-            draw_minibatches(TrainingSpec(), drawn).sample() for drawn in (first, second, other)
+            MinibatchTraining().draw(4, drawn).sample() for drawn in (first, second, other)
         )
         assert own.family == same.family != another.family
         assert_same(copies(own), copies(same))
-        assert own.batch == TrainingSpec().batch_size
+        assert own.batch == 4
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -82,8 +87,8 @@ CHOICES = {
 @pytest.fixture(scope="module")
 def many() -> list[tuple[MinibatchFamily, Tensor]]:
     """(family, losses at the start) of a hundred batches."""
-    drawn, spec = generator(), TrainingSpec(batch_size=1)
-    problems = (draw_minibatches(spec, drawn).sample() for _ in range(100))
+    drawn = generator()
+    problems = (MinibatchTraining().draw(1, drawn).sample() for _ in range(100))
     return [(problem.family, problem().detach()) for problem in problems]
 
 
@@ -125,14 +130,14 @@ def test_training_takes_training_seeds_and_validation_validation_seeds(sampled):
 
 
 def test_validation_has_the_families_that_the_table_says():
-    spec = TrainingSpec(validation_problems=9, validation_families=("width_40",), loss="norm")
-    (reference, count), (other, fewer) = SOURCES["regression"].validation(spec)
-    assert (reference, count, fewer) == (spec.reference, 9, 2)
+    tasks = RegressionTasks(validation_families=("width_40",), loss="norm")
+    (reference, count), (other, fewer) = tasks.validation(9)
+    assert (reference, count, fewer) == (tasks.reference, 9, 2)
     assert (other.hidden, other.loss) == (FAMILIES["width_40"].hidden, "norm")
-    pairs = SOURCES["minibatches"].validation(spec)
+    pairs = MinibatchTraining().validation(9)
     assert pairs == [(family, 9) for family in MINIBATCH_VALIDATION.values()]
     assert {family.kind for family, _ in pairs} == CHOICES["kind"]
-    assert [source.smoothing for source in SOURCES.values()] == [0.0, 0.1]
+    assert [tasks.smoothing for tasks in TASK_DISTRIBUTIONS.values()] == [0.0, 0.1]
 
 
 def test_unknown_problems_are_refused():

@@ -1,0 +1,62 @@
+"""Fields of a config that several update rules and element rules have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from metaopt.checks import check_whole
+from metaopt.errors import UserError
+
+MOST_HIDDEN, MOST_LAYERS, WIDEST = 1000, 100, 1000
+"""A file that says more is not built, which would take all memory or forever."""
+
+Size = tuple[int, int, int]
+"""Input, hidden and output width of a two-layer network."""
+
+
+@dataclass(frozen=True)
+class LSTMFields:
+    """The size of an LSTM.
+
+    Attributes:
+        hidden: hidden size of each LSTM.
+        layers: layers of each LSTM.
+    """
+
+    hidden: int = 20
+    layers: int = 1
+
+    def __post_init__(self) -> None:
+        check_whole("hidden", self.hidden, 1, MOST_HIDDEN)
+        check_whole("layers", self.layers, 1, MOST_LAYERS)
+
+
+@dataclass(frozen=True)
+class FlatFields(LSTMFields):
+    """The size of an LSTM over all coordinates at once, which fits networks of one size alone.
+
+    Attributes:
+        flat_widths: input, hidden, output of the one network size that flat networks fit.
+    """
+
+    flat_widths: Size = (20, 20, 20)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        widths = self.flat_widths
+        if len(widths) != 3 or not all(1 <= width <= WIDEST for width in widths):
+            raise UserError(
+                f"expected three flat_widths of 1 to {WIDEST}, got {widths}: "
+                "give input, hidden and output"
+            )
+
+    @property
+    def one_size(self) -> Size | None:
+        """The one size of network that these networks fit."""
+        return self.flat_widths
+
+    @property
+    def coordinates(self) -> int:
+        """The number of weights of a network of that size."""
+        inputs, hidden, outputs = self.flat_widths
+        return hidden * (inputs + outputs)
