@@ -19,8 +19,7 @@ import torch
 import metaopt
 from metaopt.cli import evaluate, train
 from metaopt.evaluation.methods import HAND_MADE
-from metaopt.symmetry import GroupAction, LayerInput
-from metaopt.symmetry.chain import Identity, Layer
+from metaopt.symmetry import Action, Identity, LayerChain, LayerInput, chain_orbit
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -145,9 +144,7 @@ def test_every_page_is_in_a_table_of_contents_and_every_entry_is_a_page() -> Non
     assert reached == set(SOURCES)
 
 
-def test_the_python_of_the_pages_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_python_of_the_pages_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     namespace: dict[str, object] = {"__name__": "docs"}
@@ -204,29 +201,36 @@ def test_the_results_mention_each_method(name: str) -> None:
 
 
 def test_the_example_of_a_new_action_acts() -> None:
-    (block,) = blocks("python", ROOT / "docs" / "extending.md")
-    namespace: dict[str, object] = {}
+    """On two layers with nothing between; its pull-back against a central difference."""
+    (block,) = blocks("python", DOCS / "extending.md")
+    namespace: dict[str, object] = {"__name__": "page"}
     exec(compile(block, "docs/extending.md", "exec"), namespace)
     (action,) = (
         value
         for value in namespace.values()
-        if isinstance(value, type) and issubclass(value, GroupAction) and value is not GroupAction
+        if isinstance(value, type) and issubclass(value, Action) and value.__module__ == "page"
     )
-    incoming, outgoing = (Layer(torch.rand(3, 3).double()) for _ in range(2))
-    move = action().act(
-        0.1 * torch.rand(3, 3).double(),
-        incoming,
-        outgoing,
-        LayerInput(torch.rand(3, 2).double()),
-        Identity(),
+    generator = torch.Generator().manual_seed(0)
+    *weights, x, drawn = (
+        torch.randn(3, 3, generator=generator, dtype=torch.float64) for _ in range(4)
     )
-    assert not move.refused
-    assert move.defect < 1e-12
-    assert not torch.equal(move.incoming.weight, incoming.weight)
-    pair = (incoming, outgoing, LayerInput(torch.rand(3, 2).double()), Identity())
-    pulled = action().pull_back((incoming, outgoing), *pair)
-    expected = incoming.weight @ incoming.weight.mT - outgoing.weight.mT @ outgoing.weight
-    torch.testing.assert_close(pulled, expected)
+    chain = LayerChain((Identity(), Identity()), (False, False))
+    orbit = chain_orbit(chain, weights, LayerInput(x), action())
+    (values,) = (0.1 * drawn.flatten()[: zero.values.numel()] for zero in orbit.identity(weights))
+    (direction,) = (values.reshape(zero.values.shape) for zero in orbit.identity(weights))
+
+    def moved(t: float) -> list[torch.Tensor]:
+        point = orbit.move(weights, orbit.elements(weights, [t * direction]))
+        assert not point.rejected
+        return point.parameters
+
+    before, after = (chain.output(chain.layers(own), x) for own in (weights, moved(1.0)))
+    torch.testing.assert_close(after, before, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(moved(1.0)[0], weights[0])
+    (pulled,) = orbit.pull_back(weights, weights)  # of half the squared norm of the weights
+    halves = [sum(w.square().sum() for w in moved(t)) / 2 for t in (1e-5, -1e-5)]
+    slope = (halves[0] - halves[1]) / 2e-5
+    torch.testing.assert_close((pulled.values * direction).sum(), slope, rtol=1e-6, atol=1e-9)
 
 
 def test_the_reference_names_things_that_exist_each_once() -> None:
