@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
+from metaopt.registry import Registry
 from metaopt.symmetry.action import (
     ALL_DATA,
     Action,
@@ -20,6 +21,10 @@ from metaopt.symmetry.action import (
 from metaopt.symmetry.activations import Activation, Identity, derivative
 from metaopt.symmetry.element import Element
 from metaopt.symmetry.site import Site
+
+
+ACTIONS: Registry[Callable[..., Action]] = Registry("action")
+"""Every action by name; tests, configs and the command lines run over this table."""
 
 
 class _ActsLinearly(ClosedFormAction):
@@ -37,6 +42,7 @@ class _ActsLinearly(ClosedFormAction):
 
 
 @final
+@ACTIONS.register("post_activation")
 class PostActivationAction(_ActsLinearly):
     """Eq. 78: g acts on the hidden features sigma(W_{m-1} h), after the activation.
 
@@ -88,6 +94,7 @@ class PostActivationAction(_ActsLinearly):
 
 
 @final
+@ACTIONS.register("pre_activation")
 class PreActivationAction(_ActsLinearly):
     """Eq. 79: g acts on the incoming weights, before the activation.
 
@@ -156,6 +163,7 @@ class PreActivationAction(_ActsLinearly):
 
 
 @final
+@ACTIONS.register("linear")
 class LinearAction(_ActsLinearly):
     """GL between two matrices with nothing between them: W_{m-1} <- g W_{m-1}, W_m <- W_m g^-1.
 
@@ -195,6 +203,7 @@ class LinearAction(_ActsLinearly):
 
 
 @final
+@ACTIONS.register("rescaling")
 class RescalingAction(_ActsLinearly):
     """Positive rescaling of hidden units by D = diag(exp(t)).
 
@@ -300,25 +309,15 @@ def _all_true(like: Tensor) -> Tensor:
     return torch.ones(like.shape[:-2], dtype=torch.bool, device=like.device)
 
 
-ACTIONS: dict[str, Callable[..., Action]] = {
-    "post_activation": PostActivationAction,
-    "pre_activation": PreActivationAction,
-    "linear": LinearAction,
-    "rescaling": RescalingAction,
-}
-"""Every action by name; tests and configs run over this table."""
-
-
 def make_action(name: str, **options: float | str) -> Action:
     """Return the action called ``name``, built with its own options.
 
     Raises:
         UserError: for a name that is not in :data:`ACTIONS`, or an option the action lacks.
     """
-    if name not in ACTIONS:
-        raise UserError(f"expected an action of {', '.join(ACTIONS)}, got {name!r}: name one")
+    build = ACTIONS[name]
     try:
-        return ACTIONS[name](**options)
+        return build(**options)
     except TypeError as error:
         raise UserError(
             f"expected options of the action {name!r}, got {options}: {error}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from metaopt.errors import UserError
+from metaopt.registry import Registry
 from metaopt.symmetry.finders.chain import chain_of
 from metaopt.symmetry.finders.sites import Sites
 from metaopt.symmetry.finders.trace import LAYERS, Trace, trace
@@ -32,6 +33,11 @@ Finder = Callable[[Trace], Findings]
 """The data flow of a module in one mode -> the sites of one kind."""
 
 
+FINDERS: Registry[Finder] = Registry("finder")
+"""Every finder by name; :func:`find_sites` runs them all, in order."""
+
+
+@FINDERS.register("between_layers")
 def between_layers(trace: Trace) -> Findings:
     """Find sites between two layers, Linear or Conv2d, of which the second alone uses the first.
 
@@ -42,10 +48,6 @@ def between_layers(trace: Trace) -> Findings:
         [end for end in ends if isinstance(end, Site)],
         [end for end in ends if isinstance(end, LeftOut)],
     )
-
-
-FINDERS: dict[str, Finder] = {"between_layers": between_layers}
-"""Every finder by name; :func:`find_sites` runs them all, in order."""
 
 
 def find_sites(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) -> Sites:
