@@ -5,15 +5,26 @@ twin at every case; where it is not or does not, the exception stands here with 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from metaopt.symmetry import ACTIONS, GroupAction, make_action
-from metaopt.symmetry.chain import Layer, LeakyReLU
+from metaopt.symmetry import (
+    ACTIONS,
+    Action,
+    Activation,
+    Element,
+    Identity,
+    Layer,
+    LayerChain,
+    LayerInput,
+    LeakyReLU,
+    Site,
+    make_action,
+)
 from metaopt.tasks import RegressionFamily
 
 POST_SPAN = "eq. 78 solves W h = z for W, and the columns of h are linearly dependent"
@@ -35,7 +46,8 @@ class Case:
     no_law: Mapping[str, str] = field(default_factory=dict)  # action -> reason
 
 
-POST, PRE = "post_activation", "pre_activation"
+POST, PRE, LINEAR = "post_activation", "pre_activation", "linear"
+LEAKY_ACTIONS = tuple(name for name in ACTIONS if name != LINEAR)  # act across a LeakyReLU
 BOTH = {POST: POST_SPAN, PRE: PRE_SPAN}
 CASES = (
     Case("as many samples as units", 5, 4, 3, 4),
@@ -63,7 +75,11 @@ class Variant:
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
 
-    def make(self, max_defect: float = float("inf")) -> GroupAction:
+    def at(self, case: Case) -> Case:
+        """The case where this action acts: "linear" needs that nothing lies between."""
+        return replace(case, slope=1.0) if self.name == LINEAR else case
+
+    def make(self, max_defect: float = float("inf")) -> Action:
         return make_action(self.name, max_defect=max_defect, **self.options)
 
     def exact_at(self, case: Case) -> bool:
@@ -76,12 +92,13 @@ VARIANTS = (
     Variant(PRE, {"damping": 0.1}, "damping trades exactness for bounded weights"),
     Variant(POST, {"exponential": "first_order"}, "(I - T)(I + T) is not I"),
     Variant(PRE, {"exponential": "first_order"}),  # exact: the correction repairs g^-1 too
+    Variant(LINEAR, {"exponential": "first_order"}, "(I - T)(I + T) is not I"),
 )
 
 
 def crossed(variants: tuple[Variant, ...] = VARIANTS, keep: Callable = lambda v, c: True) -> dict:
     """Arguments of ``pytest.mark.parametrize``: every variant at every case that is kept."""
-    pairs = [(v, c) for v, c in product(variants, CASES) if keep(v, c)]
+    pairs = [(v, v.at(c)) for v, c in product(variants, CASES) if keep(v, c)]
     return {
         "argnames": ("variant", "case"),
         "argvalues": pairs,
@@ -90,10 +107,51 @@ def crossed(variants: tuple[Variant, ...] = VARIANTS, keep: Callable = lambda v,
 
 
 class Drawn(NamedTuple):
+    """Two layers with an activation between them, and the input of the first."""
+
     incoming: Layer
     outgoing: Layer
     h: Tensor
-    activation: LeakyReLU
+    activation: Activation
+
+    @property
+    def chain(self) -> LayerChain:
+        biased = tuple(layer.bias is not None for layer in self[:2])
+        return LayerChain((self.activation, Identity()), biased, self.incoming.weight.dim() - 2)
+
+    @property
+    def site(self) -> Site:
+        (site,) = self.chain.sites(self.chain.parameters(self[:2]))
+        return site
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return self.named(self[:2])
+
+    def named(self, layers: tuple[Layer, Layer]) -> dict[str, Tensor]:
+        """The tensors of a pair of such layers, under the names that the site knows."""
+        return dict(zip(self.chain.names, self.chain.parameters(layers), strict=True))
+
+    def layers(self, tensors: Mapping[str, Tensor]) -> list[Layer]:
+        return self.chain.layers([tensors[name] for name in self.chain.names])
+
+
+class MovedPair(NamedTuple):
+    incoming: Layer
+    outgoing: Layer
+    invariance_error: Tensor
+    rejected: Tensor
+
+
+def act(action: Action, element: Element, drawn: Drawn) -> MovedPair:
+    """The layers moved by exp(T), on the input that was drawn."""
+    moved = action.move(element, drawn.site, drawn.weights, LayerInput(drawn.h))
+    weights = drawn.weights | moved.weights
+    return MovedPair(*drawn.layers(weights), moved.invariance_error, moved.rejected)
+
+
+def between(slope: float) -> Activation:
+    return Identity() if slope == 1.0 else LeakyReLU(slope)
 
 
 def draw(case: Case, seed: int = 0, dtype: torch.dtype = torch.float64) -> Drawn:
@@ -108,14 +166,15 @@ def draw(case: Case, seed: int = 0, dtype: torch.dtype = torch.float64) -> Drawn
         Layer(w, b if biased else None)
         for w, b, biased in zip(weights, biases, case.biases, strict=True)
     )
-    return Drawn(incoming, outgoing, normal(case.features, case.samples), LeakyReLU(case.slope))
+    return Drawn(incoming, outgoing, normal(case.features, case.samples), between(case.slope))
 
 
-def draw_element(variant: Variant, case: Case, seed: int = 1, scale: float = 0.3) -> Tensor:
+def draw_element(variant: Variant, case: Case, seed: int = 1, scale: float = 0.3) -> Element:
     diagonal = ACTIONS[variant.name].diagonal
     shape = (*case.batch, case.hidden) if diagonal else (*case.batch, case.hidden, case.hidden)
     generator = torch.Generator().manual_seed(1000 + seed)
-    return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+    values = scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return Element(values, diagonal=diagonal)
 
 
 def tensors(*layers: Layer) -> list[Tensor]:
@@ -133,13 +192,13 @@ def assert_layers_close(moved: list[Layer], expected: list[Layer], rtol: float =
 def mixed_signs(
     samples: int, inputs: int, hidden: int, output: int, dtype: str = "float64"
 ) -> RegressionFamily:
-    """Problems with normal data: with the paper's, no feature is ever on the other side."""
+    """Tasks with normal data: with the paper's, no feature is ever on the other side."""
     return RegressionFamily(samples, inputs, hidden, output, distribution="normal", dtype=dtype)
 
 
-# Ways to break the middle one of three problems: (element, drawn) -> (element, drawn).
+# Ways to break the middle one of three tasks: (element, drawn) -> (element, drawn).
 
-BROKEN = Case("three problems, the middle one broken", 5, 4, 3, 4, (True, True), (3,))
+BROKEN = Case("three tasks, the middle one broken", 5, 4, 3, 4, (True, True), (3,))
 NAN, INF = float("nan"), float("inf")
 
 
@@ -147,6 +206,10 @@ def spoil(tensor: Tensor, value: float) -> Tensor:
     spoilt = tensor.clone()
     spoilt[1].flatten()[1] = value
     return spoilt
+
+
+def spoil_element(element: Element, value: float) -> Element:
+    return element.map(lambda values: spoil(values, value))
 
 
 def spoil_layer(drawn: Drawn, side: str, **values: float) -> Drawn:
@@ -161,9 +224,9 @@ def spoil_product(drawn: Drawn, side: str) -> Drawn:
 
 
 BREAK = {
-    "NaN in T": lambda t, d: (spoil(t, NAN), d),
-    "infinity in T": lambda t, d: (spoil(t, INF), d),
-    "T of norm over 100": lambda t, d: (spoil(t, 101.0), d),
+    "NaN in T": lambda t, d: (spoil_element(t, NAN), d),
+    "infinity in T": lambda t, d: (spoil_element(t, INF), d),
+    "T of norm over 100": lambda t, d: (spoil_element(t, 101.0), d),
     "NaN in W_in": lambda t, d: (t, spoil_layer(d, "incoming", weight=NAN)),
     "NaN in b_in": lambda t, d: (t, spoil_layer(d, "incoming", bias=NAN)),
     "infinity in W_out": lambda t, d: (t, spoil_layer(d, "outgoing", weight=INF)),
@@ -174,7 +237,7 @@ BREAK = {
     "the output overflows": lambda t, d: (t, spoil_product(d, "outgoing")),
 }
 
-# Naive twins: one problem at a time, plain loops, inverses where the package solves.
+# Naive twins: one task at a time, plain loops, inverses where the package solves.
 
 
 def naive_leaky(z: Tensor, slope: float) -> Tensor:
@@ -192,7 +255,7 @@ def naive_exp(t: Tensor) -> Tensor:
 
 
 def naive_output(layers: list[Layer], slopes: list[float], x: Tensor) -> Tensor:
-    """h_L of one problem."""
+    """h_L of one task."""
     for (weight, bias), slope in zip(layers, slopes, strict=True):
         z = weight @ x
         if bias is not None:
@@ -206,29 +269,29 @@ def with_ones(h: Tensor, biased: bool) -> Tensor:
 
 
 def twin_post(g, g_inverse, incoming, outgoing, h, slope):
-    """Eq. 78 for one problem."""
-    joined, h = incoming.joined(), with_ones(h, incoming.bias is not None)
-    wanted = naive_leaky(g @ naive_leaky(joined @ h, slope), 1 / slope)
-    joined = joined + (wanted - joined @ h) @ torch.linalg.pinv(h)
+    """Eq. 78 for one task."""
+    augmented, h = incoming.augmented(), with_ones(h, incoming.bias is not None)
+    wanted = naive_leaky(g @ naive_leaky(augmented @ h, slope), 1 / slope)
+    augmented = augmented + (wanted - augmented @ h) @ torch.linalg.pinv(h)
     k = incoming.weight.shape[1]
-    moved = Layer(joined[:, :k], None if incoming.bias is None else joined[:, k])
+    moved = Layer(augmented[:, :k], None if incoming.bias is None else augmented[:, k])
     return moved, Layer(outgoing.weight @ g_inverse, outgoing.bias)
 
 
 def twin_pre(g, g_inverse, incoming, outgoing, h, slope, damping=0.0):
-    """Eq. 79 for one problem."""
+    """Eq. 79 for one task."""
     moved = incoming.map(lambda t: g @ t)
     h_in, biased = with_ones(h, incoming.bias is not None), outgoing.bias is not None
-    old = with_ones(naive_leaky(incoming.joined() @ h_in, slope), biased)
-    new = with_ones(naive_leaky(moved.joined() @ h_in, slope), biased)
-    linear = Layer(outgoing.weight @ g_inverse, outgoing.bias).joined()
+    old = with_ones(naive_leaky(incoming.augmented() @ h_in, slope), biased)
+    new = with_ones(naive_leaky(moved.augmented() @ h_in, slope), biased)
+    linear = Layer(outgoing.weight @ g_inverse, outgoing.bias).augmented()
     inverse = torch.linalg.pinv(new)
     if damping:
         size = damping * (new**2).sum() / new.shape[0]
         inverse = new.T @ torch.linalg.inv(new @ new.T + size * torch.eye(len(new)).double())
-    joined = linear + (outgoing.joined() @ old - linear @ new) @ inverse
+    augmented = linear + (outgoing.augmented() @ old - linear @ new) @ inverse
     k = outgoing.weight.shape[1]
-    return moved, Layer(joined[:, :k], joined[:, k] if biased else None)
+    return moved, Layer(augmented[:, :k], augmented[:, k] if biased else None)
 
 
 def twin_rescaling(g, g_inverse, incoming, outgoing, h, slope):
@@ -241,12 +304,23 @@ def twin_rescaling(g, g_inverse, incoming, outgoing, h, slope):
     return moved_in, moved_out
 
 
-TWINS = {POST: twin_post, PRE: twin_pre, "rescaling": twin_rescaling}
+def twin_linear(g, g_inverse, incoming, outgoing, h, slope):
+    """Each new row is a sum of old rows, each new outgoing column a sum of old columns."""
+    moved_in, moved_out = incoming.map(torch.zeros_like), outgoing.map(torch.clone)
+    moved_out.weight.zero_()
+    for new, old in product(range(len(g)), repeat=2):
+        for rows, moved in zip(tensors(incoming), tensors(moved_in), strict=True):
+            moved[new] += g[new, old] * rows[old]
+        moved_out.weight[:, new] += outgoing.weight[:, old] * g_inverse[old, new]
+    return moved_in, moved_out
 
 
-def group_elements(variant: Variant, element: Tensor) -> tuple[Tensor, Tensor]:
-    """g and g^-1 as matrices, problem by problem."""
-    matrices = torch.diag_embed(element) if ACTIONS[variant.name].diagonal else element
+TWINS = {POST: twin_post, PRE: twin_pre, LINEAR: twin_linear, "rescaling": twin_rescaling}
+
+
+def group_elements(variant: Variant, element: Element) -> tuple[Tensor, Tensor]:
+    """g and g^-1 as matrices, task by task."""
+    matrices = torch.diag_embed(element.values) if element.diagonal else element.values
     width = matrices.shape[-1]
     if variant.options.get("exponential") == "first_order":
         identity = torch.eye(width, dtype=torch.float64)
@@ -255,15 +329,15 @@ def group_elements(variant: Variant, element: Tensor) -> tuple[Tensor, Tensor]:
     return g.reshape(matrices.shape), torch.linalg.inv(g).reshape(matrices.shape)
 
 
-def one_problem(tensor: Tensor, batch: tuple[int, ...], index: int) -> Tensor:
+def one_task(tensor: Tensor, batch: tuple[int, ...], index: int) -> Tensor:
     return tensor.reshape(-1, *tensor.shape[len(batch) :])[index]
 
 
-def each_problem(case: Case, layers: list[Layer], *others: Tensor):
-    """For each problem of the batch: its layers, and its part of the other tensors."""
+def each_task(case: Case, layers: list[Layer], *others: Tensor):
+    """For each task of the batch: its layers, and its part of the other tensors."""
     for i in range(torch.Size(case.batch).numel()):
-        one = [layer.map(lambda t, i=i: one_problem(t, case.batch, i)) for layer in layers]
-        yield (one, *(one_problem(t, case.batch, i) for t in others))
+        one = [layer.map(lambda t, i=i: one_task(t, case.batch, i)) for layer in layers]
+        yield (one, *(one_task(t, case.batch, i) for t in others))
 
 
 def twin(variant: Variant, case: Case, drawn: Drawn, g: Tensor, g_inverse: Tensor) -> list[Layer]:
@@ -271,15 +345,15 @@ def twin(variant: Variant, case: Case, drawn: Drawn, g: Tensor, g_inverse: Tenso
     options = {key: value for key, value in variant.options.items() if key == "damping"}
     moved = [
         TWINS[variant.name](g_one, inverse, *pair, h, case.slope, **options)
-        for pair, g_one, inverse, h in each_problem(case, drawn[:2], g, g_inverse, drawn.h)
+        for pair, g_one, inverse, h in each_task(case, drawn[:2], g, g_inverse, drawn.h)
     ]
     return [_stack([pair[side] for pair in moved], case.batch) for side in (0, 1)]
 
 
 def pair_output(case: Case, drawn: Drawn, layers: list[Layer]) -> Tensor:
-    """W_m sigma(W_{m-1} h + b) + b_m, ``(problems, out, samples)``."""
-    problems = each_problem(case, layers, drawn.h)
-    return torch.stack([naive_output(pair, [case.slope, 1.0], h) for pair, h in problems])
+    """W_m sigma(W_{m-1} h + b) + b_m, ``(tasks, out, samples)``."""
+    tasks = each_task(case, layers, drawn.h)
+    return torch.stack([naive_output(pair, [case.slope, 1.0], h) for pair, h in tasks])
 
 
 def _stack(layers: list[Layer], batch: tuple[int, ...]) -> Layer:
