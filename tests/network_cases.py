@@ -7,12 +7,13 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from metaopt.symmetry.chain import Identity, LeakyReLU
+from metaopt.symmetry import Identity, LeakyReLU, Site, find_sites
 
 RELU = LeakyReLU(0.0)
 
@@ -21,7 +22,7 @@ RELU = LeakyReLU(0.0)
 class Expected:
     """Of a site: what differs from a plain ReLU site."""
 
-    activation: object = RELU
+    between: object = RELU
     scaled: str | None = None
     block: int = 1
     plain: bool = False
@@ -296,3 +297,25 @@ def sample(case: Case, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model, torch.randn(case.shape, dtype=torch.float64)
+
+
+every_case = pytest.mark.parametrize("case", ZOO, ids=lambda case: case.label)
+RESCALED = [(case, name) for case in ZOO for name, site in case.found.items() if site.homogeneous]
+every_rescaled_site = pytest.mark.parametrize(
+    ("case", "name"), RESCALED, ids=lambda v: getattr(v, "label", v)
+)
+
+
+def case_called(label: str) -> Case:
+    return next(case for case in ZOO if case.label == label)
+
+
+def site_of(model: nn.Module, name: str) -> Site:
+    """The site of this name, "incoming -> outgoing"."""
+    return next(site for site in find_sites(model).found if site.name == name)
+
+
+def output(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """With the same dropout masks each time, and without a trace of batch statistics."""
+    torch.manual_seed(3)
+    return copy.deepcopy(model)(x)

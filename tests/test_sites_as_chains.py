@@ -1,46 +1,26 @@
 """Modules that are chains of Linear layers."""
 
-import copy
-
 import pytest
 import torch
-from network_cases import RELU, ZOO, sample
+from network_cases import RELU, case_called, every_case, sample
 from torch import nn
 
-from metaopt.symmetry.chain import LayerChain, LeakyReLU
-from metaopt.symmetry.finders import (
-    ChainView,
-    as_chain,
-)
-
-every_case = pytest.mark.parametrize("case", ZOO, ids=lambda case: case.label)
-SITES = [(case, name) for case in ZOO for name, site in case.found.items() if site.homogeneous]
-every_site = pytest.mark.parametrize(("case", "name"), SITES, ids=lambda v: getattr(v, "label", v))
-
-
-def output(model, x):
-    """With the same dropout masks each time, and without a trace of batch statistics."""
-    torch.manual_seed(3)
-    return copy.deepcopy(model)(x)
-
-
-def named(label):
-    return next(case for case in ZOO if case.label == label)
+from metaopt.symmetry import LayerChain, LeakyReLU, as_chain
 
 
 @every_case
 def test_a_model_is_a_chain_where_the_table_says_so(case):
     model, x = sample(case)
-    view = as_chain(model)
-    assert isinstance(view, ChainView if case.chain else str)
+    chain = as_chain(model)
+    assert isinstance(chain, LayerChain if case.chain else str)
     if case.chain:
-        assert view.names == tuple(name for name, _ in model.named_parameters())
-        parameters = view.parameters(model)
+        assert chain.names == tuple(name for name, _ in model.named_parameters())
+        parameters = chain.parameters_of(model)
         assert all(p is q for p, q in zip(parameters, model.parameters(), strict=True))
         columns = x.reshape(-1, parameters[0].shape[1]).mT  # x.flatten(1) unless it has positions
-        y = view.chain.output(view.chain.layers(parameters), columns)
+        y = chain.output(chain.layers(parameters), columns)
         torch.testing.assert_close(y, model(x).reshape(-1, y.shape[0]).mT, rtol=0, atol=1e-14)
-        assert view.chain.batch_dims == 0
+        assert chain.batch_dims == 0
 
 
 def test_a_chain_may_start_with_a_view_and_end_with_an_activation():
@@ -54,10 +34,10 @@ def test_a_chain_may_start_with_a_view_and_end_with_an_activation():
             return torch.relu(self.last(nn.functional.dropout(h, 0.0) if False else h))
 
     model, x = Model(), torch.randn(5, 2, 3)
-    view = as_chain(model)
-    assert view.chain == LayerChain((LeakyReLU(0.3), RELU), (True, False))
-    assert view.names == ("first.weight", "first.bias", "last.weight")
-    y = view.chain.output(view.chain.layers(view.parameters(model)), x.flatten(1).mT)
+    chain = as_chain(model)
+    names = ("first.weight", "first.bias", "last.weight")
+    assert chain == LayerChain((LeakyReLU(0.3), RELU), (True, False), names=names)
+    y = chain.output(chain.layers(chain.parameters_of(model)), x.flatten(1).mT)
     torch.testing.assert_close(y, model(x).mT)
 
 
@@ -75,4 +55,4 @@ def test_a_chain_may_start_with_a_view_and_end_with_an_activation():
     ],
 )
 def test_what_is_no_chain_says_why(label, words):
-    assert words in as_chain(named(label).build())
+    assert words in as_chain(case_called(label).build())
