@@ -1,7 +1,7 @@
 """What an optimizer moves: a model with its parameters, its sites, its outputs and its loss.
 
-:class:`~metaopt.LearnedOptimizer` and :class:`~metaopt.TeleportingOptimizer` look at a model through
-the same object, with the same checks and the same words.
+:class:`~metaopt.LearnedOptimizer` and :class:`~metaopt.TeleportingOptimizer` look at a model
+through the same object, with the same checks and the same words.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class Target(ABC):
         """Return the points that the parameters ``names`` can be moved to.
 
         Args:
+            names: of the parameters that move, in order.
             acting: the sites where a group acts, with the actions.
             x: the batch, samples in rows.
         """
@@ -121,6 +122,7 @@ class Target(ABC):
         """Refuse an action that has no place to act in this model.
 
         Args:
+            action: a name or an action.
             choices: the names that may be given.
             advice: what else to do, to end a message with.
 
@@ -157,7 +159,7 @@ class Target(ABC):
 
 @final
 class TaskTarget(Target):
-    """A module that holds its own data and says how it is a chain of layers, such as a task batch."""
+    """A module that holds its own data and says how it is a chain, such as a batch of tasks."""
 
     needs_batch = False
 
@@ -235,7 +237,7 @@ class ModuleTarget(Target):
 
     @property
     def whole_chain(self) -> LayerChain:
-        """The module as a chain of layers, whichever sites were given; ``NO_CHAIN`` if it is none."""
+        """The module as a chain of layers, whichever sites were given, or ``NO_CHAIN``."""
         return NO_CHAIN if isinstance(self._chain, str) else self._chain
 
     @property

@@ -7,6 +7,8 @@ action of the library does this: positive rescaling divides by d.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -14,11 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from metaopt import TeleportingOptimizer
-from metaopt.symmetry import GradientAscent, GroupAction
-from metaopt.symmetry.action import Candidate, Pair
-from metaopt.symmetry.chain import Activation, Layer
-from metaopt.symmetry.exponential import Element
-from metaopt.symmetry.finders.steps import STEPS, Call, Step
+from metaopt.symmetry import (
+    STEPS,
+    Call,
+    ClosedFormAction,
+    Element,
+    GradientAscent,
+    Proposal,
+    Site,
+    SiteMatrices,
+    Step,
+)
 
 
 @dataclass(frozen=True)
@@ -33,24 +41,42 @@ class Square:
 
 
 @final
-class SquareAction(GroupAction):
+class SquareAction(ClosedFormAction):
     """W_{m-1} <- D W_{m-1}, b_{m-1} <- D b_{m-1}, W_m <- W_m D^-2, D = diag(exp(t))."""
 
+    group = "positive"
     exact_when = "the activation is the square"
     diagonal = True  # an element is t, (*batch, k), and not a matrix
 
-    def is_exact(
-        self, incoming: Layer, outgoing: Layer, samples: int, activation: Activation
-    ) -> bool:
-        """For any number of samples."""
-        return activation == Square()
+    def max_samples(self, site: Site) -> float:
+        """Return infinity where a square lies between the matrices: it is exact for all data."""
+        return math.inf if site.between == Square() else 0
 
-    def _candidate(self, element: Element, pair: Pair) -> Candidate:
-        assert isinstance(element, Tensor)
-        incoming = element.exp().unsqueeze(-1) * pair.w_in  # w_in is [W b], so the bias goes along
-        inverse = torch.diag_embed((-2 * element).exp())
-        solved = torch.ones(pair.w_in.shape[:-2], dtype=torch.bool)  # there is nothing to solve
-        return Candidate(incoming, pair.times_inverse(inverse), solved)
+    def obstacle(self, site: Site) -> str | None:
+        """Return why the action cannot act at another site."""
+        return None if site.between == Square() else f"{site.between} is not the square"
+
+    def propose(self, element: Element, matrices: SiteMatrices) -> Proposal:
+        """Return both new matrices."""
+        d = element.exponential()
+        incoming = d.times(matrices.incoming[0])  # this is [W b], so the bias goes along
+        outgoing = element.scaled(2.0).exponential().after(matrices.outgoing[0])
+        return Proposal([incoming], [outgoing], torch.ones_like(matrices.trusted))
+
+    def transport(
+        self, element: Element, site: Site, buffers: Mapping[str, Tensor], squares: bool = False
+    ) -> dict[str, Tensor]:
+        """Divide gradients where weights are multiplied, and the other way round."""
+        d, d_squared = (element.scaled(f).exponential() for f in (1.0, 2.0))
+        if squares:
+            d, d_squared = d.squared(), d_squared.squared()
+        moved = dict(buffers)
+        (into,), (out_of,) = site.incoming, site.outgoing
+        old = into.read_augmented(buffers)
+        into.write_augmented(moved, d.dual_times(old.double()).to(old.dtype))
+        old = out_of.read(buffers)
+        out_of.write(moved, d_squared.dual_after(old.double()).to(old.dtype))
+        return moved
 
 
 class Quadratic(nn.Module):
@@ -87,7 +113,8 @@ def main() -> dict[str, float]:
         model,
         loss_fn,
         action=SquareAction(),
-        search=GradientAscent(iterations=20, size=0.2, most_ratio=4.0),
+        search=GradientAscent(iterations=20, initial_step=0.2, max_ratio=4.0),
+        buffers="transport",
     )
     before = loss_fn(model(x), y)
     norm_before = gradient_norm(model, before)
@@ -98,7 +125,7 @@ def main() -> dict[str, float]:
         "loss after": after.item(),
         "squared gradient norm before": norm_before,
         "squared gradient norm after": gradient_norm(model, after),
-        "defect": float(move.defect()),
+        "invariance error": float(move.invariance_error()),
     }
 
 

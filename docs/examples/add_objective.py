@@ -14,32 +14,37 @@ import torch
 from torch import Tensor, nn
 
 from metaopt import TeleportingOptimizer
-from metaopt.symmetry import GradientAscent, Negated
-from metaopt.symmetry.objectives import LossFunction, Objective, entry_sum
-from metaopt.symmetry.orbit import Orbit
+from metaopt.symmetry import (
+    GradientAscent,
+    LossFunction,
+    Negated,
+    Objective,
+    Orbit,
+    per_task_sum,
+)
 
 
 @dataclass(frozen=True)
 class WeightNorm:
-    """||w||^2 of the parameters that move.
+    """The squared norm ||w||^2 of the parameters that move.
 
-    It asks the orbit how many dimensions of a parameter count problems, so it has ``on``. An
+    It asks the orbit how many dimensions of a parameter count tasks, so it has ``on``. An
     objective that needs no orbit is a function of the parameters and the loss.
     """
 
     def on(self, orbit: Orbit) -> Objective:
-        """For the points of ``orbit``."""
+        """Return the objective for the points of ``orbit``."""
 
         def norm(parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
-            """``(*batch,)``, differentiable in the parameters; the loss is not needed."""
-            return entry_sum([p.square() for p in parameters], orbit.batch_dims(parameters))
+            """Return ``(*batch,)``, differentiable in the parameters; the loss is not needed."""
+            return per_task_sum([p.square() for p in parameters], orbit.batch_dims(parameters))
 
         return norm
 
 
 @torch.no_grad()
 def imbalance(model: nn.Sequential) -> float:
-    """The largest ratio of the squared norms on the two sides of a hidden unit."""
+    """Return the largest ratio of the squared norms on the two sides of a hidden unit."""
     incoming, outgoing = model[0], model[2]
     assert isinstance(incoming, nn.Linear)
     assert isinstance(outgoing, nn.Linear)
@@ -49,7 +54,7 @@ def imbalance(model: nn.Sequential) -> float:
 
 
 def squared_norm(model: nn.Module) -> float:
-    """||w||^2."""
+    """Return ||w||^2."""
     return sum(float(p.detach().square().sum()) for p in model.parameters())
 
 
@@ -67,7 +72,7 @@ def main() -> dict[str, float]:
         model,
         loss_fn,
         action="rescaling",
-        search=GradientAscent(iterations=200, size=0.5, objective=Negated(WeightNorm())),
+        search=GradientAscent(iterations=200, initial_step=0.5, objective=Negated(WeightNorm())),
     )
     measured = {
         "loss before": loss_fn(model(x), y).item(),
@@ -79,7 +84,7 @@ def main() -> dict[str, float]:
         "loss after": loss_fn(model(x), y).item(),
         "squared norm after": squared_norm(model),
         "imbalance after": imbalance(model),
-        "defect": float(move.defect()),
+        "invariance error": float(move.invariance_error()),
     }
 
 

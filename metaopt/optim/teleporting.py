@@ -340,7 +340,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         )
 
     def report(self) -> str:
-        """Return where a group can act and where not, with reasons, and what became of teleports."""
+        """Return where a group can act, where not and why, and what became of teleports."""
         counts = f"Teleports made: {self.made}\nTeleports undone: {self.undone}"
         return f"{self.target.report()}\n{counts}"
 

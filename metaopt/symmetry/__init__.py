@@ -30,9 +30,19 @@ from metaopt.symmetry.finders import (
     as_chain,
     find_sites,
 )
+from metaopt.symmetry.functional import module_loss
 from metaopt.symmetry.inputs import LayerInput
 from metaopt.symmetry.level_set import LevelSetResult, LevelSetTeleport
-from metaopt.symmetry.objectives import MetricNorm, Negated, gradient_norm, value_and_gradient
+from metaopt.symmetry.objectives import (
+    LossFunction,
+    MetricNorm,
+    Negated,
+    Objective,
+    OfOrbit,
+    gradient_norm,
+    per_task_sum,
+    value_and_gradient,
+)
 from metaopt.symmetry.orbit import ActingSite, Orbit, OrbitPoint, chain_orbit
 from metaopt.symmetry.search import GradientAscent, Search, SearchResult
 from metaopt.symmetry.site import LeftOut, MatrixView, Site
@@ -62,10 +72,13 @@ __all__ = [
     "LevelSetResult",
     "LevelSetTeleport",
     "LinearAction",
+    "LossFunction",
     "MatrixView",
     "MetricNorm",
     "Moved",
     "Negated",
+    "Objective",
+    "OfOrbit",
     "Orbit",
     "OrbitPoint",
     "PostActivationAction",
@@ -86,5 +99,7 @@ __all__ = [
     "gradient_norm",
     "linear_transport",
     "make_action",
+    "module_loss",
+    "per_task_sum",
     "value_and_gradient",
 ]

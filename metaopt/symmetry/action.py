@@ -1,8 +1,8 @@
 """The interface of a group action at a site (appendix E.1), and the base of those in closed form.
 
 At a site two layers compute W_m sigma(W_{m-1} h + b_{m-1}) + b_m. An action moves both by a group
-element g = exp(T) so that this output stays. Each action is written as a *change* of the weights, so
-that T = 0 moves nothing, bit for bit, whatever the rank of h.
+element g = exp(T) so that this output stays. Each action is written as a *change* of the weights,
+so that T = 0 moves nothing, bit for bit, whatever the rank of h.
 
 Arithmetic is float64. A task of the batch whose move cannot be trusted keeps its weights and is
 marked ``rejected``: NaN or infinity in what comes in, an element too large to exponentiate, a
@@ -119,9 +119,10 @@ class Action(ABC):
     ) -> dict[str, Tensor]:
         """Carry averages of gradients along with a move of the weights by exp(T).
 
-        A gradient is a linear function of a change of the weights, and this function stays: it moves
-        by the inverse transpose of the move's derivative. Of averages of squared gradients only
-        the squares of that matrix's entries are known, which is exact where it is diagonal.
+        A gradient is a linear function of a change of the weights, and this function stays: the
+        gradient moves by the inverse transpose of the move's derivative. Of averages of squared
+        gradients only the squares of that matrix's entries are known, which is exact where it is
+        diagonal.
 
         Args:
             buffers: one tensor for each of ``site.parameters``, by name.
@@ -401,7 +402,7 @@ class SiteMatrices:
 def linear_transport(
     g: GroupElement, site: Site, buffers: Mapping[str, Tensor], squares: bool = False
 ) -> dict[str, Tensor]:
-    """Transport gradients for an action that is g W on the incoming and W g^-1 on the outgoing side.
+    """Transport gradients for an action that is g W on the incoming side and W g^-1 on the other.
 
     Args:
         g: the group element.

@@ -22,7 +22,6 @@ from metaopt.symmetry.activations import Activation, Identity, derivative
 from metaopt.symmetry.element import Element
 from metaopt.symmetry.site import Site
 
-
 ACTIONS: Registry[Callable[..., Action]] = Registry("action")
 """Every action by name; tests, configs and the command lines run over this table."""
 
@@ -207,7 +206,7 @@ class LinearAction(_ActsLinearly):
 class RescalingAction(_ActsLinearly):
     """Positive rescaling of hidden units by D = diag(exp(t)).
 
-    W_{m-1} <- D W_{m-1}, b_{m-1} <- D b_{m-1}, W_m <- W_m D^-1. Exact for every input, batch or not.
+    W_{m-1} <- D W_{m-1}, b_{m-1} <- D b_{m-1}, W_m <- W_m D^-1. Exact for every input.
     Across a batch norm the scale goes into its weight and bias, since it would undo a scale of the
     layer before; its running statistics stay.
     """

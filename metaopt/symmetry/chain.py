@@ -2,8 +2,8 @@
 
 The chain is stateless: it knows how many layers there are, which carry a bias, which activation
 follows each and what their parameters are called, and computes with parameters that are handed to
-it. Every tensor may have leading batch dimensions (independent networks); a sample is a *column*, as
-in the paper: h_m = sigma(W_m h_{m-1} + b_m), with h_0 of shape ``(*batch, d_0, samples)``.
+it. Every tensor may have leading batch dimensions (independent networks); a sample is a *column*,
+as in the paper: h_m = sigma(W_m h_{m-1} + b_m), with h_0 of shape ``(*batch, d_0, samples)``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Layer(NamedTuple):
         return z if self.bias is None else z + self.bias.unsqueeze(-1)
 
     def augmented(self) -> Tensor:
-        """Return the augmented weight [W b], ``(*batch, out, in + 1)``; W where there is no bias."""
+        """Return the augmented weight [W b], ``(*batch, out, in + 1)``; W without a bias."""
         if self.bias is None:
             return self.weight
         return torch.cat((self.weight, self.bias.unsqueeze(-1)), dim=-1)
@@ -48,7 +48,12 @@ class Layer(NamedTuple):
 
 
 class LayerPair(NamedTuple):
-    """Two consecutive layers of a chain by their places, ``incoming`` (W_{m-1}), ``outgoing`` (W_m)."""
+    """Two consecutive layers of a chain, by their places.
+
+    Attributes:
+        incoming: the place of W_{m-1}.
+        outgoing: the place of W_m.
+    """
 
     incoming: int
     outgoing: int

@@ -103,7 +103,7 @@ class Element:
 
 @dataclass(frozen=True)
 class GroupElement:
-    """A group element g with its inverse: matrices ``(*batch, k, k)``, or diagonals ``(*batch, k)``.
+    """A group element g with its inverse: matrices ``(*batch, k, k)`` or diagonals ``(*batch, k)``.
 
     Attributes:
         g, inverse: g and g^-1.

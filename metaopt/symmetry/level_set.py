@@ -44,7 +44,7 @@ class LevelSetResult(SearchResult):
         gradient_norms: ``(K + 1, *batch)`` float64: ||g||, not squared, from the start on.
         losses: ``(K + 1, *batch)`` float64.
         stopped: ``(*batch,)`` int64, of :class:`Stopped`.
-        not_finite: ``(*batch,)`` int64: steps that were tried and rejected for a NaN or an infinity.
+        not_finite: ``(*batch,)`` int64: steps that were rejected for a NaN or an infinity.
     """
 
     gradient_norms: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -108,8 +108,8 @@ class LevelSetTeleport:
         if self.iterations < 1 or self.max_backtracks < 0 or self.corrections < 0:
             raise UserError(
                 f"expected iterations >= 1, max_backtracks >= 0 and corrections >= 0, got "
-                f"{self.iterations}, {self.max_backtracks} and {self.corrections}: the defaults are "
-                f"50, 20 and 1"
+                f"{self.iterations}, {self.max_backtracks} and {self.corrections}: the "
+                f"defaults are 50, 20 and 1"
             )
         if not (0 < self.rho < math.inf and 0 < self.tolerance < math.inf):
             raise UserError(

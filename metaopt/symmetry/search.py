@@ -110,7 +110,7 @@ class Point:
         self._graph = None if leaves is None else (value, leaves)
 
     def gradients(self) -> list[Tensor]:
-        """Return the objective's gradients, one for each parameter, with 0 for what is not finite."""
+        """Return the objective's gradients, one for each parameter; 0 for what is not finite."""
         if self._graph is None:
             self._graph = _graph(self._objective, self.parameters, self._loss)
         (value, leaves), self._graph = self._graph, None
@@ -122,7 +122,7 @@ class Point:
         ]
 
     def where(self, mask: Tensor, other: Point) -> Point:
-        """Return ``other`` for the tasks of the mask, ``(*batch,)``, and this point for the rest."""
+        """Return ``other`` for the tasks of the mask, ``(*batch,)``, else this point."""
         if mask.all():
             return other
         if not mask.any():
@@ -168,8 +168,8 @@ class GradientAscent:
     """Climbs an objective along the orbit; no task ends below its start or at infinity.
 
     Each iteration is w <- exp(a G) . w with G the objective's gradient in T at T = 0, divided by
-    its norm: ``initial_step`` is the Frobenius norm of the first T tried, a task's own step is halved
-    while its objective would not rise, or shortened where it would pass its bound. After
+    its norm: ``initial_step`` is the Frobenius norm of the first T tried. A task's own step is
+    halved while its objective would not rise, or shortened where it would pass its bound. After
     ``max_backtracks`` failures in one iteration a task has arrived, as it has when a twentieth of
     the way to its bound is left. The search ends when all tasks have.
 

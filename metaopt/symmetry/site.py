@@ -21,7 +21,7 @@ ALWAYS = "always"
 class MatrixView:
     """A matrix inside a named parameter: which of its dimensions are rows and which are columns.
 
-    Parameters may have leading batch dimensions, one matrix for each index; they are not named here.
+    Parameters may have leading batch dimensions, one matrix for each index; they are not named.
 
     Attributes:
         parameter: the parameter's name.
@@ -73,7 +73,7 @@ class MatrixView:
         return torch.cat((self.read(parameters), self.bias.read(parameters)), dim=-1)
 
     def write(self, parameters: dict[str, Tensor], value: Tensor) -> None:
-        """Replace the matrix in ``parameters``, by a new tensor that is differentiable in ``value``.
+        """Replace the matrix in ``parameters`` by a new tensor, differentiable in ``value``.
 
         Args:
             parameters: by name; only the entry of this view's parameter changes.
@@ -122,7 +122,7 @@ class MatrixView:
 
 
 def matrix_view(weight: str, bias: str | None = None) -> MatrixView:
-    """Return the view of a weight ``(out, in)`` that is a matrix as it is, and of its bias ``(out,)``."""
+    """Return the view of a weight ``(out, in)`` as it is, and of its bias ``(out,)``."""
     return MatrixView(weight, bias=None if bias is None else MatrixView(bias, columns=()))
 
 

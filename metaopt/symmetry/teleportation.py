@@ -42,7 +42,7 @@ class Teleportation:
 
     @property
     def stayed(self) -> Tensor:
-        """Whether the weights are where they were, because of the invariance error, ``(*batch,)``."""
+        """Whether the move was rejected or reverted, ``(*batch,)``."""
         return self.rejected if self.reverted is None else self.rejected | self.reverted
 
     @torch.no_grad()

@@ -18,8 +18,7 @@ def as_chain(model: nn.Module) -> LayerChain | str:
 
     A chain is Linear layers with one fixed elementwise activation or none between and behind them,
     which may flatten its input first, is the same in training and evaluation mode, and has no
-    other parameters and no frozen ones. Then ``chain.output(chain.layers(chain.parameters_of(model)),
-    x.flatten(1).mT)`` is ``model(x).mT``.
+    other parameters and no frozen ones. Its output on ``x.flatten(1).mT`` is ``model(x).mT``.
 
     >>> chain = as_chain(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
     >>> chain.names
