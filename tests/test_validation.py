@@ -38,7 +38,7 @@ def test_other_families_are_validated_on_a_quarter_as_many_and_count_as_much(mon
 
     def run(problem, optimizer, steps, **_):
         drawn.append((problem.chain, problem.x.shape))
-        level = {20: 1e-4, 8: 1e-2}[problem.x.shape[1]] * len(problem.chain.sites)
+        level = {20: 1e-4, 8: 1e-2}[problem.x.shape[1]] * len(problem.chain.pairs)
         losses = torch.full((steps + 1, problem.batch), level, dtype=torch.float64)
         return Trajectory(losses, losses, losses, losses.bool(), 0.0)
 
@@ -46,7 +46,7 @@ def test_other_families_are_validated_on_a_quarter_as_many_and_count_as_much(mon
     fields = {"validation_problems": 8, "validation_families": ("width_8", "three_layers")}
     score = make(**fields).validate()["score"]
     assert [tuple(shape) for _, shape in drawn] == [(8, 20, 20), (2, 8, 8), (2, 20, 20)]
-    assert [len(chain.sites) for chain, _ in drawn] == [1, 1, 2]
+    assert [len(chain.pairs) for chain, _ in drawn] == [1, 1, 2]
     assert score == pytest.approx((-4 - 2 - 4 + math.log10(2)) / 3)
 
 
