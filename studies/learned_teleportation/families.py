@@ -84,7 +84,7 @@ def families(out: Path, checkpoint: Path, quick: bool) -> str:
         )
     headings = [
         "family", "start", *(f"step {t}" for t in (steps // 5, steps // 2, steps, far)),
-        f"worst at {far}", "median defect", "refused", f"Adam at {steps}",
+        f"worst at {far}", "median invariance error", "rejected", f"Adam at {steps}",
         f"Levenberg-Marquardt at {steps}",
     ]  # fmt: skip
     return markdown(headings, rows)
