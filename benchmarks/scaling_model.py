@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from metaopt.evaluation.figure import LINE_STYLES, MARKERS
+from metaopt.evaluation.styles import LINE_STYLES, MARKERS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
 

@@ -187,7 +187,8 @@ def whitening() -> Drawn:
     for step in range(31):
         values.append(spectrum(problem))
         runs.append(rollout(problem, optimizer, 1, first_step=step))
-    losses, errors = [float(r.losses[0]) for r in runs], [float(r.defects[1]) for r in runs]
+    losses = [float(run.losses[0]) for run in runs]
+    errors = [float(run.invariance_errors[1]) for run in runs]
     first_reverted = [math.isnan(error) for error in errors].index(True)
     figure, (eigenvalues, loss) = panels()
     rows = torch.stack(values).numpy()

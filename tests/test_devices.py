@@ -30,7 +30,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 def test_no_step_of_a_method_asks_for_a_value(name):
     problem = FAMILY.sample([1, 2]).to("meta")
     run = rollout(problem, resolve(name).optimizer(problem), 4)
-    for tensor in (run.losses, run.grad_norms, run.defects, run.refused):
+    for tensor in (run.losses, run.grad_norms, run.invariance_errors, run.rejected):
         assert tensor.shape == (5, 2)
         assert tensor.device.type == "meta"
 

@@ -129,7 +129,7 @@ def quadratic(problem: Regression, optimizer: LearnedOptimizer, steps: int, **_)
     theta = flatten([p.detach() for p in optimizer.meta.parameters()]).double()
     value = (theta + theta**2 / 2).sum()
     losses = value * torch.arange(steps + 1.0, dtype=torch.float64)[:, None]
-    return SimpleNamespace(losses=losses, refused=torch.ones(steps + 1, 1).bool())
+    return SimpleNamespace(losses=losses, rejected=torch.ones(steps + 1, 1).bool())
 
 
 def test_xi_sums_the_perturbations_and_theta_may_move_between_windows(monkeypatch):

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from report_cases import Page
 
 from metaopt.cli import evaluate as command
@@ -31,6 +33,7 @@ from metaopt.evaluation.results import (
     save,
 )
 from metaopt.evaluation.rollout import Trajectory, rollout
+from metaopt.evaluation.styles import BACKGROUND, LIGHT, method_styles
 from metaopt.evaluation.sweep import Swept, best, sweep
 from metaopt.learned.checkpoint import pretrained_path
 from metaopt.tasks import PAPER_TEST_SEEDS, RegressionFamily
@@ -165,6 +168,18 @@ def test_the_figure_is_a_png_that_shows_something() -> None:
     assert pixels.shape[:2] == (750, 1350)
     assert pixels.std() > 0.01
     assert picture != loss_figure(results("adam", "lstm_update"), "title")
+
+
+def test_the_figure_is_opaque_and_has_the_colours_of_its_methods() -> None:
+    picture = loss_figure(results("gd", "lstm_update"), "title")
+    pixels = matplotlib.image.imread(io.BytesIO(picture), format="png")
+    assert (pixels[..., 3] == 1).all()
+    assert to_hex(pixels[0, 0]) == BACKGROUND
+    seen = {tuple(pixel) for pixel in np.round(255 * pixels[..., :3]).astype(int).reshape(-1, 3)}
+    shown = {"#" + bytes(map(int, pixel)).hex() for pixel in seen}
+    drawn = {style.line["color"] for style in method_styles(["gd", "lstm_update"])}
+    assert drawn <= shown
+    assert not (set(LIGHT) - drawn) & shown
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, 0.0])

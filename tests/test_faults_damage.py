@@ -144,7 +144,7 @@ def test_results_are_read_as_they_were_made(tmp_path):
     for before, after in zip(made, read, strict=True):
         assert before.method.name == after.method.name
         assert before.method.learned == after.method.learned
-        for field in ("losses", "grad_norms", "defects", "refused"):
+        for field in ("losses", "grad_norms", "invariance_errors", "rejected"):
             one, other = (getattr(r.trajectory, field) for r in (before, after))
             assert one.equal(other) or (one.isnan() == other.isnan()).all()
             assert one.nan_to_num().equal(other.nan_to_num()) if one.is_floating_point() else True

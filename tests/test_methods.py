@@ -175,8 +175,8 @@ def test_teleporting_equals_its_base_until_it_teleports(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in ALL if name.endswith("_tele")])
 def test_a_teleportation_moves_the_weights_and_keeps_the_output(name: str) -> None:
     trajectory = run(name, SMALL.sample(SEEDS))
-    defects = trajectory.defects[max(TELEPORT_STEPS) + 1]
-    assert not trajectory.refused.any()
+    defects = trajectory.invariance_errors[max(TELEPORT_STEPS) + 1]
+    assert not trajectory.rejected.any()
     assert (defects < 1e-10).all()
 
 

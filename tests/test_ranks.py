@@ -115,7 +115,7 @@ def test_evaluation_in_batches_is_the_same_for_any_number_of_processes():
     whole = list(evaluate(methods, family, seeds, 7))
     for results in Threads(3).run(run):
         for one, other, all_at_once in zip(alone, results, whole, strict=True):
-            for name in ("losses", "grad_norms", "defects", "refused"):
+            for name in ("losses", "grad_norms", "invariance_errors", "rejected"):
                 first, second = (getattr(r.trajectory, name) for r in (one, other))
                 torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
             torch.testing.assert_close(

@@ -17,7 +17,9 @@ import metaopt.evaluation.report as package
 from metaopt.evaluation.report.axis import log_limits, log_ticks, step_ticks
 from metaopt.evaluation.report.chart import MOST_STEPS, shown_steps
 from metaopt.evaluation.report.facts import seeds_text
+from metaopt.evaluation.report.page import colours
 from metaopt.evaluation.statistics import geometric_mean
+from metaopt.evaluation.styles import MARKERS, method_styles
 from metaopt.evaluation.table import number
 
 COLOURS = Path(package.__file__).parent / "files" / "colours.css"
@@ -110,6 +112,17 @@ def test_every_method_is_in_both_tables_the_chart_and_the_legend() -> None:
     assert [text for _, text in page.find("button") if text in names] == names
     ((_, alternative),) = page.find("p", id="chart-text")
     assert all(name in alternative for name in names)
+
+
+def test_a_method_has_the_colour_dashes_and_marker_of_every_picture() -> None:
+    names = ["gd", "mine", "adam@0.1", "lstm_update_tele"]
+    page = Page(report(runs(names)))
+    styles = method_styles(names)
+    for (classes, _), style in zip(page.curves, styles, strict=True):
+        assert {f"colour-{style.colour}", f"dash-{style.dash}"} <= set(classes.split())
+    markers = [found["href"] for found, _ in page.find("use", x="18")]
+    assert markers == [f"#marker-{style.marker}" for style in styles]
+    assert len(page.find("path", id=f"marker-{len(MARKERS) - 1}")) == 1
 
 
 def test_the_chart_draws_what_the_tables_and_the_script_say() -> None:
@@ -222,14 +235,17 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_and_lines_stand_out_in_both_schemes(scheme: str) -> None:
-    light, dark = COLOURS.read_text().split("@media (prefers-color-scheme: dark)")
+    schemes = [text.split("@media (prefers-color-scheme: dark)") for text in
+               (COLOURS.read_text(), colours())]  # fmt: skip
+    light, dark = ("".join(parts) for parts in zip(*schemes, strict=True))
     found = dict(re.findall(r"--([\w-]+): (#\w{6});", light if scheme == "light" else dark))
-    front = [name for name in found if re.fullmatch(r"text|quiet|accent|colour-\d", name)]
-    assert len(front) == 10
+    lines = [name for name in found if re.fullmatch(r"colour-\d", name)]
+    assert len(lines) == 8
+    least = dict.fromkeys(("text", "quiet", "accent"), 4.5) | dict.fromkeys(lines, 3.0)
     for behind in ("page", "panel"):
-        for name in front:
+        for name, wanted in least.items():
             pair = sorted([luminance(found[name]), luminance(found[behind])])
-            assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, f"{name} on {behind}"
+            assert (pair[1] + 0.05) / (pair[0] + 0.05) >= wanted, f"{name} on {behind}"
 
 
 def test_nothing_moves_for_those_who_prefer_that() -> None:

@@ -65,13 +65,13 @@ def test_records_step_zero_to_the_last_inclusive(name: str, steps: int) -> None:
     for tensor in (
         trajectory.losses,
         trajectory.grad_norms,
-        trajectory.defects,
-        trajectory.refused,
+        trajectory.invariance_errors,
+        trajectory.rejected,
     ):
         assert tensor.shape == shape
-    for tensor in (trajectory.losses, trajectory.grad_norms, trajectory.defects):
+    for tensor in (trajectory.losses, trajectory.grad_norms, trajectory.invariance_errors):
         assert tensor.dtype == torch.float64
-    assert trajectory.refused.dtype == torch.bool
+    assert trajectory.rejected.dtype == torch.bool
     assert trajectory.seconds_per_step > 0
 
 
@@ -114,9 +114,9 @@ def test_a_learned_method_evaluates_the_problem_once_a_step(name: str) -> None:
 @pytest.mark.parametrize("name", TELEPORTING)
 def test_the_defect_stands_at_the_step_after_the_teleportation_and_nowhere_else(name: str) -> None:
     trajectory = run(name, steps=8)
-    finite = trajectory.defects.isfinite().all(dim=1)
+    finite = trajectory.invariance_errors.isfinite().all(dim=1)
     assert finite.tolist() == [t == 6 for t in range(9)]
-    assert trajectory.defects.isnan().any(dim=1).tolist() == [t != 6 for t in range(9)]
+    assert trajectory.invariance_errors.isnan().any(dim=1).tolist() == [t != 6 for t in range(9)]
 
 
 def test_a_schedule_with_step_zero_shows_its_defect_at_step_one() -> None:
@@ -125,36 +125,37 @@ def test_a_schedule_with_step_zero_shows_its_defect_at_step_one() -> None:
         torch.optim.SGD(problem.parameters(), lr=RATE),
         problem,
         schedule=(0, 2),
-        search=GradientAscent(iterations=2, size=0.01),
+        search=GradientAscent(iterations=2, initial_step=0.01),
     )
     trajectory = rollout(problem, optimizer, 4)
-    assert trajectory.defects.isfinite().all(dim=1).tolist() == [False, True, False, True, False]
+    finite = trajectory.invariance_errors.isfinite().all(dim=1)
+    assert finite.tolist() == [False, True, False, True, False]
     assert torch.equal(trajectory.losses[0], FAMILY.sample(SEEDS)().detach())
 
 
 @pytest.mark.parametrize("name", [*PLAIN, "lbfgs", "muon", "lstm_update"])
 def test_what_does_not_teleport_has_no_defect_and_refuses_nothing(name: str) -> None:
     trajectory = run(name, steps=7)
-    assert trajectory.defects.isnan().all()
-    assert not trajectory.refused.any()
+    assert trajectory.invariance_errors.isnan().all()
+    assert not trajectory.rejected.any()
 
 
 @pytest.mark.parametrize("name", ["lstm_update_tele", "lstm_lr_tele"])
 def test_what_teleports_at_each_step_has_a_defect_from_step_one_on(name: str) -> None:
     trajectory = run(name, steps=4)
-    assert trajectory.defects[0].isnan().all()
-    assert trajectory.defects[1:].isfinite().all()
+    assert trajectory.invariance_errors[0].isnan().all()
+    assert trajectory.invariance_errors[1:].isfinite().all()
 
 
 def test_defects_are_left_out_on_request_and_nothing_else_changes() -> None:
     problem = FAMILY.sample(SEEDS)
     without = rollout(
-        problem, resolve("gd_tele").optimizer(problem), steps=7, measure_defects=False
+        problem, resolve("gd_tele").optimizer(problem), steps=7, measure_invariance=False
     )
     measured = run("gd_tele", 7)
-    assert without.defects.isnan().all()
+    assert without.invariance_errors.isnan().all()
     assert torch.equal(without.losses, measured.losses)
-    assert torch.equal(without.refused, measured.refused)
+    assert torch.equal(without.rejected, measured.rejected)
 
 
 @pytest.mark.parametrize("name", [n for n in HAND_MADE if n != "levenberg_marquardt"])
@@ -165,7 +166,7 @@ def test_divergence_gives_non_finite_losses_and_raises_nothing(name: str) -> Non
     assert trajectory.losses[0].isfinite().all()
     assert not trajectory.losses[-1].isfinite().any()
     if name in TELEPORTING:
-        assert trajectory.refused[6].all()  # there is nowhere to go from NaN
+        assert trajectory.rejected[6].all()  # there is nowhere to go from NaN
 
 
 def test_progress_counts_the_steps() -> None:
@@ -198,13 +199,13 @@ def test_a_held_move_counts_as_none() -> None:
     problem = RegressionFamily(4, 5, 4, 3).sample([1, 2])
     meta = MetaOptimizer(MetaOptimizerSpec(element="whitening", element_size=0.3, hold=1e-30))
     trajectory = rollout(problem, LearnedOptimizer(problem, meta), 2)
-    assert trajectory.defects.isnan().all()
-    assert not trajectory.refused.any()
+    assert trajectory.invariance_errors.isnan().all()
+    assert not trajectory.rejected.any()
 
 
 def test_a_refused_move_counts_as_none() -> None:
     problem = RegressionFamily(9, 4, 4, 3).sample([1, 2])  # more samples than inputs: inexact
     meta = MetaOptimizer(MetaOptimizerSpec(element="whitening", element_size=3.0, hold=0.0))
     trajectory = rollout(problem, LearnedOptimizer(problem, meta), 3)
-    assert trajectory.refused[1:].all()
-    assert trajectory.defects.isnan().all()
+    assert trajectory.rejected[1:].all()
+    assert trajectory.invariance_errors.isnan().all()

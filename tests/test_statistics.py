@@ -185,13 +185,13 @@ def test_a_line_sums_up_its_run() -> None:
         geometric_mean(np.array([8.0, 2.0, 4.0])),
         geometric_mean(np.array([1.0, 2.0, 4.0])),
     )
-    assert (made.worst, made.non_finite, made.refused) == (4.0, 0, 2)
-    assert made.median_defect == pytest.approx(2e-8)
+    assert (made.worst, made.non_finite, made.rejected) == (4.0, 0, 2)
+    assert made.median_invariance_error == pytest.approx(2e-8)
     row = dict(zip(headings(11), cells(made), strict=True))
     assert row["method"] == "gd"
     assert (row["step 10"], row["step 11"]) == ("4", "2")
-    assert (row["worst problem"], row["not finite"], row["refused"]) == ("4", "0", "2")
-    assert (row["median defect"], row["ms a step"]) == ("2e-08", "1.25")
+    assert (row["worst problem"], row["not finite"], row["rejected"]) == ("4", "0", "2")
+    assert (row["median invariance error"], row["ms a step"]) == ("2e-08", "1.25")
     low, high = row["95 % interval at the last"].strip("[]").split(", ")
     assert 1 <= float(low) < 2 < float(high) <= 4
 
@@ -204,7 +204,7 @@ def test_a_line_with_a_non_finite_problem_has_diverged(bad: float) -> None:
     assert row["95 % interval at the last"] == "–"
     assert row["worst problem"] == "diverged"
     assert row["not finite"] == "1"
-    assert row["median defect"] == "–"
+    assert row["median invariance error"] == "–"
 
 
 def test_a_run_that_recovers_is_not_called_diverged_at_the_last() -> None:

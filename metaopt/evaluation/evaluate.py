@@ -73,7 +73,7 @@ def evaluate(
         yield Result(method, _join(ranks.gather(packed, lengths), steps))
 
 
-_TENSORS = ("losses", "grad_norms", "defects", "refused")
+_TENSORS = ("losses", "grad_norms", "invariance_errors", "rejected")
 
 
 def _pack(run: Trajectory) -> torch.Tensor:
@@ -85,6 +85,6 @@ def _pack(run: Trajectory) -> torch.Tensor:
 def _join(packed: Sequence[torch.Tensor], steps: int) -> Trajectory:
     """Of all problems; the seconds are of all batches one after another."""
     parts = [vector[:-1].cpu().view(len(_TENSORS), steps + 1, -1) for vector in packed]
-    losses, grad_norms, defects, refused = torch.cat(parts, dim=2)
+    losses, grad_norms, errors, rejected = torch.cat(parts, dim=2)
     seconds = sum(float(vector[-1]) for vector in packed)
-    return Trajectory(losses, grad_norms, defects, refused.bool(), seconds)
+    return Trajectory(losses, grad_norms, errors, rejected.bool(), seconds)

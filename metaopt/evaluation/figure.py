@@ -7,25 +7,32 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from metaopt.evaluation.evaluate import Result
 from metaopt.evaluation.statistics import log_mean_bands
-
-LINE_STYLES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+from metaopt.evaluation.styles import BACKGROUND, INK, method_styles
 
 
 class Band(NamedTuple):
-    """A curve with the range around it, each ``(steps + 1,)``; a gap where not finite."""
+    """A curve with the range around it, each ``(steps + 1,)``; a gap where not finite.
+
+    Attributes:
+        label: what the legend calls it.
+        middle: the curve.
+        low: the lower end of the range at each step.
+        high: the upper end.
+        thick: whether the line is drawn thicker, as those of learned methods are.
+        method: whose colour and dashes it has; by default the method that the label names.
+    """
 
     label: str
     middle: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     thick: bool = False
+    method: str = ""
 
 
 def loss_figure(results: Sequence[Result], title: str) -> bytes:
@@ -42,11 +49,12 @@ def loss_figure(results: Sequence[Result], title: str) -> bytes:
 
 def band_figure(bands: Sequence[Band], title: str) -> bytes:
     """A PNG of curves with bands; lines differ in style and marker as well as in colour."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained", facecolor=BACKGROUND)
     axes = figure.subplots()
-    colours = colormaps["tab10" if len(bands) <= 10 else "tab20"]
+    axes.set_facecolor(BACKGROUND)
     handles = []
-    for i, band in enumerate(bands):
+    styles = method_styles([band.method or band.label for band in bands])
+    for i, (band, style) in enumerate(zip(bands, styles, strict=True)):
         steps = np.arange(len(band.middle))
         middle, low, high = (
             np.where(np.isfinite(curve), curve, np.nan)
@@ -55,9 +63,7 @@ def band_figure(bands: Sequence[Band], title: str) -> bytes:
         (line,) = axes.plot(
             steps,
             middle,
-            LINE_STYLES[i % len(LINE_STYLES)],
-            color=colours(i % colours.N),
-            marker=MARKERS[i % len(MARKERS)],
+            **style.line,
             markevery=(i % 7, max(1, len(steps) // 10)),
             markersize=4,
             linewidth=2.2 if band.thick else 1.2,
@@ -67,7 +73,7 @@ def band_figure(bands: Sequence[Band], title: str) -> bytes:
     axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel("loss, geometric mean over problems")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, color=INK)
     axes.grid(True, which="major", alpha=0.3)
     # Names given here rather than as labels: a path may start with _ or look like TeX.
     names = [band.label for band in bands]

@@ -60,23 +60,25 @@ def save(
 def rows(result: Result, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
     """The JSONL rows of one method: by problem, then by step.
 
-    ``loss`` and ``grad_norm`` are null where not finite; ``defect`` is that of the teleportation
-    in the step that led here, null where nothing was teleported.
+    ``loss`` and ``grad_norm`` are null where not finite. ``defect`` is the invariance error of the
+    teleportation in the step that led here, null where nothing was teleported; ``refused`` says
+    whether that teleportation was rejected.
     """
     run = result.trajectory
     columns = [
-        tensor.T.tolist() for tensor in (run.losses, run.grad_norms, run.defects, run.refused)
+        tensor.T.tolist()
+        for tensor in (run.losses, run.grad_norms, run.invariance_errors, run.rejected)
     ]
     for seed, *per_problem in zip(seeds, *columns, strict=True):
-        for step, (loss, norm, defect, refused) in enumerate(zip(*per_problem, strict=True)):
+        for step, (loss, norm, error, rejected) in enumerate(zip(*per_problem, strict=True)):
             yield {
                 "method": result.method.name,
                 "problem_seed": seed,
                 "step": step,
                 "loss": _finite(loss),
                 "grad_norm": _finite(norm),
-                "defect": _finite(defect),
-                "refused": refused,
+                "defect": _finite(error),
+                "refused": rejected,
             }
 
 

@@ -23,16 +23,16 @@ class Trajectory:
 
     Attributes:
         losses, grad_norms: at w_t, before the step from t to t + 1.
-        defects: of the teleportation in the step that led to t; NaN where there was none, or it
-            was held or refused.
-        refused: whether that teleportation was refused for the problem.
+        invariance_errors: of the teleportation in the step that led to t; NaN where there was none,
+            or it was reverted or rejected.
+        rejected: whether that teleportation was rejected for the problem.
         seconds_per_step: wall clock of ``optimizer.step`` with its closure, a step of the batch.
     """
 
     losses: Tensor
     grad_norms: Tensor
-    defects: Tensor
-    refused: Tensor
+    invariance_errors: Tensor
+    rejected: Tensor
     seconds_per_step: float
 
 
@@ -67,7 +67,7 @@ def rollout(
     problem: TaskBatch,
     optimizer: torch.optim.Optimizer,
     steps: int,
-    measure_defects: bool = True,
+    measure_invariance: bool = True,
     advance: Advance | None = None,
     first_step: int = 0,
 ) -> Trajectory:
@@ -76,13 +76,14 @@ def rollout(
     An optimizer that teleports shows its last move as the attribute ``teleportation``.
 
     Args:
+        measure_invariance: whether to measure invariance errors, each of which costs two passes.
         advance: called after each step, to show how far it is.
         first_step: of the trajectory; it says which minibatch a problem of minibatches is at.
     """
     closure = _Recorder(problem)
     device = next(problem.parameters()).device
     nothing = torch.full((problem.batch,), torch.nan, dtype=torch.float64, device=device)
-    defects, refused = [nothing], [torch.zeros(problem.batch, dtype=torch.bool, device=device)]
+    errors, rejected = [nothing], [torch.zeros(problem.batch, dtype=torch.bool, device=device)]
     clock = Clock(device)
     for step in range(steps):
         closure.fresh, closure.step = True, first_step + step
@@ -90,11 +91,11 @@ def rollout(
             optimizer.step(closure)
         teleportation = getattr(optimizer, "teleportation", None)
         if teleportation is None:
-            defects.append(nothing)
-            refused.append(refused[0])
+            errors.append(nothing)
+            rejected.append(rejected[0])
         else:
-            defects.append(_defect(teleportation) if measure_defects else nothing)
-            refused.append(teleportation.rejected)
+            errors.append(_invariance_error(teleportation) if measure_invariance else nothing)
+            rejected.append(teleportation.rejected)
         if advance is not None:
             advance()
     closure.fresh, closure.step = True, first_step + steps
@@ -102,15 +103,15 @@ def rollout(
     return Trajectory(
         torch.stack(closure.losses),
         torch.stack(closure.grad_norms),
-        torch.stack(defects),
-        torch.stack(refused),
+        torch.stack(errors),
+        torch.stack(rejected),
         clock.seconds() / max(steps, 1),
     )
 
 
-def _defect(teleportation: Teleportation) -> Tensor:
-    defect = teleportation.invariance_error()
-    stayed = teleportation.rejected & (defect == 0)
+def _invariance_error(teleportation: Teleportation) -> Tensor:
+    error = teleportation.invariance_error()
+    stayed = teleportation.rejected & (error == 0)
     if teleportation.reverted is not None:
         stayed = stayed | teleportation.reverted
-    return defect.masked_fill(stayed, torch.nan)
+    return error.masked_fill(stayed, torch.nan)

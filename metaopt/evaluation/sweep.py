@@ -41,7 +41,7 @@ def sweep(
         for rate in rates:
             problem = family.sample(seeds)
             method = replace(HAND_MADE[name], rate=rate)
-            run = rollout(problem, method.optimizer(problem), steps, measure_defects=False)
+            run = rollout(problem, method.optimizer(problem), steps, measure_invariance=False)
             yield Swept(name, rate, geometric_mean(run.losses[-1].numpy()).mean)
 
 

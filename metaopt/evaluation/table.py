@@ -20,8 +20,8 @@ class Line:
     means: tuple[GeometricMean, ...]  # at each reported step
     worst: float  # largest loss of a problem at the last step; inf where one is not finite
     non_finite: int  # problems whose loss is not finite at the last step
-    median_defect: float  # NaN where nothing was teleported
-    refused: int  # refused teleportations, over problems and steps
+    median_invariance_error: float  # NaN where nothing was teleported
+    rejected: int  # rejected teleportations, over problems and steps
     seconds_per_step: float
 
 
@@ -38,7 +38,7 @@ def summarise(results: Sequence[Result]) -> list[Line]:
 def _line(result: Result) -> Line:
     losses = result.losses
     run = result.trajectory
-    defects = run.defects[run.defects.isfinite()]
+    errors = run.invariance_errors[run.invariance_errors.isfinite()]
     last = losses[-1]
     finite = np.isfinite(last)
     return Line(
@@ -46,8 +46,8 @@ def _line(result: Result) -> Line:
         tuple(geometric_mean(losses[t]) for t in reported_steps(len(losses) - 1)),
         worst(last),
         int((~finite).sum()),
-        float(defects.median()) if len(defects) else math.nan,
-        int(run.refused.sum()),
+        float(errors.median()) if len(errors) else math.nan,
+        int(run.rejected.sum()),
         run.seconds_per_step,
     )
 
@@ -60,8 +60,8 @@ def headings(steps: int) -> list[str]:
         "95 % interval at the last",
         "worst problem",
         "not finite",
-        "median defect",
-        "refused",
+        "median invariance error",
+        "rejected",
         "ms a step",
     ]
 
@@ -75,8 +75,8 @@ def cells(line: Line) -> list[str]:
         interval(last),
         number(line.worst),
         str(line.non_finite),
-        number(line.median_defect),
-        str(line.refused),
+        number(line.median_invariance_error),
+        str(line.rejected),
         f"{1e3 * line.seconds_per_step:.2f}",
     ]
 

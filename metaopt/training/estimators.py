@@ -181,11 +181,11 @@ def persistent_evolution(
                 _perturb(own_optimizer, theta, eps, sign)
                 count = min(window, steps - start)
                 run = rollout(
-                    own_problem, own_optimizer, count, measure_defects=False, first_step=start
+                    own_problem, own_optimizer, count, measure_invariance=False, first_step=start
                 )
                 losses.append(run.losses[1:])
                 values.append(meta_loss(losses[-1]))
-                refused = refused + run.refused.sum()
+                refused = refused + run.rejected.sum()
             slope = (values[-2] - values[-1]) / (2 * sigma * sigma)
             for gradient, total, shift in zip(gradients, xi, eps, strict=True):
                 total += shift

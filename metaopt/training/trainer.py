@@ -162,7 +162,7 @@ class Trainer:
         """Of the averaged networks, ``(steps + 1, problems)``, float64."""
         problem = family.sample(seeds).to(next(self.meta.parameters()).device)
         optimizer = LearnedOptimizer(problem, self.averaged)
-        return rollout(problem, optimizer, steps, measure_defects=False).losses
+        return rollout(problem, optimizer, steps, measure_invariance=False).losses
 
     def state(self) -> dict[str, Tensor]:
         """The networks in training and Adam's moments, by name."""

@@ -121,16 +121,17 @@ def _figures(
     out: Path, scale: Scale, learned: dict[str, list[Trained]], baselines: Baselines
 ) -> None:
     def band(name: str, title: str) -> Band:
-        return over_seeds(title, [run.best.means[: scale.steps + 1] for run in learned[name]])
+        curves = [run.best.means[: scale.steps + 1] for run in learned[name]]
+        return over_seeds(title, curves)._replace(method=name.rpartition("/")[2])
 
-    def single(label: str, curve: NDArray[np.float64]) -> Band:
-        return Band(label, curve, curve, curve)
+    def single(label: str, curve: NDArray[np.float64], method: str = "") -> Band:
+        return Band(label, curve, curve, curve, method=method)
 
     without_learning = [
-        single("GD", baselines.tuned("gd").curves.means),
+        single("GD", baselines.tuned("gd").curves.means, "gd"),
         single("envelope of baselines", baselines.envelope().losses),
         *(
-            single("Levenberg-Marquardt", baselines.tuned(name).curves.means)
+            single("Levenberg-Marquardt", baselines.tuned(name).curves.means, name)
             for name in SECOND_ORDER
             if name in baselines.names
         ),

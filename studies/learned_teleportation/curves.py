@@ -114,7 +114,10 @@ def measure(
     problem = family.sample(seeds)
     run = rollout(problem, build(problem), steps)
     curves = Curves(
-        run.losses.numpy(), run.defects.numpy(), int(run.refused.sum()), run.seconds_per_step
+        run.losses.numpy(),
+        run.invariance_errors.numpy(),
+        int(run.rejected.sum()),
+        run.seconds_per_step,
     )
     buffer = io.BytesIO()
     np.savez_compressed(

@@ -163,7 +163,7 @@ def family_table(
             family: MinibatchFamily = family,
         ) -> list[float]:
             problem = family.sample(first_seeds(role, extent.problems))
-            ran = rollout(problem, build(problem), extent.marks[-1], measure_defects=False)
+            ran = rollout(problem, build(problem), extent.marks[-1], measure_invariance=False)
             means = smoothed(ran.losses, 0.1).log().mean(dim=1).exp()
             return [float(means[mark].nan_to_num(torch.inf)) for mark in extent.marks]
 

@@ -68,7 +68,7 @@ def losses(
     problem = problems(seeds)
     own = BASES[base](list(problem.parameters()), lr=rate)
     optimizer = TeleportingOptimizer(own, problem, action="pre_activation", buffers=buffers)
-    before = rollout(problem, optimizer, TELEPORT_AT, measure_defects=False).losses
+    before = rollout(problem, optimizer, TELEPORT_AT, measure_invariance=False).losses
     if search is not None:
         parameters = list(problem.parameters())
         gradients = torch.autograd.grad(problem().sum(), parameters)
@@ -76,7 +76,7 @@ def losses(
             search = replace(search, objective=MetricNorm.of(own, parameters, gradients))
         optimizer.search = search
         optimizer.teleport()
-    after = rollout(problem, optimizer, EPOCHS - TELEPORT_AT, measure_defects=False).losses
+    after = rollout(problem, optimizer, EPOCHS - TELEPORT_AT, measure_invariance=False).losses
     return torch.cat((before[:-1], after)).numpy()
 
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from metaopt.evaluation.evaluate import Result
 from metaopt.evaluation.report.axis import Tick, log_limits, log_ticks, step_ticks
 from metaopt.evaluation.statistics import log_mean_bands
+from metaopt.evaluation.styles import method_styles
 from metaopt.evaluation.table import number
 
-COLOURS, DASHES, MARKERS = 7, 4, 10  # as many as chart.css and chart.html.j2 have
 MOST_STEPS = 250  # drawn of a longer run, besides its last: the page stays small
 MARKS = 10  # on a line
 
@@ -70,6 +70,7 @@ def draw(results: Sequence[Result]) -> Chart:
     last = len(results[0].losses) - 1
     steps = shown_steps(last)
     bands = [log_mean_bands(result.losses[list(steps)]) for result in results]
+    styles = method_styles([result.method.name for result in results])
     bottom, top = log_limits(np.concatenate([np.ravel(band) for band in bands]).tolist())
     across = np.array(steps) / max(last, 1)
 
@@ -83,15 +84,17 @@ def draw(results: Sequence[Result]) -> Chart:
         tuple(
             Curve(
                 result.method.name,
-                f"colour-{i % COLOURS} dash-{i % DASHES}" + " learned" * result.method.learned,
-                i % MARKERS,
+                f"colour-{style.colour} dash-{style.dash}" + " learned" * result.method.learned,
+                style.marker,
                 _line(across, down(mean)),
                 _band(across, down(low), down(high)),
                 _marks(across, down(mean), i),
                 tuple(number(value if math.isfinite(value) else math.inf) for value in mean),
                 tuple(_interval(*ends) for ends in zip(low, high, strict=True)),
             )
-            for i, (result, (mean, low, high)) in enumerate(zip(results, bands, strict=True))
+            for i, (result, style, (mean, low, high)) in enumerate(
+                zip(results, styles, bands, strict=True)
+            )
         ),
         tuple(Tick(100 * tick.at / max(last, 1), tick.label) for tick in step_ticks(last)),
         tuple(

@@ -35,8 +35,8 @@ def columns(steps: int) -> list[str]:
         *(f"step {step}" for step in reported_steps(steps)),
         "worst problem",
         "not finite",
-        "median defect",
-        "refused",
+        "median invariance error",
+        "rejected",
         "ms a step",
     ]
 
@@ -57,8 +57,8 @@ def _row(result: Result, line: Line) -> Row:
             *(_cell(mean.mean, interval(mean)) for mean in line.means),
             _cell(line.worst),
             Cell(str(line.non_finite), "", str(line.non_finite)),
-            _cell(line.median_defect),
-            Cell(str(line.refused), "", str(line.refused)),
+            _cell(line.median_invariance_error),
+            Cell(str(line.rejected), "", str(line.rejected)),
             Cell(f"{milliseconds:.2f}", "", repr(milliseconds)),
         ),
     )

@@ -15,6 +15,7 @@ from metaopt.evaluation.evaluate import Result
 from metaopt.evaluation.report.chart import draw
 from metaopt.evaluation.report.columns import columns, table_rows
 from metaopt.evaluation.report.facts import facts, lowest
+from metaopt.evaluation.styles import DARK, LIGHT
 from metaopt.evaluation.table import Line
 
 STYLES = ("colours.css", "page.css", "chart.css", "table.css")
@@ -30,7 +31,8 @@ def html_report(
         lines: the table's, one a result.
         manifest: what ``manifest.json`` holds.
     """
-    style, script = ("".join(map(_file, names)) for names in (STYLES, SCRIPTS))
+    style = colours() + "".join(map(_file, STYLES))
+    script = "".join(map(_file, SCRIPTS))
     environment = Environment(
         loader=FunctionLoader(_file),
         autoescape=True,
@@ -50,6 +52,21 @@ def html_report(
         rows=table_rows(results, lines),
     )
     return text.encode(errors="replace")  # a path may hold bytes that are no text
+
+
+def colours() -> str:
+    """Style sheet: the methods' colours on a light and on a dark page, and a class for each."""
+    light, dark = (
+        "".join(f"  --colour-{i}: {colour};\n" for i, colour in enumerate(palette))
+        for palette in (LIGHT, DARK)
+    )
+    classes = "".join(
+        f".colour-{i} {{ --colour: var(--colour-{i}); }}\n" for i in range(len(LIGHT))
+    )
+    return (
+        f":root {{\n{light}}}\n"
+        f"@media (prefers-color-scheme: dark) {{\n:root {{\n{dark}}}\n}}\n{classes}"
+    )
 
 
 def policy(style: str, script: str) -> str:
