@@ -21,7 +21,8 @@ def meta_seed_table(learned: dict[str, list[Trained]], scale: Scale) -> str:
     headings = [
         "method", "meta-seed", *map(str, steps), *(f"{t}" for t in far),
         f"worst at {steps[-1]}", *(f"worst at {t}" for t in far),
-        f"float64 at {steps[-1]}", f"last checkpoint at {steps[-1]}", "median invariance error", "skipped",
+        f"float64 at {steps[-1]}", f"last checkpoint at {steps[-1]}", "median invariance error",
+        "skipped",
     ]  # fmt: skip
     rows = []
     for name, runs in learned.items():
