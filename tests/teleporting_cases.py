@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from metaopt.optim.subject import Batch
-from metaopt.symmetry.search import GradientAscent
+from metaopt.symmetry import GradientAscent
+from metaopt.target import Batch
 
 BASES = {
     "sgd": lambda p: torch.optim.SGD(p, lr=1e-2),
@@ -15,7 +15,7 @@ BASES = {
 }
 POLICIES = ("keep", "reset", "transport")
 LOSS = nn.CrossEntropyLoss()
-QUICK = GradientAscent(iterations=2, size=0.3)
+QUICK = GradientAscent(iterations=2, initial_step=0.3)
 
 
 def seeded(build):

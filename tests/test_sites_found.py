@@ -4,47 +4,42 @@ import copy
 
 import pytest
 import torch
-from network_cases import ZOO, Net, sample
+from network_cases import Net, case_called, every_case, sample, site_of
 from torch import nn
 
 from metaopt import UserError
-from metaopt.symmetry import LayerInput, make_action
-from metaopt.symmetry.chain import Layer
-from metaopt.symmetry.finders import (
+from metaopt.symmetry import (
+    ACTIONS,
+    Element,
     Elementwise,
-    actions_for,
+    Identity,
+    LayerInput,
     find_sites,
+    make_action,
 )
 
-every_case = pytest.mark.parametrize("case", ZOO, ids=lambda case: case.label)
-SITES = [(case, name) for case in ZOO for name, site in case.found.items() if site.homogeneous]
-every_site = pytest.mark.parametrize(("case", "name"), SITES, ids=lambda v: getattr(v, "label", v))
+
+def pairs(sites):
+    return [site.layers for site in sites.found]
 
 
-def site_of(model, name):
-    return next(s for s in find_sites(model).found if f"{s.incoming} -> {s.outgoing}" == name)
-
-
-def output(model, x):
-    """With the same dropout masks each time, and without a trace of batch statistics."""
-    torch.manual_seed(3)
-    return copy.deepcopy(model)(x)
-
-
-def named(label):
-    return next(case for case in ZOO if case.label == label)
+def exact_actions(site, samples):
+    """The actions that are exact on so many samples, each with its largest batch."""
+    largest = {name: make_action(name).max_samples(site) for name in ACTIONS}
+    return {name: most for name, most in largest.items() if most >= samples}
 
 
 @every_case
 def test_the_expected_sites_are_found_and_no_others(case):
     sites = find_sites(case.build())
-    assert {f"{s.incoming} -> {s.outgoing}" for s in sites.found} == set(case.found)
+    assert [site.name for site in sites.found] == [" -> ".join(site.layers) for site in sites.found]
+    assert {site.name for site in sites.found} == set(case.found)
     for site in sites.found:
-        expected = case.found[f"{site.incoming} -> {site.outgoing}"]
-        if expected.activation is ...:
-            assert isinstance(site.activation, Elementwise)
+        expected = case.found[site.name]
+        if expected.between is ...:
+            assert isinstance(site.between, Elementwise)
         else:
-            assert site.activation == expected.activation
+            assert site.between == expected.between
         for name in ("scaled", "block", "plain", "homogeneous"):
             assert getattr(site, name) == getattr(expected, name), name
 
@@ -85,9 +80,9 @@ def test_looking_for_sites_changes_nothing(case):
 
 
 def test_only_the_given_sites_are_kept():
-    model = named("convolutions").build()
+    model = case_called("convolutions").build()
     sites = find_sites(model, sites=[("8", "10"), ("0", "3")])
-    assert [site.pair for site in sites.found] == [("0", "3"), ("8", "10")]
+    assert pairs(sites) == [("0", "3"), ("8", "10")]
     assert [(out.names, out.reason) for out in sites.left_out] == [
         (("3", "8"), "it is not among the given sites")
     ]
@@ -110,7 +105,7 @@ def test_only_the_given_sites_are_kept():
 )
 def test_a_given_site_that_was_not_found_is_refused_with_the_reason(label, pair, words):
     with pytest.raises(UserError, match=words):
-        find_sites(named(label).build(), sites=[pair])
+        find_sites(case_called(label).build(), sites=[pair])
 
 
 def test_what_is_no_module_is_refused():
@@ -168,16 +163,16 @@ def test_one_module_under_two_names_is_not_shared():
     net = mlp()
     model = Net(lambda m, x: m.net(x), net=net, first=net[0])
     for sites in (None, [("first", "net.2")]):
-        assert [site.pair for site in find_sites(model, sites).found] == [("net.0", "net.2")]
+        assert pairs(find_sites(model, sites)) == [("net.0", "net.2")]
     model = Net(lambda m, x: m.net(m.first(x)), net=mlp(), first=nn.Linear(5, 5))
     model.net[0] = model.first  # the same layer twice in the data flow
     assert "net.0 is called 2 times" in find_sites(model).report()
 
 
 def test_a_model_that_holds_features_of_its_last_forward_is_traced():
-    model, x = sample(named("features kept"))
+    model, x = sample(case_called("features kept"))
     model(x)
-    assert [site.pair for site in find_sites(model).found] == [("fc2", "fc3")]
+    assert pairs(find_sites(model)) == [("fc2", "fc3")]
 
 
 @pytest.mark.parametrize("biased", [(True, True), (False, True), (True, False)])
@@ -186,10 +181,10 @@ def test_actions_fit_up_to_as_many_samples_as_they_are_exact_for(biased):
     (site,) = find_sites(nn.Sequential(*layers)).found
     post, pre = 9 + biased[0], 4 + biased[1]
     for samples in range(1, 13):
-        expected = [("post_activation", "the batch")] * (samples <= post)
-        expected += [("pre_activation", "the batch")] * (samples <= pre)
-        assert actions_for(site, samples) == [*expected, ("rescaling", "all")]
-    assert actions_for(site, None) == [("rescaling", "all")]
+        expected = {"post_activation": post} if samples <= post else {}
+        expected |= {"pre_activation": pre} if samples <= pre else {}
+        assert exact_actions(site, samples) == expected | {"rescaling": float("inf")}
+    assert exact_actions(site, float("inf")) == {"rescaling": float("inf")}
     text = find_sites(nn.Sequential(*layers)).report()
     assert f"post_activation: exact for a batch of at most {post} samples" in text
     assert f"pre_activation: exact for a batch of at most {pre} samples" in text
@@ -200,7 +195,7 @@ def test_actions_fit_up_to_as_many_samples_as_they_are_exact_for(biased):
     [
         ("MLP", "1 -> 3", ["pre_activation", "rescaling"]),  # ReLU has no inverse
         ("GELU", "0 -> 2", ["pre_activation"]),
-        ("nothing between", "0 -> 1", ["post_activation", "pre_activation", "rescaling"]),
+        ("nothing between", "0 -> 1", list(ACTIONS)),
         ("dropout", "0 -> 3", ["rescaling"]),
         ("PReLU", "0 -> 2", ["rescaling"]),
         ("batch norms", "0 -> 3", ["rescaling"]),
@@ -208,21 +203,35 @@ def test_actions_fit_up_to_as_many_samples_as_they_are_exact_for(biased):
     ],
 )
 def test_which_actions_fit_for_few_samples(label, name, expected):
-    site = site_of(named(label).build(), name)
-    assert [action for action, _ in actions_for(site, 2)] == expected
+    site = site_of(case_called(label).build(), name)
+    assert list(exact_actions(site, 2)) == expected
+
+
+@every_case
+def test_the_group_of_a_site_and_what_it_is_exact_for(case):
+    """GL with nothing between, or where it needs a batch; else positive scales, for all data."""
+    for site in find_sites(case.build()).found:
+        largest = {name: make_action(name).max_samples(site) for name in ACTIONS}
+        everywhere = [name for name, most in largest.items() if most == float("inf")]
+        gl = any(make_action(name).group == "GL" for name in everywhere) or not everywhere
+        assert site.group == ("GL" if gl else "positive")
+        most = max(largest.values())
+        assert site.exact == ("always" if everywhere else f"on a batch of at most {most} samples")
+        assert ("linear" in everywhere) == (site.plain and site.between == Identity())
 
 
 @pytest.mark.parametrize("label", ["MLP", "GELU", "nothing between", "tanh"])
 def test_an_action_that_fits_keeps_the_output_of_its_batch(label):
-    model, _ = sample(named(label))
+    model, _ = sample(case_called(label))
     site = find_sites(model).found[0]
-    first, last = (model.get_submodule(name) for name in site.pair)
-    h = torch.randn(4, site.inputs, dtype=torch.float64)
-    pair = [Layer(layer.weight.detach(), layer.bias.detach()) for layer in (first, last)]
-    element = 0.3 * torch.randn(site.width, site.width, dtype=torch.float64)
-    batch = [name for name, exact in actions_for(site, 4) if exact == "the batch"]
-    assert batch
-    for name in batch:
-        move = make_action(name).act(element, *pair, LayerInput(h.mT), site.activation)
-        assert move.defect < 1e-10
-        assert not torch.allclose(move.incoming.weight, first.weight)
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    inputs = LayerInput(torch.randn(site.fan_in, 4, dtype=torch.float64))
+    element = Element(0.3 * torch.randn(site.width, site.width, dtype=torch.float64))
+    through_batch = [name for name in exact_actions(site, 4) if make_action(name).uses_inputs]
+    assert through_batch
+    for name in through_batch:
+        moved = make_action(name).move(element, site, weights, inputs)
+        assert moved.invariance_error < 1e-10
+        assert not moved.rejected
+        changed = site.incoming[0].parameter
+        assert not torch.allclose(moved.weights[changed], weights[changed])

@@ -8,8 +8,8 @@ from torch import nn
 
 from metaopt import TeleportingOptimizer, UserError
 from metaopt.optim.buffers import reset
-from metaopt.symmetry.finders import as_chain, find_sites
-from metaopt.symmetry.move import NetworkMove
+from metaopt.symmetry import Teleportation, as_chain, find_sites
+from metaopt.symmetry.functional import module_outputs
 
 SLOPE = nn.Parameter(torch.tensor(0.1))
 MASK = nn.Parameter(torch.ones(6, 6), requires_grad=False)
@@ -32,7 +32,7 @@ def reason(model: nn.Module) -> str:
     return out.reason
 
 
-REFUSED = {
+NO_SITE = {
     "joined": (lambda: between(lambda m, h, x: h + x), "joins it with another value"),
     "matrix": (
         lambda: between(lambda m, h, x: torch.matmul(m.mask, h), mask=MASK),
@@ -58,7 +58,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("build", "words"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("build", "words"), NO_SITE.values(), ids=NO_SITE)
 def test_two_layers_are_no_site_for_the_reason_given(build, words):
     assert words in reason(build())
 
@@ -70,7 +70,7 @@ def test_two_layers_are_no_site_for_the_reason_given(build, words):
 )
 def test_a_pool_over_the_whole_image_keeps_the_channels_apart(forward):
     (site,) = find_sites(over_image(lambda h: forward(h.relu()))).found
-    assert (site.incoming, site.outgoing) == ("first", "last")
+    assert site.layers == ("first", "last")
     assert site.homogeneous
     (kept,) = find_sites(over_image(lambda h: h.relu().mean((2, 3), keepdim=True).flatten(1))).found
     assert kept.homogeneous
@@ -107,13 +107,19 @@ def test_a_model_of_two_inputs_is_no_chain():
     assert as_chain(Two()) == "the forward uses 2 inputs"
 
 
-def test_a_move_shows_its_defect_and_whether_it_stayed():
+def test_a_move_shows_its_invariance_error_and_whether_it_stayed():
     model, batch = mlp(), data()
     names = tuple(name for name, _ in model.named_parameters())
     own = [p.detach().clone() for p in model.parameters()]
-    for refused, stayed in ((False, False), (True, True)):
-        move = NetworkMove(model, names, batch.x, own, own, torch.tensor(refused))
-        assert repr(move) == f"NetworkMove(defect=0.00e+00, stayed={stayed})"
+    outputs = module_outputs(model, names, batch.x)
+    for rejected in (False, True):
+        move = Teleportation(outputs, own, own, torch.tensor(rejected))
+        assert repr(move) == f"Teleportation(invariance_error=0.00e+00, stayed={rejected})"
+    move = Teleportation(outputs, own, own, torch.tensor(False)).revert(torch.tensor(True))
+    assert repr(move) == "Teleportation(invariance_error=0.00e+00, stayed=True)"
+    doubled = [*own[:-2], 2 * own[-2], 2 * own[-1]]
+    move = Teleportation(outputs, own, doubled, torch.tensor(False))
+    assert repr(move) == "Teleportation(invariance_error=1.00e+00, stayed=False)"
 
 
 def test_lbfgs_whose_buffers_are_reset_steps_as_a_new_one_does():
@@ -145,8 +151,8 @@ CONV = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
-        (TANH, {"action": "rescaling"}, "expected a site that can be rescaled"),
-        (TANH, {"action": "post_activation"}, "with an inverse on the real line"),
+        (TANH, {"action": "rescaling"}, "Tanh is not positively homogeneous"),
+        (TANH, {"action": "post_activation"}, "where Tanh has no inverse on the real line"),
         (CONV, {"action": "post_activation"}, "expected a chain of Linear layers"),
         (nn.Sequential(nn.Linear(9, 3)), {"loss_fn": None}, "expected a loss_fn for a Sequential"),
         (nn.Sequential(nn.Conv2d(1, 2, 3)), {}, "a place for a group to act"),

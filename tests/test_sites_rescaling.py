@@ -4,40 +4,41 @@ import copy
 
 import pytest
 import torch
-from network_cases import ZOO, sample
+from network_cases import case_called, every_rescaled_site, output, sample, site_of
 from torch.func import functional_call
 
 from metaopt import UserError
-from metaopt.symmetry.finders import (
-    find_sites,
-    rescale,
-    rescaled,
-)
-
-every_case = pytest.mark.parametrize("case", ZOO, ids=lambda case: case.label)
-SITES = [(case, name) for case in ZOO for name, site in case.found.items() if site.homogeneous]
-every_site = pytest.mark.parametrize(("case", "name"), SITES, ids=lambda v: getattr(v, "label", v))
-
-
-def site_of(model, name):
-    return next(s for s in find_sites(model).found if f"{s.incoming} -> {s.outgoing}" == name)
+from metaopt.symmetry import ActingSite, Element, Orbit, RescalingAction, find_sites
 
 
 def drawn_scale(site):
     return torch.empty(site.width, dtype=torch.float64).uniform_(-1.5, 1.5)
 
 
-def output(model, x):
-    """With the same dropout masks each time, and without a trace of batch statistics."""
-    torch.manual_seed(3)
-    return copy.deepcopy(model)(x)
+def moved_by(model, site, t):
+    """The point exp(t) . w, with the names of the model's parameters."""
+    names = tuple(name for name, _ in model.named_parameters())
+    orbit = Orbit(names, [ActingSite(site, RescalingAction())])
+    point = orbit.move(list(model.parameters()), [Element(t, diagonal=True)])
+    return dict(zip(names, point.parameters, strict=True)), point.rejected
 
 
-def named(label):
-    return next(case for case in ZOO if case.label == label)
+def rescale(model, site, t):
+    values, rejected = moved_by(model, site, t)
+    assert not rejected
+    with torch.no_grad():
+        for name, value in values.items():
+            model.get_parameter(name).copy_(value)
 
 
-@every_site
+def sides(site):
+    """The names of the parameters that are multiplied, and of the one that is divided."""
+    multiplied = [name for view in site.incoming for name in view.parameters]
+    (divided,) = site.outgoing
+    return (tuple(multiplied), (divided.parameter,))
+
+
+@every_rescaled_site
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_rescaling_keeps_the_output_on_fresh_data(case, name, training):
     model, x = sample(case)
@@ -55,17 +56,19 @@ def test_rescaling_keeps_the_output_on_fresh_data(case, name, training):
         assert (after - before).abs().max() < 1e-10
         assert before.abs().max() > 1e-3
         for n, p in moved.named_parameters():
-            touched = n in (*site.multiplied, site.divided)
+            touched = n in {name for side in sides(site) for name in side}
             assert torch.equal(p, model.get_parameter(n)) != touched, n
 
 
-@every_site
+@every_rescaled_site
 def test_scaling_only_one_side_changes_the_output(case, name):
     model, x = sample(case)
     site = site_of(model, name)
-    changed = rescaled(dict(model.named_parameters()), site, drawn_scale(site))
-    assert set(changed) == {*site.multiplied, site.divided}
-    for side in (site.multiplied, (site.divided,)):
+    changed, _ = moved_by(model, site, drawn_scale(site))
+    own = dict(model.named_parameters())
+    differing = {name for name, value in changed.items() if not torch.equal(value, own[name])}
+    assert differing == {name for side in sides(site) for name in side}
+    for side in sides(site):
         moved = copy.deepcopy(model)
         with torch.no_grad():
             for parameter in side:
@@ -73,17 +76,26 @@ def test_scaling_only_one_side_changes_the_output(case, name):
         assert (output(moved, x) - output(model, x)).abs().max() > 1e-4
 
 
-@every_site
+@every_rescaled_site
+def test_moved_weights_lie_in_memory_as_they_did(case, name):
+    """A forward may call view() on what a convolution gives, whose strides follow its weights'."""
+    model, _ = sample(case)
+    site = site_of(model, name)
+    values, _ = moved_by(model, site, drawn_scale(site))
+    for own, parameter in model.named_parameters():
+        assert values[own].stride() == parameter.stride(), own
+
+
+@every_rescaled_site
 def test_the_loss_is_flat_along_the_orbit_and_its_gradient_is_not(case, name):
     model, x = sample(case)
     model.eval()
     site = site_of(model, name)
     t = drawn_scale(site).mul(0.5).requires_grad_()
-    parameters = dict(model.named_parameters())
-    parameters |= rescaled(parameters, site, t)
+    parameters, _ = moved_by(model, site, t)
     out = functional_call(model, parameters, x)
     loss = (out - torch.randn_like(out)).square().mean()
-    used = [parameters[n] for n in (*site.multiplied, site.divided)]
+    used = [parameters[name] for side in sides(site) for name in side]
     gradients = torch.autograd.grad(loss, used, create_graph=True)
     (along,) = torch.autograd.grad(loss, t, retain_graph=True)
     assert along.abs().max() < 1e-12
@@ -93,7 +105,7 @@ def test_the_loss_is_flat_along_the_orbit_and_its_gradient_is_not(case, name):
 
 
 def test_a_rescaling_in_float32_is_rounded_once():
-    model = named("grouped").build()
+    model = case_called("grouped").build()
     site = site_of(model, "2 -> 4")
     t = drawn_scale(site).float()
     twin = copy.deepcopy(model).double()
@@ -104,7 +116,7 @@ def test_a_rescaling_in_float32_is_rounded_once():
 
 
 def test_a_unit_is_scaled_by_its_own_entry():
-    model, _ = sample(named("convolutions"))
+    model, _ = sample(case_called("convolutions"))
     moved = copy.deepcopy(model)
     t = torch.tensor([0.0, 0.7, 0.0], dtype=torch.float64)
     rescale(moved, site_of(model, "3 -> 8"), t)
@@ -117,26 +129,37 @@ def test_a_unit_is_scaled_by_its_own_entry():
 
 
 @pytest.mark.parametrize(
-    ("label", "t", "words"),
+    ("label", "width", "words"),
     [
-        ("GELU", torch.zeros(6), r"commutes with scales, got 0 -> 2: use the pre_activation"),
-        ("dropout", torch.zeros(5), "shape"),
-        ("dropout", torch.full((6,), 33.0), "at most 32"),
-        ("dropout", torch.full((6,), torch.nan), "at most 32"),
-        ("dropout", torch.full((6,), 20.0), "stay finite"),  # e^20 overflows float16
+        ("GELU", 6, r"a positively homogeneous activation .*GELU.*: use the pre_activation action"),
+        ("dropout", 5, r"element of shape \(6,\) for a site of width 6, got \(5,\)"),
     ],
 )
-def test_an_unusable_scale_is_refused_before_anything_moves(label, t, words):
-    model = named(label).build().half()
+def test_a_scale_that_does_not_fit_the_site_is_refused(label, width, words):
+    model = case_called(label).build()
     (site,) = find_sites(model).found
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(UserError, match=words):
-        rescale(model, site, t)
-    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    with pytest.raises(UserError, match=words) as error:
+        moved_by(model, site, torch.zeros(width))
+    assert "\n" not in str(error.value)
+
+
+# e^20 overflows float16
+@pytest.mark.parametrize("entry", [33.0, -33.0, torch.nan, torch.inf, 20.0])
+def test_a_scale_that_cannot_be_trusted_is_rejected_and_moves_nothing(entry):
+    model = case_called("dropout").build().half()
+    (site,) = find_sites(model).found
+    t = torch.zeros(6)
+    t[3] = entry
+    values, rejected = moved_by(model, site, t)
+    assert rejected
+    for name, parameter in model.named_parameters():
+        assert values[name].dtype == torch.float16
+        assert torch.equal(values[name], parameter)
 
 
 def test_a_missing_parameter_is_named():
-    model = named("MLP").build()
-    parameters = {"1.weight": model[1].weight, "3.weight": model[3].weight}
-    with pytest.raises(UserError, match=r"none called 1\.bias"):
-        rescaled(parameters, site_of(model, "1 -> 3"), torch.zeros(5))
+    model = case_called("MLP").build()
+    site = site_of(model, "1 -> 3")
+    weights = {"1.weight": model[1].weight, "3.weight": model[3].weight}
+    with pytest.raises(KeyError, match=r"1\.bias"):
+        RescalingAction().move(Element(torch.zeros(5), diagonal=True), site, weights)

@@ -94,7 +94,8 @@ class MatrixView:
         order = self._order()
         back = [order.index(dimension) for dimension in range(len(order))]
         restored = shaped.permute(*range(batch), *(batch + place for place in back))
-        parameters[self.parameter] = restored.reshape(old.shape)
+        # Strides of another layout would reach the outputs, on which a forward may call view().
+        parameters[self.parameter] = restored.reshape(old.shape).contiguous()
 
     def write_augmented(self, parameters: dict[str, Tensor], value: Tensor) -> None:
         """Replace the matrix and its bias by those of an augmented weight [W b]."""
