@@ -1,8 +1,10 @@
 import pytest
 import torch
 from cases import naive_output
+from torch import nn
 
-from metaopt.symmetry.chain import Identity, Layer, LayerChain, LeakyReLU, Site
+from metaopt.symmetry import Identity, Layer, LayerChain, LeakyReLU
+from metaopt.symmetry.chain import LayerPair
 
 SLOPES = (0.1, 0.5, 1.0)
 CHAIN = LayerChain((LeakyReLU(0.1), LeakyReLU(0.5), Identity()), (True, False, True))
@@ -25,11 +27,74 @@ def test_parameters_are_grouped_into_layers_and_back_in_order():
 
 
 @pytest.mark.parametrize(
-    ("layers", "sites"), [(1, ()), (2, (Site(0, 1),)), (4, (Site(0, 1), Site(1, 2), Site(2, 3)))]
+    ("layers", "pairs"),
+    [
+        (1, ()),
+        (2, (LayerPair(0, 1),)),
+        (4, (LayerPair(0, 1), LayerPair(1, 2), LayerPair(2, 3))),
+    ],
 )
-def test_there_is_a_site_between_consecutive_layers(layers, sites):
+def test_there_is_a_pair_and_a_site_of_consecutive_layers(layers, pairs):
     chain = LayerChain((Identity(),) * layers, (False,) * layers)
-    assert chain.sites == sites
+    assert chain.pairs == pairs
+    sites = chain.sites([torch.ones(3, 3)] * layers)
+    assert [site.layers for site in sites] == [(f"W{m + 1}", f"W{m + 2}") for m, _ in pairs]
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
+def test_a_site_says_what_it_is_of_whatever_the_batch(batch):
+    first, second = CHAIN.sites(drawn_parameters(batch))
+    assert (first.name, second.name) == ("W1 -> W2", "W2 -> W3")
+    assert (first.between, second.between) == CHAIN.activations[:2]
+    assert (first.width, second.width) == (4, 2)
+    assert (first.fan_in, second.fan_in) == (3, 4)
+    assert (first.biased, second.biased) == ((True, False), (False, True))
+    assert first.parameters == ("W1", "b1", "W2")
+    assert second.parameters == ("W2", "W3", "b3")
+    assert all(
+        site.plain and site.homogeneous and site.exact == "always"
+        for site in CHAIN.sites(drawn_parameters(batch))
+    )
+    assert [site.group for site in (first, second)] == ["positive", "positive"]
+
+
+def test_gl_acts_where_nothing_lies_between():
+    chain = LayerChain((Identity(), Identity()), (False, False))
+    (site,) = chain.sites([torch.ones(3, 3)] * 2)
+    assert site.group == "GL"
+    assert site.labels == ()
+
+
+def test_parameters_are_named_by_default_or_as_they_are_called():
+    assert CHAIN.names == ("W1", "b1", "W2", "W3", "b3")
+    named = LayerChain(CHAIN.activations, CHAIN.biased, names=("a", "b", "c", "d", "e"))
+    first, second = named.sites(drawn_parameters())
+    assert first.parameters == ("a", "b", "c")
+    assert second.parameters == ("c", "d", "e")
+
+
+def test_a_chain_needs_a_name_for_each_parameter():
+    with pytest.raises(ValueError, match="expected a name for each of 5 parameters, got 2"):
+        LayerChain(CHAIN.activations, CHAIN.biased, names=("a", "b"))
+
+
+def test_parameters_of_a_model_come_in_the_order_of_the_names():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, bias=False))
+    chain = LayerChain(
+        (Identity(), Identity()), (True, False), names=("0.weight", "0.bias", "1.weight")
+    )
+    own = chain.parameters_of(model)
+    assert [id(p) for p in own] == [
+        id(p) for p in (model[0].weight, model[0].bias, model[1].weight)
+    ]
+
+
+def test_a_chain_is_invertible_where_every_activation_between_layers_is():
+    def chain(*activations):
+        return LayerChain(activations, (False,) * len(activations))
+
+    assert chain(LeakyReLU(0.1), Identity(), LeakyReLU(0.0)).invertible
+    assert not chain(LeakyReLU(0.0), Identity()).invertible
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
@@ -86,10 +151,10 @@ def test_a_layer_adds_its_bias_to_each_sample():
     assert layer(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).tolist() == [[11.0, 12.0]]
 
 
-def test_the_joined_layer_has_the_bias_as_its_last_column():
+def test_the_augmented_weight_has_the_bias_as_its_last_column():
     layer = Layer(torch.tensor([[1.0, 2.0]]), torch.tensor([10.0]))
-    assert layer.joined().tolist() == [[1.0, 2.0, 10.0]]
-    assert Layer(layer.weight).joined() is layer.weight
+    assert layer.augmented().tolist() == [[1.0, 2.0, 10.0]]
+    assert Layer(layer.weight).augmented() is layer.weight
 
 
 def test_map_reaches_weight_and_bias_and_leaves_a_missing_bias_missing():
