@@ -7,30 +7,42 @@ import torch
 from cases import mixed_signs
 
 from metaopt import UserError
-from metaopt.symmetry import LayerInput, Negated, make_action
-from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
-from metaopt.symmetry.exponential import Spectral
-from metaopt.symmetry.level_set import LevelSetTeleport, Stopped
+from metaopt.symmetry import (
+    Element,
+    GradientAscent,
+    Identity,
+    LayerChain,
+    LayerInput,
+    LeakyReLU,
+    LevelSetTeleport,
+    Negated,
+    OrbitPoint,
+    SearchResult,
+    chain_orbit,
+    gradient_norm,
+    make_action,
+)
+from metaopt.symmetry.level_set import Stopped
 from metaopt.symmetry.metric import adaptive_metric
-from metaopt.symmetry.objectives import entry_sum, gradient_norm
-from metaopt.symmetry.orbit import ChainOrbit, Moved
-from metaopt.symmetry.search import Climb, GradientAscent, evaluate
+from metaopt.symmetry.objectives import per_task_sum
+from metaopt.symmetry.search import evaluate
 from studies.searches.fixed_ascent import FixedAscent
 from studies.searches.random_move import RandomMove
 
-SEARCH = GradientAscent(iterations=3, size=0.2)
+SEARCH = GradientAscent(iterations=3, initial_step=0.2)
 
 
 def setting(action="pre_activation", dtype="float64"):
-    """(orbit, parameters, loss) of three problems."""
-    problem = mixed_signs(4, 6, 5, 3, dtype=dtype).sample((0, 1, 2))
+    """(orbit, parameters, loss) of three tasks."""
+    tasks = mixed_signs(4, 6, 5, 3, dtype=dtype).sample((0, 1, 2))
 
     def loss(parameters):
-        residual = problem.y - problem.chain.output(problem.chain.layers(parameters), problem.x)
+        residual = tasks.y - tasks.chain.output(tasks.chain.layers(parameters), tasks.x)
         return 0.5 * residual.square().sum(dim=(-2, -1))
 
-    orbit = ChainOrbit(problem.chain, LayerInput(problem.x), make_action(action))
-    return orbit, [p.detach().clone() for p in problem.parameters()], loss
+    parameters = [p.detach().clone() for p in tasks.parameters()]
+    orbit = chain_orbit(tasks.chain, parameters, LayerInput(tasks.x), make_action(action))
+    return orbit, parameters, loss
 
 
 def seeded(seed=0):
@@ -38,28 +50,29 @@ def seeded(seed=0):
 
 
 class Steps:
-    """A search that makes these steps, and says that it was refused where ``refused``."""
+    """A search that makes these steps, and says that it was rejected where ``rejected``."""
 
-    def __init__(self, taken, refused=False):
-        self.taken, self.refused = taken, refused
+    def __init__(self, elements, rejected=False):
+        self.elements, self.rejected = elements, rejected
 
     def __call__(self, orbit, parameters, loss):
-        refused = torch.full((len(parameters[0]),), self.refused)
-        return Climb(list(parameters), refused, self.taken)
+        rejected = torch.full((len(parameters[0]),), self.rejected)
+        return SearchResult(list(parameters), rejected, self.elements)
 
 
 class Line:
-    """An orbit of parameters w + T; move number n is refused where ``refused[n]``."""
+    """An orbit of parameters w + t; move number n is rejected where ``rejected[n]``."""
 
-    def __init__(self, *refused):
-        self.refused = list(refused)
+    def __init__(self, *rejected):
+        self.rejected = list(rejected)
 
     def pull_back(self, parameters, gradients):
-        return list(gradients)
+        return [Element(g, diagonal=True) for g in gradients]
 
     def move(self, parameters, elements):
-        refused = torch.tensor(self.refused.pop(0))
-        return Moved([p + e for p, e in zip(parameters, elements, strict=True)], refused)
+        rejected = torch.tensor(self.rejected.pop(0))
+        moved = [p + e.values for p, e in zip(parameters, elements, strict=True)]
+        return OrbitPoint(moved, rejected)
 
 
 # Random moves and the ascent at a fixed rate.
@@ -70,21 +83,21 @@ def test_a_random_direction_is_drawn_in_the_precision_of_the_element():
     control = RandomMove(SEARCH, seeded())
     control(orbit, parameters, loss)
     (element,) = orbit.identity(parameters)
-    expected = torch.randn(element.shape, generator=seeded(), dtype=torch.float64)
+    expected = torch.randn(element.values.shape, generator=seeded(), dtype=torch.float64)
     assert torch.equal(control.direction[0], expected)
 
 
 def test_a_random_step_has_its_length_however_short_the_direction_is():
     orbit, parameters, loss = setting()
     (element,) = orbit.identity(parameters)
-    control = RandomMove(Steps([[element + 0.1]]), seeded())
-    control.direction = [1e-5 * (element + 1.0)]
-    ((step,),) = control(orbit, parameters, loss).taken
-    torch.testing.assert_close(step, element + 0.1)
+    control = RandomMove(Steps([[element.map(lambda t: t + 0.1)]]), seeded())
+    control.direction = [1e-5 * (element.values + 1.0)]
+    ((step,),) = control(orbit, parameters, loss).elements
+    torch.testing.assert_close(step.values, element.values + 0.1)
 
 
-ONES = [[torch.ones(3, 1)]] * 2
-REFUSALS = [
+ONES = [[Element(torch.ones(3, 1), diagonal=True)]] * 2
+REJECTIONS = [
     ((False, False, False), (False, False, False)),
     ((True, False, True), (False, False, True)),
     ((True, True, True), (True, False, False)),
@@ -92,8 +105,8 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("first", "second"), REFUSALS)
-def test_a_problem_is_refused_where_no_step_moved_it(first, second):
+@pytest.mark.parametrize(("first", "second"), REJECTIONS)
+def test_a_task_is_rejected_where_no_step_moved_it(first, second):
     both = [a and b for a, b in zip(first, second, strict=True)]
     start = [torch.zeros(3, 1)]
 
@@ -102,31 +115,33 @@ def test_a_problem_is_refused_where_no_step_moved_it(first, second):
 
     ascent = FixedAscent(iterations=2, objective=lambda values, loss: values[0].sum(dim=1))
     for search in (RandomMove(Steps(ONES), seeded()), ascent):
-        climb = search(Line(first, second), start, loss)
-        assert climb.refused.tolist() == both
-        stayed = (climb.parameters[0] == 0).all(dim=1)
+        result = search(Line(first, second), start, loss)
+        assert result.rejected.tolist() == both
+        stayed = (result.parameters[0] == 0).all(dim=1)
         assert stayed.tolist() == both
-        for refused, (step,) in zip((first, second), climb.taken, strict=True):
-            assert (step == 0).all(dim=1).tolist() == list(refused)
+        for rejected, (step,) in zip((first, second), result.elements, strict=True):
+            assert (step.values == 0).all(dim=1).tolist() == list(rejected)
 
 
-@pytest.mark.parametrize(("first", "second"), REFUSALS)
-def test_a_climb_is_refused_where_its_first_move_was(first, second):
-    """One that was refused has arrived: it is not asked again."""
-    search = GradientAscent(2, halvings=0, objective=lambda values, loss: values[0].sum(dim=1))
-    climb = search(Line(first, second), [torch.zeros(3, 1)], None)
-    assert climb.refused.tolist() == list(first)
+@pytest.mark.parametrize(("first", "second"), REJECTIONS)
+def test_a_search_is_rejected_where_its_first_move_was(first, second):
+    """One that was rejected has arrived: it is not asked again."""
+    search = GradientAscent(
+        2, max_backtracks=0, objective=lambda values, loss: values[0].sum(dim=1)
+    )
+    result = search(Line(first, second), [torch.zeros(3, 1)], None)
+    assert result.rejected.tolist() == list(first)
     expected = [0.1 * (not a) * (1 + (not b)) for a, b in zip(first, second, strict=True)]
     torch.testing.assert_close(
-        climb.parameters[0].flatten().double(), torch.tensor(expected).double()
+        result.parameters[0].flatten().double(), torch.tensor(expected).double()
     )
 
 
-def test_a_search_that_made_no_step_was_not_refused():
+def test_a_search_that_made_no_step_was_not_rejected():
     start = [torch.zeros(3, 1)]
-    climb = RandomMove(Steps([]), seeded())(Line(), start, None)
-    assert not climb.refused.any()
-    assert torch.equal(climb.parameters[0], start[0])
+    result = RandomMove(Steps([]), seeded())(Line(), start, None)
+    assert not result.rejected.any()
+    assert torch.equal(result.parameters[0], start[0])
 
 
 SEARCHES = {
@@ -137,13 +152,13 @@ SEARCHES = {
 
 
 @pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
-def test_where_a_search_ends_carries_no_graph_even_where_all_is_refused(search):
+def test_where_a_search_ends_carries_no_graph_even_where_all_is_rejected(search):
     orbit, parameters, loss = setting()
     broken = [p.clone().fill_(float("nan")).requires_grad_() for p in parameters]
     for start in ([p.requires_grad_() for p in parameters], broken):
-        climb = search(orbit, start, loss)
-        assert not any(p.requires_grad for p in climb.parameters)
-        assert not any(t.requires_grad for step in climb.taken for t in step)
+        result = search(orbit, start, loss)
+        assert not any(p.requires_grad for p in result.parameters)
+        assert not any(t.values.requires_grad for step in result.elements for t in step)
 
 
 # The ascent with a bound.
@@ -152,19 +167,19 @@ def test_where_a_search_ends_carries_no_graph_even_where_all_is_refused(search):
 @pytest.mark.parametrize("objective", [gradient_norm, Negated(gradient_norm)])
 def test_a_bound_that_is_no_way_off_is_not_climbed_to(objective):
     orbit, parameters, loss = setting()
-    climb = GradientAscent(objective=objective, most_ratio=1 + 1e-8)(orbit, parameters, loss)
-    assert climb.taken == []
-    assert not climb.refused.any()
-    assert all(map(torch.equal, climb.parameters, parameters))
+    result = GradientAscent(objective=objective, max_ratio=1 + 1e-8)(orbit, parameters, loss)
+    assert result.elements == []
+    assert not result.rejected.any()
+    assert all(map(torch.equal, result.parameters, parameters))
 
 
 def test_a_step_past_the_bound_is_shortened_to_end_a_fortieth_of_the_way_before_it():
     search = GradientAscent(
-        size=0.1, most=0.05, objective=lambda values, loss: values[0].sum(dim=1)
+        initial_step=0.1, max_value=0.05, objective=lambda values, loss: values[0].sum(dim=1)
     )
-    climb = search(Line(*[[False]] * 4), [torch.zeros(1, 1).double()], None)
-    assert climb.parameters[0].item() == pytest.approx(0.05 * (1 - 1 / 40), rel=1e-9)
-    assert len(climb.taken) == 1
+    result = search(Line(*[[False]] * 4), [torch.zeros(1, 1).double()], None)
+    assert result.parameters[0].item() == pytest.approx(0.05 * (1 - 1 / 40), rel=1e-9)
+    assert len(result.elements) == 1
 
 
 def test_slopes_that_are_not_finite_count_as_none():
@@ -179,18 +194,20 @@ def test_slopes_that_are_not_finite_count_as_none():
 # Level sets.
 
 
-@pytest.mark.parametrize("halvings", [0, 3])
-def test_a_step_is_tried_once_more_than_it_may_be_halved(halvings):
+@pytest.mark.parametrize("max_backtracks", [0, 3])
+def test_a_step_is_tried_once_more_than_it_may_be_halved(max_backtracks):
     start = torch.ones(2, dtype=torch.float64)
 
     def only_there(values):
         loss = values[0][0].square() + 3 * values[0][1].square()
         return loss if torch.equal(values[0].detach(), start) else loss * float("nan")
 
-    climb = LevelSetTeleport(halvings=halvings, corrections=0)([start], only_there)
-    assert climb.not_finite == halvings + 1
-    assert climb.stopped == Stopped.NO_STEP
-    assert torch.equal(climb.parameters[0], start)
+    result = LevelSetTeleport(max_backtracks=max_backtracks, corrections=0)(
+        None, [start], only_there
+    )
+    assert result.not_finite == max_backtracks + 1
+    assert result.stopped == Stopped.NO_STEP
+    assert torch.equal(result.parameters[0], start)
 
 
 def test_a_loss_may_be_linear_in_a_parameter_and_without_another():
@@ -199,17 +216,17 @@ def test_a_loss_may_be_linear_in_a_parameter_and_without_another():
     def loss(values):
         return values[0].square().sum() * values[0][0] + 0.1 * values[1].sum()
 
-    climb = LevelSetTeleport(iterations=3)(start, loss)
-    assert climb.gradient_norms[-1] > climb.gradient_norms[0]
-    assert torch.equal(climb.parameters[2], start[2])
+    result = LevelSetTeleport(iterations=3)(None, start, loss)
+    assert result.gradient_norms[-1] > result.gradient_norms[0]
+    assert torch.equal(result.parameters[2], start[2])
 
 
 # Objectives.
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (3, 2)])
-def test_a_parameter_may_be_one_number_a_problem(batch):
-    sums = entry_sum([torch.ones(batch), torch.ones(*batch, 4)], len(batch))
+def test_a_parameter_may_be_one_number_a_task(batch):
+    sums = per_task_sum([torch.ones(batch), torch.ones(*batch, 4)], len(batch))
     assert sums.shape == batch
     assert (sums == 5).all()
 
@@ -231,17 +248,7 @@ def test_an_optimizer_whose_step_is_of_another_form_has_no_metric(kind):
         adaptive_metric(optimizer, [weight])
 
 
-# Elements and layers.
-
-
-@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
-def test_a_spectral_element_of_any_batch_exponentiates_as_its_matrix_does(batch):
-    drawn = torch.randn(*batch, 4, 4, generator=seeded(), dtype=torch.float64)
-    vectors = torch.linalg.qr(drawn).Q
-    values = torch.randn(*batch, 4, generator=seeded(1), dtype=torch.float64)
-    element = Spectral(values, vectors)
-    for found, sign in zip(element.exponential(), (1, -1), strict=True):
-        torch.testing.assert_close(found, torch.linalg.matrix_exp(sign * element.dense()))
+# Transport.
 
 
 @pytest.mark.parametrize("squares", [False, True])
@@ -250,8 +257,8 @@ def test_transported_gradients_keep_their_dtype_and_are_those_of_float64(action,
     chain = LayerChain((LeakyReLU(0.1), Identity()), (True, True), batch_dims=1)
     shapes = ((2, 4, 5), (2, 4), (2, 3, 4), (2, 3))
     wide = [torch.randn(s, generator=seeded(i), dtype=torch.float64) for i, s in enumerate(shapes)]
-    orbit = ChainOrbit(chain, LayerInput(torch.zeros(2, 5, 3)), make_action(action))
-    elements = [t + 0.3 for t in orbit.identity(wide)]
+    orbit = chain_orbit(chain, wide, LayerInput(torch.zeros(2, 5, 3)), make_action(action))
+    elements = [zero.map(lambda t: t + 0.3) for zero in orbit.identity(wide)]
     narrow = [t.float() for t in wide]
     expected = orbit.transport([t.double() for t in narrow], elements, squares)
     found = orbit.transport(narrow, elements, squares)
@@ -262,9 +269,9 @@ def test_transported_gradients_keep_their_dtype_and_are_those_of_float64(action,
 # Options.
 
 DEFAULTS = [
-    (GradientAscent, ("iterations", "halvings", "size"), {"size": 0.0}),
+    (GradientAscent, ("iterations", "max_backtracks", "initial_step"), {"initial_step": 0.0}),
     (FixedAscent, ("iterations", "rate"), {"rate": 0.0}),
-    (LevelSetTeleport, ("iterations", "halvings", "corrections"), {"iterations": 0}),
+    (LevelSetTeleport, ("iterations", "max_backtracks", "corrections"), {"iterations": 0}),
     (LevelSetTeleport, ("rho", "tolerance"), {"rho": 0.0}),
     (LevelSetTeleport, ("growth", "stationary"), {"growth": 0.5}),
 ]
@@ -281,8 +288,8 @@ def test_a_refusal_names_the_defaults_as_they_are(search, names, bad):
 
 
 INFINITE = [
-    lambda inf: GradientAscent(size=inf),
-    lambda inf: GradientAscent(most=inf * 0),
+    lambda inf: GradientAscent(initial_step=inf),
+    lambda inf: GradientAscent(max_value=inf * 0),
     lambda inf: FixedAscent(rate=inf),
     lambda inf: LevelSetTeleport(rho=inf),
     lambda inf: LevelSetTeleport(tolerance=inf),
