@@ -9,7 +9,7 @@ from teleporting_cases import BASES, LOSS, QUICK, data, mlp, train
 from torch import nn
 
 from metaopt import TeleportingOptimizer, UserError
-from metaopt.optim.subject import Batch
+from metaopt.target import Batch
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -157,7 +157,7 @@ def test_every_dtype_teleports_by_rescaling(dtype):
     batch = Batch(data(20).x.to(dtype), data(20).y)
     optimizer = TeleportingOptimizer(BASES["sgd"](model.parameters()), model, LOSS, search=QUICK)
     move = optimizer.teleport(*batch)
-    assert move.defect() < {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0.05)
+    assert move.invariance_error() < {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0.05)
     assert all(p.dtype == dtype for p in model.parameters())
 
 

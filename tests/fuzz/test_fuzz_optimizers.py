@@ -131,7 +131,7 @@ def test_steps_of_a_learned_optimizer(model, some, name, loss_fn, action, lr, to
 def test_steps_of_a_teleporting_optimizer(
     model, some, base, loss_fn, action, lr, buffers, schedule
 ) -> None:
-    """A teleport keeps the output, or is undone; the base's own step may do anything."""
+    """A teleport keeps the output, or is reverted; the base's own step may do anything."""
     try:
         inner = base(model.parameters(), lr=lr)
     except ValueError:  # torch's own: Muon takes matrices alone, SGD some rates
@@ -159,7 +159,7 @@ def test_steps_of_a_teleporting_optimizer(
         move = optimizer.teleport(x, y)
         if all(p.isfinite().all() for p in before):
             assert all(p.isfinite().all() for p in model.parameters())
-        move.defect()
+        move.invariance_error()
         optimizer.report()
         optimizer.load_state_dict(optimizer.state_dict())
 
