@@ -254,8 +254,8 @@ class ClosedFormAction(Action):
     ) -> Moved:
         """See :meth:`Action.move`."""
         site = site if self._inputs(inputs) else site.without_outgoing_bias()
+        self._check_element(element, self.identity(site, weights))
         matrices = SiteMatrices(site, weights, inputs, element.bounded())
-        self._check_element(element, matrices)
         values = torch.where(
             per_task(matrices.trusted, element.values), element.values.double(), 0.0
         )
@@ -290,17 +290,15 @@ class ClosedFormAction(Action):
             )
         return inputs
 
-    def _check_element(self, element: Element, matrices: SiteMatrices) -> None:
-        incoming = matrices.incoming[0]
-        expected = self._zero(incoming).values.shape
-        form = self.diagonal or element.basis is not None
-        fits = element.diagonal == self.diagonal and element.width == incoming.shape[-2]
-        if not fits or element.batch != incoming.shape[:-2] or not (form or element.square):
-            spectral = " in a basis" if element.basis is not None else ""
+    def _check_element(self, element: Element, identity: Element) -> None:
+        spectral = element.basis is not None
+        shape = identity.values.shape
+        shape = shape[:-1] if spectral and not self.diagonal else shape
+        if element.diagonal != self.diagonal or element.values.shape != shape:
             raise UserError(
-                f"expected an element of shape {tuple(expected)} for a site of width "
-                f"{incoming.shape[-2]}, got {tuple(element.values.shape)}{spectral}: one for "
-                f"each task"
+                f"expected an element of shape {tuple(shape)} for a site of width "
+                f"{identity.width}, got {tuple(element.values.shape)}"
+                f"{' in a basis' if spectral else ''}: one for each task"
             )
 
 

@@ -45,11 +45,6 @@ class Element:
         """The number k of features that T acts on."""
         return self.values.shape[-1]
 
-    @property
-    def square(self) -> bool:
-        """Whether the values are square matrices, as those of a dense T are."""
-        return self.values.dim() > 1 and self.values.shape[-2] == self.values.shape[-1]
-
     def map(self, function: Callable[[Tensor], Tensor]) -> Element:
         """Return the element with ``function`` applied to its values."""
         return replace(self, values=function(self.values))
