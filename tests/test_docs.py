@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import get_origin
 
 import pytest
 import torch
@@ -250,7 +251,7 @@ def test_what_is_public_has_a_docstring_and_is_in_the_reference(
 ) -> None:
     value = getattr(package, name)
     module, original = origin(package, name)
-    constant = isinstance(value, DATA_KINDS)
+    constant = isinstance(value, DATA_KINDS) or get_origin(value) is not None
     assert note(module, original) if constant else inspect.getdoc(value)
     if isinstance(value, ModuleType):
         assert DOCS / "api" / f"{name}.md" in REFERENCE
