@@ -1,4 +1,4 @@
-"""Actions, teleports and searches on hostile numbers: refused by ``refused``, or in one line."""
+"""Actions, teleportations and searches on hostile numbers: rejected, or refused in one line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,21 @@ from fuzz_cases import attempt, fuzzed
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from metaopt.symmetry import ACTIONS, GradientAscent, LayerInput, make_action, teleport
-from metaopt.symmetry.chain import Identity, Layer, LayerChain, LeakyReLU
-from metaopt.symmetry.level_set import LevelSetTeleport
+from metaopt.symmetry import (
+    ACTIONS,
+    Element,
+    GradientAscent,
+    Identity,
+    Layer,
+    LayerChain,
+    LayerInput,
+    LeakyReLU,
+    LevelSetTeleport,
+    Teleportation,
+    chain_orbit,
+    make_action,
+)
+from metaopt.symmetry.teleportation import chain_outputs
 
 ENTRIES = (
     0.0, 1.0, -1.0, 0.3, 1e-30, 1e30, -1e38, float("nan"), float("inf"), float("-inf"),
@@ -33,6 +45,17 @@ def tensor(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype) -> torch
 
 
 @st.composite
+def elements(draw: st.DrawFn, batch: tuple[int, ...], width: int) -> Element:
+    """In any form; one that rarely does not fit."""
+    trailing = draw(st.sampled_from(((width,), (width, width), (width + 1,), ())))
+    values = tensor(draw, (*batch, *trailing), torch.float64)
+    if draw(st.booleans()):
+        return Element(values, diagonal=len(trailing) == 1)
+    basis = torch.eye(width, dtype=torch.float64).expand(*batch, width, width)
+    return Element(values, basis if draw(st.booleans()) else None, diagonal=draw(st.booleans()))
+
+
+@st.composite
 def sites(draw: st.DrawFn) -> dict[str, Any]:
     """What an action acts on; the element rarely does not fit, and there may be no sample."""
     inputs, width, outputs = (draw(st.integers(1, 3)) for _ in range(3))
@@ -40,7 +63,6 @@ def sites(draw: st.DrawFn) -> dict[str, Any]:
     batch = draw(st.sampled_from(((), (), (2,), (0,))))
     dtype = draw(kinds)
     biased = draw(st.booleans())
-    trailing = draw(st.sampled_from(((width,), (width, width), (width + 1,), ())))
     return {
         "incoming": Layer(
             tensor(draw, (*batch, width, inputs), dtype),
@@ -48,30 +70,45 @@ def sites(draw: st.DrawFn) -> dict[str, Any]:
         ),
         "outgoing": Layer(tensor(draw, (*batch, outputs, width), dtype)),
         "h": tensor(draw, (*batch, inputs, samples), dtype),
-        "element": tensor(draw, (*batch, *trailing), torch.float64),
+        "element": draw(elements(batch, width)),
     }
 
 
 @fuzzed(150, 1500)
-@given(st.sampled_from(sorted(ACTIONS)), sites(), activations, st.sampled_from((0.0, 1e-3)))
-def test_an_action(name: str, site: dict[str, Any], activation: Any, damping: float) -> None:
+@given(
+    st.sampled_from(sorted(ACTIONS)),
+    sites(),
+    activations,
+    st.sampled_from((0.0, 1e-3)),
+    st.booleans(),
+)
+def test_an_action(
+    name: str, parts: dict[str, Any], activation: Any, damping: float, on_data: bool
+) -> None:
     options = {"damping": damping} if name == "pre_activation" else {}
-    incoming, outgoing = site["incoming"], site["outgoing"]
-    before = [t.clone() for layer in (incoming, outgoing) for t in layer if t is not None]
-    move, complaint = attempt(
-        lambda: make_action(name, **options).act(
-            site["element"], incoming, outgoing, LayerInput(site["h"]), activation
+    layers = parts["incoming"], parts["outgoing"]
+    biased = tuple(layer.bias is not None for layer in layers)
+    chain = LayerChain((activation, Identity()), biased, layers[0].weight.dim() - 2)
+    own = chain.parameters(layers)
+    before = [t.clone() for t in own]
+    (site,) = chain.sites(own)
+    inputs = LayerInput(parts["h"]) if on_data else None
+    moved, complaint = attempt(
+        lambda: make_action(name, **options).move(
+            parts["element"], site, dict(zip(chain.names, own, strict=True)), inputs
         )
     )
-    own = [t for layer in (incoming, outgoing) for t in layer if t is not None]
     for a, b in zip(own, before, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     if complaint is not None:
         return
-    taken = ~move.refused
-    for layer in (move.incoming, move.outgoing):
-        finite = layer.weight.isfinite().all(dim=-1).all(dim=-1)
-        assert bool(finite[taken].all() if finite.dim() else finite or not taken)
+    taken = ~moved.rejected
+    assert (moved.invariance_error is None) == (inputs is None)
+    for name, start in zip(chain.names, before, strict=True):
+        new = moved.weights[name].flatten(start_dim=chain.batch_dims)
+        assert new.isfinite().all(dim=-1)[taken].all()
+        old = start.flatten(start_dim=chain.batch_dims)[~taken]
+        torch.testing.assert_close(new[~taken], old, rtol=0, atol=0, equal_nan=True)
 
 
 @fuzzed(60, 500)
@@ -86,10 +123,10 @@ def test_making_an_action(name: str, defect: float, damping: float, exponential:
 
 @fuzzed(60, 500)
 @given(numbers, numbers, numbers, numbers, numbers)
-def test_making_a_search(iterations, size, halvings, most, ratio) -> None:
+def test_making_a_search(iterations, size, backtracks, most, ratio) -> None:
     for make in (
-        lambda: GradientAscent(iterations, size, halvings, most=most, most_ratio=ratio),
-        lambda: LevelSetTeleport(iterations, size, most, halvings, ratio),
+        lambda: GradientAscent(iterations, size, backtracks, max_value=most, max_ratio=ratio),
+        lambda: LevelSetTeleport(iterations, size, most, backtracks, ratio),
     ):
         attempt(make)
 
@@ -108,15 +145,20 @@ def chains(draw: st.DrawFn) -> tuple[LayerChain, list[Layer], torch.Tensor]:
 
 @fuzzed(60, 600)
 @given(st.sampled_from(sorted(ACTIONS)), chains(), st.integers(0, 3), st.floats(0, 1e3))
-def test_a_teleport(name: str, parts: Any, seed: int, size: float) -> None:
+def test_a_teleportation(name: str, parts: Any, seed: int, size: float) -> None:
     chain, layers, x = parts
-    action = make_action(name)
+    parameters = chain.parameters(layers)
+    orbit = chain_orbit(chain, parameters, LayerInput(x), make_action(name))
     generator = torch.Generator().manual_seed(seed)
-    elements = []
-    for site in chain.sites:
-        width = layers[site.incoming].weight.shape[-2]
-        shape = (x.shape[0], width) if action.diagonal else (x.shape[0], width, width)
-        elements.append(size * torch.randn(shape, generator=generator, dtype=torch.float64))
-    move, complaint = attempt(lambda: teleport(chain, layers, LayerInput(x), elements, action))
+    steps = [
+        zero.map(lambda t: size * torch.randn(t.shape, generator=generator, dtype=t.dtype))
+        for zero in orbit.identity(parameters)
+    ]
+    point, complaint = attempt(lambda: orbit.move(parameters, steps))
     if complaint is None:
-        assert move.hold(layers, 0.1).defect().shape == move.refused.shape
+        move = Teleportation(
+            chain_outputs(chain, x), parameters, point.parameters, point.rejected
+        ).revert_rounding(parameters, 0.1)
+        shape = x.shape[:1] if chain.pairs else ()
+        assert move.rejected.shape == shape
+        assert move.invariance_error().shape == move.reverted.shape == x.shape[:1]
