@@ -263,12 +263,6 @@ def test_each_task_is_bounded_up_to_the_limit_of_its_form_and_nan_never(form):
     assert drawn.bounded().tolist() == [True, False, True, False]
 
 
-def test_a_dense_element_alone_has_square_values():
-    assert element("dense", (2,)).square
-    assert not Element(torch.zeros(3, 4)).square
-    assert not Element(torch.zeros(4)).square
-
-
 def test_one_value_a_task_broadcasts_against_any_shape():
     assert per_task(torch.ones(2, 3), torch.ones(2, 3, 4, 5)).shape == (2, 3, 1, 1)
     assert per_task(torch.ones(()), torch.ones(4, 5)).shape == (1, 1)
