@@ -19,12 +19,13 @@ from metaopt.symmetry.actions import ACTIONS, make_action
 from metaopt.symmetry.auto import AUTO, Returns, choose_actions, for_all_data
 from metaopt.symmetry.chain import NO_CHAIN, ChainModule, LayerChain
 from metaopt.symmetry.finders import Sites, choose_sites, find_sites
+from metaopt.symmetry.finders.sites import grouped
 from metaopt.symmetry.functional import LossOnBatch, NetworkLoss, module_outputs
 from metaopt.symmetry.inputs import LayerInput
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.search import GradientAscent, Search
-from metaopt.symmetry.site import Site
+from metaopt.symmetry.site import LeftOut, Site
 from metaopt.symmetry.teleportation import Outputs, chain_outputs
 
 
@@ -153,7 +154,8 @@ class Target(ABC):
                 f"expected sites where {name} can act, got {site.name}, where {why}: {advice}"
             )
         if not free:
-            reason = _grouped([why for _, why in obstacles]) or self.sites.why()
+            left_out = [LeftOut(site.layers, why) for site, why in obstacles]
+            reason = grouped(left_out) or self.sites.why()
             raise UserError(f"expected a site for {name}, got none ({reason}): {advice}")
 
 
@@ -335,10 +337,3 @@ def given(batch: Batch | None) -> Batch:
             "step(batch=(x, y)) with a schedule"
         )
     return batch
-
-
-def _grouped(reasons: Sequence[str]) -> str:
-    """Each reason once, with how often it was given; the first three."""
-    counts = {reason: reasons.count(reason) for reason in reasons}
-    texts = [reason if n == 1 else f"{reason} ({n} times)" for reason, n in counts.items()]
-    return "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")

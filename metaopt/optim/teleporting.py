@@ -333,10 +333,9 @@ class TeleportingOptimizer(torch.optim.Optimizer):
                 "several: name the action, such as action='pre_activation', to move on each all "
                 "the same"
             )
-        sites = self.target.sites.report().replace("\n", "; ")
         raise UserError(
-            f"expected a batch for which a group action is exact, got one of {samples} samples: "
-            f"use fewer ({sites})"
+            f"expected a batch of at most {self.target.sites.largest_batch():g} samples, for which "
+            f"a group action is exact, got one of {samples} samples: use fewer, or name the action"
         )
 
     def report(self) -> str:

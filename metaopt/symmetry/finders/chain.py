@@ -9,6 +9,7 @@ from torch import fx, nn
 from metaopt.symmetry.activations import Activation, Identity
 from metaopt.symmetry.chain import LayerChain
 from metaopt.symmetry.finders.layers import obstacle
+from metaopt.symmetry.finders.sites import first_few
 from metaopt.symmetry.finders.steps import read
 from metaopt.symmetry.finders.trace import Trace, trace
 
@@ -77,7 +78,7 @@ def _read(trace: Trace) -> LayerChain | str:
     others = {name for name, _ in trace.model.named_parameters()} - set(names)
     if others or not names:
         return (
-            f"parameters outside the chain: {', '.join(sorted(others))}" if others else "no layers"
+            f"parameters outside the chain: {first_few(sorted(others))}" if others else "no layers"
         )
     return LayerChain(tuple(activations), tuple(biased), names=tuple(names))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from metaopt.errors import UserError
 from metaopt.registry import Registry
 from metaopt.symmetry.finders.chain import chain_of
-from metaopt.symmetry.finders.sites import Sites
+from metaopt.symmetry.finders.sites import Sites, shorten
 from metaopt.symmetry.finders.trace import LAYERS, Trace, trace
 from metaopt.symmetry.finders.walk import walk
 from metaopt.symmetry.site import LeftOut, Site
@@ -86,7 +86,8 @@ def find_sites(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None)
                 left_out.append(LeftOut(site.layers, f"they are such a site only in {mode} mode"))
     found = tuple(site for site in evaluation.found if site in train.found)
     chain = chain_of(traces)
-    everything = Sites(found, tuple(dict.fromkeys(left_out)), chain)
+    reasons = tuple(o for o in dict.fromkeys(left_out) if not _found_by_another(o, found))
+    everything = Sites(found, reasons, chain)
     return everything if sites is None else choose_sites(model, everything, sites)
 
 
@@ -113,16 +114,27 @@ def choose_sites(model: nn.Module, everything: Sites, sites: Sequence[tuple[str,
         pair = tuple(first_name.get(name, name) for name in given)
         pairs.append(pair)
         if pair not in known:
-            choices = " or ".join(str(pair) for pair in known) or "other layers; none has a site"
+            why = shorten(_why_not(model, everything, pair), 120)
             raise UserError(
-                f"expected sites that were found, got {pair}, where "
-                f"{_why_not(model, everything, pair)}: name {choices}"
+                f"expected sites that were found, got {pair}, where {why}: name {_choices(known)}"
             )
     others = [
         LeftOut(pair, "it is not among the given sites") for pair in known if pair not in pairs
     ]
     kept = tuple(site for pair, site in known.items() if pair in pairs)
     return Sites(kept, (*everything.left_out, *others), "sites were given")
+
+
+def _choices(known: Iterable[tuple[str, str]]) -> str:
+    """Return as many pairs as fit into a line, at least one where there are any."""
+    names = [str(pair) for pair in known]
+    if not names:
+        return "other layers; none has a site"
+    shown = names[:1]
+    while len(shown) < len(names) and len(" or ".join(names[: len(shown) + 1])) <= 60:
+        shown = names[: len(shown) + 1]
+    rest = len(names) - len(shown)
+    return " or ".join(shown) + (f", or one of {rest} more" if rest else "")
 
 
 def _why_not(model: nn.Module, everything: Sites, pair: tuple[str, ...]) -> str:
@@ -154,6 +166,11 @@ def _in_mode(model: nn.Module, traced: Trace | str) -> Findings:
         elif name and name not in called:
             left_out.append(LeftOut((name,), "the forward does not call it"))
     return Findings([site for finding in findings for site in finding.found], left_out)
+
+
+def _found_by_another(out: LeftOut, found: Sequence[Site]) -> bool:
+    """Whether a site lies between the layers that a finder left out."""
+    return any(out.names[:1] == site.layers[:1] and site.layers[1] in out.names for site in found)
 
 
 def _layer_names(model: nn.Module) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metaopt.symmetry.action import Action
@@ -10,6 +12,9 @@ from metaopt.symmetry.actions import ACTIONS, make_action
 from metaopt.symmetry.activations import Elementwise
 from metaopt.symmetry.chain import LayerChain
 from metaopt.symmetry.site import LeftOut, Site
+
+LONGEST = 350  # characters of grouped reasons
+FEW = 3  # names that are listed where there are many
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,15 @@ class Sites:
     chain: LayerChain | str
 
     def why(self) -> str:
-        """Return the reasons for what was left out, in one line."""
-        return "; ".join(out.reason for out in self.left_out) or "it has too few layers"
+        """Return the reasons for what was left out, in one line; alike ones are counted."""
+        return grouped(self.left_out) or "it has too few layers"
+
+    def largest_batch(self) -> float:
+        """Return for how many samples some action is exact at every site of the chain, at most."""
+        if isinstance(self.chain, str) or len(self.found) != len(self.chain.pairs):
+            return 0
+        actions = [make_action(name) for name in ACTIONS]
+        return max(min((a.max_samples(s) for s in self.found), default=0) for a in actions)
 
     def exact_everywhere(self, action: Action, samples: float) -> bool:
         """Return whether an action is exact at every site of the chain, on so many samples."""
@@ -49,6 +61,65 @@ class Sites:
             lines.append(f"Left out: {len(self.left_out)}")
             lines += [f"  {', '.join(out.names)}: {out.reason}" for out in self.left_out]
         return "\n".join(lines)
+
+
+def grouped(left_out: Sequence[LeftOut]) -> str:
+    """Return why layers were left out, in one line of at most ``LONGEST`` characters.
+
+    Reasons that differ in nothing but the names of layers are given once, with the number of the
+    layers and the first of them.
+
+    >>> print(grouped([LeftOut((f"a.{n}",), f"a.{n} is called twice") for n in range(9)]))
+    9 layers (a.0, a.1, a.2, ...): a.0 is called twice
+    """
+    names = {name for out in left_out for name in out.names}
+    places = names | {above for name in names for above in _above(name)}
+
+    def without_places(reason: str) -> str:
+        def blank(word: re.Match[str]) -> str:
+            found = word[0] in places or any(above in names for above in _above(word[0]))
+            return "*" if found else word[0]
+
+        return re.sub(r"[\w.]+", blank, reason)
+
+    groups: dict[str, list[LeftOut]] = {}
+    for out in left_out:
+        groups.setdefault(without_places(out.reason), []).append(out)
+    texts = [_one_line(group) for group in groups.values()]
+    shown: list[str] = []
+    for text in texts:
+        if len("; ".join((*shown, text))) > LONGEST - 30 and shown:
+            break
+        shown.append(shorten(text, LONGEST - 30))
+    left = len(texts) - len(shown)
+    further = [f"and {left} more reason{'s' * (left > 1)}"] if left else []
+    return "; ".join((*shown, *further))
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Return names in one line: three of them, and where there are more, how many."""
+    rest = len(names) - FEW
+    return ", ".join(names[:FEW]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def shorten(text: str, length: int) -> str:
+    """Return a text cut to a number of characters, its end replaced by dots."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def _one_line(group: Sequence[LeftOut]) -> str:
+    """The layers, and the first of reasons that are alike."""
+    alone = len(group) == 1
+    layers = group[0].names if alone else tuple(dict.fromkeys(out.names[0] for out in group))
+    counted = f"{len(layers)} layers ({', '.join(layers[:FEW])}{', ...' * (len(layers) > FEW)})"
+    named = ", ".join(layers) if alone and len(layers) <= FEW else counted
+    return f"{named}: {group[0].reason}" if layers else group[0].reason
+
+
+def _above(name: str) -> list[str]:
+    """The modules that hold what is called so: "a" and "a.0" of "a.0.weight"."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def exact_on_batch(site: Site) -> str:
