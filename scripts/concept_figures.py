@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metaopt.evaluation.rollout import rollout
+from metaopt.evaluation.styles import LIGHT, STYLES
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.storage import write_atomically
@@ -41,8 +42,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
 from studies.functions.families_2d import Ellipses
 from studies.functions.scalar_network import ScalarNetwork
 
-BLUE, GREEN, RED, BLACK, GREY = "#1f77b4", "#2ca02c", "#d62728", "#202020", "#8a8a8a"
-"""As in the pictures of the studies: `lstm_update_tele` is blue, eq. 79 green, rescaling red."""
+BLUE, RED, GREEN, _, BLACK = LIGHT[:5]
+GREY = "#8a8a8a"
 QUOTED = re.compile(r"[-+\d.e]+<!--([\w.]+)-->")
 
 Drawn = tuple[Figure, dict[str, float]]  # with the numbers that belong to it
@@ -196,7 +197,7 @@ def whitening() -> Drawn:
     eigenvalues.semilogy(rows[:, -1], "-", color=BLACK, linewidth=1.8, label="the largest")
     eigenvalues.semilogy(rows[:, 0], "--", color=BLACK, linewidth=1.8, label="the smallest")
     eigenvalues.set(xlabel="step", ylabel="eigenvalue over their mean")
-    loss.semilogy(losses, "-o", color=BLUE, markersize=3)
+    loss.semilogy(losses, **STYLES["lstm_update_tele"].line, markersize=3)
     loss.axvspan(first_reverted, 30, color="0.9", label="teleports reverted")
     loss.set(xlabel="step", ylabel="loss")
     numbers = {"reverted_from": first_reverted, "error": max(errors[:first_reverted])}
