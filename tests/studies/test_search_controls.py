@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from cases import mixed_signs, naive_leaky
+from cases import LEAKY_ACTIONS, mixed_signs, naive_leaky
 
 from metaopt import UserError
 from metaopt.symmetry import (
-    ACTIONS,
     GradientAscent,
     Identity,
     LayerChain,
@@ -27,25 +26,24 @@ FAMILY = mixed_signs(4, 6, 5, 3)
 SEEDS = (0, 1, 2)
 SEARCH = GradientAscent(iterations=3, initial_step=0.2)
 INF = float("inf")
-NONLINEAR = [name for name in ACTIONS if name != "linear"]  # that one needs no activation between
 
 
-def of_problems(seeds=SEEDS, action="pre_activation", **options):
+def of_tasks(seeds=SEEDS, action="pre_activation", **options):
     """(orbit, parameters, loss)."""
-    problem = FAMILY.sample(seeds)
-    chain, x, y = problem.chain, problem.x, problem.y
+    tasks = FAMILY.sample(seeds)
+    chain, x, y = tasks.chain, tasks.x, tasks.y
 
     def loss(parameters):
         residual = y - chain.output(chain.layers(parameters), x)
         return 0.5 * residual.square().sum(dim=(-2, -1))
 
-    parameters = [p.detach().clone() for p in problem.parameters()]
+    parameters = [p.detach().clone() for p in tasks.parameters()]
     orbit = chain_orbit(chain, parameters, LayerInput(x), make_action(action, **options))
     return orbit, parameters, loss
 
 
 def of_two_sites(max_defect=1e-10):
-    """Two problems, and eq. 79, which is exact at the site of 5 units and is rejected at that of 3.
+    """Two tasks, and eq. 79, which is exact at the site of 5 units and is rejected at that of 3.
 
     In float64, with 4 samples.
     """
@@ -68,7 +66,7 @@ def control(search=SEARCH, seed=0):
 
 
 def norms(elements):
-    """Of T over all sites, one a problem."""
+    """Of T over all sites, one a task."""
     return torch.cat([t.values.flatten(1) for t in elements], dim=1).norm(dim=1)
 
 
@@ -87,9 +85,9 @@ class Steps:
 # A random move.
 
 
-@pytest.mark.parametrize("name", NONLINEAR)
+@pytest.mark.parametrize("name", LEAKY_ACTIONS)
 def test_each_random_step_is_as_long_as_the_one_searched(name):
-    setting = of_problems(action=name)
+    setting = of_tasks(action=name)
     searched, drawn = SEARCH(*setting), control()(*setting)
     assert len(drawn.elements) == len(searched.elements) == 3
     for ours, theirs in zip(drawn.elements, searched.elements, strict=True):
@@ -100,8 +98,8 @@ def test_each_random_step_is_as_long_as_the_one_searched(name):
             assert cosines.abs().max() < 0.95
 
 
-def test_each_problem_has_a_length_of_its_own():
-    orbit, parameters, loss = of_problems()
+def test_each_task_has_a_length_of_its_own():
+    orbit, parameters, loss = of_tasks()
     lengths = torch.tensor([0.5, 0.0, 0.01], dtype=torch.float64)
     (identity,) = orbit.identity(parameters)
     step = torch.ones_like(identity.values)
@@ -124,9 +122,9 @@ def test_the_length_is_shared_by_the_sites():
     assert drawn[1].values.norm() > 0
 
 
-@pytest.mark.parametrize("name", NONLINEAR)
+@pytest.mark.parametrize("name", LEAKY_ACTIONS)
 def test_a_random_move_ends_where_its_steps_lead_and_keeps_the_output(name):
-    orbit, parameters, loss = of_problems(action=name)
+    orbit, parameters, loss = of_tasks(action=name)
     found = control()(orbit, parameters, loss)
     current = parameters
     for elements in found.elements:
@@ -141,7 +139,7 @@ def test_a_random_move_ends_where_its_steps_lead_and_keeps_the_output(name):
 
 
 def test_equal_generators_give_equal_moves_and_others_do_not():
-    setting = of_problems()
+    setting = of_tasks()
     first, again, other = (control(seed=seed)(*setting).parameters for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
@@ -150,7 +148,7 @@ def test_equal_generators_give_equal_moves_and_others_do_not():
 
 
 def test_a_random_move_leaves_its_start_and_the_generator_of_torch_alone():
-    orbit, parameters, loss = of_problems()
+    orbit, parameters, loss = of_tasks()
     copies, state = [p.clone() for p in parameters], torch.random.get_rng_state()
     found = control()(orbit, parameters, loss)
     assert all(torch.equal(p, c) for p, c in zip(parameters, copies, strict=True))
@@ -161,8 +159,8 @@ def test_a_random_move_leaves_its_start_and_the_generator_of_torch_alone():
 @pytest.mark.parametrize(
     "search", [control(), FixedAscent(iterations=2, rate=1e-3)], ids=["random", "fixed"]
 )
-def test_a_broken_problem_stays_and_the_others_move_as_if_it_were_not_there(search):
-    orbit, parameters, loss = of_problems()
+def test_a_broken_task_stays_and_the_others_move_as_if_it_were_not_there(search):
+    orbit, parameters, loss = of_tasks()
     parameters[0][1, 0, 0] = float("nan")
     found = search(orbit, parameters, loss)
     assert found.rejected.tolist() == [False, True, False]
@@ -178,7 +176,7 @@ def test_a_broken_problem_stays_and_the_others_move_as_if_it_were_not_there(sear
     [control(Steps([[torch.ones(2, 5, 5).double(), torch.ones(2, 3, 3).double()]])), FixedAscent()],
     ids=["random", "fixed"],
 )
-def test_a_problem_rejected_at_one_site_is_not_moved_at_the_others(search):
+def test_a_task_rejected_at_one_site_is_not_moved_at_the_others(search):
     """And what it took is 0, so that the buffers stay too."""
     orbit, parameters, loss = of_two_sites()
     found = search(orbit, parameters, loss)
@@ -192,7 +190,7 @@ def test_a_problem_rejected_at_one_site_is_not_moved_at_the_others(search):
 
 
 def objective_by_hand(t, w1, w2, x, y):
-    """(||grad L||^2, W1, W2) of one problem at exp(T) . w by eq. 79; all is written out here."""
+    """(||grad L||^2, W1, W2) of one task at exp(T) . w by eq. 79; all is written out here."""
     g = torch.linalg.matrix_exp(t)
     first = g @ w1
     features = torch.where(first @ x > 0, first @ x, 0.1 * (first @ x))
@@ -209,11 +207,11 @@ def objective_by_hand(t, w1, w2, x, y):
 @pytest.mark.parametrize("iterations", [1, 4])
 def test_the_ascent_equals_a_loop_by_hand(iterations):
     rate = 1e-6
-    found = FixedAscent(iterations, rate)(*of_problems(max_defect=INF))
-    problem = FAMILY.sample(SEEDS)
+    found = FixedAscent(iterations, rate)(*of_tasks(max_defect=INF))
+    tasks = FAMILY.sample(SEEDS)
     for index in range(len(SEEDS)):
-        x, y = problem.x[index], problem.y[index]
-        w1, w2 = (p.detach()[index] for p in problem.parameters())
+        x, y = tasks.x[index], tasks.y[index]
+        w1, w2 = (p.detach()[index] for p in tasks.parameters())
         for step in range(iterations):
             t = torch.zeros(5, 5, dtype=torch.float64, requires_grad=True)
             value = objective_by_hand(t, w1, w2, x, y)[0]
@@ -228,7 +226,7 @@ def test_the_ascent_equals_a_loop_by_hand(iterations):
 
 
 def test_the_objective_of_the_ascent_is_the_one_it_is_given():
-    setting = of_problems(max_defect=INF)
+    setting = of_tasks(max_defect=INF)
     up, down = (
         FixedAscent(1, 1e-6, objective)(*setting)
         for objective in (gradient_norm, Negated(gradient_norm))
@@ -238,7 +236,7 @@ def test_the_objective_of_the_ascent_is_the_one_it_is_given():
 
 def test_the_ascent_is_unguarded():
     """A GradientAscent would halve such a step, or stay."""
-    _, parameters, loss = setting = of_problems(max_defect=INF)
+    _, parameters, loss = setting = of_tasks(max_defect=INF)
     before = gradient_norm(parameters, loss)
     fallen = FixedAscent(1, 1e-6, Negated(gradient_norm))(*setting)
     assert (gradient_norm(fallen.parameters, loss) < before).all()
