@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,19 +102,21 @@ def module_outputs(model: nn.Module, names: Sequence[str], x: Tensor) -> Outputs
     Raises:
         UserError: when it is called, if the model gives anything but one tensor.
     """
+    return partial(_module_outputs, model, names, x)  # as a closure it could not be pickled
 
-    def outputs(values: Sequence[Tensor]) -> Tensor:
-        with evaluating(model), torch.no_grad():
-            try:
-                wide = x.double() if x.is_floating_point() else x
-                result = call_with(model, names, values, (wide,), dtype=torch.float64)
-            except RuntimeError:  # a dtype written into the forward
-                result = call_with(model, names, values, (x,))
-        if not isinstance(result, Tensor):
-            raise UserError(
-                f"expected a model whose output is one tensor, got {type(result).__name__}: wrap "
-                f"it in a module that returns what the loss takes"
-            )
-        return result.double().reshape(1, -1)
 
-    return outputs
+def _module_outputs(
+    model: nn.Module, names: Sequence[str], x: Tensor, values: Sequence[Tensor]
+) -> Tensor:
+    with evaluating(model), torch.no_grad():
+        try:
+            wide = x.double() if x.is_floating_point() else x
+            result = call_with(model, names, values, (wide,), dtype=torch.float64)
+        except RuntimeError:  # a dtype written into the forward
+            result = call_with(model, names, values, (x,))
+    if not isinstance(result, Tensor):
+        raise UserError(
+            f"expected a model whose output is one tensor, got {type(result).__name__}: wrap "
+            f"it in a module that returns what the loss takes"
+        )
+    return result.double().reshape(1, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -108,8 +109,9 @@ def chain_outputs(chain: LayerChain, x: Tensor) -> Outputs:
         x: the chain's input, ``(*batch, features, samples)``.
     """
 
-    def outputs(parameters: Sequence[Tensor]) -> Tensor:
-        return chain.output([layer.map(Tensor.double) for layer in chain.layers(parameters)],
-                            x.double())  # fmt: skip
+    return partial(_chain_outputs, chain, x)  # no closure: an optimizer's copies are pickled
 
-    return outputs
+
+def _chain_outputs(chain: LayerChain, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    layers = chain.layers([parameter.double() for parameter in parameters])
+    return chain.output(layers, x.double())
