@@ -28,6 +28,7 @@ from metaopt.learned.units import Units, inner_inputs
 from metaopt.symmetry import LayerInput, RescalingAction, Teleportation
 from metaopt.symmetry.auto import AUTO, Returns, choose_actions, fingerprint
 from metaopt.symmetry.chain import NO_CHAIN
+from metaopt.symmetry.finders.trace import LAYERS
 from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.site import named
 from metaopt.target import ModuleTarget, check_loss_fn
@@ -59,7 +60,10 @@ class ModuleStepper(Stepper):
     ) -> None:
         self.model = model
         self.target = ModuleTarget(model, sites)
-        self.homogeneous = self.target.homogeneous
+        layers = {name for name, module in model.named_modules() if isinstance(module, LAYERS)}
+        self.homogeneous = tuple(  # m2 must see the features, which are what a layer is given
+            site for site in self.target.homogeneous if site.layers[1] in layers
+        )
         self.meta_action = meta.spec.action
         self.learns_element = meta.element is not None
         self.action = action

@@ -17,7 +17,7 @@ from metaopt.learned.forward_record import ForwardRecord, ForwardRecorder
 from metaopt.learned.meta_optimizer import MetaOptimizer, State
 from metaopt.learned.module_stepper import NONE, RESCALING, ModuleStepper
 from metaopt.learned.stepper import GradientStepper, StepInput, Stepper, TaskStepper
-from metaopt.symmetry import ChainModule, Teleportation
+from metaopt.symmetry import ChainModule, Teleportation, find_sites
 from metaopt.symmetry.auto import AUTO
 from metaopt.target import TaskTarget, check_loss_fn
 
@@ -104,6 +104,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if self.meta.element is not None or self.meta.update.sees_layers:
             return ModuleStepper(model, self.meta, loss_fn, action, sites)
         check_loss_fn(loss_fn)
+        if sites is not None:
+            find_sites(model, sites)  # refuses what was not found, though m1 looks at no site
         choices = (AUTO, RESCALING, NONE)
         if action not in choices:
             raise UserError(f"expected an action of {', '.join(choices)}, got {action!r}: name one")
