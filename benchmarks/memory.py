@@ -16,17 +16,13 @@ import resource
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 from command import integers
 from trajectory import training_problem, windows
 
+from metaopt.cli.recipes import load_recipe
 from metaopt.learned.meta_optimizer import MetaOptimizer
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
-
-from studies.recipes import SHIPPED
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of ru_maxrss
 
@@ -46,7 +42,7 @@ def live_bytes() -> int:
 def measure(options: argparse.Namespace) -> dict[str, int]:
     """The numbers of one trajectory, run here."""
     torch.set_num_threads(options.threads)
-    recipe = SHIPPED[options.method]
+    recipe = load_recipe(options.method)
     meta = MetaOptimizer(recipe.networks, seed=0)
     problem = training_problem(recipe, options.batch)
     before = peak_rss()
@@ -66,7 +62,7 @@ def in_a_process(options: argparse.Namespace, steps: int) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", default="lstm_update_tele", choices=list(SHIPPED))
+    parser.add_argument("--method", default="lstm_update_tele", help="a config of configs/")
     integers(parser, batch=8, repeats=3, threads=1)
     parser.add_argument("--steps", type=int, default=100, help="of the shorter trajectory")
     parser.add_argument("--times", type=int, default=10, help="how much longer the other one is")

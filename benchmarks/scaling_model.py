@@ -12,9 +12,7 @@ the relative error, none below 0.
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +21,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from metaopt.cli.recipes import load_recipe
 from metaopt.evaluation.styles import LINE_STYLES, MARKERS
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
-
-from studies.recipes import SHIPPED
 
 Numbers = dict[str, Any]
 LABELS = {
@@ -49,7 +44,7 @@ TITLES = {
 def _sizes(point: Numbers) -> tuple[int, int, int]:
     """Weights of the batch, layers of the LSTM, and its outputs."""
     name = "lstm_update" if point["task"] == "update" else "lstm_update_tele"
-    spec = SHIPPED[name].networks
+    spec = load_recipe(name).networks
     return 2 * point["width"] ** 2 * point["batch"], spec.layers, len(spec.heads)
 
 

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from memory import peak_rss
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metaopt.cli.recipes import load_recipe
 from metaopt.evaluation.rollout import rollout
 from metaopt.launch import joined
 from metaopt.learned.checkpoint import load_meta_optimizer
@@ -31,10 +31,6 @@ from metaopt.ranks import ALONE, CPU, Ranks
 from metaopt.tasks import RegressionFamily, TaskFamily
 from metaopt.training.distributions import TASK_DISTRIBUTIONS, Drawn, TaskDistribution
 from metaopt.training.trainer import Trainer
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
-
-from studies.recipes import SHIPPED
 
 TRAINED, VALIDATION = 10**7, 10**6  # the first seeds of training and of validation
 STILL = 1e-12  # a learning rate that changes nothing
@@ -71,7 +67,7 @@ class Exactly(TaskDistribution):
 
 def training(point: Point, ranks: Ranks = ALONE) -> Callable[[], None]:
     """A batch of the recipe, with a meta-step after each window."""
-    recipe = SHIPPED[f"lstm_{point.task}"]
+    recipe = load_recipe(f"lstm_{point.task}")
     spec = replace(
         recipe.training,
         problems="exactly",

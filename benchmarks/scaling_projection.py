@@ -5,20 +5,15 @@ These are extrapolations: of the coefficients, and of eigenvectors at the larges
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from scaling_model import Numbers, modelled, seconds_features
 
+from metaopt.cli.recipes import load_recipe
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.training.shards import _FACTS
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
-
-from studies.recipes import LAYERWISE, SHIPPED
 
 TRAJECTORIES = 10**6
 PROCESSES = 8
@@ -99,7 +94,7 @@ def hours(point: Numbers, coefficients: Numbers) -> float:
 def gathered(name: str) -> Numbers:
     """What a shard sends after each window: facts and gradients, in float64."""
     parameters = sum(
-        p.numel() for p in MetaOptimizer(SHIPPED[f"lstm_{name}"].networks).parameters()
+        p.numel() for p in MetaOptimizer(load_recipe(f"lstm_{name}").networks).parameters()
     )
     return {"parameters": parameters, "bytes_a_shard": FLOAT64 * (parameters + len(_FACTS))}
 
@@ -124,7 +119,7 @@ def large(eigh: Numbers, model: Numbers, reference: Numbers) -> Numbers:
     """A network of 10^8 weights: bytes of the states, seconds and bytes of its eigenvectors."""
     found: Numbers = {"weights": LARGE, "width": LARGE_WIDTH}
     for name in ("lstm_update_tele", "lstm_update"):
-        spec = SHIPPED[name].networks
+        spec = load_recipe(name).networks
         found[f"{name}_state_bytes"] = LARGE * 2 * spec.layers * spec.hidden * FLOAT32
     moments = [t.numel() for t in _layerwise_state(LARGE_WIDTH // 100)]
     found["lstm_layerwise_state_bytes"] = LARGE * FLOAT32 * sum(moments) / (LARGE_WIDTH // 100) ** 2
@@ -140,7 +135,7 @@ def large(eigh: Numbers, model: Numbers, reference: Numbers) -> Numbers:
     found["eigh_bytes_a_matrix"] = FLOAT64 * LARGE_WIDTH**2
     for task, coefficients in model["bytes"].items():
         if coefficients and task != "evaluation":
-            units = SHIPPED[f"lstm_{task}"].networks.layers * reference["hidden"]
+            units = load_recipe(f"lstm_{task}").networks.layers * reference["hidden"]
             held = coefficients["held"] * units + coefficients["graph"]
             found[f"{task}_held_bytes_a_step"] = held * LARGE
     return found
@@ -152,5 +147,5 @@ def _layerwise_state(width: int) -> list[Any]:
 
     from metaopt.symmetry.chain import LayerChain
 
-    meta = MetaOptimizer(replace(LAYERWISE["lstm_layerwise"].networks))
+    meta = MetaOptimizer(replace(load_recipe("lstm_layerwise").networks))
     return meta.update.init_state(LayerChain((), ()), [torch.zeros(width, width)])[-4:]

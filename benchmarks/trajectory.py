@@ -5,23 +5,18 @@ All steps are run; the trainer ends a batch where nothing is left to learn.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
+from metaopt.cli.recipes import Recipe, load_recipe
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.tasks import Regression, RegressionFamily
 from metaopt.training.meta_loss import MetaLoss
 from metaopt.training.unroll import Window
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
-
-from studies.recipes import SHIPPED, Recipe
-
-UPDATE_TELE, UPDATE = SHIPPED["lstm_update_tele"], SHIPPED["lstm_update"]
+UPDATE_TELE, UPDATE = load_recipe("lstm_update_tele"), load_recipe("lstm_update")
 
 
 def training_problem(recipe: Recipe, batch: int) -> Regression:

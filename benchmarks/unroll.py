@@ -7,21 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from pathlib import Path
 
 import torch
 from command import integers
 from interleaved import interleaved
 from trajectory import meta_loss, training_problem, windows
 
+from metaopt.cli.recipes import Recipe, load_recipe
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.symmetry import LayerInput
 from metaopt.tasks import Regression
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
-
-from studies.recipes import SHIPPED, Recipe
 
 
 def through_higher(recipe: Recipe, problem: Regression, meta: MetaOptimizer, steps: int) -> None:
@@ -60,11 +55,11 @@ def by_hand(recipe: Recipe, problem: Regression, meta: MetaOptimizer, steps: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", default="lstm_update_tele", choices=list(SHIPPED))
+    parser.add_argument("--method", default="lstm_update_tele", help="a config of configs/")
     integers(parser, batch=8, steps=100, threads=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    recipe = SHIPPED[options.method]
+    recipe = load_recipe(options.method)
     meta = MetaOptimizer(recipe.networks, seed=0)
     problem = training_problem(recipe, options.batch)
     result = interleaved(

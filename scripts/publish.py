@@ -47,7 +47,7 @@ def ship(study: Path) -> None:
     """Copy the chosen checkpoints into the package, if the study has any."""
     listed = study / "runs.json"
     runs = json.loads(listed.read_text()) if listed.exists() else {}
-    for name in (SHIPPED | LAYERWISE).keys() & runs.keys():
+    for name in {*SHIPPED, *LAYERWISE} & runs.keys():
         best = min(runs[name], key=lambda run: run["score"])
         path = study / best["folder"] / BEST
         read_checkpoint(path)  # whole

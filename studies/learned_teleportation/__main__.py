@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaopt.cli.common import guarded, set_threads
+from metaopt.cli.recipes import load_recipe
 from metaopt.errors import UserError
 from metaopt.evaluation.figure import Band, band_figure
 from metaopt.storage import write_atomically
@@ -32,7 +33,7 @@ from studies.learned_teleportation.tables import (
     reach_table,
 )
 from studies.learned_teleportation.training_pool import seeded, train_all
-from studies.recipes import FURTHER, PAPER, SHIPPED
+from studies.recipes import PAPER, SHIPPED
 from studies.report import over_seeds, write_json, write_text
 
 EQ79 = "lstm_update_tele_eq79"
@@ -54,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def study(out: Path, scale: Scale, jobs: int) -> None:
     """Run the whole study, or what of it is not in ``out`` yet."""
-    methods = SHIPPED | {EQ79: FURTHER[EQ79]} | (PAPER if scale.paper_seeds else {})
-    recipes = {name: scale.recipe(recipe) for name, recipe in methods.items()}
+    methods = (*SHIPPED, EQ79, *(PAPER if scale.paper_seeds else ()))
+    recipes = {name: scale.recipe(load_recipe(name)) for name in methods}
     if scale.long is not None:
-        long = SHIPPED["lstm_update_tele"].with_budget(scale.long)
+        long = load_recipe("lstm_update_tele").with_budget(scale.long)
         recipes[f"lstm_update_tele x{scale.long}"] = long
     seeds = {
         name: range(scale.paper_seeds if name in PAPER else scale.meta_seeds) for name in recipes

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from metaopt.cli.common import set_threads
+from metaopt.cli.recipes import Recipe, load_recipe
 from metaopt.errors import UserError
 from metaopt.evaluation.table import number
 from metaopt.learned.checkpoint import load_meta_optimizer
@@ -30,7 +31,6 @@ from studies.learned_teleportation.curves import Build, Curves, checksum, file_n
 from studies.learned_teleportation.meta_seeds import chosen, measured
 from studies.learned_teleportation.scale import Quick, Scale
 from studies.learned_teleportation.training_pool import seeded, train_all
-from studies.recipes import SHIPPED, Recipe
 from studies.report import markdown, write_text
 
 SIZES = (0.03, 0.1, 0.3)
@@ -60,7 +60,7 @@ ABLATIONS: dict[str, Change] = {
 
 def trained_controls() -> dict[str, Recipe]:
     """Return recipes of ``lstm_update_tele`` with one thing changed, by name."""
-    base = SHIPPED["lstm_update_tele"]
+    base = load_recipe("lstm_update_tele")
 
     def change(**fields: object) -> Recipe:
         return replace(base, networks=replace(base.networks, **fields))  # type: ignore[arg-type]

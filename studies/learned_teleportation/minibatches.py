@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metaopt.cli.common import set_threads
+from metaopt.cli.recipes import Recipe, load_recipe
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.checkpoint import load_meta_optimizer, read_checkpoint
 from metaopt.learned.meta_optimizer import MetaOptimizer
@@ -31,13 +32,12 @@ from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.randomness import same_randomness
 from metaopt.tasks import MinibatchFamily, first_seeds
 from metaopt.tasks.data import batches, load, standardized
-from metaopt.training.run import BEST
 from metaopt.training.distributions import MINIBATCH_VALIDATION
+from metaopt.training.run import BEST
 from metaopt.training.trainer import smoothed
 from studies.command import add_jobs, study_parser
 from studies.learned_teleportation.training_pool import seeded, train_all
 from studies.optimizers.image_runs import BASES, Pair, epoch_of_steps
-from studies.recipes import LAYERWISE, Recipe
 from studies.report import markdown, write_json, write_text
 
 NAME = "lstm_layerwise"
@@ -116,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dataset = load("mnist", values.data_dir or None, values.download)
     pixels = standardized(dataset.train).flatten(start_dim=1)
     extent = QUICK if values.quick else Extent()
-    recipe = _short(LAYERWISE[NAME]) if values.quick else LAYERWISE[NAME]
+    recipe = load_recipe(NAME)
+    recipe = _short(recipe) if values.quick else recipe
     jobs = seeded(NAME, recipe, range(extent.meta_seeds), out / "runs")
     train_all(jobs, values.jobs)
     trained = [

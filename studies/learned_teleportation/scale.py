@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from metaopt.cli.recipes import Recipe
 from metaopt.evaluation.methods import HAND_MADE
 from studies.learned_teleportation.baselines import RATES
-from studies.recipes import Recipe
 
 LONG = 2800
 TITLES = {

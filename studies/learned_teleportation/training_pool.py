@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from metaopt.cli.recipes import Recipe
 from metaopt.errors import UserError
 from metaopt.training.run import run_training
 from metaopt.training.trainer import Trainer
-from studies.recipes import Recipe
 
 Job = tuple[Recipe, Path]
 """A recipe with its meta-seed, and the folder of its training."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from metaopt.cli.recipes import Recipe
 from metaopt.evaluation.figure import band_figure
 from metaopt.evaluation.methods import HAND_MADE
 from metaopt.learned.checkpoint import pretrained_path
@@ -19,7 +20,7 @@ from studies.learned_teleportation.curves import measure
 from studies.learned_teleportation.families import FAMILIES, families
 from studies.learned_teleportation.meta_seeds import chosen
 from studies.learned_teleportation.scale import Quick
-from studies.recipes import PAPER, SHIPPED, Recipe
+from studies.recipes import PAPER, SHIPPED
 from studies.report import markdown, over_seeds, write_json
 
 

@@ -1,0 +1,71 @@
+"""Recipes: how a learned optimizer is made, read from a config of ``train_meta.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from metaopt.cli.common import import_extensions, take
+from metaopt.cli.train import build_parser
+from metaopt.errors import UserError
+from metaopt.learned.spec import MetaOptimizerSpec
+from metaopt.storage import is_file
+from metaopt.training.spec import TrainingSpec
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+"""The configs of the repository; an installed package has none."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a meta-seed turns into a learned optimizer.
+
+    Attributes:
+        networks: the networks.
+        training: their meta-training, and the meta-seed.
+    """
+
+    networks: MetaOptimizerSpec
+    training: TrainingSpec
+
+    def with_seed(self, seed: int) -> Recipe:
+        """Return the same recipe with another meta-seed."""
+        return replace(self, training=replace(self.training, seed=seed))
+
+    def with_budget(self, trajectories: int) -> Recipe:
+        """Return the same recipe with another budget, of 20 validations if it is longer."""
+        every = max(self.training.validation_every, trajectories // 20)
+        training = replace(self.training, trajectories=trajectories, validation_every=every)
+        return replace(self, training=training)
+
+
+def load_recipe(source: str | Path) -> Recipe:
+    """Return the recipe of a config, with the defaults of the command line.
+
+    Args:
+        source: the path of a YAML file, or a name in the repository's folder ``configs``, such as
+            "lstm_update_tele" or "paper/lstm_update".
+
+    Raises:
+        UserError: if there is no such config, or it is no config of a training.
+
+    Example:
+        >>> load_recipe("lstm_layerwise").networks.update_config
+        LayerwiseConfig(hidden=16, layers=1)
+    """
+    path = Path(source) if str(source).endswith(".yaml") else CONFIGS / f"{source}.yaml"
+    if not is_file(path):
+        raise UserError(
+            f"expected the path of a YAML config, or one of {', '.join(recipe_names())}, got "
+            f"{str(source)!r}: name one"
+        )
+    arguments = ["--config", str(path)]
+    import_extensions(arguments)
+    values = build_parser().parse_args(arguments)
+    return Recipe(take(MetaOptimizerSpec, values), take(TrainingSpec, values))
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the repository's configs of trainings."""
+    names = (str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
+    return sorted(name for name in names if name != "demo")
