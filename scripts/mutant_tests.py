@@ -107,7 +107,7 @@ class Tests:
         return {t for t in tests if t and not any(name in t.split("::")[0] for name in SKIPPED)}
 
     def rounds(self, path: Path, lines: tuple[int, int] | None) -> list[list[str]]:
-        """Return groups of tests that notice a change, to be run one after another, the fastest first.
+        """Return groups of tests to run one after another for a change, the fastest first.
 
         A case of each test function in the file with the most of them; one of each in the other
         files; further cases.
