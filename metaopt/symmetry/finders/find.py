@@ -138,7 +138,9 @@ def _choices(known: Iterable[tuple[str, str]]) -> str:
 
 
 def _why_not(model: nn.Module, everything: Sites, pair: tuple[str, ...]) -> str:
-    names = _layer_names(model)
+    names = set(_layer_names(model))  # and what a finder calls by the names of parameters
+    names |= {name for site in everything.found for name in site.layers}
+    names |= {name for out in everything.left_out for name in out.names}
     for name in pair:
         if name not in names:
             return f"the model has no layer called {name}"
