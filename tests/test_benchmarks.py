@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.studies  # most take their recipes from there
+pytestmark = pytest.mark.studies  # it marks what stands beside the library
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 HELPERS = {"command", "interleaved", "trajectory", "jax_trajectory"}  # imported by the others

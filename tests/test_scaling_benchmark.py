@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.studies  # it takes its recipes from there
+pytestmark = pytest.mark.studies  # it marks what stands beside the library
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 AXES = {"width", "width_of_one", "batch", "steps", "hidden", "window", "processes"}
