@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from metaopt import UserError
-from metaopt.symmetry.level_set import LevelSetTeleport, Stopped
-from metaopt.symmetry.module_level_set import module_loss, teleport_module
+from metaopt import TeleportingOptimizer, UserError
+from metaopt.symmetry import LevelSetTeleport, find_sites
+from metaopt.symmetry.functional import module_loss
+from metaopt.symmetry.level_set import Stopped
 
 EIGENVALUES = torch.tensor([1.0, 2.0, 5.0, 10.0]).double()
 
@@ -30,16 +31,23 @@ def tanh_network():
     return model, torch.randn(30, 5).double(), torch.arange(30) % 3
 
 
+def teleporting(model, search=None, **options):
+    """An optimizer with a momentum, whose teleports keep the cross entropy and no outputs."""
+    base = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    search = search or LevelSetTeleport()
+    return TeleportingOptimizer(base, model, nn.CrossEntropyLoss(), search=search, **options)
+
+
 def norm(model, x, y):
     loss = nn.functional.cross_entropy(model(x), y)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     return math.sqrt(sum(g.square().sum().item() for g in gradients))
 
 
-def keeps_its_promises(climb, search):
-    most = climb.losses[0] + search.tolerance * climb.losses[0].abs()
-    assert (climb.losses <= most).all()
-    assert (climb.gradient_norms.max(dim=0).values >= climb.gradient_norms[0]).all()
+def keeps_its_promises(found, search):
+    most = found.losses[0] + search.tolerance * found.losses[0].abs()
+    assert (found.losses <= most).all()
+    assert (found.gradient_norms.max(dim=0).values >= found.gradient_norms[0]).all()
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
@@ -51,22 +59,22 @@ def test_a_quadratics_largest_gradient_is_along_its_largest_eigenvector(scale):
     def loss(values):
         return scale * quadratic(values)
 
-    climb = search([start], loss)
-    keeps_its_promises(climb, search)
+    found = search(None, [start], loss)
+    keeps_its_promises(found, search)
     level = loss([start])
     torch.testing.assert_close(
-        climb.gradient_norms.max(dim=0).values.square(), 20 * scale * level, rtol=1e-4, atol=0
+        found.gradient_norms.max(dim=0).values.square(), 20 * scale * level, rtol=1e-4, atol=0
     )
     expected = torch.zeros_like(start)
     expected[:, 3] = start[:, 3].sign() * (2 * level / (10 * scale)).sqrt()
-    torch.testing.assert_close(climb.parameters[0], expected, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(found.parameters[0], expected, rtol=1e-4, atol=1e-2)
 
 
 def test_a_non_convex_function_reaches_the_maximum_found_by_brute_force():
     start = torch.tensor([[0.3, 0.8], [-1.2, 0.7], [1.5, -0.1]]).double()
     search = LevelSetTeleport(iterations=200)
-    climb = search([start], wells)
-    keeps_its_promises(climb, search)
+    found = search(None, [start], wells)
+    keeps_its_promises(found, search)
     axis = torch.linspace(-3, 3, 1201).double()
     grid = torch.cartesian_prod(axis, axis).requires_grad_()
     values = wells([grid])
@@ -74,7 +82,7 @@ def test_a_non_convex_function_reaches_the_maximum_found_by_brute_force():
     for index, level in enumerate(wells([start])):
         inside = values <= level
         largest = gradient[inside].norm(dim=-1).max().item()
-        reached = climb.gradient_norms[:, index].max().item()
+        reached = found.gradient_norms[:, index].max().item()
         assert reached == pytest.approx(largest, rel=0.01)
 
 
@@ -85,11 +93,13 @@ def test_a_tanh_networks_loss_stays_and_its_gradient_rises(dtype):
     loss_fn = nn.CrossEntropyLoss()
     loss, before = loss_fn(model(x), y).item(), norm(model, x, y)
     search = LevelSetTeleport()
-    climb = teleport_module(model, loss_fn, x, y, search)
-    keeps_its_promises(climb, search)
+    found = search(None, *module_loss(model, loss_fn, x, y))
+    keeps_its_promises(found, search)
+    move = teleporting(model, search).teleport(x, y)
+    assert not move.stayed
     assert loss_fn(model(x), y).item() == pytest.approx(loss, rel=2e-4)
     assert norm(model, x, y) > 2 * before
-    assert norm(model, x, y) == pytest.approx(climb.gradient_norms.max().item(), rel=1e-4)
+    assert norm(model, x, y) == pytest.approx(found.gradient_norms.max().item(), rel=1e-4)
 
 
 def test_one_step_without_corrections_is_the_printed_formula():
@@ -104,13 +114,13 @@ def test_one_step_without_corrections_is_the_printed_formula():
     g = hessian @ w
     q = hessian @ g / (g @ g)
     v = 1e-3 * (q @ g) / (g @ g)
-    torch.testing.assert_close(search([w], loss).parameters[0], w + 1e-3 * q - v * g)
+    torch.testing.assert_close(search(None, [w], loss).parameters[0], w + 1e-3 * q - v * g)
 
     def concave(values):
         return -loss(values)
 
-    climb = search([w], concave)  # q.g < 0: no correction
-    torch.testing.assert_close(climb.parameters[0], w + 1e-3 * q)
+    found = search(None, [w], concave)  # q.g < 0: no correction
+    torch.testing.assert_close(found.parameters[0], w + 1e-3 * q)
 
 
 def test_it_is_equivariant_under_rotations():
@@ -118,29 +128,29 @@ def test_it_is_equivariant_under_rotations():
     rotation = torch.linalg.qr(torch.randn(2, 2, generator=generator).double()).Q
     start = torch.tensor([0.3, 0.8]).double()
     search = LevelSetTeleport(iterations=8)
-    plain = search([start], wells)
-    turned = search([rotation @ start], lambda values: wells([rotation.T @ values[0]]))
+    plain = search(None, [start], wells)
+    turned = search(None, [rotation @ start], lambda values: wells([rotation.T @ values[0]]))
     torch.testing.assert_close(turned.parameters[0], rotation @ plain.parameters[0])
     torch.testing.assert_close(turned.gradient_norms, plain.gradient_norms)
 
 
 def test_how_the_weights_are_cut_into_tensors_does_not_matter():
     start = torch.tensor([0.3, 0.8]).double()
-    whole = LevelSetTeleport(iterations=8)([start], wells)
+    whole = LevelSetTeleport(iterations=8)(None, [start], wells)
     parts = LevelSetTeleport(iterations=8)(
-        [start[0].clone(), start[1:]], lambda v: wells([torch.cat([v[0].reshape(1), v[1]])])
+        None, [start[0].clone(), start[1:]], lambda v: wells([torch.cat([v[0].reshape(1), v[1]])])
     )
     together = torch.cat([p.reshape(-1) for p in parts.parameters])
     torch.testing.assert_close(together, whole.parameters[0])
 
 
-def test_a_problem_does_not_depend_on_its_batch_even_where_another_is_broken():
+def test_a_task_does_not_depend_on_its_batch_even_where_another_is_broken():
     start = torch.tensor([[0.3, 0.8], [math.nan, 1.0], [1.0, 0.0], [1.5, -0.1]]).double()
     search = LevelSetTeleport(iterations=12)
-    together = search([start], wells)
+    together = search(None, [start], wells)
     assert together.stopped[1] == Stopped.NOT_FINITE
     for index in (0, 2, 3):
-        alone = search([start[index]], wells)
+        alone = search(None, [start[index]], wells)
         torch.testing.assert_close(together.parameters[0][index], alone.parameters[0])
         assert together.stopped[index] == alone.stopped
 
@@ -148,23 +158,25 @@ def test_a_problem_does_not_depend_on_its_batch_even_where_another_is_broken():
 def test_it_stops_where_there_is_nothing_to_climb():
     search = LevelSetTeleport(iterations=5)
     for start in ([0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]):  # the minimum, and the maximiser
-        climb = search([torch.tensor(start).double()], quadratic)
-        assert climb.stopped == Stopped.STATIONARY
-        assert climb.parameters[0].tolist() == start
-        assert len(climb.losses) == 1
-    linear = search([torch.ones(3).double()], lambda values: values[0].sum())
+        found = search(None, [torch.tensor(start).double()], quadratic)
+        assert found.stopped == Stopped.STATIONARY
+        assert found.parameters[0].tolist() == start
+        assert len(found.losses) == 1
+    linear = search(None, [torch.ones(3).double()], lambda values: values[0].sum())
     assert linear.stopped == Stopped.STATIONARY
 
 
 def test_from_below_the_level_it_returns_to_it():
     """Of -1/2 w^2 the gradient grows as the loss falls, without end: no correction is made."""
-    climb = LevelSetTeleport(iterations=5)([torch.ones(3).double()], lambda v: -v[0].square().sum())
-    assert (climb.losses.diff() < 0).all()
-    assert (climb.gradient_norms.diff() > 0).all()
-    assert climb.stopped == Stopped.ITERATIONS
+    found = LevelSetTeleport(iterations=5)(
+        None, [torch.ones(3).double()], lambda v: -v[0].square().sum()
+    )
+    assert (found.losses.diff() < 0).all()
+    assert (found.gradient_norms.diff() > 0).all()
+    assert found.stopped == Stopped.ITERATIONS
 
 
-def test_steps_that_are_not_finite_are_refused_and_counted():
+def test_steps_that_are_not_finite_are_rejected_and_counted():
     """The gradient grows towards a barrier, and a first step of this size passes it."""
 
     def loss(values):
@@ -172,20 +184,20 @@ def test_steps_that_are_not_finite_are_refused_and_counted():
         return 4.5 * y.square() - (1 - x).log()
 
     search = LevelSetTeleport(iterations=20, rho=1e3)
-    climb = search([torch.tensor([[0.9, 0.3], [0.5, 0.7]]).double()], loss)
-    keeps_its_promises(climb, search)
-    refused = climb.not_finite.tolist()
-    assert refused[0] > 0
-    assert refused[1] == 0, "it goes the other way"
-    assert climb.losses.isfinite().all()
-    assert (climb.gradient_norms[-1] > 1.4 * climb.gradient_norms[0]).all()
+    found = search(None, [torch.tensor([[0.9, 0.3], [0.5, 0.7]]).double()], loss)
+    keeps_its_promises(found, search)
+    rejected = found.not_finite.tolist()
+    assert rejected[0] > 0
+    assert rejected[1] == 0, "it goes the other way"
+    assert found.losses.isfinite().all()
+    assert (found.gradient_norms[-1] > 1.4 * found.gradient_norms[0]).all()
 
 
 def test_where_no_size_fits_it_stays_and_says_so():
     start = torch.tensor([1.0, 1.0, 1.0, 0.1]).double()
-    climb = LevelSetTeleport(rho=1e6, halvings=0)([start], quadratic)
-    assert climb.stopped == Stopped.NO_STEP
-    assert torch.equal(climb.parameters[0], start)
+    found = LevelSetTeleport(rho=1e6, max_backtracks=0)(None, [start], quadratic)
+    assert found.stopped == Stopped.NO_STEP
+    assert torch.equal(found.parameters[0], start)
 
 
 def test_the_module_is_left_alone_by_its_loss_and_only_free_parameters_move():
@@ -201,23 +213,156 @@ def test_the_module_is_left_alone_by_its_loss_and_only_free_parameters_move():
     state = torch.get_rng_state()
     assert loss(parameters) == loss(parameters)
     assert torch.equal(torch.get_rng_state(), state)
-    climb = LevelSetTeleport(iterations=3)(parameters, loss)
+    found = LevelSetTeleport(iterations=3)(None, parameters, loss)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in parameters)
-    assert not any(p.requires_grad for p in climb.parameters)
+    assert not any(p.requires_grad for p in found.parameters)
     with torch.no_grad():
-        quiet = LevelSetTeleport(iterations=3)(parameters, loss)
-    assert torch.equal(quiet.losses, climb.losses)
-    teleport_module(model, nn.CrossEntropyLoss(), x, y, LevelSetTeleport(iterations=3))
-    for parameter, value in zip(parameters, climb.parameters, strict=True):
+        quiet = LevelSetTeleport(iterations=3)(None, parameters, loss)
+    assert torch.equal(quiet.losses, found.losses)
+    teleporting(model, LevelSetTeleport(iterations=3)).teleport(x, y)
+    for parameter, value in zip(parameters, found.parameters, strict=True):
         assert torch.equal(parameter, value)
     assert torch.equal(model[0].bias, before["0.bias"])
+
+
+# As the search of an optimizer.
+
+
+def without_sites():
+    """A module where no group acts, in training mode, and a batch."""
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Linear(5, 7), nn.LayerNorm(7), nn.GELU(), nn.Linear(7, 6), nn.LayerNorm(6), nn.GELU(),
+        nn.Linear(6, 3),
+    ).double()  # fmt: skip
+    return model, torch.randn(30, 5).double(), torch.arange(30) % 3
+
+
+def parameters_of(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_module_where_no_group_acts_is_teleported_all_the_same():
+    model, x, y = without_sites()
+    assert not find_sites(model).found
+    before, at = norm(model, x, y), nn.functional.cross_entropy(model(x), y).item()
+    search = LevelSetTeleport()
+    optimizer = teleporting(model, search)
+    move = optimizer.teleport(x, y)
+    after = nn.functional.cross_entropy(model(x), y).item()
+    assert norm(model, x, y) > 2 * before
+    assert after <= at + search.tolerance * abs(at)
+    assert after == pytest.approx(at, rel=2 * search.tolerance)
+    assert not move.rejected
+    assert same(move.after, parameters_of(model))
+    assert move.invariance_error() > 1e-2, "the loss is kept, and the outputs are not"
+    assert optimizer.teleportation is move
+    assert (optimizer.made, optimizer.undone) == (1, 0)
+
+
+def test_each_teleport_counts_and_moves_every_free_parameter():
+    model, x, y = without_sites()
+    model[0].bias.requires_grad_(False)
+    optimizer = teleporting(model, LevelSetTeleport(iterations=3))
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert len(optimizer.moving) == len(names) == 9
+    start, frozen = parameters_of(model), model[0].bias.clone()
+    for count in (1, 2, 3):
+        optimizer.teleport(x, y)
+        assert optimizer.made == count
+    assert optimizer.undone == 0
+    assert "Teleports made: 3" in optimizer.report()
+    assert torch.equal(model[0].bias, frozen)
+    moved = dict(model.named_parameters())
+    for name, old in zip(moved, start, strict=True):
+        assert torch.equal(moved[name], old) == (name == "0.bias"), name
+
+
+def test_a_large_change_of_the_outputs_is_not_reverted():
+    """``max_defect`` is of moves that keep the outputs."""
+    model, x, y = without_sites()
+    optimizer = teleporting(model, max_defect=1e-9)
+    before = parameters_of(model)
+    move = optimizer.teleport(x, y, held_out=x[:4])
+    assert move.reverted is None
+    assert not same(parameters_of(model), before)
+    assert (optimizer.made, optimizer.undone) == (1, 0)
+
+
+def momenta(optimizer):
+    return [optimizer.state[p].get("momentum_buffer") for p in optimizer.moving]
+
+
+def stepped(buffers):
+    """(model, optimizer, batch) after one step, so that there are momenta."""
+    model, x, y = without_sites()
+    optimizer = teleporting(model, LevelSetTeleport(iterations=3), buffers=buffers)
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    assert all(m is not None and m.abs().sum() > 0 for m in momenta(optimizer))
+    return model, optimizer, (x, y)
+
+
+def test_buffers_are_kept_bit_for_bit():
+    _, optimizer, batch = stepped("keep")
+    kept = [m.clone() for m in momenta(optimizer)]
+    optimizer.teleport(*batch)
+    assert same(momenta(optimizer), kept)
+
+
+def test_buffers_that_are_reset_are_those_of_a_new_optimizer():
+    model, optimizer, (x, y) = stepped("reset")
+    optimizer.teleport(x, y)
+    assert momenta(optimizer) == [None] * 10
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    at, gradients = parameters_of(model), [p.grad.clone() for p in model.parameters()]
+    optimizer.step()
+    for parameter, old, gradient in zip(model.parameters(), at, gradients, strict=True):
+        torch.testing.assert_close(parameter.detach(), old - 0.1 * gradient)
+
+
+def test_buffers_cannot_be_transported_where_no_group_moves_the_weights():
+    model, _, _ = without_sites()
+    with pytest.raises(UserError, match="^expected buffers 'keep' or 'reset' for Level") as refused:
+        teleporting(model, buffers="transport")
+    message = str(refused.value)
+    assert "got 'transport': it moves by no group" in message
+    assert len(message.splitlines()) == 1
+    assert len(message) < 300
+
+
+def test_scheduled_teleports_are_made_at_their_steps():
+    """And the step that follows each is from the gradient at the new point."""
+    model, x, y = without_sites()
+    optimizer = teleporting(model, LevelSetTeleport(iterations=3), schedule={1})
+    twin = copy.deepcopy(model)
+    base = torch.optim.SGD(twin.parameters(), 0.1, momentum=0.9)
+    by_hand = teleporting(twin, LevelSetTeleport(iterations=3))
+    for step in range(3):
+        optimizer.step(batch=(x, y)) if step == 1 else train_step(model, optimizer, x, y)
+        if step == 1:
+            by_hand.teleport(x, y)
+        train_step(twin, base, x, y)
+        assert optimizer.made == (step >= 1)
+        assert same(parameters_of(model), parameters_of(twin))
+
+
+def train_step(model, optimizer, x, y):
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"iterations": 0}, {"halvings": -1}, {"corrections": -1}, {"rho": 0.0},
+        {"iterations": 0}, {"max_backtracks": -1}, {"corrections": -1}, {"rho": 0.0},
         {"rho": math.nan}, {"tolerance": 0.0}, {"growth": 0.5}, {"stationary": 1.0},
     ],
 )  # fmt: skip
