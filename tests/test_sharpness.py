@@ -13,11 +13,8 @@ from metaopt.measures import Sharpness, around, sharpness
 from metaopt.measures.around import Points, losses_of
 from metaopt.measures.directions import unit_directions
 from metaopt.measures.output_loss import cross_entropy, of_columns
-from metaopt.symmetry.chain import LeakyReLU
-from metaopt.symmetry.finders import as_chain
-from metaopt.symmetry.loss import NetworkLoss
-from metaopt.symmetry.objectives import Negated
-from metaopt.symmetry.search import GradientAscent
+from metaopt.symmetry import GradientAscent, LayerChain, LeakyReLU, Negated, as_chain
+from metaopt.symmetry.functional import NetworkLoss
 
 T = (0.01, 0.3, 1.0)
 
@@ -30,6 +27,12 @@ def mlp(bias=True):
     torch.manual_seed(0)
     layers = [nn.Linear(7, 5, bias=bias), nn.LeakyReLU(0.1), nn.Linear(5, 4, bias=bias)]
     return nn.Sequential(*layers, nn.Tanh(), nn.Linear(4, 3, bias=bias)).double()
+
+
+def chain_of(model) -> LayerChain:
+    chain = as_chain(model)
+    assert isinstance(chain, LayerChain), chain
+    return chain
 
 
 def data(classes=True):
@@ -92,13 +95,13 @@ def test_it_is_the_mean_of_a_loop_over_the_points(make, loss_fn, classes, budget
 def test_a_chain_and_any_model_agree_point_by_point():
     model, (x, y) = mlp(), data()
     parameters = [p.detach() for p in model.parameters()]
-    loss = NetworkLoss(model, as_chain(model).names, functional.cross_entropy, x, y)
+    loss = NetworkLoss(model, chain_of(model).names, functional.cross_entropy, x, y)
     points = Points(
         torch.tensor(T, dtype=torch.float64), unit_directions(parameters, 6, generator())
     )
     each = losses_of(loss, parameters, points)
-    layers = as_chain(model).chain.layers(parameters)
-    surroundings = around.Surroundings(as_chain(model).chain, x.mT, points)
+    layers = chain_of(model).layers(parameters)
+    surroundings = around.Surroundings(chain_of(model), x.mT, points)
     of_chain = surroundings.losses(layers, of_columns(loss.loss_fn, y))
     torch.testing.assert_close(of_chain, each, rtol=1e-12, atol=1e-13)
     expected = looped(
@@ -110,10 +113,10 @@ def test_a_chain_and_any_model_agree_point_by_point():
 def test_another_batch_is_another_sharpness():
     model, (x, y) = mlp(), data()
     parameters = [p.detach() for p in model.parameters()]
-    chain = as_chain(model).chain
+    chain = chain_of(model)
     objective = Sharpness.drawn(parameters, generator(), T, 3, chain)
     for batch in (x, x.flip(0), x):
-        loss = NetworkLoss(model, as_chain(model).names, functional.cross_entropy, batch, y)
+        loss = NetworkLoss(model, chain_of(model).names, functional.cross_entropy, batch, y)
         fresh = Sharpness.drawn(parameters, generator(), T, 3, chain)(parameters, loss)
         assert torch.equal(objective(parameters, loss), fresh)
 
@@ -146,10 +149,10 @@ def test_directions_are_units_uniform_on_the_sphere_and_of_the_seed():
         assert torch.equal(again, d)
 
 
-def test_of_a_batch_of_problems_each_has_its_own():
+def test_of_a_batch_of_tasks_each_has_its_own():
     family = mixed_signs(4, 6, 5, 3)
-    problem = family.sample((0, 1, 2))
-    parameters = [p.detach() for p in problem.parameters()]
+    tasks = family.sample((0, 1, 2))
+    parameters = [p.detach() for p in tasks.parameters()]
     directions = unit_directions([p[0] for p in parameters], 7, generator())
 
     def loss_of(batch):
@@ -159,7 +162,7 @@ def test_of_a_batch_of_problems_each_has_its_own():
         )
 
     together = Sharpness(torch.tensor(T, dtype=torch.float64), directions)(
-        parameters, loss_of(problem)
+        parameters, loss_of(tasks)
     )
     assert together.shape == (3,)
     for index, seed in enumerate((0, 1, 2)):
@@ -174,12 +177,10 @@ def test_of_a_batch_of_problems_each_has_its_own():
 def test_it_is_differentiable_in_the_parameters(as_a_chain, budget, monkeypatch):
     monkeypatch.setattr(around, "BUDGET", budget)
     model, (x, y) = mlp(), data()
-    view = as_chain(model)
-    loss = NetworkLoss(model, view.names, functional.cross_entropy, x, y)
+    chain = chain_of(model)
+    loss = NetworkLoss(model, chain.names, functional.cross_entropy, x, y)
     parameters = [p.detach() for p in model.parameters()]
-    objective = Sharpness.drawn(
-        parameters, generator(), T, 4, chain=view.chain if as_a_chain else None
-    )
+    objective = Sharpness.drawn(parameters, generator(), T, 4, chain=chain if as_a_chain else None)
     own = [p.clone().requires_grad_() for p in parameters]
     gradients = torch.autograd.grad(objective(own, loss), own)
     for index, gradient in enumerate(gradients):
@@ -202,16 +203,16 @@ def test_a_teleport_changes_it_and_keeps_the_loss(action, direction):
     with torch.no_grad():
         model[0].weight.mul_(3.0)  # not at the bottom of its orbit
     parameters = [p.detach().clone() for p in model.parameters()]
-    objective = Sharpness.drawn(parameters, generator(), (0.5, 1.0), 20, as_chain(model).chain)
+    objective = Sharpness.drawn(parameters, generator(), (0.5, 1.0), 20, chain_of(model))
     climbed = objective if direction > 0 else Negated(objective)
     optimizer = TeleportingOptimizer(
         torch.optim.SGD(model.parameters(), 0.1),
         model,
         functional.cross_entropy,
         action,
-        search=GradientAscent(iterations=5, size=0.3, objective=climbed),
+        search=GradientAscent(iterations=5, initial_step=0.3, objective=climbed),
     )
-    loss = NetworkLoss(model, as_chain(model).names, functional.cross_entropy, x, y)
+    loss = NetworkLoss(model, chain_of(model).names, functional.cross_entropy, x, y)
     before, at = objective(parameters, loss), functional.cross_entropy(model(x), y)
     optimizer.teleport(x, y)
     after = objective([p.detach() for p in model.parameters()], loss)
@@ -248,7 +249,7 @@ def test_classes_that_the_loss_ignores_do_not_count(loss_fn, ignored):
 def test_a_batch_that_is_refilled_in_place_is_another_batch():
     model, (x, y) = mlp(), data()
     parameters = [p.detach() for p in model.parameters()]
-    chain, names = as_chain(model).chain, as_chain(model).names
+    chain, names = chain_of(model), chain_of(model).names
     objective = Sharpness.drawn(parameters, generator(), T, 3, chain)
     loss = NetworkLoss(model, names, functional.cross_entropy, x, y)
     with torch.inference_mode():
@@ -349,8 +350,8 @@ def test_the_slope_of_the_first_activation_counts():
         model[2].weight.fill_(1.0)
     x, y = torch.ones(1, 1), torch.zeros(1, 1)
     d = [torch.ones(1, 1, 1), torch.zeros(1, 1, 1)]
-    objective = Sharpness(torch.tensor([0.5]), d, as_chain(model).chain)
-    loss = NetworkLoss(model, as_chain(model).names, functional.mse_loss, x, y)
+    objective = Sharpness(torch.tensor([0.5]), d, chain_of(model))
+    loss = NetworkLoss(model, chain_of(model).names, functional.mse_loss, x, y)
     phi = objective([p.detach() for p in model.parameters()], loss)
     assert phi.item() == pytest.approx(0.3**2)
     assert LeakyReLU(0.1)(torch.tensor(-0.2)).item() == pytest.approx(-0.02)
