@@ -77,6 +77,7 @@ def transport(
         orbit: that the weights moved along.
         steps: T of each site for each step of the move.
     """
+    transported = []  # nothing is written before all is known, as an action may refuse
     held = [key for p in parameters for key in base.state.get(p, {})]
     for key in dict.fromkeys(held):
         if key in COUNTS:
@@ -85,6 +86,7 @@ def transport(
         moved = [torch.zeros_like(p) if v is None else v for p, v in zip(parameters, values)]  # noqa: B905
         for elements in steps:
             moved = orbit.transport(moved, elements, squares=key in SQUARES)
-        for value, after in zip(values, moved, strict=True):
-            if value is not None:
-                value.copy_(after)
+        transported += zip(values, moved, strict=True)
+    for value, after in transported:
+        if value is not None:
+            value.copy_(after)

@@ -14,6 +14,7 @@ from metaopt.optim.buffers import POLICIES, check_transport, reset, transport
 from metaopt.optim.schedule import Schedule, as_predicate
 from metaopt.optim.state import check_own_state
 from metaopt.symmetry import ACTIONS, Action, Teleportation
+from metaopt.symmetry.action import check_transports
 from metaopt.symmetry.auto import AUTO, Returns, fingerprint, for_all_data
 from metaopt.symmetry.functional import LossOnBatch
 from metaopt.symmetry.orbit import ActingSite, Orbit
@@ -92,6 +93,8 @@ class TeleportingOptimizer(torch.optim.Optimizer):
                 f"expected a loss_fn for a {type(model).__name__}, got none: give a function of "
                 f"the model's output and y"
             )
+        if buffers == "transport" and isinstance(action, Action):
+            check_transports(action)
         self.target = target
         self.action = action
         self.search = search or target.search
@@ -367,15 +370,15 @@ class TeleportingOptimizer(torch.optim.Optimizer):
                 self.undone += 1
                 self.teleportation = move.revert(torch.tensor(True))
                 return self.teleportation
+        if self.buffers == "reset":
+            reset(self.base, parameters)
+        elif self.buffers == "transport":  # before the weights move, as an action may refuse
+            transport(self.base, parameters, orbit, result.elements)
         self.teleportation = move
         self.made += 1
         with torch.no_grad():
             for parameter, value in zip(parameters, result.parameters, strict=True):
                 parameter.copy_(value)
-        if self.buffers == "reset":
-            reset(self.base, parameters)
-        elif self.buffers == "transport":
-            transport(self.base, parameters, orbit, result.elements)
         return move
 
 

@@ -134,10 +134,24 @@ class Action(ABC):
         Raises:
             UserError: if the action does not say how.
         """
-        raise UserError(
-            f"expected an action that says how buffers are transported, got "
-            f"{type(self).__name__}: use buffers='keep' or 'reset', or write its transport()"
-        )
+        raise _cannot_transport(self)
+
+
+def check_transports(action: Action) -> None:
+    """Refuse an action that does not say how buffers are transported.
+
+    Raises:
+        UserError: if the action has no :meth:`Action.transport` of its own.
+    """
+    if type(action).transport is Action.transport:
+        raise _cannot_transport(action)
+
+
+def _cannot_transport(action: Action) -> UserError:
+    return UserError(
+        f"expected an action that says how buffers are transported, got "
+        f"{type(action).__name__}: use buffers='keep' or 'reset', or write its transport()"
+    )
 
 
 class Proposal(NamedTuple):
