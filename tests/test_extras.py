@@ -23,6 +23,7 @@ IMPORT_NAMES = {
     "PyYAML": "yaml", "docstring-parser": "docstring_parser", "import-linter": "importlinter",
 }  # fmt: skip
 SIZES = ["--samples", "4", "--input", "5", "--hidden", "3", "--output", "2"]
+SUBPACKAGES = ("symmetry", "tasks", "measures", "learned", "optim", "evaluation", "training")
 SHORT = [*SIZES, "--problems", "2", "--steps", "3"]
 
 REFUSE = """
@@ -133,7 +134,7 @@ def test_importing_the_library_imports_no_package_beside_torch_numpy_and_safeten
 
 FRONT_DOOR = """
 import torch, metaopt
-assert set(metaopt.__all__) <= set(dir(metaopt))
+help(metaopt), help(metaopt.evaluation)
 for name in metaopt.__all__:
     if name != "training":
         assert getattr(metaopt, name) is not None
@@ -156,18 +157,35 @@ for optimizer in (learned, teleporting):
     for _ in range(2):
         optimizer.step(closure, **({"batch": (x, y)} if optimizer is teleporting else {}))
 assert teleporting.made == 1
-from metaopt.evaluation.evaluate import evaluate
-from metaopt.evaluation.methods import resolve
-from metaopt.evaluation.table import as_text, summarise
+from metaopt.evaluation import as_text, evaluate, resolve, summarise
 family = metaopt.tasks.RegressionFamily(4, 5, 3, 2)
 print(as_text(summarise(list(evaluate([resolve("gd")], family, [0, 1], 3))), 3))
 """
 
 
 def test_the_front_door_works_without_any_optional_package() -> None:
-    done = python(FRONT_DOOR, OPTIONAL)
+    code = """
+from metaopt.extras import MissingExtra
+try:
+    metaopt.evaluation.loss_figure
+except MissingExtra as missing:
+    print(missing)
+assert not hasattr(metaopt.evaluation, "no_such")
+"""
+    done = python(FRONT_DOOR + code, OPTIONAL)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[1].startswith("gd ")
+    *_, table, last = done.stdout.splitlines()
+    assert table.startswith("gd ")
+    assert last == (
+        "expected the extra 'report', got no package matplotlib: "
+        f"pip install '{DISTRIBUTION}[report]'"
+    )
+
+
+def test_everything_that_a_package_lists_is_there() -> None:
+    for package in (metaopt, *(import_module(f"metaopt.{name}") for name in SUBPACKAGES)):
+        for name in getattr(package, "__all__", []):
+            assert getattr(package, name) is not None, (package.__name__, name)
 
 
 def test_a_call_that_needs_an_extra_names_it() -> None:
@@ -220,7 +238,7 @@ def test_a_training_without_a_package_of_the_extra_is_refused(package: str, tmp_
 
 
 def test_an_evaluation_without_a_bar_is_the_same(tmp_path: Path) -> None:
-    refused = {"tqdm", "higher", "tensorboard", "pytorch_optimizer", "pooch", "docstring_parser"}
+    refused = {"tqdm", "higher", "tensorboard", "pytorch_optimizer", "pooch"}
     for folder, without in (("all", set()), ("some", refused)):
         done = script(
             "eval_meta.py", without, *SHORT, "--methods", "gd", "--out", str(tmp_path / folder)
