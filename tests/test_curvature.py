@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from cases import LINEAR
 from network_cases import ZOO, sample
 from torch import nn
 
@@ -17,13 +18,22 @@ from metaopt.measures.curvature import (
     random_elements,
 )
 from metaopt.measures.curves import derivatives, post_activation_derivatives
-from metaopt.symmetry import ACTIONS, LayerInput, make_action
-from metaopt.symmetry.chain import Identity, Layer, LayerChain, LeakyReLU
-from metaopt.symmetry.finders import find_sites
-from metaopt.symmetry.objectives import Negated
-from metaopt.symmetry.orbit import ChainOrbit
-from metaopt.symmetry.rescaling_orbit import RescalingOrbit
-from metaopt.symmetry.search import GradientAscent
+from metaopt.symmetry import (
+    ACTIONS,
+    ActingSite,
+    GradientAscent,
+    Identity,
+    Layer,
+    LayerChain,
+    LayerInput,
+    LeakyReLU,
+    Negated,
+    Orbit,
+    RescalingAction,
+    chain_orbit,
+    find_sites,
+    make_action,
+)
 
 
 @dataclass(frozen=True)
@@ -57,25 +67,31 @@ def generator(seed=0):
 
 
 def orbit_of(activation, action, biases=(False, False), batch=(), sizes=(7, 6, 3, 4)):
-    """An orbit of one site and parameters on it; sizes: inputs, hidden, out, samples."""
+    """An orbit of one site and parameters on it; sizes: inputs, hidden, out, samples.
+
+    There is no activation for the action that needs that nothing lies between two layers.
+    """
     inputs, hidden, out, samples = sizes
     g = generator(3)
 
     def drawn(*shape):
         return torch.randn(*batch, *shape, generator=g, dtype=torch.float64)
 
+    activation = Identity() if action == LINEAR else activation
     chain = LayerChain((activation, Identity()), biases)
     layers = [
         Layer(drawn(hidden, inputs), drawn(hidden) if biases[0] else None),
         Layer(drawn(out, hidden), drawn(out) if biases[1] else None),
     ]
-    orbit = ChainOrbit(chain, LayerInput(drawn(inputs, samples)), make_action(action))
-    return orbit, chain.parameters(layers)
+    parameters = chain.parameters(layers)
+    h = LayerInput(drawn(inputs, samples))
+    return chain_orbit(chain, parameters, h, make_action(action)), parameters
 
 
 def along(orbit, parameters, elements, t):
-    moved = orbit.move(parameters, [t * element for element in elements])
-    assert not moved.refused.any()
+    own = orbit.elements(parameters, [t * element for element in elements])
+    moved = orbit.move(parameters, own)
+    assert not moved.rejected.any()
     return moved.parameters
 
 
@@ -152,11 +168,12 @@ def test_forward_mode_is_the_curve_of_every_action(action, batch):
 def test_sites_of_a_chain_move_together(action):
     """gamma'' has the mixed terms of two sites that share a layer."""
     g = generator(1)
-    chain = LayerChain((LeakyReLU(0.2), LeakyReLU(0.2), Identity()), (False,) * 3)
+    between = Identity() if action == LINEAR else LeakyReLU(0.2)
+    chain = LayerChain((between, between, Identity()), (False,) * 3)
     shapes = ((5, 6), (5, 5), (3, 5))
     parameters = [torch.randn(*s, generator=g, dtype=torch.float64) for s in shapes]
     x = torch.randn(6, 4, generator=g, dtype=torch.float64)
-    orbit = ChainOrbit(chain, LayerInput(x), make_action(action))
+    orbit = chain_orbit(chain, parameters, LayerInput(x), make_action(action))
     (elements,) = random_elements(orbit, parameters, 1, g)
     elements = [0.1 * element for element in elements]
     found = derivatives(orbit, parameters, elements, order=2)
@@ -284,14 +301,15 @@ def test_psi_is_differentiable_in_the_parameters(action):
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_teleport_changes_it_and_keeps_the_loss(action, sign):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(9, 8), nn.LeakyReLU(0.1), nn.Linear(8, 3)).double()
+    between = [] if action == LINEAR else [nn.LeakyReLU(0.1)]
+    model = nn.Sequential(nn.Linear(9, 8), *between, nn.Linear(8, 3)).double()
     x, y = torch.randn(7, 9).double(), torch.arange(7) % 3
-    chain = LayerChain((LeakyReLU(0.1), Identity()), (True, True))
-    orbit = ChainOrbit(chain, LayerInput(x.mT), make_action(action))
-    if action == "rescaling":
-        sites = find_sites(model).found
-        orbit = RescalingOrbit(tuple(n for n, _ in model.named_parameters()), sites)
+    activation = Identity() if action == LINEAR else LeakyReLU(0.1)
+    chain = LayerChain((activation, Identity()), (True, True))
     parameters = [p.detach().clone() for p in model.parameters()]
+    orbit = chain_orbit(chain, parameters, LayerInput(x.mT), make_action(action))
+    if action == "rescaling":
+        orbit = rescaled(model, [name for name, _ in model.named_parameters()])
     elements = random_elements(orbit, parameters, 3, generator())
     objective = Curvature(elements) if sign > 0 else Negated(Curvature(elements))
     loss_fn = nn.CrossEntropyLoss()
@@ -302,12 +320,18 @@ def test_a_teleport_changes_it_and_keeps_the_loss(action, sign):
         model,
         loss_fn,
         action,
-        search=GradientAscent(iterations=3, size=0.05, objective=objective),
+        search=GradientAscent(iterations=3, initial_step=0.05, objective=objective),
     )
     optimizer.teleport(x, y)
     after = mean_curvature(orbit, [p.detach() for p in model.parameters()], elements)
     assert sign * (after - before) > 1e-4 * before
     torch.testing.assert_close(loss_fn(model(x), y), at, rtol=1e-8, atol=0)
+
+
+def rescaled(model, names):
+    """The orbit of all sites of a module whose units can be rescaled."""
+    sites = [site for site in find_sites(model).found if site.homogeneous]
+    return Orbit(names, [ActingSite(site, RescalingAction()) for site in sites])
 
 
 RESCALED = [case for case in ZOO if any(site.homogeneous for site in case.found.values())]
@@ -317,9 +341,11 @@ RESCALED = [case for case in ZOO if any(site.homogeneous for site in case.found.
 def test_rescaling_orbits_of_any_module_have_curves(case):
     model, _ = sample(case)
     sites = [site for site in find_sites(model).found if site.homogeneous]
-    names = tuple(dict.fromkeys(n for s in sites for n in (*s.multiplied, s.divided)))
+    moved = [name for site in sites for name in site.without_outgoing_bias().parameters]
+    names = tuple(dict.fromkeys(moved))
     parameters = [model.get_parameter(name).detach().double() for name in names]
-    orbit = RescalingOrbit(names, sites)
+    orbit = rescaled(model, names)
+    assert len(orbit.acting) == len(sites) >= 1
     elements = random_elements(orbit, parameters, 2, generator())
     psi = mean_curvature(orbit, parameters, elements)
     numeric = finite_difference_psi(orbit, parameters, [[0.1 * t for t in e] for e in elements])
@@ -335,8 +361,9 @@ def test_of_a_network_it_is_of_all_sites_in_float64_and_of_the_seed():
     assert psi == network_curvature(model, x, generator(2), curves=4)
     assert psi != network_curvature(model, x, generator(3), curves=4)
     chain = LayerChain((LeakyReLU(0.1), LeakyReLU(0.1), Identity()), (True,) * 3)
-    orbit = ChainOrbit(chain, LayerInput(x.mT.double()), make_action("post_activation"))
     parameters = [p.detach().double() for p in model.parameters()]
+    h = LayerInput(x.mT.double())
+    orbit = chain_orbit(chain, parameters, h, make_action("post_activation"))
     elements = random_elements(orbit, parameters, 4, generator(2))
     assert psi == pytest.approx(mean_curvature(orbit, parameters, elements).item(), rel=1e-12)
 
@@ -407,7 +434,7 @@ def test_the_parameters_that_move_are_those_that_objectives_see():
         search=GradientAscent(1, objective=objective),
     )
     moving = [p.detach().clone() for p in optimizer.moving]
-    assert isinstance(optimizer.orbit(x, y), RescalingOrbit)
+    assert [type(action) for _, action in optimizer.orbit(x, y).acting] == [RescalingAction]
     optimizer.teleport(x, y)
     for mine, given in zip(moving, seen[0], strict=True):
         assert torch.equal(mine, given)
