@@ -10,8 +10,15 @@ from metaopt.learned.hand_made import GradientDirection, Replaced, Whitening
 from metaopt.learned.observation import Observation, log_sign
 from metaopt.learned.spectral import SpectralElement
 from metaopt.learned.update import hidden_covariance
-from metaopt.symmetry import LayerInput, make_action, teleport
-from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
+from metaopt.symmetry import (
+    Element,
+    Identity,
+    LayerChain,
+    LayerInput,
+    LeakyReLU,
+    chain_orbit,
+    make_action,
+)
 from metaopt.tasks import Regression, RegressionFamily
 
 FAMILY = RegressionFamily(samples=4, input=6, hidden=3, output=5, dtype="float64")
@@ -24,14 +31,14 @@ def observe(problem: nn.Module) -> Observation:
     return Observation.of(problem.chain, parameters, gradients, problem.x)
 
 
-def moved(problem: Regression, elements: list[Tensor]) -> list[Tensor]:
+def moved(problem: Regression, elements: list[Element]) -> list[Tensor]:
     """The weights after the elements acted by eq. 78."""
-    layers = problem.chain.layers(list(problem.parameters()))
-    move = teleport(
-        problem.chain, layers, LayerInput(problem.x), elements, make_action("post_activation")
-    )
-    assert not move.refused.any()
-    return problem.chain.parameters(move.layers)
+    parameters = list(problem.parameters())
+    action = make_action("post_activation")
+    orbit = chain_orbit(problem.chain, parameters, LayerInput(problem.x), action)
+    point = orbit.move(parameters, elements)
+    assert not point.rejected.any()
+    return point.parameters
 
 
 def features(problem: Regression, weights: list[Tensor]) -> Tensor:
@@ -80,10 +87,10 @@ def test_gradient_direction_is_the_derivative_of_the_gradient_norm_of_a_linear_n
 
     t = torch.zeros(2, 3, 3).double().requires_grad_()
     (derivative,) = torch.autograd.grad(gradient_norm(t), t)
-    assert torch.linalg.matrix_norm(element).tolist() == pytest.approx([0.3, 0.3], rel=1e-5)
+    assert torch.linalg.matrix_norm(element.values).tolist() == pytest.approx([0.3, 0.3], rel=1e-5)
     for b in range(2):
         cosine = torch.nn.functional.cosine_similarity(
-            element[b].double().flatten(), derivative[b].flatten(), dim=0
+            element.values[b].double().flatten(), derivative[b].flatten(), dim=0
         )
         assert cosine.item() == pytest.approx(1.0, abs=1e-6)
 
@@ -109,7 +116,7 @@ def proposals(rule: Replaced, steps: int) -> list[Tensor]:
     elements = []
     for _ in range(steps):
         (element,), state = rule.propose(seen, state)
-        elements.append(element.detach())
+        elements.append(element.values.detach())
     return elements
 
 

@@ -11,7 +11,8 @@ from metaopt import LearnedOptimizer
 from metaopt.learned.checkpoint import load_meta_optimizer, save_meta_optimizer
 from metaopt.learned.layerwise import LayerwiseUpdate
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
-from metaopt.learned.observation import NO_CHAIN, Observation
+from metaopt.learned.observation import Observation
+from metaopt.symmetry.chain import NO_CHAIN
 from metaopt.tasks import MinibatchFamily, MinibatchTasks
 
 SEEDS = [3, 7, 5]

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from metaopt.learned.layerwise import LayerwiseUpdate
-from metaopt.learned.observation import NO_CHAIN, Observation
-from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
+from metaopt.learned.observation import Observation
+from metaopt.symmetry import Identity, LayerChain, LeakyReLU
+from metaopt.symmetry.chain import NO_CHAIN
 
 TINY = 1e-24
 

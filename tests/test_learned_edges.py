@@ -11,17 +11,17 @@ from torch.nn import functional as F
 
 from metaopt import LearnedOptimizer, UserError
 from metaopt.learned import lstm as fused
-from metaopt.learned.body import Now, added, largest_so_far, loosely
 from metaopt.learned.checkpoint import read_checkpoint, write_checkpoint
 from metaopt.learned.element import CoordinatewiseElement
+from metaopt.learned.forward_record import ForwardRecord, ForwardRecorder
 from metaopt.learned.hand_made import GradientDirection, Replaced
 from metaopt.learned.loss_curvature import known_curvature
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
 from metaopt.learned.observation import Observation, log_sign
 from metaopt.learned.spectral import Spectrum
-from metaopt.learned.tape import Pass, Tape
+from metaopt.learned.stepper import StepInput, added, largest_so_far, loosely
 from metaopt.learned.units import Units
-from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
+from metaopt.symmetry import Element, Identity, LayerChain, LeakyReLU
 from metaopt.tasks import RegressionFamily
 
 
@@ -77,7 +77,7 @@ def test_a_group_that_m1_cannot_step_is_refused_and_leaves_no_trace():
     optimizer = LearnedOptimizer(family.sample([10**7]), build(inputs=("gradient", "covariance")))
     with pytest.raises(UserError, match="sees the covariance of features"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
-    assert len(optimizer.param_groups) == len(optimizer.bodies) == 1
+    assert len(optimizer.param_groups) == len(optimizer.steppers) == 1
 
 
 def test_the_report_says_what_is_stepped_and_how():
@@ -111,8 +111,8 @@ def test_features_in_float64_are_of_the_input_as_it_was_given():
 def test_the_numbers_that_the_networks_see_have_no_graph_where_what_is_seen_has_one():
     chain = LayerChain((LeakyReLU(0.1), Identity()), (True, True), batch_dims=0)
     own = [rounded_away(*shape).requires_grad_() for shape in ((3, 4), (3,), (2, 3), (2,))]
-    slopes = [2 * p for p in own]
-    seen = Observation.of(chain, own, slopes, rounded_away(4, 5), second_order=True)
+    gradients = [2 * p for p in own]
+    seen = Observation.of(chain, own, gradients, rounded_away(4, 5), second_order=True)
     assert seen.curvature[0].requires_grad
     numbers = seen.numbers
     layers = [*numbers.layers, *numbers.double_layers, *numbers.layer_gradients]
@@ -123,21 +123,21 @@ def test_the_numbers_that_the_networks_see_have_no_graph_where_what_is_seen_has_
 
 def test_what_is_seen_of_loose_parameters_has_no_graph():
     own = [torch.ones(3, 2, requires_grad=True), torch.ones(2, requires_grad=True)]
-    slopes = torch.autograd.grad(sum(p.pow(3).sum() for p in own), own, create_graph=True)
-    seen, largest = loosely(own, slopes, largest_so_far(own))
+    gradients = torch.autograd.grad(sum(p.pow(3).sum() for p in own), own, create_graph=True)
+    seen, largest = loosely(own, gradients, largest_so_far(own))
     tensors = [*seen.parameters, *seen.gradients, *seen.scales, *largest]
     assert not any(tensor.requires_grad for tensor in tensors)
 
 
 def test_the_scale_of_loose_parameters_is_a_hundred_gradients_over_their_norm_or_a_least_one():
-    own, slopes = [torch.zeros(4, 9), torch.full((4, 9), 2.0)], [torch.full((4, 9), 0.5)] * 2
-    seen, _ = loosely(own, slopes, largest_so_far(own))
+    own, gradients = [torch.zeros(4, 9), torch.full((4, 9), 2.0)], [torch.full((4, 9), 0.5)] * 2
+    seen, _ = loosely(own, gradients, largest_so_far(own))
     assert [float(s) for s in seen.scales] == pytest.approx([100 * 3.0 / (0.03 * 6), 100 * 3 / 12])
 
 
 def test_weights_of_few_digits_keep_their_dtype_in_a_step():
     own = [torch.ones(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.float64)]
-    stepped = added(Now(own, own), [torch.ones(3), torch.ones(3)], 0.5)
+    stepped = added(StepInput(own, own), [torch.ones(3), torch.ones(3)], 0.5)
     assert [p.dtype for p in stepped] == [torch.bfloat16, torch.float64]
     assert all((p == 1.5).all() for p in stepped)
 
@@ -219,7 +219,7 @@ def test_a_bound_is_as_large_as_the_element_may_be(element, largest):
 def test_random_elements_of_one_seed_are_not_those_of_another_at_a_later_step():
     class Ones(GradientDirection):
         def propose(self, seen, state):
-            return [torch.ones(1, 3, 3)], []
+            return [Element(torch.ones(1, 3, 3))], []
 
     drawn = {}
     for seed in (0, 1, 2):
@@ -227,8 +227,8 @@ def test_random_elements_of_one_seed_are_not_those_of_another_at_a_later_step():
             rule = Replaced(Ones(1.0), random=seed)
             (element,), (count,) = rule.propose(None, [torch.tensor([step])])
             assert int(count) == step + 1
-            assert torch.linalg.matrix_norm(element).item() == pytest.approx(3.0)
-            drawn[seed, step] = tuple(element.flatten().tolist())
+            assert torch.linalg.matrix_norm(element.values).item() == pytest.approx(3.0)
+            drawn[seed, step] = tuple(element.values.flatten().tolist())
     assert len(set(drawn.values())) == len(drawn)
 
 
@@ -242,31 +242,31 @@ class Scaled(nn.Linear):
 
 def test_a_pass_keeps_numbers_and_words_as_they_were_given_and_tensors_without_their_graph():
     model, x = Scaled(2, 2), torch.ones(1, 2, requires_grad=True)
-    tape = Tape(model)
+    recorder = ForwardRecorder(model)
     model(x * 1.0, 2.0, name="twice").sum().backward()
-    seen = tape.take()
+    seen = recorder.take()
     assert seen.arguments[1] == 2.0
     assert seen.keywords == {"name": "twice"}
     assert torch.equal(seen.x, x)
     assert not seen.x.requires_grad
-    assert tape.take() is None
+    assert recorder.take() is None
 
 
 @pytest.mark.parametrize("on", [False, True])
 def test_a_pass_is_done_again_under_the_same_autocast(on):
     model, x = nn.Linear(3, 3), torch.ones(2, 3)
-    tape = Tape(model)
+    recorder = ForwardRecorder(model)
     with torch.autocast("cpu", torch.bfloat16, enabled=on):
         output = model(x)
     output.float().sum().backward()
-    seen = tape.take()
+    seen = recorder.take()
     assert seen.cast_to == (torch.bfloat16 if on else None)
     with seen.autocast():
         assert model(x).dtype == output.dtype == (torch.bfloat16 if on else torch.float32)
 
 
 def test_a_pass_without_a_tensor_is_done_again_as_it_was():
-    seen = Pass(("words",), {"count": 2})
+    seen = ForwardRecord(("words",), {"count": 2})
     assert seen.x is None
     with seen.autocast():
         assert not torch.is_autocast_enabled("cpu")

@@ -9,7 +9,7 @@ from torch.func import jacrev
 
 from metaopt.learned.element import FEATURES, channels
 from metaopt.learned.observation import Observation, flatten, log_sign, unflatten
-from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
+from metaopt.symmetry import Identity, LayerChain, LeakyReLU
 
 SLOPE = 0.1
 NETWORKS = {
@@ -193,8 +193,8 @@ def gram_of_rows(matrix: Tensor) -> Tensor:
 
 def naive_pair(layers, seen: Observation, site) -> list[Tensor]:
     incoming, outgoing = layers[site.incoming], layers[site.outgoing]
-    joined = torch.cat((incoming.weight[0], incoming.bias[0][:, None]), dim=1)
-    grams = gram_of_rows(joined), gram_of_rows(outgoing.weight[0].mT)
+    augmented = torch.cat((incoming.weight[0], incoming.bias[0][:, None]), dim=1)
+    grams = gram_of_rows(augmented), gram_of_rows(outgoing.weight[0].mT)
     return [channel for gram in grams for channel in log_sign(gram)]
 
 
@@ -231,7 +231,7 @@ def test_every_feature_has_a_naive_twin():
 def test_each_feature_equals_its_naive_formula_at_each_site(name):
     count, feature = FEATURES[name]
     seen = observe("three layers, biases", (1,))
-    for site in seen.chain.sites:
+    for site in seen.chain.pairs:
         own = channels([feature], seen, site)
         naive = NAIVE_FEATURES[name](seen, site)
         assert len(own) == len(naive) == count

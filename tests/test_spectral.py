@@ -14,8 +14,7 @@ from metaopt.learned.spectral import (
     SpectralElement,
     Spectrum,
 )
-from metaopt.symmetry import LayerInput, make_action, teleport
-from metaopt.symmetry.exponential import Spectral
+from metaopt.symmetry import Element, LayerInput, chain_orbit, make_action
 from metaopt.tasks import Regression, RegressionFamily
 
 FAMILY = RegressionFamily(samples=5, input=6, hidden=4, output=3, depth=3)
@@ -82,7 +81,7 @@ def test_t_whitens_and_stretches_as_the_network_says_in_the_eigenbasis():
     seen, rule = observe(problem), make(bound=1e6, gain=30.0)
     elements = propose(rule, seen, list(problem.parameters()))
     columns = []
-    for site in problem.chain.sites:
+    for site in problem.chain.pairs:
         h = seen.inputs[site.outgoing].double()
         for b in range(2):
             c = h[b] @ h[b].mT
@@ -105,7 +104,7 @@ def test_t_whitens_and_stretches_as_the_network_says_in_the_eigenbasis():
     x = torch.tensor(columns).T
     output = torch.tanh(rule.lstm(x, rule.lstm.init_state(x.shape[1]))[0]).double()
     whiten, stretch = output.view(2, 2, 2, 4)
-    for s, site in enumerate(problem.chain.sites):
+    for s, site in enumerate(problem.chain.pairs):
         h = seen.inputs[site.outgoing].double()
         gates = gate(seen, site, 30.0)
         for b in range(2):
@@ -130,32 +129,30 @@ def test_hidden_units_turned_turn_the_element_with_them(features, samples):
     torch.testing.assert_close(other, q @ element @ q.mT, rtol=1e-2, atol=2e-3)
 
 
-def test_elements_are_symmetric_and_each_direction_is_held_to_the_bound():
+def test_elements_are_symmetric_and_each_direction_is_kept_to_the_bound():
     problem = FAMILY.sample(range(6))
     seen, weights = observe(problem), list(problem.parameters())
-    free, held = (
+    free, bounded = (
         torch.stack([e.values for e in r.propose(seen, r.init_state(seen.chain, weights))[0]])
         for r in (make(bound=1e6), make(bound=0.1))
     )
     assert free.abs().max() > 0.1
-    torch.testing.assert_close(held, 0.1 * torch.tanh(free / 0.1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bounded, 0.1 * torch.tanh(free / 0.1), rtol=1e-4, atol=1e-5)
     for element in proposed(make(), problem):
         torch.testing.assert_close(element, element.mT, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "refused"), [(3.0, False), (7.9, False), (8.1, True)])
-def test_wide_sites_take_spectral_elements_as_large_in_each_direction_as_narrow_ones(size, refused):
+@pytest.mark.parametrize(("size", "rejected"), [(3.0, False), (7.9, False), (8.1, True)])
+def test_wide_sites_take_spectral_elements_as_large_in_each_direction_as_narrow_ones(
+    size, rejected
+):
     problem = RegressionFamily(5, 5, 150, 3, dtype="float64").sample([1])
     values = torch.full((1, 150), size, dtype=torch.float64)
     basis = torch.linalg.qr(normal(1, 150, 150))[0]
-    move = teleport(
-        problem.chain,
-        problem.chain.layers([p.detach() for p in problem.parameters()]),
-        LayerInput(problem.x),
-        [Spectral(values, basis)],
-        make_action("post_activation"),
-    )
-    assert move.refused.tolist() == [refused]
+    parameters = [p.detach() for p in problem.parameters()]
+    action = make_action("post_activation")
+    orbit = chain_orbit(problem.chain, parameters, LayerInput(problem.x), action)
+    assert orbit.move(parameters, [Element(values, basis)]).rejected.tolist() == [rejected]
 
 
 def test_a_zero_head_proposes_nothing():

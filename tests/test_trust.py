@@ -8,7 +8,7 @@ from learned_network_cases import batch_for, mlp, train, weights
 from torch.nn import functional as F
 
 from metaopt import LearnedOptimizer
-from metaopt.learned import network_body
+from metaopt.learned import module_stepper
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.trust import BACK, DECAY, LEAST, WORSE, trusted, untried
 
@@ -168,7 +168,7 @@ def spiking(factor: float) -> tuple[list[torch.Tensor], float]:
 def test_a_step_of_a_network_is_multiplied_by_trust(monkeypatch, factor, expected):
     step, trust = spiking(factor)
     assert trust == expected
-    monkeypatch.setattr(network_body, "trusted", lambda before, gradient, same: untried())
+    monkeypatch.setattr(module_stepper, "trusted", lambda before, gradient, same: untried())
     whole, _ = spiking(factor)
     torch.testing.assert_close(step, [expected * part for part in whole], rtol=1e-6, atol=1e-12)
     assert all(part.any() for part in step)
