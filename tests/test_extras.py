@@ -13,10 +13,14 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 import metaopt
+from metaopt.cli import evaluate
 from metaopt.extras import DISTRIBUTION, MissingExtra, extra, installed
+
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 IMPORT_NAMES = {
@@ -239,11 +243,10 @@ def test_a_training_without_a_package_of_the_extra_is_refused(package: str, tmp_
 
 def test_an_evaluation_without_a_bar_is_the_same(tmp_path: Path) -> None:
     refused = {"tqdm", "higher", "tensorboard", "pytorch_optimizer", "pooch"}
-    for folder, without in (("all", set()), ("some", refused)):
-        done = script(
-            "eval_meta.py", without, *SHORT, "--methods", "gd", "--out", str(tmp_path / folder)
-        )
-        assert done.returncode == 0, done.stderr
+    command = [*SHORT, "--methods", "gd", "--out"]
+    evaluate.main([*command, str(tmp_path / "all")])
+    done = script("eval_meta.py", refused, *command, str(tmp_path / "some"))
+    assert done.returncode == 0, done.stderr
     for name in ("results.jsonl", "loss.png"):
         assert (tmp_path / "all" / name).read_bytes() == (tmp_path / "some" / name).read_bytes()
     done = script("eval_meta.py", refused, *SHORT, "--tensorboard", "--out", str(tmp_path / "new"))
@@ -252,11 +255,15 @@ def test_an_evaluation_without_a_bar_is_the_same(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_without_the_extra_report_an_evaluation_leaves_out_pictures_alone(tmp_path: Path) -> None:
+def test_without_the_extra_report_an_evaluation_leaves_out_pictures_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole, bare = tmp_path / "whole", tmp_path / "bare"
     command = [*SHORT, "--methods", "gd,lstm_update", "--overwrite", "--out"]
-    with_pictures = script("eval_meta.py", set(), *command, str(whole))
-    script("eval_meta.py", set(), *SHORT, "--methods", "adam", "--out", str(bare))
+    evaluate.main([*SHORT, "--methods", "adam", "--out", str(bare)])
+    capsys.readouterr()
+    evaluate.main([*command, str(whole)])
+    with_pictures = capsys.readouterr().out
     assert (bare / "loss.png").exists()
     done = script("eval_meta.py", EXTRAS["report"], *command, str(bare))
     assert done.returncode == 0, done.stderr
@@ -268,7 +275,7 @@ def test_without_the_extra_report_an_evaluation_leaves_out_pictures_alone(tmp_pa
     # The interval is there too; the times differ.
     tables = [
         [line.split()[:-1] for line in text.splitlines()[:3]]
-        for text in (with_pictures.stdout, done.stdout)
+        for text in (with_pictures, done.stdout)
     ]
     assert tables[0] == tables[1]
     assert done.stdout.splitlines()[3:] == [
