@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.symmetry.element import Element
@@ -74,10 +74,13 @@ def transport(
     """Let the buffers move along with the weights, as the orbit's actions say.
 
     Args:
+        base: the optimizer that holds the buffers.
+        parameters: that moved, in the orbit's order.
         orbit: that the weights moved along.
         steps: T of each site for each step of the move.
     """
-    transported = []  # nothing is written before all is known, as an action may refuse
+    # Nothing is written before all is known, as an action may refuse.
+    transported: list[tuple[Tensor | None, Tensor]] = []
     held = [key for p in parameters for key in base.state.get(p, {})]
     for key in dict.fromkeys(held):
         if key in COUNTS:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -294,7 +294,12 @@ class ClosedFormAction(Action):
             for view, matrix in zip(views, side, strict=True):
                 old = view.read_augmented(weights)
                 view.write_augmented(new, torch.where(kept[..., None, None], matrix, old))
-        return Moved(new, error, ~kept)
+        heads = range(site.head_dims)  # of a task one rejected head is enough to say so
+        return Moved(
+            new,
+            None if error is None else reduce(lambda e, _: e.amax(dim=-1), heads, error),
+            reduce(lambda mask, _: mask.any(dim=-1), heads, ~kept),
+        )
 
     def _inputs(self, inputs: LayerInput | None) -> LayerInput | None:
         if inputs is None and self.uses_inputs:
@@ -402,9 +407,9 @@ class SiteMatrices:
     ) -> Tensor | None:
         """Return the relative change of the site's output on its inputs, ``(*batch,)``.
 
-        None where the inputs are not known.
+        None where the inputs are not known, or several matrices make or use the features.
         """
-        if self.layer_input is None:
+        if self.layer_input is None or len(self.incoming) + len(self.outgoing) > 2:
             return None
         moved = self.with_ones(self.activation(incoming[0].double() @ self.layer_input.h))
         after = outgoing[0].double() @ moved

@@ -69,7 +69,8 @@ class Orbit:
 
     def batch_dims(self, parameters: Sequence[Tensor]) -> int:
         """Return how many leading dimensions of each parameter count independent tasks."""
-        return len(self.identity(parameters)[0].batch)
+        dims = len(self.identity(parameters)[0].batch)
+        return dims - self.acting[0].site.head_dims
 
     def move(self, parameters: Sequence[Tensor], elements: Sequence[Element]) -> OrbitPoint:
         """Return exp(T) . w, differentiable in T.

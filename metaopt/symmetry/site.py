@@ -178,6 +178,11 @@ class Site:
         views = (*self.incoming, *self.outgoing)
         return tuple(dict.fromkeys(name for view in views for name in view.parameters))
 
+    @property
+    def head_dims(self) -> int:
+        """How many dimensions of an element count heads, each with a group element of its own."""
+        return len(self.incoming[0].heads)
+
     def without_outgoing_bias(self) -> Site:
         """Return the site as an action sees it that needs no features: that bias stays as it is."""
         return _without_outgoing_bias(self)
