@@ -300,3 +300,42 @@ def test_a_move_that_undoes_the_update_before_it_is_reverted_and_the_others_are_
         torch.testing.assert_close(now, expected, rtol=0, atol=0)
     assert judged.invariance_error()[0] == 0
     assert judged.invariance_error()[1:].tolist() == move.invariance_error()[1:].tolist()
+
+
+def test_gradients_go_through_moves_that_stay_and_through_those_that_are_reverted():
+    """Against central differences, in the weights before the move and in T."""
+    chain, x, start, move = three_updates()
+    update, change = changes(chain, x, start, move)
+    fraction = (change / update).sort().values[1:].mean().item()
+    elements = drawn_elements("pre_activation", chain.layers(start), scale=0.05)
+    action = make_action("pre_activation", max_defect=1e9)
+    weighing = [normal(50 + seed, *t.shape) for seed, t in enumerate(start)]
+
+    def values(parameters, own):
+        """One value a task, of the weights that a move and its judgement leave."""
+        moving = [e.with_values(t) for e, t in zip(elements, own, strict=True)]
+        moved = teleport(chain, chain.layers(parameters), x, moving, action)
+        judged = moved.revert_rounding(start, fraction)
+        assert judged.reverted.tolist() == [True, False, False]
+        return sum(
+            (t * w).flatten(1).sum(dim=1) for t, w in zip(judged.after, weighing, strict=True)
+        )
+
+    origin = [t.detach().clone() for t in (*move.before, *(e.values for e in elements))]
+    own = [t.clone().requires_grad_() for t in origin]
+    count = len(move.before)
+    gradients = torch.autograd.grad(values(own[:count], own[count:]).sum(), own)
+    for place, gradient in enumerate(gradients):
+        direction = normal(70 + place, *gradient.shape)
+        shifted = []
+        for step in (1e-6, -1e-6):
+            at = list(origin)
+            at[place] = origin[place] + step * direction
+            shifted.append(values(at[:count], at[count:]))
+        numeric = (shifted[0] - shifted[1]) / 2e-6
+        found = (gradient * direction).flatten(1).sum(dim=1)
+        torch.testing.assert_close(found, numeric, rtol=1e-6, atol=1e-7)
+        assert (found[1:] != 0).all()
+    for gradient, weight in zip(gradients[:count], weighing, strict=True):
+        assert torch.equal(gradient[0], weight[0]), "what is reverted is the weight before"
+    assert all(gradient[0].eq(0).all() for gradient in gradients[count:])

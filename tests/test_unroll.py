@@ -23,12 +23,15 @@ METHODS = {
     "LSTM(lr,tele)": {"update": "step_size"},
     "LSTM(update,tele), eq. 79": {"action": "pre_activation", "damping": 1e-3},
 }
+REVERTING = "LSTM(update,tele), some moves reverted"
+INEXACT = {"exponential": "first_order", "hold": 8e-3}  # (I - T)(I + T) is not I
+ALL = {**METHODS, REVERTING: INEXACT}
 LOSSES = {"log": LogMean(1e-6), "sum": PaperSum()}
 
 
 def build(method: str) -> MetaOptimizer:
     """A meta-optimizer that teleports from the start: m2's head is not zero."""
-    meta = MetaOptimizer(MetaOptimizerSpec(**{"hidden": 5, "bound": 2.0, **METHODS[method]}), 0)
+    meta = MetaOptimizer(MetaOptimizerSpec(**{"hidden": 5, "bound": 2.0, **ALL[method]}), 0)
     if meta.element is not None:
         generator = torch.Generator().manual_seed(1)
         nn.init.normal_(meta.element.lstm.head_weight, std=0.3, generator=generator)
@@ -134,14 +137,31 @@ def check_finite_differences(
 
 
 @pytest.mark.usefixtures("float64_networks")
-@pytest.mark.parametrize("method", METHODS)
+def test_of_the_method_that_reverts_moves_some_are_reverted_and_some_stay():
+    """So the meta-gradients below go through both kinds."""
+    problem = make_problem()
+    optimizer = LearnedOptimizer(problem, build(REVERTING).double())
+    for _ in range(3):
+        optimizer.zero_grad()
+        problem().sum().backward()
+        optimizer.step()
+        move = optimizer.teleportation
+        assert not move.rejected.any()
+        assert move.reverted.tolist() == [False, False, True]
+        for task, back in enumerate(move.reverted.tolist()):
+            pairs = zip(move.before, move.after, strict=True)
+            assert all(torch.equal(old[task], new[task]) == back for old, new in pairs)
+
+
+@pytest.mark.usefixtures("float64_networks")
+@pytest.mark.parametrize("method", ALL)
 def test_meta_gradient_of_one_step_equals_finite_differences(method):
     """What the networks see at w_0 depends on no meta-parameter, so first order is exact here."""
     check_finite_differences(build(method).double(), steps=1, second_order=False)
 
 
 @pytest.mark.usefixtures("float64_networks")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_meta_gradient_of_a_window_equals_finite_differences_with_frozen_observations(
     method, monkeypatch
 ):
@@ -167,7 +187,7 @@ def test_meta_gradient_of_a_window_equals_finite_differences_with_frozen_observa
 
 
 @pytest.mark.usefixtures("float64_networks")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_second_order_equals_finite_differences_with_what_the_lstms_see_frozen(method, monkeypatch):
     """The step that the heads make of gradients and scales moves with the weights; the numbers
     that enter the LSTMs are recorded in the first run and replayed in the shifted ones."""
