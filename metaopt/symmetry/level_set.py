@@ -63,7 +63,7 @@ class _Point(NamedTuple):
         return self.loss.isfinite() & self.square.isfinite()
 
     def where(self, mask: Tensor, other: _Point) -> _Point:
-        """This one for the problems of the mask, the other for the rest."""
+        """This one for the tasks of the mask, the other for the rest."""
         pairs = (zip(a, b, strict=True) for a, b in zip(self[:2], other[:2], strict=True))
         parameters, gradient = (
             [torch.where(per_task(mask, a), a, b) for a, b in pair] for pair in pairs
