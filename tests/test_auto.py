@@ -13,7 +13,9 @@ from metaopt.symmetry import (
     PostActivationAction,
     PreActivationAction,
     RescalingAction,
+    find_sites,
 )
+from metaopt.symmetry.auto import Returns, choose_actions
 from metaopt.symmetry.functional import module_outputs
 from metaopt.tasks import RegressionFamily
 
@@ -96,6 +98,13 @@ def test_linear_pairs_get_gl_and_not_only_scales():
     g = model[0].weight.detach() @ torch.linalg.pinv(before)
     torch.testing.assert_close(g @ before, model[0].weight.detach(), rtol=1e-9, atol=1e-12)
     assert (g - torch.diag(g.diagonal())).norm() > 1e-2
+
+
+@pytest.mark.parametrize("names", [("rescaling", "linear"), ("linear", "rescaling")])
+def test_of_two_groups_the_larger_acts_in_whichever_order_they_are_named(names):
+    sites = find_sites(chain(None, nn.ReLU()))
+    chosen = choose_actions(sites, MANY, Returns.NO, names)
+    assert [type(action) for _, action in chosen] == [LINEAR, SCALES]
 
 
 @pytest.mark.parametrize("between", [(nn.Tanh(), nn.Tanh()), (nn.GELU(), nn.Sigmoid())])

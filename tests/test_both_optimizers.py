@@ -1,0 +1,284 @@
+"""What the two optimizers share: what a batch of tasks is, and the words for one fault."""
+
+import copy
+
+import pytest
+import torch
+from learned_network_cases import build
+from network_cases import case_called, every_case
+from teleporting_cases import LOSS, QUICK, data, mlp, train
+from torch import nn
+
+from metaopt import LearnedOptimizer, TeleportingOptimizer, UserError, list_pretrained
+from metaopt.symmetry import ACTIONS, LayerChain, find_sites
+
+
+def teleporting(model, **options):
+    base = torch.optim.SGD(model.parameters(), lr=1e-2)
+    return TeleportingOptimizer(base, model, **{"loss_fn": LOSS, "search": QUICK, **options})
+
+
+def learned(model, **options):
+    return LearnedOptimizer(model, build(), **options)
+
+
+BOTH = {"teleporting": teleporting, "learned": learned}
+both = pytest.mark.parametrize("make", BOTH.values(), ids=BOTH.keys())
+
+
+class Holding(nn.Module):
+    """Has a ``chain`` and an ``x`` of its own, as any module may, and is called with a batch."""
+
+    def __init__(self, net, chain, x):
+        super().__init__()
+        self.net, self.chain, self.x = net, chain, x
+
+    def forward(self, x):
+        return self.net(x)
+
+
+HELD = {
+    "texts": ("a chain of shops", "x marks the spot"),
+    "a chain and a tensor": (LayerChain((), ()), torch.zeros(9, 5)),
+    "modules": (nn.Sequential(nn.ReLU()), nn.Identity()),
+    "none": (None, None),
+}
+
+
+@both
+@pytest.mark.parametrize(("chain", "x"), HELD.values(), ids=HELD.keys())
+def test_a_module_that_happens_to_have_a_chain_and_an_x_is_an_ordinary_module(make, chain, x):
+    plain, holding = mlp(), Holding(mlp(), chain, x)
+    batch = data()
+    optimizers = [make(model) for model in (plain, holding)]
+    for model, optimizer in zip((plain, holding), optimizers, strict=True):
+        for _ in range(2):
+            if make is teleporting:
+                assert not optimizer.teleport(*batch).stayed
+            train(model, optimizer, [batch])
+    for own, other in zip(plain.parameters(), holding.parameters(), strict=True):
+        assert torch.equal(own, other)
+    assert not torch.equal(plain[0].weight, mlp()[0].weight)
+    assert "net.0 -> net.2" in optimizers[1].report()
+    copied = copy.deepcopy(holding)
+    assert make(copied).report().startswith("Found: 2")
+
+
+def complaint(call):
+    with pytest.raises(UserError) as error:
+        call()
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def without_choices(text):
+    """The names of actions differ: m2 proposes elements of its own group and of scales alone."""
+    before, _, after = text.partition("an action of ")
+    return before + after[after.index(", got") :] if after else text
+
+
+def deep(*between, layers=12):
+    return seeded(
+        lambda: nn.Sequential(
+            *(
+                module
+                for _ in range(layers)
+                for module in (nn.Linear(9, 9), *copy.deepcopy(between))
+            )
+        )
+    )
+
+
+def transformers(layers=12):
+    return nn.Sequential(*(nn.TransformerEncoderLayer(8, 2, 16) for _ in range(layers)))
+
+
+def long_names():
+    """Layers whose names fill a line."""
+    inner = mlp()
+    for _ in range(6):
+        inner = nn.ModuleDict({"a_module_with_a_long_name": inner})
+    return Named(inner)
+
+
+class Named(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        inner = self.inner
+        while isinstance(inner, nn.ModuleDict):
+            inner = inner["a_module_with_a_long_name"]
+        return inner(x)
+
+
+MODELS = {
+    "one layer": lambda: nn.Sequential(nn.Linear(9, 3)),
+    "no layer": lambda: nn.Sequential(nn.PReLU()),
+    "GELU and dropout": lambda: deep(nn.GELU(), nn.Dropout()),
+    "GELU": lambda: deep(nn.GELU()),
+    "ReLU": lambda: deep(nn.ReLU(), layers=40),
+    "layer norm": lambda: deep(nn.LayerNorm(9), nn.ReLU()),
+    "transformers": transformers,
+    "encoder": lambda: nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 12
+    ),
+    "long names": long_names,
+    "residual": case_called("skip connection").build,
+    "data-dependent": case_called("data-dependent").build,
+    "frozen": lambda: deep(nn.ReLU()).requires_grad_(False).append(nn.Linear(9, 3)),
+}
+NOWHERE = ["one layer", "no layer", "GELU and dropout", "layer norm", "transformers", "encoder",
+    "residual", "data-dependent", "frozen"]  # fmt: skip
+CHAINS = ["GELU", "ReLU", "long names"]
+
+
+def same_words(build_model, **options):
+    """What both say, which is the same."""
+    texts = [complaint(lambda make=make: make(build_model(), **options)) for make in BOTH.values()]
+    assert len(set(map(without_choices, texts))) == 1
+    return texts[0]
+
+
+@pytest.mark.parametrize("name", NOWHERE)
+def test_a_model_without_a_site_is_refused_in_the_same_words(name):
+    """Without an action one has no place to teleport, and the other steps without teleportation."""
+    text = same_words(MODELS[name], action="rescaling")
+    assert text.startswith("expected a site for RescalingAction, got none (")
+    assert text.endswith("): leave the action out")
+    alone = complaint(lambda: teleporting(MODELS[name]()))
+    assert alone.startswith("expected a model with a place for a group to act, got none (")
+    reasons = [t[t.index("got none (") : t.rindex("): ")] for t in (text, alone)]
+    assert reasons[0] == reasons[1]
+    assert len(text) < 600
+    assert len(alone) < 600
+    optimizer = learned(MODELS[name]())
+    assert optimizer.report().startswith("Found: 0")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_chain_that_is_none_is_refused_in_the_same_words(name):
+    if name in CHAINS:
+        assert isinstance(find_sites(MODELS[name]()).chain, LayerChain)
+        return
+    text = same_words(MODELS[name], action="post_activation")
+    words = (
+        "with two layers or more" if name == "one layer" else "a chain of Linear layers for Post"
+    )
+    assert words in text
+    assert len(text) < 300
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("action", ["sideways", "", "Rescaling"])
+def test_an_unknown_action_is_refused_in_the_same_words(name, action):
+    text = same_words(MODELS[name], action=action)
+    assert text == f"expected an action of auto, {', '.join(ACTIONS)}, got {action!r}: name one"
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("loss_fn", ["mse", 3, ()])
+def test_a_loss_that_is_no_function_is_refused_in_the_same_words(name, loss_fn):
+    text = same_words(MODELS[name], loss_fn=loss_fn)
+    assert text.startswith(f"expected a loss_fn that can be called, got {loss_fn!r}: give a ")
+    assert len(text) < 300
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "pair", [("0", "nowhere"), ("2", "0"), ("0", "1", "2"), "02", (0, 2)], ids=str
+)
+def test_sites_that_do_not_exist_are_refused_in_the_same_words(name, pair):
+    text = same_words(MODELS[name], sites=[pair])
+    pair_of_names = isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
+    if pair_of_names:
+        assert text.startswith(f"expected sites that were found, got {pair}, where ")
+    else:
+        assert text == f"expected pairs of names, got {pair!r}: give (incoming, outgoing)"
+    assert len(text) < (600 if name == "long names" else 300)
+
+
+@pytest.mark.parametrize("name", list_pretrained())
+def test_sites_are_looked_at_whatever_a_shipped_optimizer_sees(name):
+    expected = complaint(lambda: teleporting(mlp(), sites=[("0", "3")]))
+    assert complaint(lambda: LearnedOptimizer(mlp(), name, sites=[("0", "3")])) == expected
+    LearnedOptimizer(mlp(), name, sites=[("0", "2")])
+
+
+@pytest.mark.parametrize("name", ["ReLU", "GELU"])
+def test_an_action_that_fits_no_site_names_the_layers_and_counts_them(name):
+    text = same_words(MODELS[name], action="post_activation")
+    assert text == (
+        f"expected sites where PostActivationAction can act, got 0 -> 2, where {name} has no "
+        "inverse on the real line: leave the action out"
+    )
+    text = complaint(lambda: teleporting(MODELS[name](), action="linear"))
+    count = {"ReLU": 39, "GELU": 11}[name]
+    assert f"({count} layers (0, 2, 4, ...): {name} lies between the two layers)" in text
+
+
+def test_scales_that_pass_nowhere_name_the_layers_and_count_them():
+    assert same_words(MODELS["GELU"], action="rescaling") == (
+        "expected a site for RescalingAction, got none (11 layers (0, 2, 4, ...): GELU is not "
+        "positively homogeneous): leave the action out"
+    )
+    text = same_words(lambda: deep(nn.GELU(), layers=2), action="rescaling")
+    assert "got none (0, 2: GELU is not positively homogeneous)" in text
+
+
+# The reasons for what was left out, in one line.
+
+WHY = {
+    "one layer": "it has too few layers",
+    "no layer": "it has too few layers",
+    "GELU and dropout": "11 layers (0, 3, 6, ...): GELU is not positively homogeneous, and other "
+    "actions need Linear layers with nothing but one activation between them",
+    "layer norm": "11 layers (0, 3, 6, ...): LayerNorm lies between, which normalises or mixes "
+    "over the units",
+    "transformers": "36 layers (0.self_attn.out_proj, 0.linear1, 0.linear2, ...): it lies inside "
+    "0, which is not traced",
+    "frozen": "12 layers (0, 2, 4, ...): 0 is frozen (requires_grad is False)",
+    "residual": "fc1, fc2, fc3: the output of relu is used 2 times, by fc2 and add; fc2, fc3: add "
+    "joins it with another value, as a skip connection does",
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), WHY.items())
+def test_alike_reasons_are_given_once_with_their_count_and_the_first_layers(name, expected):
+    assert find_sites(MODELS[name]()).why() == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_reasons_stay_in_one_short_line_however_many_layers_there_are(name):
+    text = find_sites(MODELS[name]()).why()
+    assert "\n" not in text
+    assert len(text) < 400
+
+
+def test_what_does_not_fit_is_counted():
+    kinds = nn.LayerNorm(9), nn.Softmax(-1), nn.RMSNorm(9), nn.LogSoftmax(-1), nn.Bilinear(9, 9, 9)
+    kinds += nn.Upsample(9), nn.Hardtanh(), nn.CosineSimilarity(), nn.BatchNorm1d(9, affine=False)
+    layers = [nn.Linear(9, 9)]
+    for kind in kinds:
+        layers += [kind, nn.Dropout(), nn.Linear(9, 9)]
+    sites = find_sites(nn.Sequential(*layers))
+    assert not sites.found
+    text = sites.why()
+    *shown, rest = text.split("; ")
+    assert rest == f"and {len(kinds) - len(shown)} more reasons"
+    assert len(shown) >= 3
+    assert [reason.split(":")[0] for reason in shown] == [
+        f"{3 * n}, {3 * n + 3}" for n in range(len(shown))
+    ]
+    assert len(text) < 400
+
+
+@every_case
+def test_each_reason_of_a_small_model_is_given_with_the_layers_concerned(case):
+    sites = find_sites(case.build())
+    text = sites.why()
+    for out in sites.left_out:
+        alone = f"{', '.join(out.names)}: {out.reason}" in text
+        assert alone or (out.names[0] in text and " layers (" in text), out
