@@ -79,15 +79,9 @@ def without_choices(text):
 
 
 def deep(*between, layers=12):
-    return seeded(
-        lambda: nn.Sequential(
-            *(
-                module
-                for _ in range(layers)
-                for module in (nn.Linear(9, 9), *copy.deepcopy(between))
-            )
-        )
-    )
+    """A Linear and these modules, twelve times."""
+    blocks = [(nn.Linear(9, 9), *copy.deepcopy(between)) for _ in range(layers)]
+    return nn.Sequential(*(module for block in blocks for module in block))
 
 
 def transformers(layers=12):
