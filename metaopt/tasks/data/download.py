@@ -58,6 +58,6 @@ def _pooch() -> ModuleType:
         return import_module("pooch")
     except ImportError:
         raise UserError(
-            "expected the package pooch, which downloads data, got no such package: install it "
-            "with `pip install pooch`, or name a folder that has the files"
+            "expected the package pooch, of the extra 'studies', to download data, got none: "
+            "pip install pooch, or name a folder that has the files"
         ) from None
