@@ -21,23 +21,23 @@ from metaopt.training.trainer import Trainer
 
 FAMILY = RegressionFamily(samples=4, input=5, hidden=3, output=2)
 LOOKS = {"lbfgs", "muon", "levenberg_marquardt", "shampoo", "soap"}
-"""Of other libraries, or a problem at a time: their steps look at values."""
+"""Of other libraries, or a task at a time: their steps look at values."""
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.mark.parametrize("name", [name for name in known_methods() if name not in LOOKS])
 def test_no_step_of_a_method_asks_for_a_value(name):
-    problem = FAMILY.sample([1, 2]).to("meta")
-    run = rollout(problem, resolve(name).optimizer(problem), 4)
+    tasks = FAMILY.sample([1, 2]).to("meta")
+    run = rollout(tasks, resolve(name).optimizer(tasks), 4)
     for tensor in (run.losses, run.grad_norms, run.invariance_errors, run.rejected):
         assert tensor.shape == (5, 2)
         assert tensor.device.type == "meta"
 
 
 def test_nor_on_minibatches():
-    problem = MinibatchFamily(hidden=4, samples=16, minibatch=4).sample([1, 2]).to("meta")
-    run = rollout(problem, resolve("lstm_layerwise").optimizer(problem), 3)
+    tasks = MinibatchFamily(hidden=4, samples=16, minibatch=4).sample([1, 2]).to("meta")
+    run = rollout(tasks, resolve("lstm_layerwise").optimizer(tasks), 3)
     assert run.losses.device.type == "meta"
 
 
@@ -50,9 +50,9 @@ def test_no_unrolled_step_asks_for_a_value(element, action, estimator):
         update=update, element=element, action=action, hidden=3, flat_widths=(5, 3, 2)
     )
     meta = MetaOptimizer(spec).to("meta")
-    problem = FAMILY.sample([1, 2]).to("meta")
+    tasks = FAMILY.sample([1, 2]).to("meta")
     windows = ESTIMATORS[estimator]().windows(
-        problem, LearnedOptimizer(problem, meta), 4, 2, META_LOSSES["log"](1e-6), torch.Generator()
+        tasks, LearnedOptimizer(tasks, meta), 4, 2, META_LOSSES["log"](1e-6), torch.Generator()
     )
     for window in windows:
         assert {g.device.type for g in window.gradients} == {"meta"}
@@ -79,13 +79,13 @@ def test_a_gpu_gives_the_numbers_of_a_cpu(name):
 @needs_gpu
 def test_a_step_on_a_gpu_does_not_synchronize_but_for_the_eigenvectors():
     """``torch.linalg.eigh`` looks whether it succeeded; nothing else waits."""
-    problem = FAMILY.sample([1, 2]).to("cuda")
-    optimizer = resolve("lstm_update").optimizer(problem)
-    rollout(problem, optimizer, 2)
+    tasks = FAMILY.sample([1, 2]).to("cuda")
+    optimizer = resolve("lstm_update").optimizer(tasks)
+    rollout(tasks, optimizer, 2)
     torch.cuda.set_sync_debug_mode("error")
     try:
         optimizer.zero_grad()
-        problem().sum().backward()
+        tasks().sum().backward()
         optimizer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")

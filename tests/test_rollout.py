@@ -27,15 +27,15 @@ TELEPORTING = [name for name in HAND_MADE if name.endswith("_tele")]
 
 
 def run(name: str, steps: int, family: RegressionFamily = FAMILY) -> Trajectory:
-    problem = family.sample(SEEDS)
-    return rollout(problem, resolve(name).optimizer(problem), steps)
+    tasks = family.sample(SEEDS)
+    return rollout(tasks, resolve(name).optimizer(tasks), steps)
 
 
 def naive_descent(seed: int, rate: float, steps: int) -> tuple[list[float], list[float]]:
     """(losses, gradient norms) of gradient descent with hand-written derivatives, in numpy."""
-    problem = FAMILY.sample([seed])
-    w1, w2 = (w.detach()[0].numpy().copy() for w in (problem.W1, problem.W2))
-    x, y = problem.x[0].numpy(), problem.y[0].numpy()
+    tasks = FAMILY.sample([seed])
+    w1, w2 = (w.detach()[0].numpy().copy() for w in (tasks.W1, tasks.W2))
+    x, y = tasks.x[0].numpy(), tasks.y[0].numpy()
     losses, norms = [], []
     for _ in range(steps + 1):
         z = w1 @ x
@@ -76,11 +76,11 @@ def test_records_step_zero_to_the_last_inclusive(name: str, steps: int) -> None:
 
 
 @pytest.mark.parametrize("name", known_methods())
-def test_step_zero_is_the_start_and_the_last_is_where_the_problem_stands(name: str) -> None:
-    problem = FAMILY.sample(SEEDS)
-    trajectory = rollout(problem, resolve(name).optimizer(problem), 7)
+def test_step_zero_is_the_start_and_the_last_is_where_the_tasks_stand(name: str) -> None:
+    tasks = FAMILY.sample(SEEDS)
+    trajectory = rollout(tasks, resolve(name).optimizer(tasks), 7)
     assert torch.equal(trajectory.losses[0], FAMILY.sample(SEEDS)().detach())
-    assert torch.equal(trajectory.losses[-1], problem().detach())
+    assert torch.equal(trajectory.losses[-1], tasks().detach())
     assert not torch.equal(trajectory.losses[-1], trajectory.losses[0])
 
 
@@ -91,67 +91,67 @@ def test_a_longer_run_begins_with_the_shorter_one() -> None:
 
 
 def count_evaluations(method: Method, steps: int) -> list[int]:
-    """Evaluations of the problem by the closure, for each step and the last record."""
-    problem = FAMILY.sample(SEEDS)
-    optimizer = method.optimizer(problem)
+    """Evaluations of the tasks by the closure, for each step and the last record."""
+    tasks = FAMILY.sample(SEEDS)
+    optimizer = method.optimizer(tasks)
     counts = [0]
-    problem.register_forward_hook(lambda *_: counts.__setitem__(-1, counts[-1] + 1))
+    tasks.register_forward_hook(lambda *_: counts.__setitem__(-1, counts[-1] + 1))
     optimizer.register_step_post_hook(lambda *_: counts.append(0))
-    rollout(problem, optimizer, steps)
+    rollout(tasks, optimizer, steps)
     return counts
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_plain_method_evaluates_the_problem_once_a_step(name: str) -> None:
+def test_a_plain_method_evaluates_the_tasks_once_a_step(name: str) -> None:
     assert count_evaluations(HAND_MADE[name], steps=4) == [1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("name", [name for name in known_methods() if name not in HAND_MADE])
-def test_a_learned_method_evaluates_the_problem_once_a_step(name: str) -> None:
+def test_a_learned_method_evaluates_the_tasks_once_a_step(name: str) -> None:
     assert count_evaluations(resolve(name), steps=3) == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("name", TELEPORTING)
-def test_the_defect_stands_at_the_step_after_the_teleportation_and_nowhere_else(name: str) -> None:
+def test_the_invariance_error_stands_at_the_step_after_the_teleport_and_nowhere_else(
+    name: str,
+) -> None:
     trajectory = run(name, steps=8)
     finite = trajectory.invariance_errors.isfinite().all(dim=1)
     assert finite.tolist() == [t == 6 for t in range(9)]
     assert trajectory.invariance_errors.isnan().any(dim=1).tolist() == [t != 6 for t in range(9)]
 
 
-def test_a_schedule_with_step_zero_shows_its_defect_at_step_one() -> None:
-    problem = FAMILY.sample(SEEDS)
+def test_a_schedule_with_step_zero_shows_its_invariance_error_at_step_one() -> None:
+    tasks = FAMILY.sample(SEEDS)
     optimizer = TeleportingOptimizer(
-        torch.optim.SGD(problem.parameters(), lr=RATE),
-        problem,
+        torch.optim.SGD(tasks.parameters(), lr=RATE),
+        tasks,
         schedule=(0, 2),
         search=GradientAscent(iterations=2, initial_step=0.01),
     )
-    trajectory = rollout(problem, optimizer, 4)
+    trajectory = rollout(tasks, optimizer, 4)
     finite = trajectory.invariance_errors.isfinite().all(dim=1)
     assert finite.tolist() == [False, True, False, True, False]
     assert torch.equal(trajectory.losses[0], FAMILY.sample(SEEDS)().detach())
 
 
 @pytest.mark.parametrize("name", [*PLAIN, "lbfgs", "muon", "lstm_update"])
-def test_what_does_not_teleport_has_no_defect_and_refuses_nothing(name: str) -> None:
+def test_what_does_not_teleport_has_no_invariance_error_and_rejects_nothing(name: str) -> None:
     trajectory = run(name, steps=7)
     assert trajectory.invariance_errors.isnan().all()
     assert not trajectory.rejected.any()
 
 
 @pytest.mark.parametrize("name", ["lstm_update_tele", "lstm_lr_tele"])
-def test_what_teleports_at_each_step_has_a_defect_from_step_one_on(name: str) -> None:
+def test_what_teleports_at_each_step_has_an_invariance_error_from_step_one_on(name: str) -> None:
     trajectory = run(name, steps=4)
     assert trajectory.invariance_errors[0].isnan().all()
     assert trajectory.invariance_errors[1:].isfinite().all()
 
 
-def test_defects_are_left_out_on_request_and_nothing_else_changes() -> None:
-    problem = FAMILY.sample(SEEDS)
-    without = rollout(
-        problem, resolve("gd_tele").optimizer(problem), steps=7, measure_invariance=False
-    )
+def test_invariance_errors_are_left_out_on_request_and_nothing_else_changes() -> None:
+    tasks = FAMILY.sample(SEEDS)
+    without = rollout(tasks, resolve("gd_tele").optimizer(tasks), steps=7, measure_invariance=False)
     measured = run("gd_tele", 7)
     assert without.invariance_errors.isnan().all()
     assert torch.equal(without.losses, measured.losses)
@@ -161,8 +161,8 @@ def test_defects_are_left_out_on_request_and_nothing_else_changes() -> None:
 @pytest.mark.parametrize("name", [n for n in HAND_MADE if n != "levenberg_marquardt"])
 def test_divergence_gives_non_finite_losses_and_raises_nothing(name: str) -> None:
     method = replace(HAND_MADE[name], rate=1e25)
-    problem = RegressionFamily(samples=5, input=6, hidden=4, output=3).sample(SEEDS)
-    trajectory = rollout(problem, method.optimizer(problem), 8)
+    tasks = RegressionFamily(samples=5, input=6, hidden=4, output=3).sample(SEEDS)
+    trajectory = rollout(tasks, method.optimizer(tasks), 8)
     assert trajectory.losses[0].isfinite().all()
     assert not trajectory.losses[-1].isfinite().any()
     if name in TELEPORTING:
@@ -177,14 +177,14 @@ def test_progress_counts_the_steps() -> None:
             self.n += 1
 
     bar = Bar()
-    problem = FAMILY.sample(SEEDS)
-    optimizer = resolve("gd").optimizer(problem)
-    rollout(problem, optimizer, 5, advance=bar.update)
+    tasks = FAMILY.sample(SEEDS)
+    optimizer = resolve("gd").optimizer(tasks)
+    rollout(tasks, optimizer, 5, advance=bar.update)
     assert bar.n == 5
 
 
-def test_the_norm_of_a_problem_is_its_own() -> None:
-    """Scaling one problem's target changes its gradient and no other's."""
+def test_the_norm_of_a_task_is_its_own() -> None:
+    """Scaling one tasks's target changes its gradient and no other's."""
     whole = FAMILY.sample(SEEDS)
     y = whole.y.clone()
     y[2] *= 10
@@ -195,17 +195,17 @@ def test_the_norm_of_a_problem_is_its_own() -> None:
     assert norms[2] != before[2]
 
 
-def test_a_held_move_counts_as_none() -> None:
-    problem = RegressionFamily(4, 5, 4, 3).sample([1, 2])
+def test_a_reverted_move_counts_as_none() -> None:
+    tasks = RegressionFamily(4, 5, 4, 3).sample([1, 2])
     meta = MetaOptimizer(MetaOptimizerSpec(element="whitening", element_size=0.3, hold=1e-30))
-    trajectory = rollout(problem, LearnedOptimizer(problem, meta), 2)
+    trajectory = rollout(tasks, LearnedOptimizer(tasks, meta), 2)
     assert trajectory.invariance_errors.isnan().all()
     assert not trajectory.rejected.any()
 
 
-def test_a_refused_move_counts_as_none() -> None:
-    problem = RegressionFamily(9, 4, 4, 3).sample([1, 2])  # more samples than inputs: inexact
+def test_a_rejected_move_counts_as_none() -> None:
+    tasks = RegressionFamily(9, 4, 4, 3).sample([1, 2])  # more samples than inputs: inexact
     meta = MetaOptimizer(MetaOptimizerSpec(element="whitening", element_size=3.0, hold=0.0))
-    trajectory = rollout(problem, LearnedOptimizer(problem, meta), 3)
+    trajectory = rollout(tasks, LearnedOptimizer(tasks, meta), 3)
     assert trajectory.rejected[1:].all()
     assert trajectory.invariance_errors.isnan().all()
