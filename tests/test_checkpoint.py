@@ -212,14 +212,14 @@ def test_every_shipped_optimizer_loads_by_name_and_steps():
     assert pretrained_names() == metaopt.list_pretrained() != []
     for name in pretrained_names():
         meta = metaopt.load_pretrained(name)
-        problem = RegressionFamily.square(20).sample([0])
-        before = problem().item()
-        optimizer = LearnedOptimizer(problem, meta)
+        tasks = RegressionFamily.square(20).sample([0])
+        before = tasks().item()
+        optimizer = LearnedOptimizer(tasks, meta)
         for _ in range(3):
             optimizer.zero_grad()
-            problem().sum().backward()
+            tasks().sum().backward()
             optimizer.step()
-        assert problem().item() < before
+        assert tasks().item() < before
 
 
 def test_an_unknown_name_lists_the_known_ones():

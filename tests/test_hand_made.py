@@ -25,32 +25,32 @@ FAMILY = RegressionFamily(samples=4, input=6, hidden=3, output=5, dtype="float64
 SEEDS = (3, 4)
 
 
-def observe(problem: nn.Module) -> Observation:
-    parameters = list(problem.parameters())
-    gradients = torch.autograd.grad(problem().sum(), parameters)
-    return Observation.of(problem.chain, parameters, gradients, problem.x)
+def observe(tasks: nn.Module) -> Observation:
+    parameters = list(tasks.parameters())
+    gradients = torch.autograd.grad(tasks().sum(), parameters)
+    return Observation.of(tasks.chain, parameters, gradients, tasks.x)
 
 
-def moved(problem: Regression, elements: list[Element]) -> list[Tensor]:
+def moved(tasks: Regression, elements: list[Element]) -> list[Tensor]:
     """The weights after the elements acted by eq. 78."""
-    parameters = list(problem.parameters())
+    parameters = list(tasks.parameters())
     action = make_action("post_activation")
-    orbit = chain_orbit(problem.chain, parameters, LayerInput(problem.x), action)
+    orbit = chain_orbit(tasks.chain, parameters, LayerInput(tasks.x), action)
     point = orbit.move(parameters, elements)
     assert not point.rejected.any()
     return point.parameters
 
 
-def features(problem: Regression, weights: list[Tensor]) -> Tensor:
-    return problem.chain.inputs(problem.chain.layers(weights), problem.x)[1]
+def features(tasks: Regression, weights: list[Tensor]) -> Tensor:
+    return tasks.chain.inputs(tasks.chain.layers(weights), tasks.x)[1]
 
 
 @pytest.mark.parametrize("fraction", [0.25, 1.0])
 def test_whitening_takes_a_power_of_the_covariance(fraction):
-    problem = FAMILY.sample(SEEDS)
-    before = features(problem, list(problem.parameters()))
-    elements, _ = Whitening(fraction).propose(observe(problem), [])
-    after = features(problem, moved(problem, elements))
+    tasks = FAMILY.sample(SEEDS)
+    before = features(tasks, list(tasks.parameters()))
+    elements, _ = Whitening(fraction).propose(observe(tasks), [])
+    after = features(tasks, moved(tasks, elements))
     for b in range(len(SEEDS)):
         c = before[b] @ before[b].mT
         scale = c.diagonal().mean()
@@ -60,29 +60,29 @@ def test_whitening_takes_a_power_of_the_covariance(fraction):
 
 
 def test_whitening_of_features_that_are_not_finite_proposes_nothing():
-    problem = FAMILY.sample(SEEDS)
+    tasks = FAMILY.sample(SEEDS)
     with torch.no_grad():
-        problem.W1[1, 0, 0] = torch.nan
-    elements, _ = Whitening(0.5).propose(observe(problem), [])
+        tasks.W1[1, 0, 0] = torch.nan
+    elements, _ = Whitening(0.5).propose(observe(tasks), [])
     assert elements[0].values[0].any()
     assert torch.equal(elements[0].values[1], torch.zeros(3))
 
 
-def linear(problem: Regression) -> Regression:
-    """The same problem without an activation."""
-    problem.chain = LayerChain((Identity(), Identity()), (False, False), 1)
-    return problem
+def linear(tasks: Regression) -> Regression:
+    """The same tasks without an activation."""
+    tasks.chain = LayerChain((Identity(), Identity()), (False, False), 1)
+    return tasks
 
 
 def test_gradient_direction_is_the_derivative_of_the_gradient_norm_of_a_linear_network():
-    problem = linear(FAMILY.sample(SEEDS))
-    (element,), _ = GradientDirection(0.3).propose(observe(problem), [])
-    parameters = [p.detach() for p in problem.parameters()]
+    tasks = linear(FAMILY.sample(SEEDS))
+    (element,), _ = GradientDirection(0.3).propose(observe(tasks), [])
+    parameters = [p.detach() for p in tasks.parameters()]
 
     def gradient_norm(t: Tensor) -> Tensor:
         g = torch.linalg.matrix_exp(t)
         w = [g @ parameters[0], parameters[1] @ torch.linalg.inv(g)]
-        loss = functional_call(problem, {"W1": w[0], "W2": w[1]}, ()).sum()
+        loss = functional_call(tasks, {"W1": w[0], "W2": w[1]}, ()).sum()
         return sum(d.square().sum() for d in torch.autograd.grad(loss, w, create_graph=True))
 
     t = torch.zeros(2, 3, 3).double().requires_grad_()
@@ -110,9 +110,9 @@ def trained_looking(request):
 
 
 def proposals(rule: Replaced, steps: int) -> list[Tensor]:
-    problem = FAMILY.sample(SEEDS)
-    seen = observe(problem)
-    state = rule.init_state(problem.chain, list(problem.parameters()))
+    tasks = FAMILY.sample(SEEDS)
+    seen = observe(tasks)
+    state = rule.init_state(tasks.chain, list(tasks.parameters()))
     elements = []
     for _ in range(steps):
         (element,), state = rule.propose(seen, state)
@@ -145,8 +145,8 @@ def test_a_random_element_has_the_same_size_another_direction_and_its_own_seed(
 
 
 def test_the_covariance_that_m1_sees_is_the_gradient_times_the_covariance_on_its_side():
-    problem = FAMILY.sample(SEEDS)
-    seen = observe(problem)
+    tasks = FAMILY.sample(SEEDS)
+    seen = observe(tasks)
     above = [[], []]
     for b in range(2):
         h = LeakyReLU(0.1)(seen.parameters[0][b] @ seen.x[b])

@@ -38,19 +38,19 @@ def make(seeds=SEEDS, **fields) -> MinibatchTasks:
     return MinibatchFamily(**{**sizes, "activation": "tanh", **fields}).sample(seeds).double()
 
 
-def descend(problem: MinibatchTasks, optimizer, steps: int = 20, factor=1.0) -> list[Tensor]:
+def descend(tasks: MinibatchTasks, optimizer, steps: int = 20, factor=1.0) -> list[Tensor]:
     """How far each weight has gone."""
-    before = weights(problem)
+    before = weights(tasks)
     for step in range(steps):
         optimizer.zero_grad()
-        (factor * problem(step)).sum().backward()
+        (factor * tasks(step)).sum().backward()
         optimizer.step()
-    return [w - b for w, b in zip(weights(problem), before, strict=True)]
+    return [w - b for w, b in zip(weights(tasks), before, strict=True)]
 
 
 def learned(meta: MetaOptimizer, seeds=SEEDS, **options) -> list[Tensor]:
-    problem = make(seeds)
-    return descend(problem, LearnedOptimizer(problem, meta), **options)
+    tasks = make(seeds)
+    return descend(tasks, LearnedOptimizer(tasks, meta), **options)
 
 
 def assert_near(own: list[Tensor], other: list[Tensor], tolerance: float) -> None:
@@ -66,9 +66,9 @@ def adam(parameters) -> torch.optim.Adam:
 
 
 @pytest.mark.parametrize("seeds", [SEEDS, SEEDS[:1]], ids=["batched", "single"])
-def test_with_a_zero_head_it_is_adam_on_problems(seeds):
-    problem = make(seeds)
-    expected = descend(problem, adam(problem.parameters()))
+def test_with_a_zero_head_it_is_adam_on_tasks(seeds):
+    tasks = make(seeds)
+    expected = descend(tasks, adam(tasks.parameters()))
     assert_near(learned(build(), seeds), expected, 1e-4)
 
 
@@ -85,7 +85,7 @@ def test_with_a_zero_head_it_is_adam_on_networks(given):
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_problems_of_a_batch_do_not_know_of_each_other(layers):
+def test_tasks_of_a_batch_do_not_know_of_each_other(layers):
     together = learned(build(0.5, layers))
     for index, seed in enumerate(SEEDS):
         alone = learned(build(0.5, layers), [seed])
@@ -185,18 +185,18 @@ def test_gradients_and_weights_of_any_size_give_finite_steps(size):
         assert all(part.isfinite().all() and part.abs().max() < 1.0 for s in found for part in s)
 
 
-def test_a_lost_problem_leaves_the_others_of_its_batch_alone():
+def test_a_lost_task_leaves_the_others_of_its_batch_alone():
     ends = []
     for lost in (False, True):
-        problem = make()
-        optimizer = LearnedOptimizer(problem, build(0.5))
+        tasks = make()
+        optimizer = LearnedOptimizer(tasks, build(0.5))
         for step in range(4):
             optimizer.zero_grad()
-            problem(step).sum().backward()
+            tasks(step).sum().backward()
             if lost:
-                problem.W1.grad[1] = math.nan
+                tasks.W1.grad[1] = math.nan
             optimizer.step()
-        ends.append([w[[0, 2]] for w in weights(problem)])
+        ends.append([w[[0, 2]] for w in weights(tasks)])
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-6, atol=0)
 
 
@@ -219,17 +219,17 @@ def test_it_survives_its_checkpoint(tmp_path):
     torch.testing.assert_close(learned(loaded), learned(meta), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["problem", "network", "parameters"])
+@pytest.mark.parametrize("kind", ["tasks", "network", "parameters"])
 def test_twenty_steps_and_twenty_after_saving_are_forty(tmp_path, kind):
     def start(seed: int):
-        model = make() if kind == "problem" else mlp(seed=seed)
+        model = make() if kind == "tasks" else mlp(seed=seed)
         given = list(model.parameters()) if kind == "parameters" else model
         return model, LearnedOptimizer(given, build(0.5))
 
     def go(model, optimizer, first: int, last: int) -> None:
         for step in range(first, last):
             optimizer.zero_grad()
-            if kind == "problem":
+            if kind == "tasks":
                 model(step).sum().backward()
             else:
                 x, y = batch_for(mlp, seed=step % 2)

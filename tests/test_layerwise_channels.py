@@ -1,4 +1,4 @@
-"""What the layerwise m1 sees of each tensor, against loops over problems and tensors."""
+"""What the layerwise m1 sees of each tensor, against loops over tasks and tensors."""
 
 import math
 
@@ -27,7 +27,7 @@ def moments(gradients, decay, power):
 
 
 def naive(weight, gradients):
-    """The channels of one tensor of one problem."""
+    """The channels of one tensor of one task."""
     scale = (moments(gradients, 0.999, 2) + TINY).sqrt()
     fast, slow = (moments(gradients, decay, 1) / scale for decay in (0.9, 0.99))
     last = gradients[-1] / scale
@@ -53,7 +53,7 @@ def naive(weight, gradients):
 CHAIN = LayerChain((LeakyReLU(0.1), Identity()), (True, False), batch_dims=1)
 CASES = {
     "loose": (NO_CHAIN, (), ((4, 3), (5,), (2, 3, 2))),
-    "problems": (CHAIN, (2,), ((4, 3), (4,), (2, 4))),
+    "tasks": (CHAIN, (2,), ((4, 3), (4,), (2, 4))),
 }
 
 
@@ -74,12 +74,12 @@ def test_the_channels_are_those_that_loops_find(chain, batch, shapes):
         else:
             seen = Observation.of(chain, weights, gradients, normal(*batch, 3, 6, seed=99))
         _, state = rule.propose(seen, state)
-    problems = range(*(batch or (1,)))
+    tasks = range(*(batch or (1,)))
     for step, found in enumerate(seen_by_lstm):
         past = history[: step + 1]
         columns = []
         for i, weight in enumerate(weights):
-            for b in problems:
+            for b in tasks:
                 own = weight[b] if batch else weight
                 columns.append(naive(own, [g[i][b] if batch else g[i] for g in past]))
         torch.testing.assert_close(found, torch.tensor(columns).mT, rtol=1e-3, atol=1e-4)

@@ -29,16 +29,16 @@ def _doubles(monkeypatch, float64_networks):  # noqa: F811
 
 
 def window(name: str, meta, steps: int) -> Window:
-    problem = make()
-    optimizer = LearnedOptimizer(problem, meta)
-    return next(ESTIMATORS[name]().windows(problem, optimizer, steps, steps, LOG, seeded()))
+    tasks = make()
+    optimizer = LearnedOptimizer(tasks, meta)
+    return next(ESTIMATORS[name]().windows(tasks, optimizer, steps, steps, LOG, seeded()))
 
 
 def largest(gradient: Tensor) -> list[int]:
     return gradient.abs().flatten().argsort(descending=True)[:3].tolist()
 
 
-def slope(entries: Tensor, index: int, value) -> float:
+def difference_quotient(entries: Tensor, index: int, value) -> float:
     """d value / d entry."""
     kept, values = float(entries[index]), []
     for entry in (kept + H, kept - H):
@@ -56,7 +56,9 @@ def test_of_one_step_it_is_that_of_finite_differences(std, name):
     assert std == 0.0 or all(gradient.any() for gradient in gradients if gradient.dim() == 1)
     for parameter, gradient in zip(meta.parameters(), gradients, strict=True):
         for i in largest(gradient):
-            expected = slope(parameter.data.view(-1), i, lambda: window(name, meta, 1).meta_loss)
+            expected = difference_quotient(
+                parameter.data.view(-1), i, lambda: window(name, meta, 1).meta_loss
+            )
             assert float(gradient.flatten()[i]) == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
@@ -76,20 +78,20 @@ def test_of_first_order_it_is_that_of_steps_that_see_what_was_seen(monkeypatch):
 
     @torch.no_grad()
     def replayed() -> Tensor:
-        problem = make()
-        parameters = list(problem.parameters())
-        state, losses = meta.update.init_state(problem.chain, parameters), []
+        tasks = make()
+        parameters = list(tasks.parameters())
+        state, losses = meta.update.init_state(tasks.chain, parameters), []
         for step, observation in enumerate(seen, start=1):
             update, state = meta.update.propose(observation, state)
             for parameter, part in zip(parameters, update, strict=True):
                 parameter += part
-            losses.append(problem(step))
+            losses.append(tasks(step))
         return LOG(torch.stack(losses))
 
     assert float(replayed()) == pytest.approx(float(found.meta_loss), rel=1e-9)
     for parameter, gradient in zip(meta.parameters(), found.gradients, strict=True):
         for i in largest(gradient):
-            expected = slope(parameter.data.view(-1), i, replayed)
+            expected = difference_quotient(parameter.data.view(-1), i, replayed)
             assert float(gradient.flatten()[i]) == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
@@ -101,5 +103,5 @@ def test_of_a_window_it_has_the_sign_and_about_the_size_of_the_truth(std):
     gradient = window("truncated", meta, 6).gradients[names.index("update.lstm.head_bias")]
     entries = meta.update.lstm.head_bias.data
     for i in range(3):
-        truth = slope(entries, i, lambda: window("truncated", meta, 6).meta_loss)
+        truth = difference_quotient(entries, i, lambda: window("truncated", meta, 6).meta_loss)
         assert 0.8 < float(gradient[i]) / truth < 1.25

@@ -81,10 +81,10 @@ def test_a_group_that_m1_cannot_step_is_refused_and_leaves_no_trace():
 
 
 def test_the_report_says_what_is_stepped_and_how():
-    problem = RegressionFamily(4, 3, 3, 2).sample([10**7])
+    tasks = RegressionFamily(4, 3, 3, 2).sample([10**7])
     assert (
         "1 sites of a chain of layers that holds its data"
-        in LearnedOptimizer(problem, build()).report()
+        in LearnedOptimizer(tasks, build()).report()
     )
     alone = LearnedOptimizer([nn.Parameter(torch.ones(2)) for _ in range(3)], build())
     assert "3 parameters that are stepped without teleportation" in alone.report()
@@ -163,7 +163,7 @@ def test_a_unit_is_empty_or_not_whatever_the_scale_of_the_features(scale):
     assert float(units.gate(3.0)) == pytest.approx(math.tanh(3.0 * 0.5 / 4.0))
 
 
-def test_the_spectrum_of_a_batch_of_batches_is_that_of_each_problem():
+def test_the_spectrum_of_a_batch_of_batches_is_that_of_each_task():
     h = rounded_away(2, 3, 4, 6)
     h[1, 2] = 0.0
     whole = Spectrum.of(h)

@@ -1,4 +1,4 @@
-"""The drop-in optimizer against its differentiable twin, and as an ordinary torch optimizer."""
+"""The drop-in optimizer against its differentiable form, and as an ordinary torch optimizer."""
 
 import higher
 import pytest
@@ -33,52 +33,52 @@ def build(seed: int = 0, **fields) -> MetaOptimizer:
     return meta
 
 
-def make_problem(dtype: str = "float64", seeds=SEEDS) -> Regression:
+def make_tasks(dtype: str = "float64", seeds=SEEDS) -> Regression:
     return RegressionFamily(2, *WIDTHS, dtype=dtype).sample(seeds)
 
 
-def train(problem: Regression, optimizer: LearnedOptimizer, steps: int) -> Tensor:
+def train(tasks: Regression, optimizer: LearnedOptimizer, steps: int) -> Tensor:
     """The ordinary loop; losses before each step and after the last, (steps + 1, B)."""
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = problem()
+        loss = tasks()
         losses.append(loss.detach())
         loss.sum().backward()
         optimizer.step()
-    return torch.stack([*losses, problem().detach()])
+    return torch.stack([*losses, tasks().detach()])
 
 
-def weights(problem: Regression) -> list[Tensor]:
-    return [p.detach().clone() for p in problem.parameters()]
+def weights(tasks: Regression) -> list[Tensor]:
+    return [p.detach().clone() for p in tasks.parameters()]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-6)])
 @pytest.mark.parametrize("method", METHODS)
-def test_drop_in_and_differentiable_twin_walk_the_same_trajectory(method, dtype, tolerance):
+def test_drop_in_and_differentiable_form_walk_the_same_trajectory(method, dtype, tolerance):
     meta = build(**METHODS[method])
-    problem = make_problem(dtype)
-    start = weights(problem)
-    with differentiable(problem, LearnedOptimizer(problem, meta)) as run:
-        twin = [run.losses()]
+    tasks = make_tasks(dtype)
+    start = weights(tasks)
+    with differentiable(tasks, LearnedOptimizer(tasks, meta)) as run:
+        losses_of_form = [run.losses()]
         for _ in range(30):
-            run.step(twin[-1])
-            twin.append(run.losses())
+            run.step(losses_of_form[-1])
+            losses_of_form.append(run.losses())
         final = [p.detach() for p in run.network.fast_params]
-    torch.testing.assert_close(weights(problem), start, rtol=0, atol=0)  # copied, not stepped
-    losses = train(problem, LearnedOptimizer(problem, meta), 30)
+    torch.testing.assert_close(weights(tasks), start, rtol=0, atol=0)  # copied, not stepped
+    losses = train(tasks, LearnedOptimizer(tasks, meta), 30)
     assert losses.isfinite().all()
-    torch.testing.assert_close(torch.stack(twin).detach(), losses, rtol=tolerance, atol=0)
-    torch.testing.assert_close(final, weights(problem), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(torch.stack(losses_of_form).detach(), losses, rtol=tolerance, atol=0)
+    torch.testing.assert_close(final, weights(tasks), rtol=tolerance, atol=tolerance)
 
 
-def test_the_twin_goes_on_from_the_optimizer_s_present_state_and_leaves_it_alone():
-    problem, whole = make_problem(), make_problem()
-    optimizer = LearnedOptimizer(problem, build())
+def test_the_differentiable_form_goes_on_from_the_optimizer_s_present_state_and_leaves_it_alone():
+    tasks, whole = make_tasks(), make_tasks()
+    optimizer = LearnedOptimizer(tasks, build())
     expected = train(whole, LearnedOptimizer(whole, build()), 10)
-    train(problem, optimizer, 5)
+    train(tasks, optimizer, 5)
     kept = [t.clone() for tensors in optimizer.learned_state.values() for t in tensors]
-    (window,) = unroll(problem, optimizer, 5, 5, LogMean(1e-6))
+    (window,) = unroll(tasks, optimizer, 5, 5, LogMean(1e-6))
     torch.testing.assert_close(window.losses, expected[6:], rtol=1e-12, atol=0)
     now = [t for tensors in optimizer.learned_state.values() for t in tensors]
     torch.testing.assert_close(now, kept, rtol=0, atol=0)
@@ -86,7 +86,7 @@ def test_the_twin_goes_on_from_the_optimizer_s_present_state_and_leaves_it_alone
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_closure_and_a_plain_backward_agree(method):
-    plain, closed = make_problem(), make_problem()
+    plain, closed = make_tasks(), make_tasks()
     losses = train(plain, LearnedOptimizer(plain, build(**METHODS[method])), 10)
     optimizer = LearnedOptimizer(closed, build(**METHODS[method]))
 
@@ -104,7 +104,7 @@ def test_a_closure_and_a_plain_backward_agree(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_ten_steps_saved_and_loaded_and_ten_more_equal_twenty(method, tmp_path):
-    whole, first, second = make_problem(), make_problem(), make_problem()
+    whole, first, second = make_tasks(), make_tasks(), make_tasks()
     train(whole, LearnedOptimizer(whole, build(**METHODS[method])), 20)
     optimizer = LearnedOptimizer(first, build(**METHODS[method]))
     train(first, optimizer, 10)
@@ -121,11 +121,11 @@ def test_ten_steps_saved_and_loaded_and_ten_more_equal_twenty(method, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_problems_of_a_batch_do_not_know_of_each_other(method):
-    together = make_problem()
+def test_tasks_of_a_batch_do_not_know_of_each_other(method):
+    together = make_tasks()
     losses = train(together, LearnedOptimizer(together, build(**METHODS[method])), 2)
     for index, seed in enumerate(SEEDS):
-        alone = make_problem(seeds=[seed])
+        alone = make_tasks(seeds=[seed])
         own = train(alone, LearnedOptimizer(alone, build(**METHODS[method])), 2)
         # Whitening enlarges the directions that float32 rounds away: equal to some digits only.
         torch.testing.assert_close(own[:, 0], losses[:, index], rtol=1e-2, atol=0)
@@ -134,72 +134,72 @@ def test_problems_of_a_batch_do_not_know_of_each_other(method):
 def test_a_parameter_without_gradient_counts_as_one_with_a_zero_gradient():
     ends = []
     for absent in (True, False):
-        problem = make_problem()
-        optimizer = LearnedOptimizer(problem, build())
-        problem().sum().backward()
-        problem.W2.grad = None if absent else torch.zeros_like(problem.W2)
+        tasks = make_tasks()
+        optimizer = LearnedOptimizer(tasks, build())
+        tasks().sum().backward()
+        tasks.W2.grad = None if absent else torch.zeros_like(tasks.W2)
         optimizer.step()
-        ends.append(weights(problem))
+        ends.append(weights(tasks))
     torch.testing.assert_close(*ends, rtol=0, atol=0)
 
 
 def test_steps_give_meta_parameters_no_gradient_and_leave_them_alone():
     meta = build()
     before = [p.detach().clone() for p in meta.parameters()]
-    problem = make_problem()
-    optimizer = LearnedOptimizer(problem, meta)
-    train(problem, optimizer, 3)
+    tasks = make_tasks()
+    optimizer = LearnedOptimizer(tasks, meta)
+    train(tasks, optimizer, 3)
     assert all(p.requires_grad and p.grad is None for p in meta.parameters())
     torch.testing.assert_close([p.detach() for p in meta.parameters()], before, rtol=0, atol=0)
-    held = [*problem.parameters(), *(t for s in optimizer.learned_state.values() for t in s)]
+    held = [*tasks.parameters(), *(t for s in optimizer.learned_state.values() for t in s)]
     assert all(tensor.grad_fn is None for tensor in held)  # no graph grows from step to step
 
 
 def test_each_step_shows_its_teleportation():
-    problem = make_problem()
-    optimizer = LearnedOptimizer(problem, build())
+    tasks = make_tasks()
+    optimizer = LearnedOptimizer(tasks, build())
     assert optimizer.teleportation is None
-    train(problem, optimizer, 2)
+    train(tasks, optimizer, 2)
     assert optimizer.teleportation.invariance_error().shape == (len(SEEDS),)
     move = optimizer.teleportation
-    torch.testing.assert_close(list(move.after), weights(problem), rtol=0, atol=0)
-    assert not any(map(torch.equal, move.before, problem.parameters()))
+    torch.testing.assert_close(list(move.after), weights(tasks), rtol=0, atol=0)
+    assert not any(map(torch.equal, move.before, tasks.parameters()))
 
 
-def test_higher_finds_the_twin_by_exact_type():
+def test_higher_finds_the_differentiable_form_by_exact_type():
     class Subclass(LearnedOptimizer):
         pass
 
-    problem = make_problem()
-    with higher.innerloop_ctx(problem, LearnedOptimizer(problem, build())) as (_, twin):
-        assert type(twin) is DifferentiableLearnedOptimizer
+    tasks = make_tasks()
+    with higher.innerloop_ctx(tasks, LearnedOptimizer(tasks, build())) as (_, form):
+        assert type(form) is DifferentiableLearnedOptimizer
     with (
         pytest.raises(ValueError, match="not supported by higher"),
-        higher.innerloop_ctx(problem, Subclass(problem, build())),
+        higher.innerloop_ctx(tasks, Subclass(tasks, build())),
     ):
         pass
 
 
-def test_the_first_order_twin_refuses_arguments_it_would_drop():
-    problem = make_problem()
+def test_the_first_order_form_refuses_arguments_it_would_drop():
+    tasks = make_tasks()
     with (
-        differentiable(problem, LearnedOptimizer(problem, build())) as run,
+        differentiable(tasks, LearnedOptimizer(tasks, build())) as run,
         pytest.raises(TypeError, match="grad_callback"),
     ):
         run.optimizer.step(run.losses().sum(), grad_callback=lambda g: g)
 
 
-def test_the_twin_tracks_no_graph_when_asked_not_to():
-    problem = make_problem()
-    optimizer = LearnedOptimizer(problem, build())
-    with higher.innerloop_ctx(problem, optimizer, track_higher_grads=False) as (network, twin):
-        twin.step(network().sum())
+def test_the_differentiable_form_tracks_no_graph_when_asked_not_to():
+    tasks = make_tasks()
+    optimizer = LearnedOptimizer(tasks, build())
+    with higher.innerloop_ctx(tasks, optimizer, track_higher_grads=False) as (network, form):
+        form.step(network().sum())
         assert all(p.is_leaf for p in network.fast_params)
         stepped = network().detach()
-    torch.testing.assert_close(stepped, train(problem, optimizer, 1)[-1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(stepped, train(tasks, optimizer, 1)[-1], rtol=1e-12, atol=0)
 
 
-def twins(**fields) -> tuple[MetaOptimizer, MetaOptimizer]:
+def with_and_without_m2(**fields) -> tuple[MetaOptimizer, MetaOptimizer]:
     """LSTM(update) and LSTM(update,tele) with the same m1; m2 as it starts, with a zero head."""
     spec = {"hidden": 6, **fields}
     alone = MetaOptimizer(MetaOptimizerSpec(element="none", **spec), 0)
@@ -217,7 +217,7 @@ SHAPES = [(4, 4, 4, 4), (7, 3, 5, 2)]
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_with_a_zero_head_of_m2_drop_in_equals_lstm_update_bit_for_bit(dtype, shape, action):
     ends = []
-    for meta in twins(**action):
+    for meta in with_and_without_m2(**action):
         model = RegressionFamily(*shape, dtype=dtype).sample([5, 6])
         optimizer = LearnedOptimizer(model, meta)
         for _ in range(20):
@@ -230,9 +230,9 @@ def test_with_a_zero_head_of_m2_drop_in_equals_lstm_update_bit_for_bit(dtype, sh
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_with_a_zero_head_of_m2_the_differentiable_twin_equals_lstm_update_bit_for_bit(dtype):
+def test_with_a_zero_head_of_m2_the_differentiable_form_equals_lstm_update_bit_for_bit(dtype):
     losses = []
-    for meta in twins():
+    for meta in with_and_without_m2():
         model = RegressionFamily(7, 3, 5, 2, dtype=dtype).sample([5, 6])
         windows = unroll(model, LearnedOptimizer(model, meta), 20, 10, LogMean(1e-6))
         losses.append(torch.cat([window.losses for window in windows]))

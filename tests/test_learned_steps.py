@@ -16,13 +16,13 @@ FAMILY = RegressionFamily(4, 3, 3, 2, distribution="normal")
 
 
 def setting(meta):
-    """Arguments of a step at the start of two problems."""
-    problem = FAMILY.sample([10**7, 10**7 + 1])
-    parameters = list(problem.parameters())
-    gradients = torch.autograd.grad(problem().sum(), parameters)
+    """Arguments of a step at the start of two tasks."""
+    tasks = FAMILY.sample([10**7, 10**7 + 1])
+    parameters = list(tasks.parameters())
+    gradients = torch.autograd.grad(tasks().sum(), parameters)
     start = [p.detach() for p in parameters]
-    state = meta.init_state(problem.chain, start)
-    return problem.chain, start, gradients, LayerInput(problem.x), state
+    state = meta.init_state(tasks.chain, start)
+    return tasks.chain, start, gradients, LayerInput(tasks.x), state
 
 
 @pytest.mark.parametrize("element", ["spectral", "coordinatewise"])

@@ -96,7 +96,7 @@ def test_propose_is_pure(update, element):
 
 
 @pytest.mark.parametrize(("update", "element"), RULES)
-def test_shapes_on_a_problem_that_is_not_square(update, element):
+def test_shapes_on_tasks_that_are_not_square(update, element):
     meta = build(update=update, element=element)
     model = FAMILY.sample([1, 2, 3])
     start = meta.init_state(model.chain, list(model.parameters()))
@@ -172,10 +172,10 @@ def test_update_is_minus_the_sum_of_its_heads(heads, batch):
     }  # fmt: skip
     expected, column = [], 0
     for index, gradient in enumerate(seen.gradients):
-        per_problem = gradient.numel() // seen.curvature[index].numel()
+        per_task = gradient.numel() // seen.curvature[index].numel()
         for entry, g in enumerate(gradient.flatten().tolist()):
             own = {
-                name: values[index].flatten()[entry // per_problem].item()
+                name: values[index].flatten()[entry // per_task].item()
                 for name, values in scales.items()
             }
             expected.append(
@@ -202,7 +202,7 @@ def test_step_size_rule_is_a_rate_over_the_largest_curvature_times_the_gradient(
 
 
 @pytest.mark.parametrize("update", ["flat", "flat_step_size"])
-def test_flat_rules_read_and_write_each_problem_alone(update):
+def test_flat_rules_read_and_write_each_task_alone(update):
     rule = build(update=update, element="none").update
     nn.init.constant_(rule.lstm.head_bias, 1.0)  # a rate beyond its upper bound
     seen = observe(FAMILY.sample([1, 2]))

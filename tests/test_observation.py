@@ -46,9 +46,9 @@ def observe(name: str, batch: tuple[int, ...], samples: int = 6):
     return Observation.of(chain, parameters, gradients, x)
 
 
-def naive_layers(seen: Observation, problem: tuple[int, ...]) -> list[tuple[Tensor, Tensor | None]]:
-    """(W, b) of one problem, in float64."""
-    remaining = [parameter[problem].double() for parameter in seen.parameters]
+def naive_layers(seen: Observation, task: tuple[int, ...]) -> list[tuple[Tensor, Tensor | None]]:
+    """(W, b) of one task, in float64."""
+    remaining = [parameter[task].double() for parameter in seen.parameters]
     layers = []
     for biased in seen.chain.biased:
         weight = remaining.pop(0)
@@ -56,10 +56,10 @@ def naive_layers(seen: Observation, problem: tuple[int, ...]) -> list[tuple[Tens
     return layers
 
 
-def naive_inputs(seen: Observation, problem: tuple[int, ...]) -> list[Tensor]:
-    """h_0 ... h_{L-1} of one problem, a sample at a time."""
-    h, inputs = seen.x[problem].double(), []
-    for weight, bias in naive_layers(seen, problem):
+def naive_inputs(seen: Observation, task: tuple[int, ...]) -> list[Tensor]:
+    """h_0 ... h_{L-1} of one task, a sample at a time."""
+    h, inputs = seen.x[task].double(), []
+    for weight, bias in naive_layers(seen, task):
         inputs.append(h)
         columns = []
         for n in range(h.shape[1]):
@@ -70,9 +70,9 @@ def naive_inputs(seen: Observation, problem: tuple[int, ...]) -> list[Tensor]:
     return inputs
 
 
-def naive_curvature(seen: Observation, problem: tuple[int, ...]) -> list[float]:
-    """kappa of each parameter of one problem."""
-    layers, inputs = naive_layers(seen, problem), naive_inputs(seen, problem)
+def naive_curvature(seen: Observation, task: tuple[int, ...]) -> list[float]:
+    """kappa of each parameter of one task."""
+    layers, inputs = naive_layers(seen, task), naive_inputs(seen, task)
     kappas = []
     for m, (_, bias) in enumerate(layers):
         downstream = math.prod(float((w**2).sum()) for w, _ in layers[m + 1 :])
@@ -82,7 +82,7 @@ def naive_curvature(seen: Observation, problem: tuple[int, ...]) -> list[float]:
     return kappas
 
 
-def problems(batch: tuple[int, ...]) -> list[tuple[int, ...]]:
+def tasks(batch: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [tuple(i.tolist()) for i in torch.ones(batch).nonzero()] if batch else [()]
 
 
@@ -117,11 +117,11 @@ def test_log_sign_is_continuous_at_its_threshold():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_inputs_and_curvature_equal_their_naive_twins(name, batch):
     seen = observe(name, batch)
-    for problem in problems(batch):
-        for own, naive in zip(seen.inputs, naive_inputs(seen, problem), strict=True):
-            torch.testing.assert_close(own[problem].double(), naive, rtol=1e-4, atol=1e-5)
-        own = [float(kappa[problem]) for kappa in seen.curvature]
-        assert own == pytest.approx(naive_curvature(seen, problem), rel=1e-5)
+    for task in tasks(batch):
+        for own, naive in zip(seen.inputs, naive_inputs(seen, task), strict=True):
+            torch.testing.assert_close(own[task].double(), naive, rtol=1e-4, atol=1e-5)
+        own = [float(kappa[task]) for kappa in seen.curvature]
+        assert own == pytest.approx(naive_curvature(seen, task), rel=1e-5)
 
 
 def gauss_newton_eigenvalues(name: str, samples: int) -> tuple[list[float], list[float]]:
@@ -159,12 +159,12 @@ def test_curvature_is_tight_for_one_layer_and_one_sample():
 @pytest.mark.parametrize("batch", BATCHES)
 def test_relative_rms_is_the_rms_of_gradient_over_curvature(batch):
     seen = observe("three layers, biases", batch)
-    for problem in problems(batch):
-        kappas = naive_curvature(seen, problem)
+    for task in tasks(batch):
+        kappas = naive_curvature(seen, task)
         for gradient, kappa, r in zip(seen.gradients, kappas, seen.relative_rms, strict=True):
-            entries = [(g / kappa) ** 2 for g in gradient[problem].flatten().tolist()]
+            entries = [(g / kappa) ** 2 for g in gradient[task].flatten().tolist()]
             naive = math.sqrt(sum(entries) / len(entries))
-            assert float(r[problem]) == pytest.approx(naive, rel=1e-5)
+            assert float(r[task]) == pytest.approx(naive, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -182,8 +182,8 @@ def test_coordinates_puts_each_value_beside_the_entries_of_its_parameter(batch):
     values = [normal(*batch, seed=300 + i) for i in range(len(seen.parameters))]
     spread = unflatten(seen.coordinates(values), seen.parameters)
     for value, entries in zip(values, spread, strict=True):
-        for problem in problems(batch):
-            assert (entries[problem] == value[problem]).all()
+        for task in tasks(batch):
+            assert (entries[task] == value[task]).all()
 
 
 def gram_of_rows(matrix: Tensor) -> Tensor:

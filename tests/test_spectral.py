@@ -29,10 +29,10 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
 
-def observe(problem: nn.Module) -> Observation:
-    parameters = list(problem.parameters())
-    gradients = torch.autograd.grad(problem().sum(), parameters)
-    return Observation.of(problem.chain, parameters, gradients, problem.x)
+def observe(tasks: nn.Module) -> Observation:
+    parameters = list(tasks.parameters())
+    gradients = torch.autograd.grad(tasks().sum(), parameters)
+    return Observation.of(tasks.chain, parameters, gradients, tasks.x)
 
 
 def make(bound: float = 8.0, gain: float = 0.0, features=FEATURES, pre=False) -> SpectralElement:
@@ -46,8 +46,8 @@ def propose(rule: SpectralElement, seen: Observation, parameters) -> list[Tensor
     return [element.dense().float() for element in elements]
 
 
-def proposed(rule: SpectralElement, problem: Regression) -> list[Tensor]:
-    return propose(rule, observe(problem), list(problem.parameters()))
+def proposed(rule: SpectralElement, tasks: Regression) -> list[Tensor]:
+    return propose(rule, observe(tasks), list(tasks.parameters()))
 
 
 @pytest.mark.parametrize("samples", [2, 9])  # of rank 2, and of full rank
@@ -64,7 +64,7 @@ def test_the_spectrum_gives_the_covariance_back(samples):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, 1e30])
-def test_a_problem_without_a_spectrum_has_that_of_the_identity_and_leaves_the_others_alone(value):
+def test_a_task_without_a_spectrum_has_that_of_the_identity_and_leaves_the_others_alone(value):
     h = normal(3, 4, 6)
     whole = Spectrum.of(h)
     h[1] = value
@@ -77,11 +77,11 @@ def test_a_problem_without_a_spectrum_has_that_of_the_identity_and_leaves_the_ot
 
 
 def test_t_whitens_and_stretches_as_the_network_says_in_the_eigenbasis():
-    problem = FAMILY.sample([1, 2])
-    seen, rule = observe(problem), make(bound=1e6, gain=30.0)
-    elements = propose(rule, seen, list(problem.parameters()))
+    tasks = FAMILY.sample([1, 2])
+    seen, rule = observe(tasks), make(bound=1e6, gain=30.0)
+    elements = propose(rule, seen, list(tasks.parameters()))
     columns = []
-    for site in problem.chain.pairs:
+    for site in tasks.chain.pairs:
         h = seen.inputs[site.outgoing].double()
         for b in range(2):
             c = h[b] @ h[b].mT
@@ -104,7 +104,7 @@ def test_t_whitens_and_stretches_as_the_network_says_in_the_eigenbasis():
     x = torch.tensor(columns).T
     output = torch.tanh(rule.lstm(x, rule.lstm.init_state(x.shape[1]))[0]).double()
     whiten, stretch = output.view(2, 2, 2, 4)
-    for s, site in enumerate(problem.chain.pairs):
+    for s, site in enumerate(tasks.chain.pairs):
         h = seen.inputs[site.outgoing].double()
         gates = gate(seen, site, 30.0)
         for b in range(2):
@@ -119,26 +119,26 @@ def test_t_whitens_and_stretches_as_the_network_says_in_the_eigenbasis():
 @pytest.mark.parametrize("features", [*((name,) for name in FEATURES), FEATURES])
 def test_hidden_units_turned_turn_the_element_with_them(features, samples):
     """In a linear network a turn of the hidden units is a symmetry too."""
-    problem = RegressionFamily(samples, input=6, hidden=4, output=3, slope=1.0).sample([1])
+    tasks = RegressionFamily(samples, input=6, hidden=4, output=3, slope=1.0).sample([1])
     q, _ = torch.linalg.qr(normal(4, 4, seed=5).float())
-    w1, w2 = (p.detach() for p in problem.parameters())
-    turned = Regression([q @ w1, w2 @ q.mT], problem.x, problem.y, slope=1.0)
+    w1, w2 = (p.detach() for p in tasks.parameters())
+    turned = Regression([q @ w1, w2 @ q.mT], tasks.x, tasks.y, slope=1.0)
     rule = make(features=features)
-    (element,), (other,) = proposed(rule, problem), proposed(rule, turned)
+    (element,), (other,) = proposed(rule, tasks), proposed(rule, turned)
     assert element.abs().max() > 0.01
     torch.testing.assert_close(other, q @ element @ q.mT, rtol=1e-2, atol=2e-3)
 
 
 def test_elements_are_symmetric_and_each_direction_is_kept_to_the_bound():
-    problem = FAMILY.sample(range(6))
-    seen, weights = observe(problem), list(problem.parameters())
+    tasks = FAMILY.sample(range(6))
+    seen, weights = observe(tasks), list(tasks.parameters())
     free, bounded = (
         torch.stack([e.values for e in r.propose(seen, r.init_state(seen.chain, weights))[0]])
         for r in (make(bound=1e6), make(bound=0.1))
     )
     assert free.abs().max() > 0.1
     torch.testing.assert_close(bounded, 0.1 * torch.tanh(free / 0.1), rtol=1e-4, atol=1e-5)
-    for element in proposed(make(), problem):
+    for element in proposed(make(), tasks):
         torch.testing.assert_close(element, element.mT, rtol=0, atol=1e-5)
 
 
@@ -146,12 +146,12 @@ def test_elements_are_symmetric_and_each_direction_is_kept_to_the_bound():
 def test_wide_sites_take_spectral_elements_as_large_in_each_direction_as_narrow_ones(
     size, rejected
 ):
-    problem = RegressionFamily(5, 5, 150, 3, dtype="float64").sample([1])
+    tasks = RegressionFamily(5, 5, 150, 3, dtype="float64").sample([1])
     values = torch.full((1, 150), size, dtype=torch.float64)
     basis = torch.linalg.qr(normal(1, 150, 150))[0]
-    parameters = [p.detach() for p in problem.parameters()]
+    parameters = [p.detach() for p in tasks.parameters()]
     action = make_action("post_activation")
-    orbit = chain_orbit(problem.chain, parameters, LayerInput(problem.x), action)
+    orbit = chain_orbit(tasks.chain, parameters, LayerInput(tasks.x), action)
     assert orbit.move(parameters, [Element(values, basis)]).rejected.tolist() == [rejected]
 
 
@@ -161,13 +161,13 @@ def test_a_zero_head_proposes_nothing():
 
 
 def test_eq_79_sees_the_features_before_the_activation():
-    problem = RegressionFamily(
-        samples=5, input=6, hidden=4, output=3, distribution="normal"
-    ).sample([1])
-    seen = observe(problem)
+    tasks = RegressionFamily(samples=5, input=6, hidden=4, output=3, distribution="normal").sample(
+        [1]
+    )
+    seen = observe(tasks)
     rule = make(pre=True)
-    (element,) = propose(rule, seen, list(problem.parameters()))
-    z = problem.W1.detach() @ problem.x
+    (element,) = propose(rule, seen, list(tasks.parameters()))
+    z = tasks.W1.detach() @ tasks.x
     c = (z @ z.mT)[0]
     torch.testing.assert_close(element[0] @ c, c @ element[0], rtol=1e-3, atol=1e-2)
     h = seen.inputs[1]
