@@ -423,6 +423,10 @@ def test_what_has_no_curve_is_refused():
         network_curvature(model, x, generator())
     with pytest.raises(UserError, match="expected 1 curve or more, got 0"):
         network_curvature(model, x, generator(), curves=0)
+    objective = Negated(Curvature([]))
+    with pytest.raises(UserError, match="expected an objective on an orbit, got Curvature"):
+        objective([], None)
+    assert math.isnan(curvature([torch.zeros(2)], [torch.ones(2)]).item())
 
 
 @pytest.mark.parametrize(
