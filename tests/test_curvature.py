@@ -1,5 +1,6 @@
 """Curves on orbits (appendix E.4), their curvature (eqs. 80, 84) and psi (eq. 14)."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
