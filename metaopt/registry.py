@@ -22,7 +22,19 @@ SETTINGS = "settings"
 
 
 class UnknownComponent(UserError):
-    """A name that no component is registered under; an extension may be missing."""
+    """A name that nothing is registered under; an extension may be missing.
+
+    Attributes:
+        kind: what was asked for, such as "update".
+        name: the unknown name, shortened.
+    """
+
+    def __init__(self, kind: str, name: object, known: Sequence[str]) -> None:
+        self.kind, self.name = kind, _short(name)
+        super().__init__(
+            f"expected {kind} of {', '.join(known)}, got {self.name}: name one of these, or "
+            "--import the module that registers it"
+        )
 
 
 class Registry(dict[str, Entry]):
@@ -46,10 +58,7 @@ or --import the module that registers it
         self.kind = kind
 
     def __missing__(self, name: str) -> Entry:
-        raise UnknownComponent(
-            f"expected {self.kind} of {', '.join(self)}, got {_short(name)}: name one of these, or "
-            "--import the module that registers it"
-        )
+        raise UnknownComponent(self.kind, name, list(self))
 
     def add(self, name: str, entry: Entry) -> None:
         """Register an entry.
@@ -134,10 +143,12 @@ class Settings:
 
     Attributes:
         components: own fields that name a component, with the registry of each.
+        named: further own fields that name an entry of a registry, which has no fields.
         settings: fields of the library's components, and of the chosen ones, by name.
     """
 
     components: ClassVar[Mapping[str, Registry[Any]]] = {}
+    named: ClassVar[Mapping[str, Registry[Any]]] = {}
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __init__(self, settings: Mapping[str, Any] | None = None, **given: Any) -> None:

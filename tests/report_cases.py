@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from script_cases import load
 
 from metaopt.evaluation.evaluate import Result
-from metaopt.evaluation.methods import HAND_MADE
+from metaopt.evaluation.methods import BASELINES
 from metaopt.evaluation.report import html_report
 from metaopt.evaluation.rollout import Trajectory
 from metaopt.evaluation.table import summarise
@@ -41,7 +41,7 @@ def run(name: str, losses: NDArray[np.float64], learned: bool = False) -> Result
     curve = torch.from_numpy(losses)
     nothing = torch.full_like(curve, torch.nan)
     return Result(
-        replace(HAND_MADE["gd"], name=name, learned=learned),
+        replace(BASELINES["gd"], name=name, learned=learned),
         Trajectory(curve, curve, nothing, torch.zeros_like(curve, dtype=torch.bool), 0.001),
     )
 

@@ -19,7 +19,7 @@ import torch
 
 import metaopt
 from metaopt.cli import evaluate, train
-from metaopt.evaluation.methods import HAND_MADE
+from metaopt.evaluation.methods import BASELINES
 from metaopt.symmetry import Action, Identity, LayerChain, LayerInput, chain_orbit
 
 ROOT = Path(__file__).parents[1]
@@ -195,7 +195,7 @@ def test_a_shipped_config_parses_and_makes_a_valid_run(config: Path) -> None:
         train.take(train.MetaOptimizerSpec, values)
 
 
-@pytest.mark.parametrize("name", HAND_MADE)
+@pytest.mark.parametrize("name", BASELINES)
 def test_the_results_mention_each_method(name: str) -> None:
     text = (ROOT / "docs" / "results.md").read_text()
     assert re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)

@@ -25,7 +25,7 @@ from metaopt.cli import sweep as sweep_command
 from metaopt.errors import UserError
 from metaopt.evaluation.evaluate import Result, evaluate
 from metaopt.evaluation.figure import loss_figure
-from metaopt.evaluation.methods import HAND_MADE, default_methods, resolve
+from metaopt.evaluation.methods import BASELINES, default_methods, resolve
 from metaopt.evaluation.results import (
     MANIFEST,
     RESULTS,
@@ -94,7 +94,7 @@ def test_the_defect_is_null_where_nothing_was_teleported() -> None:
 def test_what_is_not_finite_is_null(bad: float) -> None:
     made = torch.tensor([[1.0, 2.0], [3.0, bad]], dtype=torch.float64)
     refused = torch.tensor([[False, False], [False, True]])
-    result = Result(HAND_MADE["gd"], Trajectory(made, 10 * made, 100 * made, refused, 0.1))
+    result = Result(BASELINES["gd"], Trajectory(made, 10 * made, 100 * made, refused, 0.1))
     last = list(rows(result, SEEDS))[-1]
     assert last == {
         "method": "gd",
@@ -113,7 +113,7 @@ def test_what_is_not_finite_is_null(bad: float) -> None:
 )
 def test_seeds_that_are_not_for_testing_are_refused(seed: int) -> None:
     with pytest.raises(UserError, match=rf"test seeds.*got {seed}"):
-        list(evaluate([HAND_MADE["gd"]], FAMILY, [0, seed], 1))
+        list(evaluate([BASELINES["gd"]], FAMILY, [0, seed], 1))
 
 
 def test_all_methods_start_from_the_same_problems() -> None:

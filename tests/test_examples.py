@@ -15,7 +15,7 @@ import pytest
 import torch
 from script_cases import load
 
-from metaopt.evaluation.methods import HAND_MADE
+from metaopt.evaluation.methods import BASELINES
 from metaopt.evaluation.rollout import rollout
 from metaopt.symmetry import ACTIONS, LayerInput
 from metaopt.symmetry.chain import Layer, LeakyReLU
@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 
 DOCS = Path(__file__).parents[1] / "docs"
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
-TABLES: tuple[dict[Any, Any], ...] = (ACTIONS, HAND_MADE, TASK_DISTRIBUTIONS, STEPS)
+TABLES: tuple[dict[Any, Any], ...] = (ACTIONS, BASELINES, TASK_DISTRIBUTIONS, STEPS)
 
 
 @pytest.fixture(autouse=True)
@@ -121,9 +121,9 @@ def test_the_optimizer_is_a_method_and_its_buffer_is_transported() -> None:
     table = module.main().splitlines()
     assert [line.split()[0] for line in table[1:]] == ["lion", "lion_tele", "lion@0.001", "gd"]
     family = RegressionFamily.square(8)
-    assert HAND_MADE["lion"].rate == min((1e-3, 1e-2, 1e-1), key=lambda r: last(module, family, r))
+    assert BASELINES["lion"].rate == min((1e-3, 1e-2, 1e-1), key=lambda r: last(module, family, r))
     problem = family.sample(first_seeds("test", 2))
-    optimizer = HAND_MADE["lion_tele"].optimizer(problem)
+    optimizer = BASELINES["lion_tele"].optimizer(problem)
     first = problem().detach()
     for _ in range(20):
         optimizer.step(lambda: _differentiated(problem))

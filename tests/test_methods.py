@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from metaopt.errors import UserError
 from metaopt.evaluation.methods import (
-    HAND_MADE,
+    BASELINES,
     TELEPORT_STEPS,
     default_methods,
     describe,
@@ -85,14 +85,14 @@ def plain_loop(build: Build, rate: float, problem: Regression, steps: int) -> Te
 
 def test_the_table_holds_the_promised_names() -> None:
     teleporting = {"gd_tele", "momentum_tele", "adagrad_tele", "rmsprop_tele", "adam_tele"}
-    assert set(HAND_MADE) >= set(PLAIN) | teleporting
+    assert set(BASELINES) >= set(PLAIN) | teleporting
     assert set(LEARNED) >= {"lstm_update", "lstm_update_tele", "lstm_lr_tele"}
-    assert [*HAND_MADE, *LEARNED] == ALL
+    assert [*BASELINES, *LEARNED] == ALL
     assert set(default_methods()) == {*LEARNED, "gd"}
 
 
 def test_gd_keeps_the_rate_of_the_paper() -> None:
-    assert HAND_MADE["gd"].rate == 3e-4
+    assert BASELINES["gd"].rate == 3e-4
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -153,7 +153,7 @@ def test_the_same_seed_gives_the_same_run(name: str) -> None:
 def test_equals_a_plain_torch_loop_on_matrices(name: str, dtype: str) -> None:
     family = SMALL if dtype == "float64" else SINGLE
     tolerance = 1e-9 if dtype == "float64" else ROUNDING.get(name, 2e-5)
-    rate = HAND_MADE[name].rate
+    rate = BASELINES[name].rate
     assert rate is not None
     ours = run(name, family.sample(SEEDS), steps=10).losses
     for b, seed in enumerate(SEEDS):
@@ -161,11 +161,11 @@ def test_equals_a_plain_torch_loop_on_matrices(name: str, dtype: str) -> None:
         torch.testing.assert_close(ours[:, b], theirs, rtol=tolerance, atol=0)
 
 
-@pytest.mark.parametrize("name", [name for name in HAND_MADE if name.endswith("_tele")])
+@pytest.mark.parametrize("name", [name for name in BASELINES if name.endswith("_tele")])
 def test_teleporting_equals_its_base_until_it_teleports(name: str) -> None:
     base = name.removesuffix("_tele")
     at = min(TELEPORT_STEPS)
-    rate = HAND_MADE[name].rate
+    rate = BASELINES[name].rate
     moved = run(name, SMALL.sample(SEEDS)).losses
     plain = run(f"{base}@{rate}", SMALL.sample(SEEDS)).losses
     assert torch.equal(moved[: at + 1], plain[: at + 1])
@@ -180,14 +180,14 @@ def test_a_teleportation_moves_the_weights_and_keeps_the_output(name: str) -> No
     assert (defects < 1e-10).all()
 
 
-@pytest.mark.parametrize("name", HAND_MADE)
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_rate_after_the_name_replaces_the_rate(name: str) -> None:
-    default = HAND_MADE[name].rate
+    default = BASELINES[name].rate
     assert default is not None
     text = f"{name}@{default / 2:g}"
     method = resolve(text)
     assert (method.name, method.rate) == (text, float(f"{default / 2:g}"))
-    assert HAND_MADE[name].rate == default
+    assert BASELINES[name].rate == default
     optimizer = method.optimizer(SMALL.sample([0]))
     inner = getattr(optimizer, "optimizers", [optimizer])[0]
     rates = [group.get("lr", group.get("damping")) for group in inner.param_groups]

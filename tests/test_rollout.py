@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from metaopt.evaluation.methods import HAND_MADE, Method, known_methods, resolve
+from metaopt.evaluation.methods import BASELINES, Method, known_methods, resolve
 from metaopt.evaluation.rollout import Trajectory, rollout
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
@@ -23,7 +23,7 @@ FAMILY = RegressionFamily(samples=5, input=6, hidden=4, output=3, dtype="float64
 RATE = 1e-3
 
 PLAIN = ["gd", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam"]
-TELEPORTING = [name for name in HAND_MADE if name.endswith("_tele")]
+TELEPORTING = [name for name in BASELINES if name.endswith("_tele")]
 
 
 def run(name: str, steps: int, family: RegressionFamily = FAMILY) -> Trajectory:
@@ -103,10 +103,10 @@ def count_evaluations(method: Method, steps: int) -> list[int]:
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_plain_method_evaluates_the_tasks_once_a_step(name: str) -> None:
-    assert count_evaluations(HAND_MADE[name], steps=4) == [1, 1, 1, 1, 1]
+    assert count_evaluations(BASELINES[name], steps=4) == [1, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("name", [name for name in known_methods() if name not in HAND_MADE])
+@pytest.mark.parametrize("name", [name for name in known_methods() if name not in BASELINES])
 def test_a_learned_method_evaluates_the_tasks_once_a_step(name: str) -> None:
     assert count_evaluations(resolve(name), steps=3) == [1, 1, 1, 1]
 
@@ -158,9 +158,9 @@ def test_invariance_errors_are_left_out_on_request_and_nothing_else_changes() ->
     assert torch.equal(without.rejected, measured.rejected)
 
 
-@pytest.mark.parametrize("name", [n for n in HAND_MADE if n != "levenberg_marquardt"])
+@pytest.mark.parametrize("name", [n for n in BASELINES if n != "levenberg_marquardt"])
 def test_divergence_gives_non_finite_losses_and_raises_nothing(name: str) -> None:
-    method = replace(HAND_MADE[name], rate=1e25)
+    method = replace(BASELINES[name], rate=1e25)
     tasks = RegressionFamily(samples=5, input=6, hidden=4, output=3).sample(SEEDS)
     trajectory = rollout(tasks, method.optimizer(tasks), 8)
     assert trajectory.losses[0].isfinite().all()

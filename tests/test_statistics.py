@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from metaopt.evaluation.evaluate import Result
-from metaopt.evaluation.methods import HAND_MADE
+from metaopt.evaluation.methods import BASELINES
 from metaopt.evaluation.rollout import Trajectory
 from metaopt.evaluation.statistics import GeometricMean, geometric_mean, log_mean_bands
 from metaopt.evaluation.table import (
@@ -43,7 +43,7 @@ def trajectory(values: list[list[float]], **others: list[list[float]]) -> Trajec
 
 
 def line(values: list[list[float]], **others: list[list[float]]) -> Line:
-    return summarise([Result(HAND_MADE["gd"], trajectory(values, **others))])[0]
+    return summarise([Result(BASELINES["gd"], trajectory(values, **others))])[0]
 
 
 def test_the_mean_is_the_root_of_the_product() -> None:

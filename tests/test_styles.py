@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from metaopt.evaluation.methods import HAND_MADE, known_methods
+from metaopt.evaluation.methods import BASELINES, known_methods
 from metaopt.evaluation.styles import (
     BACKGROUND,
     DARK,
@@ -83,7 +83,7 @@ def test_lines_stand_out_from_the_page() -> None:
 def test_every_known_method_has_a_style_of_its_own_and_its_teleporting_form_the_colour() -> None:
     assert set(STYLES) == set(known_methods())
     assert len({(style.colour, style.dash) for style in STYLES.values()}) == len(STYLES)
-    bases = [name.removesuffix("_tele") for name in HAND_MADE if name.endswith("_tele")]
+    bases = [name.removesuffix("_tele") for name in BASELINES if name.endswith("_tele")]
     assert bases
     for base in bases:
         plain, teleporting = STYLES[base], STYLES[f"{base}_tele"]

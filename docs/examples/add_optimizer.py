@@ -16,7 +16,7 @@ from torch import nn
 
 from metaopt import TeleportingOptimizer
 from metaopt.evaluation.evaluate import evaluate
-from metaopt.evaluation.methods import HAND_MADE, Method, resolve
+from metaopt.evaluation.methods import BASELINES, Method, resolve
 from metaopt.evaluation.sweep import best, sweep
 from metaopt.evaluation.table import as_text, summarise
 from metaopt.symmetry import GradientAscent
@@ -77,11 +77,11 @@ def lion_tele(problem: Regression, rate: float) -> torch.optim.Optimizer:
 
 def register(family: RegressionFamily) -> None:
     """Put both into the table, at rates that are chosen on validation problems."""
-    HAND_MADE["lion"] = Method("lion", lion, 1e-2)
-    HAND_MADE["lion_tele"] = Method("lion_tele", lion_tele, 1e-2)
+    BASELINES["lion"] = Method("lion", lion, 1e-2)
+    BASELINES["lion_tele"] = Method("lion_tele", lion_tele, 1e-2)
     swept = list(sweep(["lion", "lion_tele"], family, 4, 50, rates=(1e-3, 1e-2, 1e-1)))
     for found in best(swept):
-        HAND_MADE[found.method] = replace(HAND_MADE[found.method], rate=found.rate)
+        BASELINES[found.method] = replace(BASELINES[found.method], rate=found.rate)
 
 
 def main() -> str:

@@ -65,8 +65,8 @@ class Parser(ArgumentParser):
                     f"{name!r}, which is another flag: rename it"
                 )
             meaning = _meanings(first[name]).get(name, "")
-            if name in cls.components:
-                meaning += f" Known: {', '.join(cls.components[name])}."
+            if known := {**cls.components, **cls.named}.get(name):
+                meaning += f" Known: {', '.join(known)}."
             if first[name] is not cls:
                 meaning += f" For {', '.join(owners[name])}."
             hint = get_type_hints(first[name])[name]

@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 
-from metaopt.cli.common import Parser, guarded, pick_device, set_threads, take
+from metaopt.cli.common import (
+    Parser,
+    guarded,
+    import_extensions,
+    pick_device,
+    set_threads,
+    take,
+)
 from metaopt.cli.verify import announced, verify
 from metaopt.errors import UserError
 from metaopt.evaluation.evaluate import Result, evaluate
@@ -71,6 +78,7 @@ def build_parser() -> Parser:
     parser.add_switch("--tensorboard", "also write mean log10 losses as TensorBoard scalars")
     parser.add_threads()
     parser.add_device()
+    parser.add_import()
     parser.add_timeout(1800.0)  # processes meet once a method, and nothing is kept before the end
     parser.add_class_arguments(RegressionFamily)
     return parser
@@ -78,6 +86,7 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, build, run, save."""
+    import_extensions(arguments)
     values = build_parser().parse_args(arguments)
     set_threads(values.threads)
     if values.tensorboard:
@@ -182,7 +191,16 @@ def _drawn(
 def _check_nothing_else(values: Any) -> None:
     """The README's table is of one family, 64 problems, 100 steps, on one CPU process."""
     default = build_parser().get_defaults()
-    free = {"config", "methods", "threads", "out", "overwrite", "verify_results", "timeout"}
+    free = {
+        "config",
+        "import",
+        "methods",
+        "threads",
+        "out",
+        "overwrite",
+        "verify_results",
+        "timeout",
+    }
     other = [k for k, v in values.items() if k not in free and v != default[k]]
     if other:
         raise UserError(

@@ -1,4 +1,4 @@
-"""``python -m metaopt.cli.sweep``: the best learning rate of each hand-made method."""
+"""``python -m metaopt.cli.sweep``: the best learning rate of each baseline."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from metaopt.cli.common import Parser, guarded, set_threads
+from metaopt.cli.common import Parser, guarded, import_extensions, set_threads
 from metaopt.errors import UserError
-from metaopt.evaluation.methods import HAND_MADE
+from metaopt.evaluation.methods import BASELINES
 from metaopt.evaluation.sweep import RATES, best, sweep
 from metaopt.tasks import RegressionFamily
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print one JSON line a method: its best rate, and the losses at all rates."""
+    import_extensions(arguments)
     parser = Parser(prog="python -m metaopt.cli.sweep", description=__doc__)
-    parser.add_argument("--methods", type=str, default=",".join(HAND_MADE))
+    chosen = ",".join(name for name, method in BASELINES.items() if method.rate is not None)
+    parser.add_argument("--methods", type=str, default=chosen)
     parser.add_argument("--problems", type=int, default=32, help="validation problems")
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_import()
     parser.add_threads()
     values = parser.parse_args(arguments)
     set_threads(values.threads)
     if values.steps < 1:
         raise UserError(f"expected --steps of 1 or more, got {values.steps}: 100 is usual")
     names = [name for name in values.methods.split(",") if name]
-    unknown = [name for name in names if name not in HAND_MADE]
+    unknown = [name for name in names if name not in BASELINES]
     if unknown:
-        raise UserError(f"expected methods of {', '.join(HAND_MADE)}, got {unknown[0]!r}")
+        raise UserError(f"expected methods of {', '.join(BASELINES)}, got {unknown[0]!r}")
     swept = list(
         tqdm(
             sweep(names, RegressionFamily(), values.problems, values.steps),

@@ -8,12 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from metaopt.evaluation.evaluate import Result, evaluate
-from metaopt.evaluation.methods import HAND_MADE as BASELINES
 from metaopt.evaluation.methods import (
+    BASELINES,
     Method,
     default_methods,
     known_methods,
     learned_method,
+    register_method,
     resolve,
 )
 from metaopt.evaluation.per_problem import PerProblemOptimizer
@@ -52,6 +53,7 @@ __all__ = [
     "loss_figure",
     "method_styles",
     "read_results",
+    "register_method",
     "resolve",
     "rollout",
     "save",

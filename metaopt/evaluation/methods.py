@@ -22,6 +22,7 @@ from metaopt.learned.checkpoint import (
 )
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import LevenbergMarquardt, TeleportingOptimizer
+from metaopt.registry import Registry
 from metaopt.symmetry.search import GradientAscent
 from metaopt.tasks import Regression
 
@@ -63,7 +64,7 @@ def _single(kind: type[torch.optim.Optimizer], **options: Any) -> Build:
     )
 
 
-def _from_rivals(kind: str, **options: Any) -> Build:
+def _from_extra(kind: str, **options: Any) -> Build:
     """Of the library of the extra, imported when it is used: that takes seconds."""
     return lambda problem, rate: _single(
         getattr(import_module("pytorch_optimizer"), kind), **options
@@ -87,10 +88,34 @@ _ADAGRAD = _batched(torch.optim.Adagrad)
 _RMSPROP = _batched(torch.optim.RMSprop)
 _ADAM = _batched(torch.optim.Adam)
 
+BASELINES: Registry[Method] = Registry("method")
+"""Every method that learns nothing, by name."""
+
+
+def register_method(name: str, build: Build, rate: float | None = None) -> None:
+    """Add a method to the table, so that ``eval_meta.py`` and the sweep of rates know it.
+
+    Args:
+        name: a new name, of letters, digits and underscores.
+        build: (task batch, rate) -> a torch optimizer of its parameters, fresh for each batch.
+        rate: the learning rate; None for a method that has none to choose, whose ``build`` is
+            given NaN.
+
+    Raises:
+        UserError: if the name is taken, or is no name.
+    """
+    if name in pretrained_names():
+        raise UserError(
+            f"expected a new name for a method, got {name!r}, which is a shipped optimizer: "
+            "choose another"
+        )
+    BASELINES.add(name, Method(name, build, rate))
+
+
 # Rates are the best on validation problems of a sweep, `python -m metaopt.cli.sweep`
 # (docs/results.md); gd keeps the paper's 3e-4.
-HAND_MADE: dict[str, Method] = {
-    method.name: method
+BASELINES.update(
+    (method.name, method)
     for method in (
         Method("gd", _SGD, 3e-4),
         Method("sgd", _SGD, 4e-4),
@@ -108,20 +133,17 @@ HAND_MADE: dict[str, Method] = {
         Method("rmsprop_tele", _teleporting(_RMSPROP, 0.01), 0.3),
         Method("adam_tele", _teleporting(_ADAM, 0.01), 0.7),
     )
-}
-"""Every hand-made method by name."""
+)
 
-RIVALS = ("shampoo", "soap")
+OF_AN_EXTRA = ("shampoo", "soap")
 if installed("pytorch_optimizer"):  # the extra "studies"
-    HAND_MADE |= {
-        "shampoo": Method("shampoo", _from_rivals("Shampoo"), 3.0),
-        "soap": Method("soap", _from_rivals("SOAP", weight_decay=0.0), 0.3),
-    }
+    register_method("shampoo", _from_extra("Shampoo"), 3.0)
+    register_method("soap", _from_extra("SOAP", weight_decay=0.0), 0.3)
 
 
 def known_methods() -> list[str]:
-    """All names: hand-made and shipped learned ones."""
-    return [*HAND_MADE, *pretrained_names()]
+    """All names: baselines and shipped learned ones."""
+    return [*BASELINES, *pretrained_names()]
 
 
 def default_methods() -> list[str]:
@@ -151,7 +173,7 @@ def resolve(text: str) -> Method:
     if text.endswith(".safetensors"):
         return learned_method(text, text)
     name, at, rate_text = text.partition("@")
-    if name in RIVALS and name not in HAND_MADE:
+    if name in OF_AN_EXTRA and name not in BASELINES:
         raise UserError(
             f"expected the package pytorch_optimizer for {name}, got none: "
             f"pip install '{DISTRIBUTION}[studies]'"
@@ -159,9 +181,9 @@ def resolve(text: str) -> Method:
     if name not in known_methods():
         raise UserError(
             f"expected a method of {', '.join(known_methods())}, or the path of a .safetensors "
-            f"checkpoint, got {name!r}: name one of them"
+            f"checkpoint, got {name!r}: name one, or --import its module"
         )
-    if name not in HAND_MADE:
+    if name not in BASELINES:
         if at:
             raise UserError(
                 f"expected {name!r} without a rate, it learned its own, got {text!r}: "
@@ -169,14 +191,16 @@ def resolve(text: str) -> Method:
             )
         return learned_method(name, pretrained_path(name))
     if not at:
-        return HAND_MADE[name]
+        return BASELINES[name]
+    if BASELINES[name].rate is None:
+        raise UserError(f"expected {name!r} without a rate, got {text!r}: leave out the @")
     try:
         rate = float(rate_text)
     except ValueError:
         rate = math.nan
     if not 0 < rate < math.inf:
         raise UserError(f"expected a positive learning rate after @, got {text!r}: as in adam@0.1")
-    return replace(HAND_MADE[name], name=text, rate=rate)
+    return replace(BASELINES[name], name=text, rate=rate)
 
 
 def describe(method: Method) -> dict[str, Any]:

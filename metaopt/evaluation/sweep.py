@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metaopt.evaluation.methods import HAND_MADE
+from metaopt.evaluation.methods import BASELINES
 from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import geometric_mean
 from metaopt.tasks import RegressionFamily, first_seeds
@@ -40,7 +40,7 @@ def sweep(
     for name in names:
         for rate in rates:
             problem = family.sample(seeds)
-            method = replace(HAND_MADE[name], rate=rate)
+            method = replace(BASELINES[name], rate=rate)
             run = rollout(problem, method.optimizer(problem), steps, measure_invariance=False)
             yield Swept(name, rate, geometric_mean(run.losses[-1].numpy()).mean)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from metaopt.errors import UserError
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.registry import UnknownComponent
 from metaopt.storage import is_file, write_together
 
 FORMAT = "metaopt"
@@ -135,6 +136,11 @@ def build_meta_optimizer(checkpoint: Checkpoint, source: str) -> MetaOptimizer:
     try:
         meta = MetaOptimizer(MetaOptimizerSpec.from_dict(checkpoint.facts["spec"]))
         meta.load_state_dict(checkpoint.under(META))
+    except UnknownComponent as error:
+        raise UserError(
+            f"expected an extension that registers {error.kind} {error.name}, which {source!r} "
+            "needs, got none: --import its module, or import it first"
+        ) from None
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

@@ -44,6 +44,7 @@ class MetaOptimizerSpec(Settings):
         "update": UPDATE_RULES,
         "element": ELEMENT_RULES,
     }
+    named: ClassVar[Mapping[str, Registry[Any]]] = {"action": ACTIONS}
 
     update: str = "coordinatewise"
     element: str = "spectral"
@@ -88,8 +89,13 @@ class MetaOptimizerSpec(Settings):
                 f"expected damping of 0 for the action {self.action!r}, got {self.damping}: only "
                 f"{', '.join(damped)} can be damped"
             )
-        damping = {"damping": self.damping} if self.damping else {}
-        return make_action(self.action, exponential=self.exponential, **damping)
+        usual = self.own_defaults()
+        asked: dict[str, float | str] = {
+            "exponential": self.exponential,
+            "damping": self.damping,
+        }
+        options = {name: value for name, value in asked.items() if value != usual[name]}
+        return make_action(self.action, **options)
 
     @classmethod
     def from_dict(cls, flat: Mapping[str, Any]) -> Self:

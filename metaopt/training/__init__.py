@@ -1,4 +1,4 @@
-"""Meta-training of learned optimizers."""
+"""Meta-training of learned optimizers, and the tables that components of your own are added to."""
 
 from metaopt.extras import extra
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from metaopt.evaluation.methods import HAND_MADE
+from metaopt.evaluation.methods import BASELINES
 from metaopt.tasks import RegressionFamily
 from studies.learned_teleportation.curves import Curves, measure
 
@@ -63,11 +63,11 @@ class Baselines:
         self.steps = steps
         self.validation_seeds = validation
         self.test_seeds = test
-        self.names = list(HAND_MADE if names is None else names)
+        self.names = list(BASELINES if names is None else names)
         self.rates = {
             name: list(DAMPINGS)
             if name in SECOND_ORDER
-            else sorted({*rates, HAND_MADE[name].rate or rates[0]})
+            else sorted({*rates, BASELINES[name].rate or rates[0]})
             for name in self.names
         }
         total = sum(len(rates) for rates in self.rates.values())
@@ -84,7 +84,7 @@ class Baselines:
     ) -> Curves:
         """Measure one method at one rate, or read it from disk if it was measured before."""
         steps = self.steps if steps is None else steps
-        method = replace(HAND_MADE[name], rate=rate)
+        method = replace(BASELINES[name], rate=rate)
         path = self.out / f"{name}@{rate:g}-{role}-{steps}.npz"
         return measure(path, f"{name}@{rate!r}", method.optimizer, self.family, seeds, steps)
 

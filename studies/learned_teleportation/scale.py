@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from metaopt.cli.recipes import Recipe
-from metaopt.evaluation.methods import HAND_MADE
+from metaopt.evaluation.methods import BASELINES
 from studies.learned_teleportation.baselines import RATES
 
 LONG = 2800
@@ -29,7 +29,7 @@ class Scale:
     patience: int = 300  # steps that baselines have to reach the learned optimizer's loss
     marks: tuple[int, ...] = (30, 100)  # where the learned optimizer's loss is the target
     rates: tuple[float, ...] = RATES
-    baselines: tuple[str, ...] = tuple(HAND_MADE)
+    baselines: tuple[str, ...] = tuple(BASELINES)
     long: int | None = LONG
 
     @property

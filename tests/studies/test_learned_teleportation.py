@@ -8,7 +8,7 @@ import pytest
 
 from metaopt.cli.recipes import Recipe
 from metaopt.evaluation.figure import band_figure
-from metaopt.evaluation.methods import HAND_MADE
+from metaopt.evaluation.methods import BASELINES
 from metaopt.learned.checkpoint import pretrained_path
 from metaopt.tasks import RegressionFamily
 from studies.learned_teleportation import controls as controls_module
@@ -84,7 +84,7 @@ def test_curves_come_from_disk_only_for_the_same_method_and_problems(tmp_path):
 
     def build(problem):
         built.append(problem)
-        return HAND_MADE["gd"].optimizer(problem)
+        return BASELINES["gd"].optimizer(problem)
 
     family = RegressionFamily(4, 4, 4, 4)
     path = tmp_path / "a" / "gd.npz"
