@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from metaopt import LearnedOptimizer, UserError
 from metaopt.learned import lstm as fused
+from metaopt.learned.ablation import Ablation
+from metaopt.learned.baselines import GradientDirection
 from metaopt.learned.checkpoint import read_checkpoint, write_checkpoint
 from metaopt.learned.element import CoordinatewiseElement
 from metaopt.learned.forward_record import ForwardRecord, ForwardRecorder
-from metaopt.learned.hand_made import GradientDirection, Replaced
 from metaopt.learned.loss_curvature import known_curvature
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
 from metaopt.learned.observation import Observation, log_sign
@@ -224,7 +225,7 @@ def test_random_elements_of_one_seed_are_not_those_of_another_at_a_later_step():
     drawn = {}
     for seed in (0, 1, 2):
         for step in (0, 1, 10, 60, 120):
-            rule = Replaced(Ones(1.0), random=seed)
+            rule = Ablation(Ones(1.0), random=seed)
             (element,), (count,) = rule.propose(None, [torch.tensor([step])])
             assert int(count) == step + 1
             assert torch.linalg.matrix_norm(element.values).item() == pytest.approx(3.0)

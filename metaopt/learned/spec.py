@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from metaopt.checks import check_not_negative
 from metaopt.errors import UserError
-from metaopt.learned import hand_made, layerwise, spectral  # noqa: F401  these register rules
+from metaopt.learned import baselines, layerwise, spectral  # noqa: F401  these register rules
 from metaopt.learned.element import ELEMENT_RULES, ElementConfig
 from metaopt.learned.update import UPDATE_RULES, UpdateConfig
 from metaopt.registry import Registry, Settings

@@ -20,9 +20,10 @@ from metaopt.cli.common import set_threads
 from metaopt.cli.recipes import Recipe, load_recipe
 from metaopt.errors import UserError
 from metaopt.evaluation.table import number
+from metaopt.learned.ablation import Ablation
+from metaopt.learned.baselines import GradientDirection, Whitening
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.element import ElementRule
-from metaopt.learned.hand_made import GradientDirection, Replaced, Whitening
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.tasks import RegressionFamily, first_seeds
 from metaopt.training.run import BEST
@@ -49,9 +50,9 @@ def _direction(size: float) -> Change:
 
 ABLATIONS: dict[str, Change] = {
     "as trained": lambda rule: rule,
-    "T = 0": lambda rule: Replaced(rule, steps=0),
-    "random T of the same size": lambda rule: Replaced(rule, random=1),
-    "T = 0 after 5 steps": lambda rule: Replaced(rule, steps=5),
+    "T = 0": lambda rule: Ablation(rule, steps=0),
+    "random T of the same size": lambda rule: Ablation(rule, random=1),
+    "T = 0 after 5 steps": lambda rule: Ablation(rule, steps=5),
     **{f"T whitens by {size:g}": _whitening(size) for size in SIZES},
     **{f"T follows the gradient norm, size {size:g}": _direction(size) for size in SIZES},
 }

@@ -1,12 +1,13 @@
-"""Controls: elements made by hand, what replaces a trained m2, and m1 with the covariance."""
+"""Baselines by formula, ablations of a trained m2, and m1 with the covariance."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metaopt.learned.ablation import Ablation
+from metaopt.learned.baselines import GradientDirection, Whitening
 from metaopt.learned.element import CoordinatewiseElement
-from metaopt.learned.hand_made import GradientDirection, Replaced, Whitening
 from metaopt.learned.observation import Observation, log_sign
 from metaopt.learned.spectral import SpectralElement
 from metaopt.learned.update import hidden_covariance
@@ -109,7 +110,7 @@ def trained_looking(request):
     return rule
 
 
-def proposals(rule: Replaced, steps: int) -> list[Tensor]:
+def proposals(rule: Ablation, steps: int) -> list[Tensor]:
     tasks = FAMILY.sample(SEEDS)
     seen = observe(tasks)
     state = rule.init_state(tasks.chain, list(tasks.parameters()))
@@ -122,8 +123,8 @@ def proposals(rule: Replaced, steps: int) -> list[Tensor]:
 
 def test_an_element_can_be_cut_off_after_some_steps(trained_looking):
     whole, cut = (
-        proposals(Replaced(trained_looking), 4),
-        proposals(Replaced(trained_looking, steps=2), 4),
+        proposals(Ablation(trained_looking), 4),
+        proposals(Ablation(trained_looking, steps=2), 4),
     )
     assert all(torch.equal(a, b) for a, b in zip(whole[:2], cut[:2], strict=True))
     assert all(element.any() for element in whole)
@@ -133,8 +134,8 @@ def test_an_element_can_be_cut_off_after_some_steps(trained_looking):
 def test_a_random_element_has_the_same_size_another_direction_and_its_own_seed(
     trained_looking,
 ):
-    whole = proposals(Replaced(trained_looking), 3)
-    first, again, other = (proposals(Replaced(trained_looking, random=s), 3) for s in (1, 1, 2))
+    whole = proposals(Ablation(trained_looking), 3)
+    first, again, other = (proposals(Ablation(trained_looking, random=s), 3) for s in (1, 1, 2))
     for step in range(3):
         torch.testing.assert_close(
             torch.linalg.matrix_norm(first[step]), torch.linalg.matrix_norm(whole[step])

@@ -1,4 +1,4 @@
-"""Elements that nothing is learned of: the controls that say what a learned m2 is worth."""
+"""Element rules (m2) that follow a formula: the baselines that a learned m2 is compared with."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ from metaopt.symmetry.element import Element
 
 @final
 class Whitening(ElementRule):
-    """T = -fraction / 2 log(C / c), so that C = h h^T becomes C^(1 - fraction) c^fraction.
+    """Whitens the hidden features of each site by a fixed fraction at each step.
 
-    c is the mean diagonal of C. A fraction of 1 whitens at once, g = (C / c)^(-1/2).
+    T = -fraction / 2 log(C / c), with C = h h^T of the hidden features and c its mean diagonal, so
+    that C becomes C^(1 - fraction) c^fraction. It has no state and no weights.
+
+    Args:
+        fraction: above 0; at 1 one step whitens wholly, g = (C / c)^(-1/2).
     """
 
     def __init__(self, fraction: float) -> None:
@@ -30,9 +34,11 @@ class Whitening(ElementRule):
         self.fraction = fraction
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        """See :meth:`ElementRule.init_state`; the state is empty."""
         return []
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
+        """See :meth:`ElementRule.propose`."""
         spectra = [
             Spectrum.of(seen.double_inputs[site.outgoing], seen.x.dtype)
             for site in seen.chain.pairs
@@ -42,10 +48,14 @@ class Whitening(ElementRule):
 
 @final
 class GradientDirection(ElementRule):
-    """T of a given Frobenius norm along D_m^T D_m - D_{m-1} D_{m-1}^T, with D = dL/dW.
+    """Follows the gradient of the gradient's norm along the orbit, by a fixed distance.
 
-    The derivative of ||grad L||^2 along the orbit of a linear network at T = 0 (half of it), which
-    a network whose hidden units are all active is.
+    T is along D_m^T D_m - D_{m-1} D_{m-1}^T, where D_m = dL/dW_m. That is half the derivative of
+    ||grad L||^2 at T = 0 for a linear network, and for one whose hidden units are all active. The
+    rule has no state and no weights.
+
+    Args:
+        norm: the Frobenius norm of T, above 0.
     """
 
     def __init__(self, norm: float) -> None:
@@ -53,9 +63,11 @@ class GradientDirection(ElementRule):
         self.norm = norm
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        """See :meth:`ElementRule.init_state`; the state is empty."""
         return []
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
+        """See :meth:`ElementRule.propose`."""
         elements = []
         for site in seen.chain.pairs:
             incoming = seen.layer_gradients[site.incoming].augmented()
@@ -68,7 +80,7 @@ class GradientDirection(ElementRule):
 
 @dataclass(frozen=True)
 class SizeFields:
-    """How large an element is that is made by hand.
+    """How large the element of a baseline is.
 
     Attributes:
         element_size: the fraction of whitening a step, or the Frobenius norm of T.
@@ -83,57 +95,18 @@ class SizeFields:
 @ELEMENT_RULES.register("whitening")
 @dataclass(frozen=True)
 class WhiteningConfig(SizeFields, ElementConfig):
-    """A control: T whitens the hidden features by a fixed fraction."""
+    """A baseline: T whitens the hidden features by a fixed fraction."""
 
     def build(self, action: Action, generator: torch.Generator) -> Whitening:
+        """See :meth:`ElementConfig.build`; nothing is drawn."""
         return Whitening(self.element_size)
 
 
 @ELEMENT_RULES.register("gradient_direction")
 @dataclass(frozen=True)
 class GradientDirectionConfig(SizeFields, ElementConfig):
-    """A control: T follows the gradient of the gradient's norm along the orbit."""
+    """A baseline: T follows the gradient of the gradient's norm along the orbit."""
 
     def build(self, action: Action, generator: torch.Generator) -> GradientDirection:
+        """See :meth:`ElementConfig.build`; nothing is drawn."""
         return GradientDirection(self.element_size)
-
-
-@final
-class Replaced(ElementRule):
-    """What another rule proposes, put through a control.
-
-    Args:
-        rule: the rule, usually a trained m2.
-        steps: T = 0 from this step on.
-        random: in its place a random T of the same Frobenius norm, from this seed.
-    """
-
-    def __init__(self, rule: ElementRule, steps: int | None = None, random: int | None = None):
-        super().__init__()
-        self.rule = rule
-        self.steps = steps
-        self.random = random
-
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
-        count = torch.zeros(1, dtype=torch.long)
-        return [count, *self.rule.init_state(chain, parameters)]
-
-    def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
-        count, *inner = state
-        proposed, following = self.rule.propose(seen, inner)
-        elements = [element.dense() for element in proposed]
-        step = int(count)
-        if self.steps is not None and step >= self.steps:
-            elements = [torch.zeros_like(element) for element in elements]
-        elif self.random is not None:
-            generator = torch.Generator().manual_seed(self.random * 10**6 + step)
-            elements = [_random_like(element, generator) for element in elements]
-        return [Element(element) for element in elements], [count + 1, *following]
-
-
-def _random_like(element: Tensor, generator: torch.Generator) -> Tensor:
-    """Normal entries, scaled to the Frobenius norm of the element."""
-    drawn = torch.randn(element.shape, generator=generator, dtype=element.dtype).to(element.device)
-    size: Tensor = torch.linalg.matrix_norm(element, keepdim=True)
-    unit: Tensor = drawn / (torch.linalg.matrix_norm(drawn, keepdim=True) + TINY)
-    return unit * size
