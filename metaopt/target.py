@@ -20,13 +20,13 @@ from metaopt.symmetry.auto import AUTO, Returns, choose_actions, for_all_data
 from metaopt.symmetry.chain import NO_CHAIN, ChainModule, LayerChain
 from metaopt.symmetry.finders import Sites, choose_sites, find_sites
 from metaopt.symmetry.finders.sites import grouped
-from metaopt.symmetry.functional import LossOnBatch, NetworkLoss, module_outputs
+from metaopt.symmetry.functional import LossOnBatch, ModuleOutputs, NetworkLoss
 from metaopt.symmetry.inputs import LayerInput
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.search import GradientAscent, Search
 from metaopt.symmetry.site import LeftOut, Site
-from metaopt.symmetry.teleportation import Outputs, chain_outputs
+from metaopt.symmetry.teleportation import ChainOutputs, Outputs
 
 
 class Batch(NamedTuple):
@@ -212,7 +212,7 @@ class TaskTarget(Target):
 
     def outputs(self, names: Sequence[str], x: Tensor | None) -> Outputs:
         """See :meth:`Target.outputs`: those of the chain, ``(*batch, out, samples)``."""
-        return chain_outputs(self.chain, self.layer_input.original)
+        return ChainOutputs(self.chain, self.layer_input.original)
 
     def report(self) -> str:
         """See :meth:`Target.report`."""
@@ -284,7 +284,7 @@ class ModuleTarget(Target):
     def outputs(self, names: Sequence[str], x: Tensor | None) -> Outputs:
         """See :meth:`Target.outputs`: one row, in evaluation mode."""
         assert x is not None
-        return module_outputs(self.model, names, x)
+        return ModuleOutputs(self.model, tuple(names), x)
 
     def report(self) -> str:
         """See :meth:`Target.report`."""

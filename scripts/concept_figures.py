@@ -33,7 +33,7 @@ from metaopt.symmetry import (
     make_action,
 )
 from metaopt.symmetry.search import evaluate
-from metaopt.symmetry.teleportation import chain_outputs
+from metaopt.symmetry.teleportation import ChainOutputs
 from metaopt.tasks import RegressionFamily, TaskBatch
 from metaopt.training.spec import TrainingSpec
 
@@ -214,7 +214,7 @@ def median_error(action: str, family: RegressionFamily, size: float) -> float:
     element = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     norm = element.flatten(1).norm(dim=1).reshape(-1, *[1] * (element.dim() - 1))
     end = reach.move(at, reach.elements(at, [size * element / norm]))
-    outputs = chain_outputs(problem.chain, problem.x)
+    outputs = ChainOutputs(problem.chain, problem.x)
     move = Teleportation(outputs, at, end.parameters, end.rejected)
     return float(move.invariance_error().median())
 

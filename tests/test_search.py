@@ -20,7 +20,7 @@ from metaopt.symmetry import (
     gradient_norm,
     make_action,
 )
-from metaopt.symmetry.teleportation import chain_outputs
+from metaopt.symmetry.teleportation import ChainOutputs
 
 FAMILY = mixed_signs(4, 6, 5, 3)
 SEEDS = (0, 1, 2)
@@ -68,7 +68,7 @@ def climbed(ascent, chain, parameters, layer_input, loss, action):
     """The move that an ascent makes."""
     orbit = chain_orbit(chain, parameters, layer_input, action)
     result = ascent(orbit, parameters, loss)
-    outputs = chain_outputs(chain, layer_input.original)
+    outputs = ChainOutputs(chain, layer_input.original)
     return Teleportation(outputs, parameters, result.parameters, result.rejected)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from metaopt import TeleportingOptimizer, UserError
 from metaopt.optim.buffers import reset
 from metaopt.symmetry import Teleportation, as_chain, find_sites
-from metaopt.symmetry.functional import module_outputs
+from metaopt.symmetry.functional import ModuleOutputs
 
 SLOPE = nn.Parameter(torch.tensor(0.1))
 MASK = nn.Parameter(torch.ones(6, 6), requires_grad=False)
@@ -111,7 +111,7 @@ def test_a_move_shows_its_invariance_error_and_whether_it_stayed():
     model, batch = mlp(), data()
     names = tuple(name for name, _ in model.named_parameters())
     own = [p.detach().clone() for p in model.parameters()]
-    outputs = module_outputs(model, names, batch.x)
+    outputs = ModuleOutputs(model, names, batch.x)
     for rejected in (False, True):
         move = Teleportation(outputs, own, own, torch.tensor(rejected))
         assert repr(move) == f"Teleportation(invariance_error=0.00e+00, stayed={rejected})"

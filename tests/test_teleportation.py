@@ -31,7 +31,7 @@ from metaopt.symmetry import (
     chain_orbit,
     make_action,
 )
-from metaopt.symmetry.teleportation import chain_outputs
+from metaopt.symmetry.teleportation import ChainOutputs
 
 WIDTHS, SAMPLES = (5, 4, 6, 4, 2), 4  # every action is exact at every site
 BIASED = (True, False, True, True)
@@ -82,7 +82,7 @@ def teleport(chain, layers, x, elements, action):
     """The move of all layers by one element for each site."""
     parameters = chain.parameters(layers)
     point = chain_orbit(chain, parameters, LayerInput(x), action).move(parameters, elements)
-    return Teleportation(chain_outputs(chain, x), parameters, point.parameters, point.rejected)
+    return Teleportation(ChainOutputs(chain, x), parameters, point.parameters, point.rejected)
 
 
 def after(chain, move):

@@ -9,7 +9,6 @@ from torch import nn
 
 from metaopt import TeleportingOptimizer, UserError
 from metaopt.symmetry import GradientAscent
-from metaopt.symmetry.functional import module_outputs
 
 
 @pytest.mark.parametrize("buffers", POLICIES)
@@ -46,9 +45,7 @@ def test_rescaling_keeps_the_output_on_fresh_data(action):
     assert model.training
     assert not torch.equal(move.before[0], move.after[0])
     fresh = data(20, 1, 6, 6, seed=2).x
-    assert (
-        move.invariance_error(module_outputs(model, optimizer.target.moving(action), fresh)) < 1e-12
-    )
+    assert move.invariance_error(fresh) < 1e-12
 
 
 @pytest.mark.parametrize(

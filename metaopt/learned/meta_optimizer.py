@@ -17,7 +17,7 @@ from metaopt.symmetry import (
     Teleportation,
     chain_orbit,
 )
-from metaopt.symmetry.teleportation import chain_outputs
+from metaopt.symmetry.teleportation import ChainOutputs
 
 State = dict[str, list[Tensor]]
 """LSTM states by network: "update" and, where g is learned, "element"."""
@@ -98,7 +98,7 @@ class MetaOptimizer(nn.Module):
         if reach != 1.0:
             elements = [element.scaled(reach) for element in elements]
         point = chain_orbit(chain, updated, layer_input, self.action).move(updated, elements)
-        outputs = chain_outputs(chain, layer_input.original)
+        outputs = ChainOutputs(chain, layer_input.original)
         moved = Teleportation(outputs, updated, point.parameters, point.rejected)
         if self.spec.hold:
             moved = moved.revert_rounding(parameters, self.spec.hold)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -93,30 +93,42 @@ def module_loss(
     return list(trainable.values()), NetworkLoss(model, list(trainable), loss_fn, x, y)
 
 
-def module_outputs(model: nn.Module, names: Sequence[str], x: Tensor) -> Outputs:
-    """Return the outputs of a module on ``x`` as a function of the parameters ``names``.
+@final
+@dataclass(frozen=True, eq=False)
+class ModuleOutputs(Outputs):
+    """The outputs of a module, in evaluation mode.
 
-    The function gives one row, ``(1, entries)``, in evaluation mode and in float64 unless the
-    forward insists on the model's own dtype.
+    Arithmetic is float64 unless the forward insists on the model's own dtype.
 
-    Raises:
-        UserError: when it is called, if the model gives anything but one tensor.
+    Attributes:
+        model: the module.
+        names: of the parameters that are replaced, in order.
+        x: what it is called with.
     """
-    return partial(_module_outputs, model, names, x)  # as a closure it could not be pickled
 
+    model: nn.Module
+    names: tuple[str, ...]
+    x: Tensor
 
-def _module_outputs(
-    model: nn.Module, names: Sequence[str], x: Tensor, values: Sequence[Tensor]
-) -> Tensor:
-    with evaluating(model), torch.no_grad():
-        try:
-            wide = x.double() if x.is_floating_point() else x
-            result = call_with(model, names, values, (wide,), dtype=torch.float64)
-        except RuntimeError:  # a dtype written into the forward
-            result = call_with(model, names, values, (x,))
-    if not isinstance(result, Tensor):
-        raise UserError(
-            f"expected a model whose output is one tensor, got {type(result).__name__}: wrap "
-            f"it in a module that returns what the loss takes"
-        )
-    return result.double().reshape(1, -1)
+    def __call__(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Return the outputs as one row, ``(1, entries)``.
+
+        Raises:
+            UserError: if the model gives anything but one tensor.
+        """
+        with evaluating(self.model), torch.no_grad():
+            try:
+                wide = self.x.double() if self.x.is_floating_point() else self.x
+                result = call_with(self.model, self.names, parameters, (wide,), dtype=torch.float64)
+            except RuntimeError:  # a dtype written into the forward
+                result = call_with(self.model, self.names, parameters, (self.x,))
+        if not isinstance(result, Tensor):
+            raise UserError(
+                f"expected a model whose output is one tensor, got {type(result).__name__}: wrap "
+                f"it in a module that returns what the loss takes"
+            )
+        return result.double().reshape(1, -1)
+
+    def on(self, x: Tensor) -> ModuleOutputs:
+        """See :meth:`Outputs.on`; samples are rows."""
+        return ModuleOutputs(self.model, self.names, x)

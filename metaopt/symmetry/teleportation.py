@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import final
 
 import torch
 from torch import Tensor
@@ -13,8 +14,43 @@ from metaopt.symmetry.action import relative_change
 from metaopt.symmetry.chain import LayerChain
 from metaopt.symmetry.element import per_task
 
-Outputs = Callable[[Sequence[Tensor]], Tensor]
-"""Parameters, in order -> the model's outputs in float64, ``(*batch, rows, columns)``."""
+
+class Outputs(ABC):
+    """A model's outputs on some data, as a function of its parameters."""
+
+    @abstractmethod
+    def __call__(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Return the outputs in float64, ``(*batch, rows, columns)``.
+
+        Args:
+            parameters: in the order of the move.
+        """
+
+    @abstractmethod
+    def on(self, x: Tensor) -> Outputs:
+        """Return the outputs on other data, given as the model takes them."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ChainOutputs(Outputs):
+    """The outputs of a chain of layers.
+
+    Attributes:
+        chain: the chain.
+        x: its input, ``(*batch, features, samples)``.
+    """
+
+    chain: LayerChain
+    x: Tensor
+
+    def __call__(self, parameters: Sequence[Tensor]) -> Tensor:
+        layers = self.chain.layers([parameter.double() for parameter in parameters])
+        return self.chain.output(layers, self.x.double())
+
+    def on(self, x: Tensor) -> ChainOutputs:
+        """See :meth:`Outputs.on`; samples are columns."""
+        return ChainOutputs(self.chain, x)
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,17 +83,17 @@ class Teleportation:
         return self.rejected if self.reverted is None else self.rejected | self.reverted
 
     @torch.no_grad()
-    def invariance_error(self, outputs: Outputs | None = None) -> Tensor:
-        """Return ||F(g.w) - F(w)||_F / ||F(w)||_F on the batch, ``(*batch,)``.
+    def invariance_error(self, x: Tensor | None = None) -> Tensor:
+        """Return ||F(g.w) - F(w)||_F / ||F(w)||_F, ``(*batch,)``.
 
         Measured in float64 at the weights as they are stored, so the rounding of float32 weights is
         part of it.
 
         Args:
-            outputs: of other data, instead of the batch.
+            x: other data than the batch, in the form that the model takes.
         """
-        chosen = outputs or self.outputs
-        return relative_change(chosen(self.before), chosen(self.after))
+        outputs = self.outputs if x is None else self.outputs.on(x)
+        return relative_change(outputs(self.before), outputs(self.after))
 
     def revert_rounding(self, updated_from: Sequence[Tensor], fraction: float) -> Teleportation:
         """Take the move back where it changes the output by more than a part of the last update.
@@ -100,18 +136,3 @@ class OutputChange:
     def invariance_error(self, parameters: Sequence[Tensor]) -> Tensor:
         """Return ||F(parameters) - F(start)|| / ||F(start)||, ``(*batch,)``."""
         return relative_change(self._start, self.outputs(parameters))
-
-
-def chain_outputs(chain: LayerChain, x: Tensor) -> Outputs:
-    """Return the outputs of a chain of layers as a function of its parameters.
-
-    Args:
-        x: the chain's input, ``(*batch, features, samples)``.
-    """
-
-    return partial(_chain_outputs, chain, x)  # no closure: an optimizer's copies are pickled
-
-
-def _chain_outputs(chain: LayerChain, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    layers = chain.layers([parameter.double() for parameter in parameters])
-    return chain.output(layers, x.double())

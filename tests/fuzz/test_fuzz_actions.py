@@ -24,7 +24,7 @@ from metaopt.symmetry import (
     chain_orbit,
     make_action,
 )
-from metaopt.symmetry.teleportation import chain_outputs
+from metaopt.symmetry.teleportation import ChainOutputs
 
 ENTRIES = (
     0.0, 1.0, -1.0, 0.3, 1e-30, 1e30, -1e38, float("nan"), float("inf"), float("-inf"),
@@ -157,7 +157,7 @@ def test_a_teleportation(name: str, parts: Any, seed: int, size: float) -> None:
     point, complaint = attempt(lambda: orbit.move(parameters, steps))
     if complaint is None:
         move = Teleportation(
-            chain_outputs(chain, x), parameters, point.parameters, point.rejected
+            ChainOutputs(chain, x), parameters, point.parameters, point.rejected
         ).revert_rounding(parameters, 0.1)
         shape = x.shape[:1] if chain.pairs else ()
         assert move.rejected.shape == shape

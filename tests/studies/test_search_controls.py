@@ -18,7 +18,7 @@ from metaopt.symmetry import (
     gradient_norm,
     make_action,
 )
-from metaopt.symmetry.teleportation import chain_outputs
+from metaopt.symmetry.teleportation import ChainOutputs
 from studies.searches.fixed_ascent import FixedAscent
 from studies.searches.random_move import RandomMove
 
@@ -133,7 +133,7 @@ def test_a_random_move_ends_where_its_steps_lead_and_keeps_the_output(name):
         assert torch.equal(after, stepped)
         assert not torch.equal(after, before)
     assert not found.rejected.any()
-    outputs = chain_outputs(orbit.chain, orbit.layer_input.original)
+    outputs = ChainOutputs(orbit.chain, orbit.layer_input.original)
     move = Teleportation(outputs, parameters, found.parameters, found.rejected)
     assert move.invariance_error().max() < 1e-9
 
