@@ -1,8 +1,8 @@
-"""Checkpoints: one safetensors file, written atomically, whose reading never executes code.
+"""Checkpoints: one safetensors file each, written atomically and read without running any code.
 
-Its metadata hold one JSON object: format, version, the meta-optimizer's spec, whatever else the
-writer wants to keep, and a SHA-256 over that and all tensors. There are no times in it: equal
-runs give equal bytes.
+The metadata of a file hold one JSON object. It has the format, the version, the meta-optimizer's
+spec, whatever else the writer keeps, and a SHA-256 over all that and all tensors. It has no times,
+so equal runs give equal bytes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ META = "meta/"  # prefix of the meta-optimizer's own tensors
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds: tensors by name, and JSON-able facts by name."""
+    """What a checkpoint file holds.
+
+    Attributes:
+        tensors: by name.
+        facts: what JSON can hold, by name.
+    """
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names start with ``prefix``, under what follows it."""
+        """Return the tensors whose names begin with ``prefix``, by the rest of their names."""
         return {
             name.removeprefix(prefix): tensor
             for name, tensor in self.tensors.items()
@@ -46,20 +51,25 @@ class Checkpoint(NamedTuple):
 def write_checkpoint(
     path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], keep: Path | None = None
 ) -> None:
-    """Write to a temporary name, sync, rename; the old file stays whole until the new one is.
+    """Write a checkpoint file atomically: the old file stays whole until the new one is.
+
+    The new file gets a temporary name, is synced to the disk, and is renamed.
 
     Args:
-        keep: the name that the old file then gets.
+        path: the file.
+        tensors: by name, on any device.
+        facts: what JSON can hold, by name.
+        keep: the name that the old file gets; None replaces it.
 
     Raises:
-        OSError: as the file system gives it, for example when the disk is full.
+        OSError: as the file system gives it, for example where the disk is full.
     """
     kept = {} if keep is None else {path: keep}
     write_together({path: checkpoint_bytes(tensors, facts)}, kept)
 
 
 def checkpoint_bytes(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
-    """The file's content; equal tensors and facts give equal bytes."""
+    """Return the content of a checkpoint file; equal tensors and facts give equal bytes."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": FORMAT, "version": VERSION, **facts}
     header.pop("sha256", None)  # of a file these facts were read from
@@ -68,11 +78,17 @@ def checkpoint_bytes(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read and verify.
+    """Read a checkpoint file and verify its checksum.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its tensors, on the CPU, and its facts.
 
     Raises:
-        UserError: if the file is missing, no checkpoint, truncated, damaged, or of a version
-            this code does not know.
+        UserError: if the file is missing, truncated, damaged or no checkpoint, or has a version
+            that this code does not know.
     """
     path = Path(path)
     if not is_file(path):
@@ -107,20 +123,26 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def save_meta_optimizer(path: Path, meta: MetaOptimizer, facts: dict[str, Any]) -> None:
-    """Write a meta-optimizer alone, with its spec and ``facts`` about it."""
+    """Write a file of one meta-optimizer: its tensors, its spec, and ``facts`` about it."""
     write_checkpoint(path, meta_tensors(meta), {"spec": meta.spec.as_dict(), **facts})
 
 
 def meta_tensors(meta: MetaOptimizer) -> dict[str, Tensor]:
-    """The meta-optimizer's tensors under the names a checkpoint gives them."""
+    """Return a meta-optimizer's tensors by the names that they have in a checkpoint."""
     return {META + name: tensor for name, tensor in meta.state_dict().items()}
 
 
 def load_meta_optimizer(source: str | Path) -> MetaOptimizer:
-    """A shipped meta-optimizer by name, or one from a ``.safetensors`` file.
+    """Return a shipped meta-optimizer, or one of a ``.safetensors`` file.
+
+    Args:
+        source: the name of a shipped one, or the path of a file.
+
+    Returns:
+        The meta-optimizer on the CPU; its weights require no gradient.
 
     Raises:
-        UserError: for an unknown name or an unusable file.
+        UserError: for an unknown name, or a file that cannot be used.
     """
     if not str(source).endswith(".safetensors"):
         source = pretrained_path(str(source))
@@ -128,10 +150,17 @@ def load_meta_optimizer(source: str | Path) -> MetaOptimizer:
 
 
 def build_meta_optimizer(checkpoint: Checkpoint, source: str) -> MetaOptimizer:
-    """The meta-optimizer that a checkpoint describes.
+    """Return the meta-optimizer that a checkpoint describes.
+
+    Args:
+        checkpoint: its spec and tensors; tensors of a trainer are passed over.
+        source: where it came from, for messages.
+
+    Returns:
+        The meta-optimizer on the CPU; its weights require no gradient.
 
     Raises:
-        UserError: if its tensors do not fit its spec.
+        UserError: if the tensors do not fit the spec.
     """
     try:
         meta = MetaOptimizer(MetaOptimizerSpec.from_dict(checkpoint.facts["spec"]))
@@ -151,7 +180,7 @@ def build_meta_optimizer(checkpoint: Checkpoint, source: str) -> MetaOptimizer:
 
 
 def pretrained_names() -> list[str]:
-    """Names of the shipped meta-optimizers."""
+    """Return the names of the shipped meta-optimizers, sorted."""
     folder = resources.files("metaopt.learned") / "pretrained"
     return sorted(
         entry.name.removesuffix(".safetensors")
@@ -161,7 +190,7 @@ def pretrained_names() -> list[str]:
 
 
 def pretrained_path(name: str) -> Path:
-    """The file of a shipped meta-optimizer.
+    """Return the path of the file of a shipped meta-optimizer.
 
     Raises:
         UserError: for a name that is not shipped.
@@ -175,7 +204,13 @@ def pretrained_path(name: str) -> Path:
 
 
 def pretrained_card(name: str) -> str:
-    """What a shipped meta-optimizer was trained on, what it reaches and its limits, in Markdown.
+    """Return what a shipped meta-optimizer was trained on, what it reaches and its limits.
+
+    Args:
+        name: one of :func:`metaopt.list_pretrained`.
+
+    Returns:
+        A text in Markdown.
 
     Raises:
         UserError: for a name that is not shipped.

@@ -1,11 +1,11 @@
-"""The differentiable form of :class:`LearnedOptimizer` under ``higher``.
+"""The differentiable form of :class:`LearnedOptimizer`, which ``higher`` runs in meta-training.
 
-``higher`` has no types and is imported here alone. Three of its ways are worked around:
+``higher`` has no types and is imported here alone. Three of its habits are worked around:
 
-- It asks for second derivatives at each step whenever it tracks; this one's ``step`` does only
-  where it is of second order, and keeps the graph of the loss for the meta-loss in any case.
-- It deep-copies ``param_groups`` once, which would cut m1 and m2 off; they are attributes.
-- It keeps the weights of every step while tracking; :meth:`Unroll.truncate` drops them.
+- It asks for second derivatives at each step. The ``step`` here does so only for meta-gradients of
+  second order. In any case it keeps the graph of the loss, which the meta-loss needs.
+- It deep-copies ``param_groups`` once, which would cut m1 and m2 off. Here they are attributes.
+- It keeps the weights of every step. :meth:`Unroll.truncate` drops them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from metaopt.learned.stepper import StepInput
 
 
 class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # type: ignore[misc]
-    """w_{t+1} as a differentiable function of the meta-parameters and of w_t."""
+    """Computes w_{t+1} as a differentiable function of the meta-parameters and of w_t.
+
+    Args:
+        other: the optimizer; its state is copied, and it stays as it is.
+        reference_params: the parameters of the model, as ``higher`` gives them.
+        **kwargs: options of ``higher``.
+    """
 
     def __init__(
         self, other: LearnedOptimizer, reference_params: Iterable[Tensor], **kwargs: Any
@@ -50,11 +56,22 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
         output: Tensor | None = None,
         **kwargs: Any,
     ) -> list[Tensor]:
-        """One step of the patched model, from the summed loss.
+        """Step the patched model once.
+
+        ``higher`` drops the hook that watches the forward pass of an ordinary network, so what it
+        would have seen is given here.
 
         Args:
-            x, output: what an ordinary network was given and gave, since ``higher`` drops the hook
-                that would see; a ``loss_fn`` is of use with the output alone.
+            loss: a scalar, the sum over all tasks.
+            x: what the network was given, samples in rows.
+            output: what the network gave; without it the optimizer's ``loss_fn`` has no effect.
+            **kwargs: none; an option that ``higher`` knows would be dropped silently.
+
+        Returns:
+            The parameters after the step, in the model's order.
+
+        Raises:
+            TypeError: for any other option.
         """
         if kwargs:
             raise TypeError(f"this optimizer takes a loss, x and output, got {sorted(kwargs)}")
@@ -94,7 +111,12 @@ higher.register_optim(LearnedOptimizer, DifferentiableLearnedOptimizer)
 
 
 class Unroll:
-    """A network in the course of differentiable optimisation."""
+    """A network that is being optimised differentiably, with its optimizer.
+
+    Args:
+        network: the model, patched by ``higher``.
+        optimizer: the optimizer's differentiable form.
+    """
 
     def __init__(self, network: Any, optimizer: DifferentiableLearnedOptimizer) -> None:
         self.network = network
@@ -102,17 +124,21 @@ class Unroll:
         self.steps = 0
 
     def losses(self) -> Tensor:
-        """The losses of a problem at the current weights, (B,)."""
+        """Return the losses of a batch of tasks at the current weights, ``(tasks,)``."""
         losses: Tensor = self.network(self.steps)
         return losses
 
     def step(self, losses: Tensor) -> None:
-        """w_t -> w_{t+1}, from the losses at w_t."""
+        """Step from w_t to w_{t+1}.
+
+        Args:
+            losses: those at w_t, ``(tasks,)``, with their graph.
+        """
         self.optimizer.step(losses.sum())
         self.steps += 1
 
     def truncate(self) -> None:
-        """Cut the graph here: later losses are not differentiated through earlier steps."""
+        """Cut the graph here, so that later losses do not depend on earlier steps."""
         current = [p.detach().requires_grad_() for p in self.network.fast_params]
         self.network._fast_params.clear()
         self.network.update_params(current)
@@ -126,10 +152,17 @@ class Unroll:
 def differentiable(
     model: nn.Module, optimizer: LearnedOptimizer, second_order: bool = False
 ) -> Iterator[Unroll]:
-    """The model and its optimizer, patched by ``higher``, starting from their present state.
+    """Patch a model and its optimizer by ``higher``, starting from their present state.
+
+    Neither of them changes.
 
     Args:
-        second_order: whether the meta-gradient goes through the inner gradients.
+        model: what the optimizer steps.
+        optimizer: an optimizer of that model, with one group of parameters.
+        second_order: whether a meta-gradient goes through the gradients that are stepped on.
+
+    Yields:
+        The patched pair.
     """
     with higher.innerloop_ctx(model, optimizer, copy_initial_weights=True) as (network, optimized):
         optimized.second_order = second_order

@@ -8,10 +8,10 @@ from metaopt.checks import check_whole
 from metaopt.errors import UserError
 
 MOST_HIDDEN, MOST_LAYERS, WIDEST = 1000, 100, 1000
-"""A file that says more is not built, which would take all memory or forever."""
+"""The largest sizes that are built: a damaged or hostile file could ask for all memory."""
 
 Size = tuple[int, int, int]
-"""Input, hidden and output width of a two-layer network."""
+"""The input, hidden and output width of a two-layer network."""
 
 
 @dataclass(frozen=True)

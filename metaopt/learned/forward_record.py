@@ -1,4 +1,4 @@
-"""What a network was given and gave in the forward pass that was differentiated."""
+"""Records of what a network was given and gave in the forward pass that was differentiated."""
 
 from __future__ import annotations
 
@@ -10,44 +10,59 @@ from torch import Tensor, nn
 
 
 class ForwardRecord(NamedTuple):
-    """What a forward pass was given and gave; tensors are detached."""
+    """What a forward pass was given and gave; tensors are detached.
+
+    Attributes:
+        arguments, keywords: what the network was called with.
+        output: the output F, where it is one tensor.
+        output_gradient: dL/dF, of the output's shape, where the pass was differentiated.
+        alone: whether no other pass went into the same gradients.
+        cast_to: the dtype of autocast in this pass; None where it was off.
+    """
 
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
-    output: Tensor | None = None  # where it was one tensor
-    output_gradient: Tensor | None = None  # dL/dF, where it was differentiated
-    alone: bool = True  # whether no other pass went into the same gradients
-    cast_to: torch.dtype | None = None  # by autocast, where it was on
+    output: Tensor | None = None
+    output_gradient: Tensor | None = None
+    alone: bool = True
+    cast_to: torch.dtype | None = None
 
     @property
     def x(self) -> Tensor | None:
-        """The first tensor that went in."""
+        """The first tensor among the arguments, which is taken to be the batch, or None."""
         values = (*self.arguments, *self.keywords.values())
         return next((value for value in values if isinstance(value, Tensor)), None)
 
     def autocast(self) -> torch.autocast:
-        """As it was in this pass."""
+        """Return a context in which autocast is as it was in this pass."""
         device = "cpu" if self.x is None else self.x.device.type
         return torch.autocast(device, self.cast_to, enabled=self.cast_to is not None)
 
 
 class ForwardRecorder:
-    """Keeps the last forward pass of a model that was differentiated; it ends with its optimizer.
+    """Keeps a record of the last forward pass of a model that was differentiated.
 
-    A pass under ``no_grad`` leaves no trace, and one in grad mode that nothing is differentiated
-    of leaves none after the next that is.
+    A pass under ``no_grad`` leaves no record. Neither does a pass whose output is never
+    differentiated. The hook on the model is removed with the recorder.
+
+    Args:
+        model: the network; None records nothing.
+
+    Attributes:
+        last: the record of the last differentiated pass.
+        passes: how many passes were differentiated since :meth:`take` was called.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
         self.last: ForwardRecord | None = None
-        self.passes = 0  # differentiated since the last :meth:`take`
+        self.passes = 0
         if model is not None:
             watch = _Hook(self, model)
             handle = model.register_forward_hook(watch, with_kwargs=True)
             weakref.finalize(self, handle.remove)
 
     def take(self) -> ForwardRecord | None:
-        """The last pass that was differentiated since this was asked before."""
+        """Return the last pass that was differentiated since the last call, or None."""
         last, passes = self.last, self.passes
         self.last, self.passes = None, 0
         return None if last is None else last._replace(alone=passes == 1)

@@ -1,8 +1,8 @@
-"""How strongly a loss is curved in the model's output: the unit of gradients and curvatures.
+"""The curvature of a loss in the model's output, which is the unit of gradients.
 
-Meta-optimizers are trained on 1/2 ||Y - F||_F^2, whose second derivative in F is 1. A loss with
-second derivative c has gradients and curvatures c times as large; divided by c they are what the
-networks know.
+Meta-optimizers are trained on 1/2 ||Y - F||_F^2, whose second derivative in the output F is 1. A
+loss with second derivative c has gradients and Gauss-Newton matrices that are c times as large.
+Gradients divided by c have the size that the networks m1 and m2 were trained on.
 """
 
 from __future__ import annotations
@@ -10,18 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-UNKNOWN = 1.0  # until it is measured: a mean over a batch has less, so that steps are small
+UNKNOWN = 1.0  # until it is measured: that of a mean over a batch is less, so steps are short
 
 
 def known_curvature(loss_fn: object) -> Callable[[Tensor], float] | None:
-    """The largest second derivative of a loss as a function of the output F; None if not known.
+    """Return the largest second derivative of a loss in the model's output, where it is known.
 
-    Known are the mean or summed squared error, cross entropy (at most 1/2 a sample), binary cross
-    entropy with logits (at most 1/4 an entry), Huber and smooth L1 loss, all without weights.
+    It is known for the squared error, the cross entropy (at most 1/2 for each sample), the binary
+    cross entropy with logits (at most 1/4 for each entry), the Huber and the smooth L1 loss, with
+    the reductions "mean" and "sum" and without weights.
+
+    Args:
+        loss_fn: a module of ``torch.nn``, or the function that does the same.
+
+    Returns:
+        A function of the output F; None where the curvature is not known.
 
     >>> known_curvature(nn.MSELoss())(torch.zeros(5, 2))
     0.2
@@ -42,13 +48,20 @@ def known_curvature(loss_fn: object) -> Callable[[Tensor], float] | None:
 
 @dataclass(frozen=True)
 class KnownCurvature:
-    """The largest second derivative, from that of one term, as a function of the output."""
+    """Computes the largest second derivative of a loss in an output from that of one term.
+
+    Attributes:
+        of_a_term: the largest second derivative of one term.
+        mean: whether the loss is the mean of the terms, and not their sum.
+        classes: whether a term is of all classes of a sample, which are in dimension 1.
+    """
 
     of_a_term: float
     mean: bool
-    classes: bool  # whether a term is over all classes, which are in dimension 1
+    classes: bool
 
     def __call__(self, output: Tensor) -> float:
+        """Return the largest second derivative for an output of this shape."""
         if not self.mean:
             return self.of_a_term
         terms = output.numel()
@@ -64,7 +77,7 @@ FUNCTIONS: dict[Callable[..., object], type[nn.Module]] = {
     F.huber_loss: nn.HuberLoss,
     F.smooth_l1_loss: nn.SmoothL1Loss,
 }
-"""Functions by the module that does the same."""
+"""The module that does the same as a function, by function."""
 
 LARGEST: dict[type, Callable[[object], float]] = {
     nn.MSELoss: lambda loss: 2.0,
@@ -73,22 +86,25 @@ LARGEST: dict[type, Callable[[object], float]] = {
     nn.HuberLoss: lambda loss: 1.0,
     nn.SmoothL1Loss: lambda loss: 1.0 / max(float(loss.beta), 1e-6),  # type: ignore[attr-defined]
 }
-"""Of one term of the sum."""
+"""The largest second derivative of one term of a loss, by class of the loss."""
 
 
 def measured_curvature(
     before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], known: float | None
 ) -> float | None:
-    """<dg, dF> / ||dF||^2 between two passes of the same batch, each (F, g = dL/dF).
+    """Return the curvature of the loss between two passes of the same batch.
 
-    What came before is left behind by a factor of 2 a step at most: of a loss that is not
-    quadratic, the next step may meet more than this one did.
+    That is <dg, dF> / ||dF||^2 with the changes of the output F and of its gradient g = dL/dF. It
+    falls by a factor of 2 at most from one measurement to the next: the next step on a loss that
+    is not quadratic may meet more curvature than this one did.
 
     Args:
-        known: the measurement before, if there was one.
+        before, after: F and g of each pass, all of one shape.
+        known: the measurement before; None if there was none.
 
     Returns:
-        None where nothing can be said: no change, or one that is not convex or not finite.
+        The curvature; ``known`` where the output did not change, or where the change of g is not
+        finite or says that the loss is not convex.
     """
     change = after[0].double() - before[0].double()
     size = change.square().sum()
@@ -98,10 +114,3 @@ def measured_curvature(
     if not 0 < ratio < float("inf"):
         return known
     return ratio if known is None else max(ratio, known / 2)
-
-
-def fingerprint(x: Tensor) -> Tensor:
-    """Two sums that tell a batch from another, or from the same one in another order, ``(3,)``."""
-    flat = x.detach().reshape(-1).double()
-    ramp = torch.linspace(1.0, 2.0, flat.numel(), dtype=torch.float64, device=x.device)
-    return torch.stack((flat.sum(), flat @ ramp, flat.new_tensor(float(x.shape[0])))).cpu()

@@ -1,7 +1,8 @@
-"""How far the steps of a learned optimizer are trusted on a network it was not trained on.
+"""Trust: the factor of a learned optimizer's steps on a network that it was not trained on.
 
-Where the gradient at the output has grown, steps of f and T are halved, and come back slowly. No
-loss is asked for: of a squared error that gradient is the residual, times a constant.
+Where the gradient dL/dF at the model's output F has grown, f and T are halved. They come back
+slowly. The loss itself is not needed: for a squared error that gradient is a constant times the
+residual.
 """
 
 from __future__ import annotations
@@ -9,22 +10,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-WORSE = 2.0  # times the least mean square output gradient so far
-BACK = 1.1  # a step
-LEAST = 1e-3
-DECAY = 0.95  # of the average over changing batches
+WORSE = 2.0  # times the least level so far: above it trust is halved
+BACK = 1.1  # the factor by which trust comes back at a step
+LEAST = 1e-3  # trust
+DECAY = 0.95  # of the average of levels over changing batches
 
 
 def untried() -> Tensor:
-    """Full trust; nothing was seen yet, ``(3,)``: trust, level, least level."""
+    """Return the state before the first step: trust, level and least level, ``(3,)`` float64.
+
+    A level is the mean square of the output gradient, times the number of samples squared.
+    """
     return torch.tensor([1.0, torch.inf, torch.inf], dtype=torch.float64)
 
 
 def trusted(before: Tensor, gradient: Tensor, same: bool) -> Tensor:
-    """The next state, after a pass with this gradient at the output.
+    """Return the state after a pass.
 
     Args:
-        same: whether the batch is the one of the step before; else levels are averaged.
+        before: the state before the pass.
+        gradient: dL/dF at the output, samples in rows.
+        same: whether the batch is the one of the step before. Levels of changing batches are
+            averaged.
     """
     trust, level, least = before.tolist()
     samples = (
