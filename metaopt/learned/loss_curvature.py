@@ -29,7 +29,8 @@ def known_curvature(loss_fn: object) -> Callable[[Tensor], float] | None:
     Returns:
         A function of the output F; None where the curvature is not known.
 
-    >>> known_curvature(nn.MSELoss())(torch.zeros(5, 2))
+    >>> import torch
+    >>> known_curvature(torch.nn.MSELoss())(torch.zeros(5, 2))
     0.2
     """
     if callable(loss_fn) and not isinstance(loss_fn, nn.Module):
