@@ -23,6 +23,7 @@ JAX = ["against_jax", "--batch=1", "--steps=10", "--repeats=1"]
 TINY = [
     ["against_released_code", "--code=.", "--batch=1", "--runs=1", "--steps=2", "--repeats=1"],
     ["arithmetic", "--batch=1", "--steps=2", "--repeats=1"],
+    ["devices", "--steps=1", "--tasks=2", "--networks=linear"],
     ["batching", "--problems=2", "--steps=2", "--repeats=1"],
     [
         "generalization",
