@@ -104,8 +104,10 @@ def main() -> None:
     parser.add_argument("--devices", default="cpu")
     parser.add_argument("--tasks", default="8,64,512")
     parser.add_argument("--networks", default=",".join(NETWORKS))
-    integers(parser, steps=20)
+    integers(parser, steps=20, threads=0)
     values = parser.parse_args()
+    if values.threads:
+        torch.set_num_threads(values.threads)
     torch.manual_seed(0)
     times: dict[str, float] = {}
     for device in map(torch.device, values.devices.split(",")):
