@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from cases import Drawn, act
 from script_cases import load
 
 from metaopt.evaluation.methods import BASELINES
 from metaopt.evaluation.rollout import rollout
-from metaopt.symmetry import ACTIONS, LayerInput
-from metaopt.symmetry.chain import Layer, LeakyReLU
-from metaopt.symmetry.finders.steps import STEPS
+from metaopt.symmetry import ACTIONS, STEPS, Element, LeakyReLU
+from metaopt.symmetry.chain import Layer
 from metaopt.tasks import RegressionFamily, first_seeds
 from metaopt.training.distributions import TASK_DISTRIBUTIONS
 
@@ -56,14 +56,14 @@ def test_the_page_shows_every_example_whole() -> None:
 def test_an_example_runs_as_a_script() -> None:
     command = [sys.executable, str(DOCS / "examples" / "add_action.py")]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    assert "defect" in run.stdout
+    assert "invariance error" in run.stdout
     assert not run.stderr
 
 
 def test_the_action_keeps_the_loss_and_raises_the_gradient_to_its_bound() -> None:
     measured = example("add_action").main()
     assert measured["loss after"] == pytest.approx(measured["loss before"], rel=1e-5)
-    assert measured["defect"] < 1e-5
+    assert measured["invariance error"] < 1e-5
     ratio = measured["squared gradient norm after"] / measured["squared gradient norm before"]
     assert 2 < ratio < 4.001
 
@@ -74,16 +74,21 @@ def test_the_action_is_exact_for_squares_alone() -> None:
     seeded = {"generator": torch.Generator().manual_seed(0), "dtype": torch.float64}
     incoming = Layer(torch.rand(4, 3, **seeded), torch.rand(4, **seeded))
     outgoing = Layer(torch.rand(2, 4, **seeded), torch.rand(2, **seeded))
-    samples = LayerInput(torch.randn(3, 50, **seeded))
+    h = torch.randn(3, 50, **seeded)
     t = torch.tensor([0.5, -0.5, 1.0, 0.0], dtype=torch.float64)
-    move = action.act(t, incoming, outgoing, samples, module.Square())
-    assert not move.refused
-    assert move.defect < 1e-14
+    squares, others = (
+        Drawn(incoming, outgoing, h, between) for between in (module.Square(), LeakyReLU())
+    )
+    move = act(action, Element(t, diagonal=True), squares)
+    assert not move.rejected
+    assert move.invariance_error < 1e-14
     torch.testing.assert_close(move.incoming.bias, incoming.bias * t.exp())
     assert torch.equal(move.outgoing.bias, outgoing.bias)
-    assert action.act(t, incoming, outgoing, samples, LeakyReLU()).defect > 1e-3
-    assert action.is_exact(incoming, outgoing, 50, module.Square())
-    assert not action.is_exact(incoming, outgoing, 50, LeakyReLU())
+    assert act(action, Element(t, diagonal=True), others).invariance_error > 1e-3
+    assert action.max_samples(squares.site) == math.inf
+    assert action.max_samples(others.site) == 0
+    assert action.obstacle(squares.site) is None
+    assert "not the square" in action.obstacle(others.site)
 
 
 def test_the_problem_is_drawn_by_seed_and_solved_by_the_learned_optimizer() -> None:
@@ -100,7 +105,7 @@ def test_the_problem_is_drawn_by_seed_and_solved_by_the_learned_optimizer() -> N
     assert math.isfinite(measured["validation score of the training"])
 
 
-def test_the_source_is_trained_on() -> None:
+def test_the_distribution_is_trained_on() -> None:
     trainer = example("add_problem").trained()
     assert trainer.finished
     assert trainer.meta_steps > 0
@@ -110,7 +115,7 @@ def test_the_source_is_trained_on() -> None:
 def test_the_objective_balances_the_network_and_keeps_its_loss() -> None:
     measured = example("add_objective").main()
     assert measured["loss after"] == pytest.approx(measured["loss before"], rel=1e-5)
-    assert measured["defect"] < 1e-5
+    assert measured["invariance error"] < 1e-5
     assert measured["squared norm after"] < 0.5 * measured["squared norm before"]
     assert measured["imbalance before"] > 10
     assert measured["imbalance after"] < 1.01

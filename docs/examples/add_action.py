@@ -60,7 +60,7 @@ class SquareAction(ClosedFormAction):
         """Return both new matrices."""
         d = element.exponential()
         incoming = d.times(matrices.incoming[0])  # this is [W b], so the bias goes along
-        outgoing = element.scaled(2.0).exponential().after(matrices.outgoing[0])
+        outgoing = matrices.after(element.scaled(2.0).exponential(), 0)
         return Proposal([incoming], [outgoing], torch.ones_like(matrices.trusted))
 
     def transport(

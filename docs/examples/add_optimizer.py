@@ -15,10 +15,16 @@ import torch
 from torch import nn
 
 from metaopt import TeleportingOptimizer
-from metaopt.evaluation.evaluate import evaluate
-from metaopt.evaluation.methods import BASELINES, Method, resolve
-from metaopt.evaluation.sweep import best, sweep
-from metaopt.evaluation.table import as_text, summarise
+from metaopt.evaluation import (
+    BASELINES,
+    as_text,
+    best,
+    evaluate,
+    register_method,
+    resolve,
+    summarise,
+    sweep,
+)
 from metaopt.symmetry import GradientAscent
 from metaopt.tasks import Regression, RegressionFamily, first_seeds
 
@@ -70,15 +76,15 @@ def lion_tele(problem: Regression, rate: float) -> torch.optim.Optimizer:
         Lion(problem.parameters(), lr=rate),
         problem,
         schedule=[5],
-        search=GradientAscent(size=0.01),
+        search=GradientAscent(initial_step=0.01),
         buffers="transport",
     )
 
 
 def register(family: RegressionFamily) -> None:
     """Put both into the table, at rates that are chosen on validation problems."""
-    BASELINES["lion"] = Method("lion", lion, 1e-2)
-    BASELINES["lion_tele"] = Method("lion_tele", lion_tele, 1e-2)
+    register_method("lion", lion, rate=1e-2)
+    register_method("lion_tele", lion_tele, rate=1e-2)
     swept = list(sweep(["lion", "lion_tele"], family, 4, 50, rates=(1e-3, 1e-2, 1e-1)))
     for found in best(swept):
         BASELINES[found.method] = replace(BASELINES[found.method], rate=found.rate)

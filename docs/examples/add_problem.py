@@ -2,7 +2,7 @@
 
 It is a batch of independent two-layer networks, L = sum of s^2 (sqrt(1 + (r / s)^2) - 1) over the
 residuals r, so 1/2 r^2 for small ones. A family draws it from seeds; every optimizer steps it, and
-as a source it is what a learned optimizer is trained on.
+a distribution of tasks says how a learned optimizer is trained on it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from metaopt import LearnedOptimizer
-from metaopt.evaluation.rollout import rollout
-from metaopt.learned.spec import MetaOptimizerSpec
-from metaopt.symmetry.chain import Identity, LayerChain, LeakyReLU
+from metaopt.evaluation import rollout
+from metaopt.learned import MetaOptimizerSpec
+from metaopt.symmetry import Identity, LayerChain, LeakyReLU
 from metaopt.tasks import TaskBatch, TaskFamily, first_seeds
-from metaopt.training.distributions import (
+from metaopt.training import (
     TASK_DISTRIBUTIONS,
     Drawn,
     TaskDistribution,
+    Trainer,
+    TrainingSpec,
     draw_seeds,
 )
-from metaopt.training.spec import TrainingSpec
-from metaopt.training.trainer import Trainer
 
 
 class Robust(TaskBatch):
