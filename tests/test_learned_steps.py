@@ -1,4 +1,4 @@
-"""What a meta-optimizer hands to the group: damping, reach, norms; and the state it keeps."""
+"""What a meta-optimizer hands to the group: damping, scales, norms; and the state it keeps."""
 
 import pytest
 import torch
@@ -26,8 +26,8 @@ def setting(meta):
 
 
 @pytest.mark.parametrize("element", ["spectral", "coordinatewise"])
-@pytest.mark.parametrize("reach", [0.25, 0.5, 2.0])
-def test_the_reach_of_a_step_is_a_factor_of_its_elements_alone(monkeypatch, element, reach):
+@pytest.mark.parametrize("scale", [0.25, 0.5, 2.0])
+def test_the_element_scale_of_a_step_is_a_factor_of_its_elements_alone(monkeypatch, element, scale):
     meta = build(element=element, hold=0.0)
     acted, move = [], Orbit.move
 
@@ -38,11 +38,11 @@ def test_the_reach_of_a_step_is_a_factor_of_its_elements_alone(monkeypatch, elem
     monkeypatch.setattr(Orbit, "move", recorded)
     given = setting(meta)
     with torch.no_grad():
-        for factor in (1.0, reach):
-            meta.advance(*given, reach=factor)
+        for factor in (1.0, scale):
+            meta.advance(*given, element_scale=factor)
     (before, whole), (after, scaled) = acted
     assert whole[0].abs().max() > 0
-    torch.testing.assert_close(scaled, [reach * t for t in whole])
+    torch.testing.assert_close(scaled, [scale * t for t in whole])
     for one, other in zip(before, after, strict=True):
         assert torch.equal(one, other)
 

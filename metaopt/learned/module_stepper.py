@@ -1,4 +1,4 @@
-"""An ordinary ``nn.Module`` as a learned optimizer sees it, with the action that fits each step."""
+"""The stepper of ordinary networks: what a learned optimizer sees of an ``nn.Module``."""
 
 from __future__ import annotations
 
@@ -38,16 +38,35 @@ RESCALING, NONE = "rescaling", "none"
 
 @final
 class ModuleStepper(Stepper):
-    """Steps any module on batches of a user's data.
+    """Steps any ``nn.Module`` on batches of a user's data, with the action that fits each step.
 
-    A chain of Linear layers is seen as in meta-training, curvature of each layer and all; of any
-    other network m1 sees gradients alone (:class:`metaopt.learned.stepper.GradientStepper`). Gradients are
-    divided by the curvature of the loss in the output, known from ``loss_fn`` or measured where
-    the same batch comes twice in a row.
+    A chain of Linear layers is seen as in meta-training, with the Gauss-Newton scales of its
+    layers. Of any other network m1 (the update network) sees gradients alone, as
+    :class:`~metaopt.learned.stepper.GradientStepper` has it. Gradients are divided by the curvature
+    of the loss in the output. It is known from ``loss_fn``, or measured where the same batch comes
+    twice in a row. The factors of f and T are multiplied by trust (:mod:`metaopt.learned.trust`).
 
-    With "auto", m2 acts by the rules of :func:`~metaopt.symmetry.auto.choose_actions`, of the groups
-    that it can propose elements of: the one that it was trained for, and positive scales of units.
-    A batch is taken to return where it is the one of the step before.
+    With "auto", m2 (the group-element network) acts by the rules of
+    :func:`~metaopt.symmetry.auto.choose_actions`. There are two groups whose elements it can
+    propose: the one that it was trained for, and positive scales of units. A batch is taken to
+    return where it is the one of the step before.
+
+    Args:
+        model: the network.
+        meta: the meta-optimizer that is going to step it.
+        loss_fn: the loss, where it is known; see :class:`~metaopt.LearnedOptimizer`.
+        action: "auto", "none", "rescaling", or the action that m2 was trained for.
+        sites: names of (incoming, outgoing) layers between which a group may act; None for all.
+
+    Attributes:
+        chain: the network as a chain of layers; ``NO_CHAIN`` where it is none.
+        names: of the parameters, in order.
+        homogeneous: the sites that can be rescaled.
+        counts: how many steps were taken with each action.
+
+    Raises:
+        UserError: for an action, sites or a loss that do not fit the model, a model without
+            trainable parameters, or a meta-optimizer that cannot step it.
     """
 
     def __init__(
@@ -158,7 +177,7 @@ class ModuleStepper(Stepper):
         return Advanced(point.parameters, following, move)
 
     def _met(self, seen: ForwardRecord | None, state: State) -> tuple[State, bool]:
-        """The state with what this pass tells of the loss, and whether its batch came before."""
+        """The state with what this pass says of the loss, and whether its batch came before."""
         if seen is None or seen.x is None:
             return state | {"batch": []}, False
         mark = fingerprint(seen.x)
@@ -182,7 +201,7 @@ class ModuleStepper(Stepper):
         return state | following, same
 
     def _layer_input(self, x: Tensor, same: bool) -> LayerInput | None:
-        """Made once for a batch that stays."""
+        """The batch as the chain's input; the same object again for a batch that stays."""
         if self.chain == NO_CHAIN:
             return None
         columns = x.reshape(-1, self.parameters[0].shape[1]).mT
@@ -217,13 +236,13 @@ class ModuleStepper(Stepper):
     def _units(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], seen: ForwardRecord
     ) -> list[Units]:
-        """Of each homogeneous site, at the weights where the gradient was taken."""
+        """What m2 sees of each homogeneous site, at the weights of the gradients."""
         weights, own = named(self.names, parameters), named(self.names, gradients)
         inputs = inner_inputs(self.model, self.names, parameters, seen, self.homogeneous)
         return [Units.of(site, weights, own, inputs[site.layers[1]]) for site in self.homogeneous]
 
     def functional_form(self) -> ModuleStepper:
-        """See :meth:`Stepper.functional_form`: it counts its own steps."""
+        """See :meth:`Stepper.functional_form`."""
         other = copy.copy(self)
         other.counts, other.layer_input = Counter(), None
         return other

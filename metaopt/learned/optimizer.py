@@ -25,26 +25,33 @@ BATCH_DEPENDENT = ("curvature", "batch", "trust")  # parts of a state
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
-    r"""Steps a network with a learned optimizer: :math:`w \leftarrow g_t \cdot (w + f_t)`.
+    r"""Steps a network with a trained meta-optimizer: :math:`w \leftarrow g_t \cdot (w + f_t)`.
+
+    It is an ordinary ``torch.optim.Optimizer``. m1 (the update network) proposes f_t, and m2 (the
+    group-element network) proposes g_t, which moves the weights and keeps what the model computes.
 
     Args:
-        model: any ``nn.Module`` of one input, whose forward pass is watched for the inputs of its
-            layers; a batch of tasks of ``metaopt.tasks``; or parameters alone, in any form that
-            torch's optimizers take, which are stepped without teleportation.
+        model: any ``nn.Module`` of one input, whose forward passes are watched; or a batch of tasks
+            of ``metaopt.tasks``; or parameters alone, in any form that torch's optimizers take,
+            which are stepped without teleportation.
         optimizer: the name of a shipped optimizer, the path of a checkpoint, or a
             :class:`MetaOptimizer`.
-        lr: factor of f_t, for learning-rate schedulers.
+        lr: the factor of f_t, 0 or more, for learning-rate schedulers; 1 is as trained.
         loss_fn: the loss of a network, if it is ``torch.nn.MSELoss`` or another whose curvature is
-            known (:func:`metaopt.learned.loss_curvature.known_curvature`). Else the curvature is
-            measured where the same batch comes twice in a row; on changing batches steps are
-            short without it.
-        action: "auto", "none", "rescaling" or the action that m2 was trained for; "auto" takes
-            what is exact (:func:`metaopt.symmetry.auto.choose_actions`). Of a module only.
-        sites: names of (incoming, outgoing) layers of a network to rescale, instead of all found.
+            known (:func:`metaopt.learned.loss_curvature.known_curvature`). Without it the curvature
+            is measured where the same batch comes twice in a row, and steps on changing batches
+            are short.
+        action: for a network, "auto", "none", "rescaling" or the action that m2 was trained for.
+            "auto" takes what is exact (:func:`metaopt.symmetry.auto.choose_actions`).
+        sites: for a network, names of (incoming, outgoing) layers between which a group may act,
+            instead of all that are found.
 
     Attributes:
         teleportation: the move of the last step, or None.
-        skipped: steps of a network that were not taken, because a weight would not be finite.
+        skipped: how many steps of a network were not taken, because a weight would not be finite.
+
+    Raises:
+        UserError: for an unknown optimizer, or options that do not fit the model.
 
     Example:
         >>> import torch, metaopt
@@ -113,10 +120,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @property
     def learned_states(self) -> list[State]:
-        """The LSTM states and what goes with them, by group of parameters.
-
-        They live in ``state`` and so in ``state_dict``.
-        """
+        """The state of the stepper of each group of parameters, which ``state_dict`` holds."""
         kept: dict[Any, Any] = self.state  # keys that are no parameters pass through state_dict
         states: list[State] = kept.setdefault("learned", [])
         states.extend(stepper.init_state(self.meta) for stepper in self.steppers[len(states) :])
@@ -124,7 +128,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @property
     def skipped(self) -> int:
-        """It lives in ``state`` too."""
+        """How many steps were not taken, because a weight would not be finite."""
         kept: dict[Any, Any] = self.state
         return int(kept.get("skipped", 0))
 
@@ -135,12 +139,23 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @property
     def learned_state(self) -> State:
-        """Of the first group."""
+        """The state of the stepper of the first group of parameters."""
         return self.learned_states[0]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step from the gradients that ``backward`` left; a closure is optional."""
+        """Make one step from the gradients that ``backward`` left.
+
+        Args:
+            closure: computes the loss and its gradients anew, before the step.
+
+        Returns:
+            What the closure returned; None without one.
+
+        Raises:
+            UserError: if a parameter has a gradient that was frozen when the optimizer was built,
+                or if no forward pass was seen of a chain of Linear layers.
+        """
         loss = None
         self.teleportation = None
         if closure is not None:
@@ -183,7 +198,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         kept["learned"] = following
 
     def _check_all_known(self) -> None:
-        """A parameter that was frozen when the optimizer was made has no place in it."""
+        """Refuse a gradient of a parameter that was frozen when the optimizer was built."""
         if self.model is None:
             return
         known = {id(p) for stepper in self.steppers for p in stepper.parameters}
@@ -195,7 +210,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 )
 
     def _amp(self, seen: ForwardRecord | None) -> tuple[float, bool, ForwardRecord | None]:
-        """(scale of the gradients, whether to skip, what was seen without the scale)."""
+        """The scale of the gradients, whether to skip, and what was seen without the scale."""
         found: Tensor | None = getattr(self, "found_inf", None)
         if found is None:  # no GradScaler at work
             return 1.0, False, seen
@@ -207,15 +222,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return 1.0 if scale is None else float(scale), bool(found), seen
 
     def report(self) -> str:
-        """Where a group can act and where not, with reasons, and how often each was taken."""
+        """Return where a group can act and where not, with reasons, and how often each acted."""
         lines = [stepper.report() for stepper in self.steppers]
         return "\n".join([*lines, f"Steps skipped, not finite: {self.skipped}"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch does; the LSTM states must be of this meta-optimizer and this model.
+        """Load a state of the same meta-optimizer on a model of the same size.
+
+        Args:
+            state_dict: what :meth:`state_dict` gave; it is not changed.
 
         Raises:
-            UserError: if they are of another one.
+            UserError: if it is a state of another optimizer, or of a model of another size.
         """
         if any("weight_decay" in group for group in state_dict.get("param_groups", ())):
             raise UserError(
@@ -237,7 +255,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._follow(self.steppers[0].parameters[0].device)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Parameters outside the model, or further ones: stepped by m1, without teleportation."""
+        """Add parameters that are stepped by m1 (the update network), without teleportation.
+
+        Args:
+            param_group: "params" and options, as torch's optimizers take them.
+
+        Raises:
+            UserError: if m1 needs a chain of layers; nothing is added then.
+        """
         super().add_param_group(param_group)
         if len(self.param_groups) > len(self.steppers):
             try:
@@ -247,7 +272,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 raise
 
     def __getstate__(self) -> dict[str, Any]:
-        """What torch keeps, and what it would lose."""
+        """Return what torch keeps, and what it would lose."""
         own = ("meta", "steppers", "model", "teleportation")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
@@ -256,7 +281,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.recorder = ForwardRecorder(self.model)
 
     def _follow(self, device: torch.device) -> None:
-        """m1, m2 and the states to where the parameters are."""
+        """Take m1, m2 and the states to the device of the parameters."""
         own = next(self.meta.parameters()).device
         if own != device:
             self.meta = copy.deepcopy(self.meta).to(device)
@@ -272,7 +297,7 @@ def _finite(tensors: Sequence[Tensor]) -> bool:
 
 
 def _shapes(state: State) -> dict[str, list[tuple[int, ...]]]:
-    """Of all but what depends on the batch."""
+    """The shapes of all parts of a state that do not depend on the batch."""
     return {
         name: [tuple(tensor.shape) for tensor in tensors]
         for name, tensors in state.items()

@@ -1,4 +1,4 @@
-"""How a learned optimizer steps parameters: what it sees of them together, and one step."""
+"""Steppers: what a learned optimizer sees of the parameters of a group, and how it steps them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from metaopt.learned.observation import Observation
 from metaopt.symmetry.chain import NO_CHAIN
 from metaopt.target import TaskTarget
 
-STEPS_TO_MOVE = 100.0  # steps of the first gradient, each of 1 / scale, that are as long as w
-SMALLEST_RMS = 0.03  # of the entries of w there; biases start at 0
+STEPS_TO_MOVE = 100.0  # so many steps of gradient / Gauss-Newton scale are as long as w
+SMALLEST_RMS = 0.03  # of the entries of w that is assumed there, since biases start at 0
 
 
 class StepInput(NamedTuple):
-    """What a step is made from.
+    """What one step is made from.
 
     Attributes:
-        parameters, gradients: in the order of the stepper's.
-        seen: the forward pass that was differentiated, where there is one.
-        rate: factor of f_t.
+        parameters, gradients: in the order of the stepper's parameters.
+        seen: the forward pass that was differentiated, where there is a record of one.
+        rate: the factor of the update f_t.
         second_order: whether a meta-gradient goes through the gradients.
-        absent: places of parameters without a gradient, for which f = 0.
+        absent: places of the parameters that have no gradient, for which f_t = 0.
     """
 
     parameters: Sequence[Tensor]
@@ -40,11 +40,11 @@ class StepInput(NamedTuple):
 
 
 class Stepper(ABC):
-    """Parameters, and one step of them; pure: state goes in and comes out.
+    """Steps a group of parameters with a meta-optimizer; state goes in and comes out.
 
     Attributes:
         parameters: those that are stepped, in order.
-        skips_not_finite: whether a step is left out that would make a weight infinite or NaN.
+        skips_not_finite: whether a step is skipped that would make a weight infinite or NaN.
     """
 
     parameters: list[nn.Parameter]
@@ -52,24 +52,38 @@ class Stepper(ABC):
 
     @abstractmethod
     def init_state(self, meta: MetaOptimizer) -> State:
-        """Return the state before the first step; tensors of floating point or whole numbers."""
+        """Return the state before the first step.
+
+        Args:
+            meta: the meta-optimizer, with which alone the state can be used.
+        """
 
     @abstractmethod
     def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
-        """Return the parameters after one step, with the next state."""
+        """Return the parameters after one step, and the next state.
+
+        Args:
+            meta: the meta-optimizer.
+            now: what the step is made from.
+            state: the state before the step; it is not changed.
+        """
 
     def functional_form(self) -> Stepper:
-        """Return the stepper for a differentiable optimizer, whose steps are not counted here."""
+        """Return the stepper of the differentiable optimizer, which counts its own steps."""
         return self
 
     def report(self) -> str:
-        """Return where a group acts and where not, for people."""
+        """Return where a group acts and where not, in words."""
         return f"{len(self.parameters)} parameters that are stepped without teleportation"
 
 
 @final
 class TaskStepper(Stepper):
-    """Steps a batch of tasks: a chain of layers that holds its data."""
+    """Steps a batch of tasks: a chain of layers that holds its own data.
+
+    Args:
+        target: the tasks.
+    """
 
     skips_not_finite = False  # tasks are independent, and one that is lost must not stop the others
 
@@ -100,11 +114,18 @@ class TaskStepper(Stepper):
 
 @final
 class GradientStepper(Stepper):
-    """Steps parameters of which nothing is known but their gradients, by m1 alone.
+    """Steps parameters by m1 (the update network) alone, from their gradients alone.
 
-    The Gauss-Newton scale of a parameter is taken to be 100 times its largest gradient norm so far over its own norm, so that
-    the first steps are short of it, and one that overshoots makes the next ones shorter. An m1 that
-    asks for no scale steps any network so.
+    The Gauss-Newton scale of such a parameter is not known. It is taken to be 100 times the largest
+    norm of its gradient so far, over its own norm. So the first steps are short, and a step that
+    overshoots makes the next ones shorter. An m1 that asks for no scale steps all networks so.
+
+    Args:
+        parameters: those that are stepped, in order.
+        meta: the meta-optimizer that is going to step them.
+
+    Raises:
+        UserError: if its m1 needs a chain of layers.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], meta: MetaOptimizer) -> None:
@@ -112,12 +133,14 @@ class GradientStepper(Stepper):
         self.parameters = list(parameters)
 
     def init_state(self, meta: MetaOptimizer) -> State:
+        """See :meth:`Stepper.init_state`."""
         return {
             "update": meta.update.init_state(NO_CHAIN, self.parameters),
             "largest": largest_so_far(self.parameters),
         }
 
     def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
+        """See :meth:`Stepper.advance`."""
         if meta.update.sees_layers:
             loose, largest = loosely(now.parameters, now.gradients, state["largest"])
         else:
@@ -129,10 +152,13 @@ class GradientStepper(Stepper):
 
 
 def check_loose(meta: MetaOptimizer) -> None:
-    """Refuse an m1 that needs a chain of layers.
+    """Check that an m1 (the update network) can step parameters that are no chain of layers.
+
+    Args:
+        meta: the meta-optimizer.
 
     Raises:
-        UserError: if it sees features of layers.
+        UserError: if its m1 sees the features of layers.
     """
     if "covariance" in meta.spec.inputs and meta.spec.update == "coordinatewise":
         raise UserError(
@@ -142,17 +168,23 @@ def check_loose(meta: MetaOptimizer) -> None:
 
 
 def largest_so_far(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Return the largest gradient norms before the first step: zeros, one for each parameter."""
+    """Return the largest gradient norms before the first step: a scalar 0 for each parameter."""
     return [torch.zeros((), dtype=torch.float32, device=p.device) for p in parameters]
 
 
 def loosely(
     parameters: Sequence[Tensor], gradients: Sequence[Tensor], largest: Sequence[Tensor]
 ) -> tuple[Observation, list[Tensor]]:
-    """Return what is seen of parameters that are no chain, and their largest gradient norms by now.
+    """Return what is seen of parameters that are no chain, and their largest gradient norms.
 
     Args:
-        largest: the largest norms before, one for each parameter.
+        parameters: in order.
+        gradients: one for each parameter, of its shape.
+        largest: the largest norms before this step, a float32 scalar for each parameter.
+
+    Returns:
+        What is seen, with a Gauss-Newton scale for each parameter, and the largest norms by now.
+        Gradients that are not finite do not count.
     """
     scales, following = [], []
     for parameter, gradient, before in zip(parameters, gradients, largest, strict=True):
@@ -166,7 +198,13 @@ def loosely(
 
 
 def added(now: StepInput, update: Sequence[Tensor], rate: float) -> list[Tensor]:
-    """Return w + rate f, in the dtype of w; w itself where there was no gradient."""
+    """Return w + rate f in the dtype of w; w itself where there was no gradient.
+
+    Args:
+        now: the parameters w.
+        update: f of each parameter.
+        rate: the factor.
+    """
     return [
         parameter if index in now.absent else parameter + (rate * step).to(parameter.dtype)
         for index, (parameter, step) in enumerate(zip(now.parameters, update, strict=True))

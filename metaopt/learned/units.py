@@ -1,7 +1,7 @@
-"""What m2 sees of the units of a site where it may rescale them only: T is diagonal.
+"""What m2 (the group-element network) sees of the units of a site that it may only rescale.
 
-Along the axes of the hidden units, the energies that m2 knows of directions or of diagonal entries
-are sums of squares over the weights, gradients and features of one unit.
+T is diagonal there. In place of the directions or the matrix entries that m2 was trained on, it is
+shown the units: sums of squares over the weights, the gradients and the features of each.
 """
 
 from __future__ import annotations
@@ -22,12 +22,20 @@ EMPTY = 1e-12  # of C_ii, or of an eigenvalue, over the mean; up to it there is 
 
 
 class Units(NamedTuple):
-    """Energies of each unit of a site, ``(k,)``."""
+    """Sums of squares over each of the k units of a site.
 
-    weights: tuple[Tensor, Tensor]  # of what takes the scale, and of what is divided by it
-    gradients: tuple[Tensor, Tensor]  # likewise
-    features: Tensor  # C_ii = sum of h_i^2 over the samples and positions
-    gradient_rms: Tensor  # scalar, over the weight that is divided
+    Attributes:
+        weights: over the weights and bias that make the unit, and over those that use it, ``(k,)``
+            each.
+        gradients: the same of their gradients.
+        features: C_ii, the sum of h_i^2 over samples and positions, ``(k,)``.
+        gradient_rms: the root mean square of the gradient of the outgoing weight, a scalar.
+    """
+
+    weights: tuple[Tensor, Tensor]
+    gradients: tuple[Tensor, Tensor]
+    features: Tensor
+    gradient_rms: Tensor
 
     @classmethod
     def of(
@@ -37,11 +45,14 @@ class Units(NamedTuple):
         gradients: Mapping[str, Tensor],
         hidden: Tensor,
     ) -> Units:
-        """Return the energies at a site that can be rescaled.
+        """Return the sums of squares at a site that can be rescaled.
 
         Args:
-            parameters, gradients: by name, at least those of the site.
-            hidden: the input of the outgoing layer.
+            site: the site, of k units.
+            parameters: by name, at least those of the site.
+            gradients: of the same parameters, by name.
+            hidden: what the outgoing layer is given: ``(*samples, k * block)`` for a Linear layer,
+                ``(samples, k, ...)`` for a convolution.
         """
         divided = site.outgoing[0].parameter
         return cls(
@@ -53,28 +64,39 @@ class Units(NamedTuple):
 
     @property
     def empty(self) -> Tensor:
-        """Units without features, ``(k,)`` bool: nothing is known of how to scale a dead one."""
+        """The units without features, ``(k,)`` bool; nothing says how to scale a dead unit."""
         return self.features <= EMPTY * self.features.mean()
 
     def gate(self, gain: float) -> Tensor:
-        """As :func:`metaopt.learned.element.gate`, a scalar."""
+        """Return the factor of T as :func:`metaopt.learned.element.gate` has it, a scalar.
+
+        Args:
+            gain: above 0; the larger, the longer the gate stays open.
+        """
         return torch.tanh(gain * self.gradient_rms / (self.features.sum() + TINY))
 
     def channel_pairs(self, feature: str) -> list[Tensor]:
-        """The channels of "gradients" or "balance"."""
+        """Return the channels of a feature that is shown for both sides of a site.
+
+        Args:
+            feature: "gradients" or "balance".
+
+        Returns:
+            Four channels, ``(k,)`` each.
+        """
         energies = self.gradients if feature == "gradients" else self.weights
         return [channel for energy in energies for channel in log_sign(energy)]
 
 
 def _energies(site: Site, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Square norms of what makes each unit, and of what uses it, ``(k,)`` each."""
+    """Sums of squares over what makes each unit, and over what uses it, ``(k,)`` each."""
     into = [view.read_augmented(tensors).float().square().sum(dim=-1) for view in site.incoming]
     out_of = [view.read(tensors).float().square().sum(dim=-2) for view in site.outgoing]
     return torch.stack(into).sum(dim=0), torch.stack(out_of).sum(dim=0)
 
 
 def _features(site: Site, hidden: Tensor, convolution: bool) -> Tensor:
-    """Of ``(*samples, k * block)`` into a Linear, or ``(samples, k, ...)`` into a convolution."""
+    """The sums of squares of the features of each unit, ``(k,)``."""
     h = hidden.detach().float()
     by_unit = (
         h.movedim(1, 0) if convolution else h.reshape(-1, site.width, site.block).movedim(1, 0)
@@ -90,12 +112,20 @@ def inner_inputs(
     seen: ForwardRecord,
     sites: Sequence[Site],
 ) -> dict[str, Tensor]:
-    """Return what the outgoing layers of the sites are given in this pass, which is done again.
+    """Return what the outgoing layers of sites are given in a forward pass, which is run again.
 
-    Dropout draws other masks than it did then.
+    Dropout draws other masks than it did in the pass itself. The state of the random generators and
+    the model's buffers stay as they are.
+
+    Args:
+        model: the network.
+        names: of the parameters whose values are given.
+        values: the parameters, in the order of ``names``.
+        seen: the record of the pass.
+        sites: the sites.
 
     Returns:
-        By name of the outgoing layer.
+        The inputs, by name of the outgoing layer.
     """
     kept: dict[str, Tensor] = {}
 
