@@ -114,10 +114,14 @@ def test_the_numbers_that_the_networks_see_have_no_graph_where_what_is_seen_has_
     own = [rounded_away(*shape).requires_grad_() for shape in ((3, 4), (3,), (2, 3), (2,))]
     gradients = [2 * p for p in own]
     seen = Observation.of(chain, own, gradients, rounded_away(4, 5), second_order=True)
-    assert seen.curvature[0].requires_grad
+    assert seen.gauss_newton_scale[0].requires_grad
     numbers = seen.numbers
     layers = [*numbers.layers, *numbers.double_layers, *numbers.layer_gradients]
-    tensors = [*numbers.double_inputs, *numbers.curvature, *(t for layer in layers for t in layer)]
+    tensors = [
+        *numbers.double_inputs,
+        *numbers.gauss_newton_scale,
+        *(t for layer in layers for t in layer),
+    ]
     assert not any(tensor.requires_grad for tensor in tensors)
     assert seen.numbers.numbers is seen.numbers
 
@@ -126,14 +130,16 @@ def test_what_is_seen_of_loose_parameters_has_no_graph():
     own = [torch.ones(3, 2, requires_grad=True), torch.ones(2, requires_grad=True)]
     gradients = torch.autograd.grad(sum(p.pow(3).sum() for p in own), own, create_graph=True)
     seen, largest = loosely(own, gradients, largest_so_far(own))
-    tensors = [*seen.parameters, *seen.gradients, *seen.scales, *largest]
+    tensors = [*seen.parameters, *seen.gradients, *seen.given_scales, *largest]
     assert not any(tensor.requires_grad for tensor in tensors)
 
 
 def test_the_scale_of_loose_parameters_is_a_hundred_gradients_over_their_norm_or_a_least_one():
     own, gradients = [torch.zeros(4, 9), torch.full((4, 9), 2.0)], [torch.full((4, 9), 0.5)] * 2
     seen, _ = loosely(own, gradients, largest_so_far(own))
-    assert [float(s) for s in seen.scales] == pytest.approx([100 * 3.0 / (0.03 * 6), 100 * 3 / 12])
+    assert [float(s) for s in seen.given_scales] == pytest.approx(
+        [100 * 3.0 / (0.03 * 6), 100 * 3 / 12]
+    )
 
 
 def test_weights_of_few_digits_keep_their_dtype_in_a_step():

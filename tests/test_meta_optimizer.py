@@ -145,7 +145,7 @@ NAIVE_HEADS = {
     "free": lambda o, g, seen: 0.01 * o * math.tanh(100 * seen["r"]),
     "gradient": lambda o, g, seen: 0.1 * math.tanh(10 * g * math.exp(min(4 * o - 9, 0))),
     "scaled_gradient": lambda o, g, seen: (
-        0.1 * math.tanh(10 * g / seen["kappa"] * math.exp(min(4 * o - 1, 3)))
+        0.1 * math.tanh(10 * g / seen["largest"] * math.exp(min(4 * o - 1, 3)))
     ),
     "spectral_gradient": lambda o, g, seen: (
         0.1 * math.tanh(10 * g / seen["spectral"] * min(math.exp(4 * o - 1), 2))
@@ -168,11 +168,11 @@ def test_update_is_minus_the_sum_of_its_heads(heads, batch):
     assert (outputs.amax(dim=1) > 2.25).all()
     update, _ = rule.propose(seen, rule.init_state(seen.chain, seen.parameters))
     scales = {
-        "kappa": seen.curvature, "spectral": seen.spectral_curvature, "r": seen.relative_rms
+        "largest": seen.gauss_newton_scale, "spectral": seen.spectral_scale, "r": seen.relative_rms
     }  # fmt: skip
     expected, column = [], 0
     for index, gradient in enumerate(seen.gradients):
-        per_task = gradient.numel() // seen.curvature[index].numel()
+        per_task = gradient.numel() // seen.gauss_newton_scale[index].numel()
         for entry, g in enumerate(gradient.flatten().tolist()):
             own = {
                 name: values[index].flatten()[entry // per_task].item()
@@ -186,17 +186,17 @@ def test_update_is_minus_the_sum_of_its_heads(heads, batch):
 
 
 @pytest.mark.parametrize("output_bias", [0.2, 3.0])
-def test_step_size_rule_is_a_rate_over_the_largest_curvature_times_the_gradient(output_bias):
+def test_step_size_rule_is_a_rate_over_the_largest_scale_times_the_gradient(output_bias):
     rule = StepSizeUpdate(5, 2, rule_generator())
     nn.init.constant_(rule.lstm.head_bias, output_bias)
     seen = observe(ThreeLayers((2,)))
     update, _ = rule.propose(seen, rule.init_state(seen.chain, seen.parameters))
     for b in range(2):
         norm = math.sqrt(sum(float(g[b].square().sum()) for g in seen.gradients))
-        kappa = max(float(k[b]) for k in seen.curvature)
-        logs = torch.tensor([[math.log(v) / 10] for v in (norm, kappa, norm / kappa)])
+        scale = max(float(k[b]) for k in seen.gauss_newton_scale)
+        logs = torch.tensor([[math.log(v) / 10] for v in (norm, scale, norm / scale)])
         output = rule.lstm(logs, rule.lstm.init_state(1))[0].item()
-        eta = math.exp(min(4 * output, 4)) / kappa
+        eta = math.exp(min(4 * output, 4)) / scale
         for f, g in zip(update, seen.gradients, strict=True):
             torch.testing.assert_close(f[b], -eta * g[b], rtol=1e-4, atol=1e-9)
 

@@ -1,4 +1,4 @@
-"""What the networks see: preprocessing, the curvature scale, and the order of coordinates."""
+"""What the networks see: preprocessing, the Gauss-Newton scale, and the order of coordinates."""
 
 import math
 
@@ -70,16 +70,16 @@ def naive_inputs(seen: Observation, task: tuple[int, ...]) -> list[Tensor]:
     return inputs
 
 
-def naive_curvature(seen: Observation, task: tuple[int, ...]) -> list[float]:
-    """kappa of each parameter of one task."""
+def naive_scales(seen: Observation, task: tuple[int, ...]) -> list[float]:
+    """The Gauss-Newton scale of each parameter of one task."""
     layers, inputs = naive_layers(seen, task), naive_inputs(seen, task)
-    kappas = []
+    scales = []
     for m, (_, bias) in enumerate(layers):
         downstream = math.prod(float((w**2).sum()) for w, _ in layers[m + 1 :])
-        kappas.append(float((inputs[m] ** 2).sum()) * downstream)
+        scales.append(float((inputs[m] ** 2).sum()) * downstream)
         if bias is not None:
-            kappas.append(inputs[m].shape[1] * downstream)
-    return kappas
+            scales.append(inputs[m].shape[1] * downstream)
+    return scales
 
 
 def tasks(batch: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -115,17 +115,17 @@ def test_log_sign_is_continuous_at_its_threshold():
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_inputs_and_curvature_equal_their_naive_twins(name, batch):
+def test_inputs_and_scales_equal_their_naive_twins(name, batch):
     seen = observe(name, batch)
     for task in tasks(batch):
         for own, naive in zip(seen.inputs, naive_inputs(seen, task), strict=True):
             torch.testing.assert_close(own[task].double(), naive, rtol=1e-4, atol=1e-5)
-        own = [float(kappa[task]) for kappa in seen.curvature]
-        assert own == pytest.approx(naive_curvature(seen, task), rel=1e-5)
+        own = [float(scale[task]) for scale in seen.gauss_newton_scale]
+        assert own == pytest.approx(naive_scales(seen, task), rel=1e-5)
 
 
 def gauss_newton_eigenvalues(name: str, samples: int) -> tuple[list[float], list[float]]:
-    """Largest eigenvalue of each parameter's block of J^T J by brute force, and its kappa."""
+    """Largest eigenvalue of each parameter's block of J^T J by brute force, and its scale."""
     chain, parameters, x = make_network(name, (), samples)
     seen = Observation.of(chain, parameters, parameters, x)
 
@@ -139,30 +139,30 @@ def gauss_newton_eigenvalues(name: str, samples: int) -> tuple[list[float], list
 
     jacobians = jacrev(output, argnums=tuple(range(len(parameters))))(*parameters)
     largest = [float(torch.linalg.eigvalsh(j.flatten(1).mT @ j.flatten(1))[-1]) for j in jacobians]
-    return largest, [float(kappa) for kappa in seen.curvature]
+    return largest, [float(scale) for scale in seen.gauss_newton_scale]
 
 
 @pytest.mark.parametrize("samples", [1, 6])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_curvature_bounds_each_block_of_the_gauss_newton_matrix(name, samples):
-    largest, kappas = gauss_newton_eigenvalues(name, samples)
-    assert len(largest) == len(kappas)
-    for eigenvalue, kappa in zip(largest, kappas, strict=True):
-        assert 0 < eigenvalue <= kappa * (1 + 1e-5)
+def test_the_scale_bounds_each_block_of_the_gauss_newton_matrix(name, samples):
+    largest, scales = gauss_newton_eigenvalues(name, samples)
+    assert len(largest) == len(scales)
+    for eigenvalue, scale in zip(largest, scales, strict=True):
+        assert 0 < eigenvalue <= scale * (1 + 1e-5)
 
 
-def test_curvature_is_tight_for_one_layer_and_one_sample():
-    largest, kappas = gauss_newton_eigenvalues("one layer, bias", samples=1)
-    assert kappas == pytest.approx(largest, rel=1e-5)
+def test_the_scale_is_tight_for_one_layer_and_one_sample():
+    largest, scales = gauss_newton_eigenvalues("one layer, bias", samples=1)
+    assert scales == pytest.approx(largest, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_relative_rms_is_the_rms_of_gradient_over_curvature(batch):
+def test_relative_rms_is_the_rms_of_gradient_over_scale(batch):
     seen = observe("three layers, biases", batch)
     for task in tasks(batch):
-        kappas = naive_curvature(seen, task)
-        for gradient, kappa, r in zip(seen.gradients, kappas, seen.relative_rms, strict=True):
-            entries = [(g / kappa) ** 2 for g in gradient[task].flatten().tolist()]
+        scales = naive_scales(seen, task)
+        for gradient, scale, r in zip(seen.gradients, scales, seen.relative_rms, strict=True):
+            entries = [(g / scale) ** 2 for g in gradient[task].flatten().tolist()]
             naive = math.sqrt(sum(entries) / len(entries))
             assert float(r[task]) == pytest.approx(naive, rel=1e-5)
 
@@ -245,7 +245,7 @@ def test_everything_seen_is_detached_and_float32_and_the_originals_stay():
     x.requires_grad_()
     seen = Observation.of(chain, parameters, [p * 2 for p in parameters], x * 1.0)
     layers = seen.layers + seen.layer_gradients
-    tensors = [*seen.parameters, *seen.gradients, seen.x, *seen.inputs, *seen.curvature]
+    tensors = [*seen.parameters, *seen.gradients, seen.x, *seen.inputs, *seen.gauss_newton_scale]
     tensors += [*seen.relative_rms, *(t for layer in layers for t in layer if t is not None)]
     assert all(t.dtype == torch.float32 and not t.requires_grad for t in tensors)
     assert all(p.dtype == torch.float64 and p.requires_grad for p in parameters)

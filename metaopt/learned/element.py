@@ -1,4 +1,4 @@
-"""m2: the Lie-algebra element T_t of each site, with g_t = exp(T_t) (eqs. 18, 19)."""
+"""m2 (the group-element network): the rules for T_t at each site, g_t = exp(T_t) (eqs. 18, 19)."""
 
 from __future__ import annotations
 
@@ -24,18 +24,31 @@ from metaopt.symmetry.element import MAX_ELEMENT, Element
 
 
 class ElementRule(nn.Module, ABC):
-    """Proposes one element a site; pure: the state goes in and comes out."""
+    """Proposes a Lie-algebra element T_t for each site; the state goes in and comes out."""
 
     @abstractmethod
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
-        """The state before the first step."""
+        """Return the state before the first step.
+
+        Args:
+            chain: the layers; a site is between each two of them.
+            parameters: of the chain, in order.
+        """
 
     @abstractmethod
     def propose(self, seen: Observation, state: State) -> tuple[Sequence[Element], State]:
-        """(T_t of each site, ``(*batch, k, k)`` or spectral; next state)."""
+        """Return T_t of each site of the chain, and the next state.
+
+        Args:
+            seen: what is seen at w_t, without a graph.
+            state: the state before the step; it is not changed.
+        """
 
     def init_units(self, widths: Sequence[int]) -> State:
-        """The state before the first :meth:`propose_units`.
+        """Return the state before the first call of :meth:`propose_units`.
+
+        Args:
+            widths: the number of units of each site.
 
         Raises:
             UserError: if the rule cannot propose diagonal elements.
@@ -46,15 +59,20 @@ class ElementRule(nn.Module, ABC):
         )
 
     def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Element], State]:
-        """(the diagonal of T_t of each site, ``(k,)``; next state), where only rescaling is exact.
+        """Return a diagonal T_t for each site, ``(k,)``, and the next state.
 
-        The same network as of whole elements, along the axes of the hidden units.
+        It is asked for where rescaling alone is exact. The network is the one of whole elements; it
+        is shown units in place of directions or of matrix entries.
+
+        Args:
+            units: what is seen of the units of each site.
+            state: the state before the step; it is not changed.
         """
         raise NotImplementedError
 
 
 class ElementConfig(ABC):
-    """The fields of an element rule (m2). A subclass is a frozen dataclass that checks itself."""
+    """The config of an element rule (m2); a subclass is a frozen dataclass of checked fields."""
 
     @property
     def needs_chain(self) -> bool:
@@ -68,7 +86,12 @@ class ElementConfig(ABC):
 
     @abstractmethod
     def build(self, action: Action, generator: torch.Generator) -> ElementRule | None:
-        """The rule for this action, initial weights drawn from the generator; None for g = I."""
+        """Return the rule, or None where g = I.
+
+        Args:
+            action: the action that the elements are for.
+            generator: of the initial weights.
+        """
 
 
 ELEMENT_RULES: Registry[type[ElementConfig]] = Registry("element")
@@ -78,25 +101,28 @@ ELEMENT_RULES: Registry[type[ElementConfig]] = Registry("element")
 @ELEMENT_RULES.register("none")
 @dataclass(frozen=True)
 class NoElementConfig(ElementConfig):
-    """No m2: g = I, nothing is teleported."""
+    """The config without an m2: g = I, and nothing is teleported."""
 
     @property
     def needs_chain(self) -> bool:
+        """See :attr:`ElementConfig.needs_chain`; no."""
         return False
 
     def build(self, action: Action, generator: torch.Generator) -> None:
+        """See :meth:`ElementConfig.build`; no rule."""
         return None
 
 
 @dataclass(frozen=True)
 class BoundedFields(LSTMFields):
-    """What m2 sees, and how large T may become.
+    """The fields of a learned m2: what it sees, and how large T may become.
 
     Attributes:
-        features: what m2 sees: "gradients", "balance", "covariance"; over entries also
-            "preactivations", which a spectral m2 sees as its covariance where eq. 79 acts.
-        bound: s in T = s tanh(output) / k; of a spectral T, of each |t_i|.
-        gate: gain of the gate on T; 0 for none.
+        features: what m2 sees: "gradients", "balance" and "covariance"; an m2 over entries also
+            "preactivations". A spectral m2 sees the covariance of these where eq. 79 acts.
+        bound: s in T = s tanh(output) / k for an m2 over entries; of each |t_i| for a spectral one.
+        gate: the gain of the gate on T; 0 for no gate.
+        largest: the largest bound that the form of T allows.
     """
 
     largest: ClassVar[float] = MAX_ELEMENT
@@ -114,8 +140,13 @@ class BoundedFields(LSTMFields):
 def check_element(name: str, value: float, largest: float = MAX_ELEMENT) -> None:
     """Check that a field is a size of T that actions take.
 
+    Args:
+        name: of the field.
+        value: of the field.
+        largest: the largest size.
+
     Raises:
-        UserError: if it is not.
+        UserError: if it is 0 or less, or larger than that.
     """
     if not 0 < value <= largest:
         raise UserError(
@@ -125,19 +156,25 @@ def check_element(name: str, value: float, largest: float = MAX_ELEMENT) -> None
 
 
 class Seen(NamedTuple):
-    """What m2 sees at entry (i, j) of a site; each tensor ``(*batch, k, k)``."""
+    """A feature of the entries (i, j) of a site; tensors are ``(*batch, k, k)``.
 
-    by_log: list[Tensor]  # through log_sign, two channels each
-    plain: list[Tensor]  # as they are
+    Attributes:
+        by_log: what m2 sees through :func:`log_sign`, as two channels each.
+        plain: what it sees as it is.
+    """
+
+    by_log: list[Tensor]
+    plain: list[Tensor]
 
 
 Feature = Callable[[Observation, LayerPair], Seen]
+"""What m2 sees of the entries of a site."""
 
 
 def gradients(seen: Observation, site: LayerPair) -> Seen:
-    """Products of gradients on both sides.
+    """Return the products of gradients on both sides of a site, D_in D_in^T and D_out^T D_out.
 
-    Their difference is the derivative of ||grad L||^2 along the orbit of a linear network.
+    Their difference is half the derivative of ||grad L||^2 along the orbit of a linear network.
     """
     incoming = seen.layer_gradients[site.incoming].augmented()
     outgoing = seen.layer_gradients[site.outgoing].weight
@@ -145,19 +182,22 @@ def gradients(seen: Observation, site: LayerPair) -> Seen:
 
 
 def balance(seen: Observation, site: LayerPair) -> Seen:
-    """Products of weights on both sides; GL's gradient flow conserves their difference."""
+    """Return the products of weights on both sides of a site, W_in W_in^T and W_out^T W_out.
+
+    Gradient flow conserves their difference where GL acts.
+    """
     incoming = seen.layers[site.incoming].augmented()
     outgoing = seen.layers[site.outgoing].weight
     return Seen([incoming @ incoming.mT, outgoing.mT @ outgoing], [])
 
 
 def covariance(seen: Observation, site: LayerPair) -> Seen:
-    """C = h h^T of the hidden features, alone and over its mean diagonal, and the identity."""
+    """Return C = h h^T of the hidden features, C over its mean diagonal, and the identity."""
     return _covariance(seen.inputs[site.outgoing])
 
 
 def preactivations(seen: Observation, site: LayerPair) -> Seen:
-    """The same of z = W_{m-1} h + b, before the activation, where eq. 79 acts."""
+    """Return what :func:`covariance` gives, of z = W_{m-1} h + b, on which eq. 79 acts."""
     return _covariance(seen.layers[site.incoming](seen.inputs[site.incoming]))
 
 
@@ -174,11 +214,17 @@ FEATURES: dict[str, tuple[int, Feature]] = {
     "covariance": (4, covariance),
     "preactivations": (4, preactivations),
 }
-"""Features of m2 by name, each with its number of channels."""
+"""What an m2 over entries can see, by name, with the number of channels of each."""
 
 
 def channels(features: Sequence[Feature], seen: Observation, site: LayerPair) -> Tensor:
-    """All that m2 sees of a site, ``(channels, *batch, k, k)``."""
+    """Return all that m2 sees of a site, ``(channels, *batch, k, k)``.
+
+    Args:
+        features: what it sees.
+        seen: what is seen of the chain.
+        site: the two layers.
+    """
     parts = [feature(seen, site) for feature in features]
     logs = torch.stack([matrix for part in parts for matrix in part.by_log])
     plain = [matrix for part in parts for matrix in part.plain]
@@ -187,7 +233,15 @@ def channels(features: Sequence[Feature], seen: Observation, site: LayerPair) ->
 
 
 def gate(seen: Observation, site: LayerPair, gain: float) -> Tensor:
-    """tanh(gain * RMS(grad W_m) / tr C), ``(*batch,)``: stops teleporting where nothing is left."""
+    """Return a factor of T that closes where the gradient has vanished, ``(*batch,)``.
+
+    It is tanh(gain * RMS(dL/dW_m) / tr C), with W_m the outgoing weight and C = h h^T.
+
+    Args:
+        seen: what is seen of the chain.
+        site: the two layers.
+        gain: above 0; the larger, the longer the gate stays open.
+    """
     outgoing = seen.layer_gradients[site.outgoing].weight
     trace = seen.inputs[site.outgoing].square().sum(dim=(-2, -1))
     return torch.tanh(gain * outgoing.square().mean(dim=(-2, -1)).sqrt() / (trace + TINY))
@@ -195,9 +249,20 @@ def gate(seen: Observation, site: LayerPair, gain: float) -> Tensor:
 
 @final
 class CoordinatewiseElement(ElementRule):
-    """One LSTM shared by the k x k entries of every site; T = bound * tanh(output) / k * gate.
+    """m2 over entries: one LSTM that the k x k entries of all sites share.
 
-    The head starts at zero, so that LSTM(update,tele) starts as LSTM(update).
+    T = bound * tanh(output) / k * gate. The head starts at zero, so that LSTM(update,tele) starts
+    as LSTM(update).
+
+    Args:
+        hidden, layers: the size of the LSTM.
+        features: names of :data:`FEATURES`.
+        bound: above 0.
+        gain: of the gate on T; 0 for no gate.
+        generator: of the initial weights.
+
+    Raises:
+        UserError: for a bound or a gain out of range.
     """
 
     def __init__(
@@ -224,6 +289,7 @@ class CoordinatewiseElement(ElementRule):
         self.lstm.zero_head()
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        """See :meth:`ElementRule.init_state`."""
         layers = chain.layers(parameters)
         entries = [
             layers[site.incoming].weight.shape[:-1].numel() * layers[site.incoming].weight.shape[-2]
@@ -232,6 +298,7 @@ class CoordinatewiseElement(ElementRule):
         return self.lstm.init_state(sum(entries))
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
+        """See :meth:`ElementRule.propose`."""
         per_site = [channels(self.features, seen, site) for site in seen.chain.pairs]
         x = torch.cat([tensor.flatten(start_dim=1) for tensor in per_site], dim=1)
         output, following = self.lstm(x, state)
@@ -242,9 +309,11 @@ class CoordinatewiseElement(ElementRule):
         ], following
 
     def init_units(self, widths: Sequence[int]) -> State:
+        """See :meth:`ElementRule.init_units`."""
         return self.lstm.init_state(sum(widths))
 
     def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Element], State]:
+        """See :meth:`ElementRule.propose_units`."""
         x = torch.cat([self._diagonal(of) for of in units], dim=1)
         output, following = self.lstm(x, state)
         raw = unflatten(output[0], [of.features for of in units])
@@ -258,7 +327,7 @@ class CoordinatewiseElement(ElementRule):
         ], following
 
     def _diagonal(self, units: Units) -> Tensor:
-        """The channels of the entries (i, i); features stand for preactivations too."""
+        """The channels of the entries (i, i), ``(channels, k)``; "preactivations" are features."""
         logs, plain = [], []
         for name in self.names:
             if name in ("gradients", "balance"):
@@ -279,13 +348,14 @@ class CoordinatewiseElement(ElementRule):
 @ELEMENT_RULES.register("coordinatewise")
 @dataclass(frozen=True)
 class CoordinatewiseElementConfig(BoundedFields, ElementConfig):
-    """m2 over the k x k entries of T."""
+    """The config of an m2 over the k x k entries of T."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_names("features", self.features, FEATURES)
 
     def build(self, action: Action, generator: torch.Generator) -> CoordinatewiseElement:
+        """See :meth:`ElementConfig.build`."""
         return CoordinatewiseElement(
             self.hidden, self.layers, self.features, self.bound, self.gate, generator
         )
@@ -293,7 +363,17 @@ class CoordinatewiseElementConfig(BoundedFields, ElementConfig):
 
 @final
 class FlatElement(ElementRule):
-    """The paper's own: one LSTM over all coordinates gives T, rescaled to a Frobenius norm."""
+    """The paper's own m2: one LSTM over all coordinates gives T, which is scaled to a norm.
+
+    It fits one network size, of two layers.
+
+    Args:
+        hidden, layers: the size of the LSTM.
+        coordinates: the number of weights of a network.
+        width: k, the number of hidden units.
+        norm: the Frobenius norm of T; 0 leaves it as it comes.
+        generator: of the initial weights.
+    """
 
     def __init__(
         self,
@@ -310,9 +390,11 @@ class FlatElement(ElementRule):
         self.lstm = LSTM(coordinates, hidden, layers, width * width, generator)
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        """See :meth:`ElementRule.init_state`."""
         return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
+        """See :meth:`ElementRule.propose`."""
         if len(seen.chain.pairs) != 1:
             raise UserError(
                 f"expected a two-layer network for the flat LSTM, got "
@@ -330,10 +412,10 @@ class FlatElement(ElementRule):
 @ELEMENT_RULES.register("flat")
 @dataclass(frozen=True)
 class FlatElementConfig(FlatFields, ElementConfig):
-    """m2 from all coordinates at once, as in the paper.
+    """The config of an m2 over all coordinates at once, as in the paper.
 
     Attributes:
-        norm: Frobenius norm that flat networks give T; 0 leaves it as it comes.
+        norm: the Frobenius norm that T is scaled to; 0 leaves it as it comes.
     """
 
     norm: float = 0.01
@@ -343,5 +425,6 @@ class FlatElementConfig(FlatFields, ElementConfig):
         check_not_negative("norm", self.norm)
 
     def build(self, action: Action, generator: torch.Generator) -> FlatElement:
+        """See :meth:`ElementConfig.build`."""
         width = self.flat_widths[1]
         return FlatElement(self.hidden, self.layers, self.coordinates, width, self.norm, generator)

@@ -1,10 +1,10 @@
-"""m1 over whole tensors: an LSTM that steers Adam, one column a tensor.
+"""m1 (the update network) over whole tensors: an LSTM that steers Adam, a column for each tensor.
 
-Where gradients are noisy, what a single coordinate sees says little, and an LSTM on each costs
-more than the network. Here one LSTM sees how the gradients of a tensor behave over time, and says
-how long the step is and how it is mixed from two momenta and the gradient, each over the root mean
-square gradient of its coordinate, as in Adam (Kingma and Ba, 2015). Layer-wise control of
-hand-designed features is the idea of VeLO (Metz et al., 2022).
+Where gradients are noisy, a single coordinate says little, and an LSTM on each costs more than the
+network itself. Here one LSTM sees how the gradients of a tensor behave over time. It says how long
+the step is, and how it is mixed from two momenta and the gradient. Each of these is over the root
+mean square gradient of its coordinate, as in Adam (Kingma and Ba, 2015). To control hand-designed
+features layer by layer is the idea of VeLO (Metz et al., 2022).
 """
 
 from __future__ import annotations
@@ -22,19 +22,24 @@ from metaopt.learned.observation import Observation
 from metaopt.learned.update import UPDATE_RULES, State, UpdateConfig, UpdateRule
 from metaopt.symmetry.chain import LayerChain
 
-RATE = 3e-3  # of Adam, at a head of 0
+RATE = 3e-3  # of Adam, which the rule is where the head gives 0
 FAST, SLOW = 0.9, 0.99  # decays of the momenta
 SQUARES = (0.9, 0.999)  # decays of the mean square gradients
 CHANNELS = 9
-EPS = 1e-24  # of a mean square gradient, below it there is no direction
+EPS = 1e-24  # of a mean square gradient: below it there is no direction
 
 
 @final
 class LayerwiseUpdate(UpdateRule):
-    """f = -0.003 exp(3 tanh o_1) (m_fast + o_2 m_slow + o_3 gradient) / sqrt(v); Adam at o = 0.
+    """m1 over whole tensors: Adam with a step and a mix of momenta that an LSTM sets.
 
-    Invariant to the scale of the loss. The state holds the step, and momenta and mean squares of
-    each parameter.
+    f = -0.003 exp(3 tanh o_1) (m_fast + o_2 m_slow + o_3 gradient) / sqrt(v), which is Adam where
+    o = 0. It does not depend on the scale of the loss. The state is the number of the step,
+    ``(1,)``, that of the LSTM, and two momenta and two mean squares, ``(tasks, coordinates)`` each.
+
+    Args:
+        hidden, layers: the size of the LSTM.
+        generator: of the initial weights.
     """
 
     sees_layers: ClassVar[bool] = False
@@ -45,14 +50,16 @@ class LayerwiseUpdate(UpdateRule):
         self.lstm.zero_head()
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
-        problems = parameters[0].shape[: chain.batch_dims].numel()
-        coordinates = sum(parameter.numel() for parameter in parameters) // problems
+        """See :meth:`UpdateRule.init_state`."""
+        tasks = parameters[0].shape[: chain.batch_dims].numel()
+        coordinates = sum(parameter.numel() for parameter in parameters) // tasks
         device = parameters[0].device
-        moments = [torch.zeros(problems, coordinates, device=device) for _ in range(4)]
-        columns = len(parameters) * problems
+        moments = [torch.zeros(tasks, coordinates, device=device) for _ in range(4)]
+        columns = len(parameters) * tasks
         return [torch.zeros(1, device=device), *self.lstm.init_state(columns), *moments]
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        """See :meth:`UpdateRule.propose`."""
         own = 2 * len(self.lstm.layers)
         step, lstm_state = state[0] + 1, state[1 : 1 + own]
         gradient = _rows(seen.gradients, seen.batch_dims)
@@ -87,7 +94,7 @@ class LayerwiseUpdate(UpdateRule):
         step: Tensor,
         sizes: Sequence[int],
     ) -> Tensor:
-        """What the LSTM sees, ``(channels, tensors * problems)``, without a graph."""
+        """What the LSTM sees, ``(channels, tensors * tasks)``, without a graph."""
         fast, slow, gradient = (direction.detach() for direction in directions)
         recent, long = (moment.detach() for moment in moments[2:])
         weights = _rows(seen.numbers.parameters, seen.batch_dims)
@@ -122,20 +129,22 @@ class LayerwiseUpdate(UpdateRule):
 @UPDATE_RULES.register("layerwise")
 @dataclass(frozen=True)
 class LayerwiseConfig(LSTMFields, UpdateConfig):
-    """m1 over whole tensors, for ordinary networks."""
+    """The config of an m1 over whole tensors, for ordinary networks."""
 
     @property
     def needs_chain(self) -> bool:
+        """See :attr:`UpdateConfig.needs_chain`."""
         return False
 
     def build(self, generator: torch.Generator) -> LayerwiseUpdate:
+        """See :meth:`UpdateConfig.build`."""
         return LayerwiseUpdate(self.hidden, self.layers, generator)
 
 
 def _rows(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:
-    """All entries of a problem in one row, ``(problems, coordinates)``."""
-    problems = tensors[0].shape[:batch_dims].numel()
-    return torch.cat([tensor.reshape(problems, -1) for tensor in tensors], dim=1)
+    """All entries of a task in one row, ``(tasks, coordinates)``."""
+    tasks = tensors[0].shape[:batch_dims].numel()
+    return torch.cat([tensor.reshape(tasks, -1) for tensor in tensors], dim=1)
 
 
 def _directions(
@@ -148,12 +157,13 @@ def _directions(
 
 
 def _spread(output: Tensor, sizes: Sequence[int]) -> Tensor:
-    """A value a tensor and problem, ``(outputs, tensors * problems)``, to all its coordinates.
+    """The outputs for each tensor and task at all coordinates, ``(outputs, tasks, coordinates)``.
 
-    Returns:
-        ``(outputs, problems, coordinates)``.
+    Args:
+        output: ``(outputs, tensors * tasks)``.
+        sizes: the number of coordinates of each tensor.
     """
-    by_problem = output.reshape(len(output), len(sizes), -1).mT
+    by_task = output.reshape(len(output), len(sizes), -1).mT
     repeats = torch.tensor(sizes, device=output.device)
     index = torch.repeat_interleave(repeats, output_size=sum(sizes))  # else the host asks for it
-    return by_problem[:, :, index]
+    return by_task[:, :, index]

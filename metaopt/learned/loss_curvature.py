@@ -100,7 +100,8 @@ def measured_curvature(
     is not quadratic may meet more curvature than this one did.
 
     Args:
-        before, after: F and g of each pass, all of one shape.
+        before: F and g of the first pass, of one shape.
+        after: F and g of the second pass, of the same shape.
         known: the measurement before; None if there was none.
 
     Returns:

@@ -1,10 +1,10 @@
-"""A fused LSTM step for coordinate-wise networks: many columns, few hidden units.
+"""A fast LSTM step for networks with many columns and few hidden units.
 
-``nn.LSTMCell`` has no fused kernel on the CPU. Here the states are *feature-major*,
-``(hidden, N)`` for N coordinates, so each gate is one contiguous block of the ``(4 hidden, N)``
-gate matrix; and tanh(x) = 2 sigmoid(2x) - 1 lets one in-place ``sigmoid_`` serve all four
-gates (``torch.tanh`` costs five to ten times as much on the CPU). Backward is written by hand.
-``nn.LSTMCell`` is the oracle in the tests; gates stand in its order, i, f, g, o.
+``nn.LSTMCell`` has no fused kernel on the CPU. Here a state is ``(hidden, N)`` for N columns, so
+that each gate is one contiguous block of the ``(4 hidden, N)`` matrix of gates. tanh(x) =
+2 sigmoid(2x) - 1 lets one in-place ``sigmoid_`` compute all four gates, since ``torch.tanh`` costs
+five to ten times as much on the CPU. The backward pass is in closed form. The gates are in the
+order of ``nn.LSTMCell``, with which the tests compare: i, f, g, o.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BLOCK = 6400  # columns stepped at once: gates of (80, 6400) float32 are 2 MB
 
 
 class _LSTMStep(torch.autograd.Function):
-    """(x, h, c) -> (h', c') for x ``(inputs, N)`` and h, c ``(hidden, N)``."""
+    """One step (x, h, c) -> (h', c'), for x ``(inputs, N)`` and h, c ``(hidden, N)``."""
 
     @staticmethod
     def forward(
@@ -85,9 +85,9 @@ _BUFFERS = _Buffers()
 
 
 def _scratch(like: Tensor) -> Tensor:
-    """A buffer of the shape of ``like`` for values that nobody keeps, the same one each time.
+    """A buffer of the shape of ``like``, the same memory each time, for values that nobody keeps.
 
-    Fresh megabytes cost page faults and cache misses.
+    New memory would cost page faults and cache misses.
     """
     key = like.dtype, like.device
     buffer = _BUFFERS.kept.get(key)
@@ -97,7 +97,16 @@ def _scratch(like: Tensor) -> Tensor:
 
 
 class LSTMLayer(nn.Module):
-    """One LSTM layer, stepped once a call, with the initialisation of ``nn.LSTMCell``."""
+    """One LSTM layer, which a call steps once.
+
+    Its initial weights are distributed as those of ``nn.LSTMCell``. It has one bias for both of
+    that class.
+
+    Args:
+        inputs: the number of channels of x.
+        hidden: the number of hidden units.
+        generator: of the initial weights.
+    """
 
     def __init__(self, inputs: int, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -107,6 +116,13 @@ class LSTMLayer(nn.Module):
         self.bias = uniform_parameter((4 * hidden,), bound, generator)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Return h and c after one step, ``(hidden, N)`` each.
+
+        Args:
+            x: ``(inputs, N)``.
+            h: before the step, ``(hidden, N)``.
+            c: before the step, ``(hidden, N)``.
+        """
         result: tuple[Tensor, Tensor] = _LSTMStep.apply(  # type: ignore[no-untyped-call]
             x, h, c, self.weight_x, self.weight_h, self.bias
         )
@@ -114,10 +130,17 @@ class LSTMLayer(nn.Module):
 
 
 class LSTM(nn.Module):
-    """A stack of LSTM layers with a linear head, one step a call, over N independent columns.
+    """A stack of LSTM layers with a linear head, which a call steps once, for N columns.
 
-    The state is a list ``[h_1, c_1, h_2, c_2, ...]`` of tensors ``(hidden, N)``. It goes in and
-    comes out; nothing is kept.
+    Columns are independent. The state is a list ``[h_1, c_1, h_2, c_2, ...]`` of tensors
+    ``(hidden, N)``, which goes in and comes out.
+
+    Args:
+        inputs: the number of channels of x.
+        hidden: the number of hidden units of each layer.
+        layers: the number of layers.
+        outputs: the number of outputs of the head.
+        generator: of the initial weights.
     """
 
     def __init__(
@@ -135,20 +158,24 @@ class LSTM(nn.Module):
         self.head_bias = uniform_parameter((outputs,), bound, generator)
 
     def zero_head(self) -> None:
-        """Make the head answer 0 until it has learned otherwise."""
+        """Set the head to zero, so that the outputs are 0 until it has learned otherwise."""
         nn.init.zeros_(self.head_weight)
         nn.init.zeros_(self.head_bias)
 
     def init_state(self, columns: int) -> list[Tensor]:
-        """Zeros for N columns."""
+        """Return the state before the first step: zeros for N ``columns``."""
         return [
             self.head_weight.new_zeros(self.hidden, columns) for _ in range(2 * len(self.layers))
         ]
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """x ``(inputs, N)`` -> (output ``(outputs, N)``, next state).
+        """Return the outputs ``(outputs, N)`` and the next state.
 
-        Many columns are stepped in blocks that fit the cache: columns are independent.
+        Many columns are stepped in blocks that fit the cache.
+
+        Args:
+            x: ``(inputs, N)``.
+            state: before the step; it is not changed.
         """
         if x.shape[1] <= BLOCK:
             return self._step(x, state)
@@ -174,7 +201,13 @@ class LSTM(nn.Module):
 def uniform_parameter(
     shape: tuple[int, ...], bound: float, generator: torch.Generator
 ) -> nn.Parameter:
-    """Uniform on [-bound, bound), from the generator given."""
+    """Return a float32 parameter whose entries are uniform on [-bound, bound).
+
+    Args:
+        shape: of the parameter.
+        bound: above 0.
+        generator: that they are drawn from.
+    """
     return nn.Parameter(
         torch.empty(shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
     )

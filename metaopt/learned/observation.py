@@ -1,9 +1,9 @@
 """What a meta-optimizer sees of a network at one step, and the scales that make it comparable.
 
-Gradients, weights and features enter the LSTMs as numbers (:attr:`Observation.numbers`), as in
-Andrychowicz et al. (2016) and the paper's released code; else a meta-gradient explodes. The step
-that m1's heads make of the gradient and of its scales is a function of the weights: a meta-gradient
-of second order goes through it.
+Gradients, weights and features enter the LSTMs without their graph (:attr:`Observation.numbers`),
+as in Andrychowicz et al. (2016) and in the paper's released code. Otherwise a meta-gradient
+explodes. The step that m1 (the update network) makes of a gradient and of its scale is a function
+of the weights, and a meta-gradient of second order goes through it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,25 @@ TINY = 1e-30  # keeps a division by a vanished scale finite in float32
 
 @dataclass(frozen=True)
 class Observation:
-    """Gradients, weights and layer inputs at w_t."""
+    """The gradients, the weights and the layers' inputs at w_t, in float32.
+
+    Attributes:
+        chain: the layers; ``NO_CHAIN`` where the parameters are none.
+        parameters: in the order weight, bias, weight, ...; each with leading batch dimensions, one
+            network for each index.
+        gradients: of the loss, summed over the batch; one for each parameter, of its shape.
+        x: the chain's input, ``(*batch, d_0, samples)``; empty without a chain.
+        as_given: the parameters and x in the dtype that they came in.
+        given_scales: the Gauss-Newton scale of each parameter, ``(*batch,)``, where no chain says
+            it.
+    """
 
     chain: LayerChain
     parameters: Sequence[Tensor]
     gradients: Sequence[Tensor]
-    x: Tensor  # (*batch, d_0, samples)
-    as_given: tuple[Sequence[Tensor], Tensor] | None = None  # parameters and x before rounding
-    scales: Sequence[Tensor] | None = None  # kappa of each parameter that no chain tells
+    x: Tensor
+    as_given: tuple[Sequence[Tensor], Tensor] | None = None
+    given_scales: Sequence[Tensor] | None = None
 
     @classmethod
     def of(
@@ -41,9 +52,16 @@ class Observation:
         x: Tensor,
         second_order: bool = False,
     ) -> Observation:
-        """In float32 whatever the dtype of the weights: the networks are float32.
+        """Return what is seen of a chain of layers.
 
-        Detached, unless ``second_order``.
+        It is float32 whatever the dtype of the weights is, since m1 and m2 are.
+
+        Args:
+            chain: the layers.
+            parameters: of the chain, in order.
+            gradients: one for each parameter, of its shape.
+            x: the chain's input, ``(*batch, d_0, samples)``.
+            second_order: whether the parameters and gradients keep their graph.
         """
         if not second_order:
             parameters, gradients = (
@@ -61,22 +79,24 @@ class Observation:
     def loose(
         cls, parameters: Sequence[Tensor], gradients: Sequence[Tensor], scales: Sequence[Tensor]
     ) -> Observation:
-        """Of parameters that belong to no chain of layers.
+        """Return what is seen of parameters that are no chain of layers; it has no graph.
 
         Args:
-            scales: kappa of each, a scalar.
+            parameters: in order.
+            gradients: one for each parameter, of its shape.
+            scales: the Gauss-Newton scale of each, a scalar; none for an m1 that asks for none.
         """
         return cls(
             NO_CHAIN,
             [parameter.detach().float() for parameter in parameters],
             [gradient.detach().float() for gradient in gradients],
             parameters[0].new_empty(0, dtype=torch.float32),
-            scales=scales,
+            given_scales=scales,
         )
 
     @cached_property
     def numbers(self) -> Observation:
-        """The same without its graph: what the LSTMs see."""
+        """The same without its graph, which is what the LSTMs see."""
         if not any(tensor.requires_grad for tensor in (*self.parameters, *self.gradients)):
             return self
         parameters, gradients = (
@@ -85,80 +105,87 @@ class Observation:
         given = None
         if self.as_given is not None:
             given = ([tensor.detach() for tensor in self.as_given[0]], self.as_given[1])
-        return Observation(self.chain, parameters, gradients, self.x, given, self.scales)
+        return Observation(self.chain, parameters, gradients, self.x, given, self.given_scales)
 
     @property
     def batch_dims(self) -> int:
+        """How many leading dimensions of each parameter count independent tasks."""
         return self.chain.batch_dims
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """W and b of each layer."""
+        """The weight and bias of each layer."""
         return self.chain.layers(self.parameters)
 
     @cached_property
     def layer_gradients(self) -> list[Layer]:
-        """The gradients, in the form of layers."""
+        """The gradients of the weight and bias of each layer."""
         return self.chain.layers(self.gradients)
 
     @cached_property
     def inputs(self) -> list[Tensor]:
-        """h_0 ... h_{L-1}."""
+        """What each layer is given, h_0 ... h_{L-1}, ``(*batch, features, samples)`` each."""
         return self.chain.inputs(self.layers, self.x)
 
     @cached_property
     def double_layers(self) -> list[Layer]:
-        """W and b of each layer in float64, for what cannot bear the rounding of float32."""
+        """The weight and bias of each layer in float64, as they were before any rounding."""
         parameters = self.parameters if self.as_given is None else self.as_given[0]
         return self.chain.layers([parameter.double() for parameter in parameters])
 
     @cached_property
     def double_inputs(self) -> list[Tensor]:
-        """h_0 ... h_{L-1} in float64."""
+        """What each layer is given in float64, computed from what there was before any rounding."""
         x = self.x if self.as_given is None else self.as_given[1]
         return self.chain.inputs(self.double_layers, x.double())
 
     @cached_property
-    def curvature(self) -> list[Tensor]:
-        """kappa of each parameter, ``(*batch,)``: the scale of the curvature it meets.
+    def gauss_newton_scale(self) -> list[Tensor]:
+        """The Gauss-Newton scale of each parameter, ``(*batch,)``.
 
-        For a weight W_m, ||h_{m-1}||_F^2 prod_{n > m} ||W_n||_F^2; for its bias the same with the
-        number of samples instead of ||h_{m-1}||_F^2. An upper bound on the largest eigenvalue of
-        its block of the Gauss-Newton matrix of 1/2 ||Y - F||_F^2.
+        It is an upper bound on the largest eigenvalue of the parameter's block of the Gauss-Newton
+        matrix of 1/2 ||Y - F||_F^2. For a weight W_m it is
+        ||h_{m-1}||_F^2 prod_{n > m} ||W_n||_F^2. For its bias the number of samples stands for
+        ||h_{m-1}||_F^2.
         """
-        return self._curvature(_square_norm) if self.scales is None else list(self.scales)
+        return self._scale(_square_norm) if self.given_scales is None else list(self.given_scales)
 
     @cached_property
-    def spectral_curvature(self) -> list[Tensor]:
-        """The same with :func:`square_spectral_norm` for ||.||_F^2: a tighter bound.
+    def spectral_scale(self) -> list[Tensor]:
+        """A tighter Gauss-Newton scale of each parameter, ``(*batch,)``.
 
-        Where the features are white, ||h||_F^2 is k times the largest eigenvalue of h h^T.
+        It has :func:`square_spectral_norm` in place of ||.||_F^2. Where the k features are white,
+        ||h||_F^2 is k times the largest eigenvalue of h h^T.
         """
-        if self.scales is not None:
-            return list(self.scales)
-        return self._curvature(square_spectral_norm)
+        if self.given_scales is not None:
+            return list(self.given_scales)
+        return self._scale(square_spectral_norm)
 
-    def _curvature(self, square: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        kappas: list[Tensor] = []
+    def _scale(self, square: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        scales: list[Tensor] = []
         downstream = self.x.new_ones(self.x.shape[: self.batch_dims])
         for layer, h in zip(reversed(self.layers), reversed(self.inputs), strict=True):
             if layer.bias is not None:
-                kappas.append(h.shape[-1] * downstream)
-            kappas.append(square(h) * downstream)
+                scales.append(h.shape[-1] * downstream)
+            scales.append(square(h) * downstream)
             downstream = downstream * square(layer.weight)
-        return kappas[::-1]
+        return scales[::-1]
 
     @cached_property
     def relative_rms(self) -> list[Tensor]:
-        """r of each parameter, ``(*batch,)``: the RMS over its entries of gradient / kappa."""
+        """The root mean square of gradient / scale over each parameter, ``(*batch,)``."""
         return [
             _root(gradient.square().mean(dim=tuple(range(self.batch_dims, gradient.dim()))))
-            / (kappa + TINY)
-            for gradient, kappa in zip(self.gradients, self.curvature, strict=True)
+            / (scale + TINY)
+            for gradient, scale in zip(self.gradients, self.gauss_newton_scale, strict=True)
         ]
 
     def coordinates(self, per_parameter: Sequence[Tensor]) -> Tensor:
-        """One value a parameter and problem, ``(*batch,)`` each, spread to all coordinates (N,)."""
+        """Return the value of its parameter at each coordinate, ``(coordinates,)``.
+
+        Args:
+            per_parameter: a value for each parameter and task, ``(*batch,)`` each.
+        """
         spread = []
         for value, parameter in zip(per_parameter, self.parameters, strict=True):
             trailing = (1,) * (parameter.dim() - self.batch_dims)
@@ -167,20 +194,33 @@ class Observation:
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """All entries of all tensors in one row, (N,)."""
+    """Return all entries of all tensors in one row, ``(coordinates,)``."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def unflatten(row: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse of :func:`flatten`, with the shapes of ``like``."""
+    """Return a row as tensors: the inverse of :func:`flatten`.
+
+    Args:
+        row: ``(coordinates,)``.
+        like: tensors of the shapes to give.
+    """
     pieces = torch.split(row, [tensor.numel() for tensor in like])
     return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
 def log_sign(values: Tensor, p: float = 10.0) -> tuple[Tensor, Tensor]:
-    """The preprocessing of Andrychowicz et al. (2016), appendix A.
+    """Return a logarithm and a sign of each value, which are what an LSTM is given of it.
 
-    (log|v| / p, sign v) where |v| >= e^-p, else (-1, e^p v); written without a branch.
+    They are (log|v| / p, sign v) where |v| >= e^-p, and (-1, e^p v) elsewhere: the preprocessing of
+    Andrychowicz et al. (2016), appendix A.
+
+    Args:
+        values: of any shape.
+        p: above 0; values below e^-p are shown linearly.
+
+    Returns:
+        Two tensors of the shape of ``values``.
     """
     magnitude = values.abs().clamp_(min=math.exp(-p)).log_().div_(p)
     direction = (values * math.exp(p)).clamp_(-1.0, 1.0)
@@ -188,9 +228,13 @@ def log_sign(values: Tensor, p: float = 10.0) -> tuple[Tensor, Tensor]:
 
 
 def square_spectral_norm(matrix: Tensor) -> Tensor:
-    """||A||_2^2, at most too large by a factor n^(1/8) for the smaller side n: ``(*batch,)``.
+    """Return an upper bound on the square of the largest singular value of a matrix, ``(*batch,)``.
 
-    The Schatten-8 norm of the Gram matrix A A^T or A^T A: products alone, no decomposition.
+    It is too large by a factor of n^(1/8) at most, with n the smaller side. It is the Schatten-8
+    norm of the Gram matrix A A^T or A^T A, which takes products alone and no decomposition.
+
+    Args:
+        matrix: A, ``(*batch, rows, columns)``.
     """
     rows, columns = matrix.shape[-2:]
     gram = matrix @ matrix.mT if rows <= columns else matrix.mT @ matrix

@@ -1,13 +1,13 @@
-"""m2 in the eigenbasis of the hidden features: coordinate-wise over directions, not entries.
+"""m2 (the group-element network) over the eigen-directions of the hidden features of a site.
 
-With C = h h^T = V diag(lambda) V^T at a site, T = V diag(t) V^T, and one LSTM shared by all
-directions i proposes t_i: k columns to step instead of k^2. Where the eigenvalues differ, what it
-does depends on no basis of the hidden units (for an orthogonal Q, h -> Q h gives T -> Q T Q^T).
-With fewer samples than hidden units the directions without features have a basis of chance: m2
-sees the same of each of them, the mean over all.
+With C = h h^T = V diag(lambda) V^T, T = V diag(t) V^T, and one LSTM that all directions share
+proposes t_i. It has k columns to step, where an m2 over entries has k^2. Where the eigenvalues
+differ, what it proposes does not depend on the basis of the hidden units: for an orthogonal Q,
+h -> Q h gives T -> Q T Q^T. With fewer samples than hidden units, the directions without features
+have an arbitrary basis. m2 sees the same of each of them, the mean over all.
 
-t_i = -1/2 tanh(o_i) log(lambda_i / c) + stretch tanh(p_i), c the mean of lambda: o_i says how far
-the direction is whitened, with tanh(o_i) = 1 all the way; p_i stretches it.
+t_i = -1/2 tanh(o_i) log(lambda_i / c) + stretch tanh(p_i), with c the mean of lambda. o_i says how
+far the direction is whitened: wholly at tanh(o_i) = 1. p_i stretches it.
 """
 
 from __future__ import annotations
@@ -34,20 +34,31 @@ SMALLEST = 1e-7  # of lambda / c; a smaller one is whitened as if it were this l
 
 
 class Spectrum(NamedTuple):
-    """C of a site over its mean eigenvalue, decomposed."""
+    """The eigenvalues and eigenvectors of C = h h^T, over its mean eigenvalue c.
 
-    log_values: Tensor  # (*batch, k), log(lambda / c)
-    vectors: Tensor  # (*batch, k, k), columns
-    log_scale: Tensor  # (*batch, 1), log c
-    basis: Tensor  # the vectors in float64, so that exp(T) exp(-T) is I to that precision
-    empty: Tensor  # (*batch, k), bool: no features along this direction
+    Attributes:
+        log_values: log(lambda / c), ``(*batch, k)``.
+        vectors: the eigenvectors as columns, ``(*batch, k, k)``.
+        log_scale: log c, ``(*batch, 1)``.
+        basis: the eigenvectors in float64, so that exp(T) exp(-T) is I to that precision.
+        empty: the directions without features, ``(*batch, k)`` bool.
+    """
+
+    log_values: Tensor
+    vectors: Tensor
+    log_scale: Tensor
+    basis: Tensor
+    empty: Tensor
 
     @classmethod
     def of(cls, h: Tensor, dtype: torch.dtype = torch.float32) -> Spectrum:
-        """Of h ``(*batch, k, samples)`` in float64, given in ``dtype``.
+        """Return the spectrum of features.
 
-        Rounding h to float32 would turn the directions of its small eigenvalues at random. A
-        problem that is not finite has the spectrum of I.
+        Args:
+            h: ``(*batch, k, samples)`` in float64: rounding to float32 would turn the directions
+                of small eigenvalues at random. A task whose C is not finite, or 0, has the spectrum
+                of I.
+            dtype: of all that is returned but the basis.
         """
         c = h @ h.mT
         scale = c.diagonal(dim1=-2, dim2=-1).mean(-1)
@@ -62,23 +73,23 @@ class Spectrum(NamedTuple):
 
 
 Feature = Callable[[Observation, LayerPair, Spectrum], list[Tensor]]
-"""What m2 sees of a direction: channels ``(*batch, k)``."""
+"""What m2 sees of the directions of a site: channels ``(*batch, k)``."""
 
 
 def covariance(seen: Observation, site: LayerPair, spectrum: Spectrum) -> list[Tensor]:
-    """log lambda / c and log c."""
+    """Return channels of the eigenvalues: log(lambda / c) and log c, both over 10."""
     logs = spectrum.log_values
     return [logs / 10.0, (spectrum.log_scale / 10.0).expand_as(logs)]
 
 
 def gradients(seen: Observation, site: LayerPair, spectrum: Spectrum) -> list[Tensor]:
-    """The square norm of the gradients on both sides along the direction."""
+    """Return channels of the square norms of the gradients on both sides along each direction."""
     incoming = seen.layer_gradients[site.incoming].augmented()
     return _energies(incoming, seen.layer_gradients[site.outgoing].weight, spectrum)
 
 
 def balance(seen: Observation, site: LayerPair, spectrum: Spectrum) -> list[Tensor]:
-    """The square norm of the weights on both sides along the direction."""
+    """Return channels of the square norms of the weights on both sides along each direction."""
     incoming = seen.layers[site.incoming].augmented()
     return _energies(incoming, seen.layers[site.outgoing].weight, spectrum)
 
@@ -94,7 +105,7 @@ def _energies(incoming: Tensor, outgoing: Tensor, spectrum: Spectrum) -> list[Te
 
 
 def _level(values: Tensor, empty: Tensor) -> Tensor:
-    """``values`` with those of the empty directions replaced by their mean."""
+    """``values`` with those of the empty directions replaced by the mean over these."""
     count = empty.sum(dim=-1, keepdim=True).clamp(min=1)
     mean = (values * empty).sum(dim=-1, keepdim=True) / count
     return torch.where(empty, mean, values)
@@ -105,20 +116,24 @@ DIRECTION_FEATURES: dict[str, tuple[int, Feature]] = {
     "balance": (4, balance),
     "covariance": (2, covariance),
 }
-"""What a spectral m2 can see, by name, each with its number of channels."""
+"""What a spectral m2 can see, by name, with the number of channels of each."""
 
 
 @final
 class SpectralElement(ElementRule):
-    """One LSTM shared by the directions of every site.
+    """m2 over directions: one LSTM that the eigen-directions of all sites share.
 
     The head starts at zero, so that LSTM(update,tele) starts as LSTM(update).
 
     Args:
-        stretch: the most that t_i moves besides whitening; at 1, meta-training explodes.
-        bound: of |t_i|, smoothly.
-        gain: of the gate on T; 0 for none.
-        preactivations: decompose z = W_{m-1} h + b, where eq. 79 acts, instead of sigma(z).
+        hidden, layers: the size of the LSTM.
+        features: names of :data:`DIRECTION_FEATURES`.
+        stretch: the most that t_i moves besides whitening; at 1 meta-training explodes.
+        bound: a smooth bound of |t_i|.
+        gain: of the gate on T; 0 for no gate.
+        preactivations: whether z = W_{m-1} h + b is decomposed, on which eq. 79 acts, instead of
+            the features sigma(z).
+        generator: of the initial weights.
     """
 
     def __init__(
@@ -144,11 +159,13 @@ class SpectralElement(ElementRule):
         self.lstm.zero_head()
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        """See :meth:`ElementRule.init_state`."""
         layers = chain.layers(parameters)
         units = [layers[site.incoming].weight.shape[:-1].numel() for site in chain.pairs]
         return self.lstm.init_state(sum(units))
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
+        """See :meth:`ElementRule.propose`."""
         sites = seen.chain.pairs
         spectra = [Spectrum.of(self._decomposed(seen, site), seen.x.dtype) for site in sites]
         channels = [
@@ -167,9 +184,11 @@ class SpectralElement(ElementRule):
         ], following
 
     def init_units(self, widths: Sequence[int]) -> State:
+        """See :meth:`ElementRule.init_units`."""
         return self.lstm.init_state(sum(widths))
 
     def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Element], State]:
+        """See :meth:`ElementRule.propose_units`."""
         logs = [
             (of.features / (of.features.mean() + TINY)).clamp(min=SMALLEST).log() for of in units
         ]
@@ -211,10 +230,10 @@ class SpectralElement(ElementRule):
 @ELEMENT_RULES.register("spectral")
 @dataclass(frozen=True)
 class SpectralElementConfig(BoundedFields, ElementConfig):
-    """m2 over the eigen-directions of the hidden features.
+    """The config of an m2 over the eigen-directions of the hidden features.
 
     Attributes:
-        stretch: of a spectral T, the most that a direction moves besides being whitened.
+        stretch: the most that a direction moves besides being whitened.
     """
 
     largest: ClassVar[float] = MAX_DIRECTION
@@ -227,6 +246,7 @@ class SpectralElementConfig(BoundedFields, ElementConfig):
         check_names("features of a spectral m2", self.features, DIRECTION_FEATURES)
 
     def build(self, action: Action, generator: torch.Generator) -> SpectralElement:
+        """See :meth:`ElementConfig.build`."""
         return SpectralElement(
             self.hidden,
             self.layers,

@@ -1,4 +1,4 @@
-"""m1: what is added to the weights, f_t (eqs. 16, 17, 19)."""
+"""m1 (the update network): the rules for f_t, which is added to the weights (eqs. 16, 17, 19)."""
 
 from __future__ import annotations
 
@@ -22,25 +22,39 @@ State = list[Tensor]
 
 
 class UpdateRule(nn.Module, ABC):
-    """Proposes one update a parameter; pure: the state goes in and comes out."""
+    """Proposes an update f_t of each parameter; the state goes in and comes out.
 
-    sees_layers: ClassVar[bool] = True  # whether it asks for the curvature that a chain tells
+    Attributes:
+        sees_layers: whether the rule asks for Gauss-Newton scales or features of layers.
+    """
+
+    sees_layers: ClassVar[bool] = True
 
     @abstractmethod
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
-        """The state before the first step."""
+        """Return the state before the first step.
+
+        Args:
+            chain: the layers; ``NO_CHAIN`` where the parameters are none.
+            parameters: in order, with ``chain.batch_dims`` leading dimensions that count tasks.
+        """
 
     @abstractmethod
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
-        """(f_t of each parameter, next state)."""
+        """Return f_t of each parameter, of its shape, and the next state.
+
+        Args:
+            seen: what is seen at w_t.
+            state: the state before the step; it is not changed.
+        """
 
 
 class UpdateConfig(ABC):
-    """The fields of an update rule (m1). A subclass is a frozen dataclass that checks itself."""
+    """The config of an update rule (m1); a subclass is a frozen dataclass that checks its fields."""
 
     @property
     def needs_chain(self) -> bool:
-        """Whether the rule uses what only a chain of layers tells: curvature or features."""
+        """Whether the rule needs a chain of layers, for its Gauss-Newton scales or its features."""
         return True
 
     @property
@@ -50,7 +64,7 @@ class UpdateConfig(ABC):
 
     @abstractmethod
     def build(self, generator: torch.Generator) -> UpdateRule:
-        """The rule with initial weights drawn from the generator."""
+        """Return the rule, with initial weights that are drawn from the generator."""
 
 
 UPDATE_RULES: Registry[type[UpdateConfig]] = Registry("update")
@@ -58,34 +72,41 @@ UPDATE_RULES: Registry[type[UpdateConfig]] = Registry("update")
 
 
 Head = Callable[[Tensor, Tensor, Observation], Tensor]
-"""(output of the LSTM, gradient, what is seen) -> its part of -f; all rows of N coordinates."""
+"""(the LSTM's output, the gradient, what is seen) -> a part of -f; rows ``(coordinates,)``."""
 
 
 def plain(output: Tensor, gradient: Tensor, seen: Observation) -> Tensor:
-    """A free step that nothing scales."""
+    """Return a step of the LSTM's own, 0.01 o, that nothing scales."""
     return 0.01 * output
 
 
 def free(output: Tensor, gradient: Tensor, seen: Observation) -> Tensor:
-    """A free step that vanishes with the layer's gradient, so that it leaves no floor."""
+    """Return a step of the LSTM's own that vanishes with the gradient of the parameter.
+
+    It is 0.01 o tanh(100 r) with r the root mean square of gradient / Gauss-Newton scale, so that
+    it sets no floor to the loss.
+    """
     return output * seen.coordinates([0.01 * torch.tanh(100.0 * r) for r in seen.relative_rms])
 
 
 def gradient(output: Tensor, gradient: Tensor, seen: Observation) -> Tensor:
-    """A bounded gradient step with a learned step size a coordinate."""
+    """Return a gradient step of at most 0.1, with a learned step size for each coordinate."""
     return 0.1 * torch.tanh(10.0 * gradient * (4.0 * output - 9.0).clamp(max=0.0).exp())
 
 
 def scaled_gradient(output: Tensor, gradient: Tensor, seen: Observation) -> Tensor:
-    """The same, with the step size in units of 1 / kappa, which carries over to other widths."""
-    unit = 10.0 * gradient / seen.coordinates([kappa + TINY for kappa in seen.curvature])
+    """Return a gradient step of at most 0.1, with step sizes in units of 1 / Gauss-Newton scale.
+
+    Such step sizes carry over to networks of other widths.
+    """
+    unit = 10.0 * gradient / seen.coordinates([scale + TINY for scale in seen.gauss_newton_scale])
     size = (4.0 * output - 1.0).clamp(max=3.0).exp()
     return 0.1 * torch.tanh(unit * size)
 
 
 def spectral_gradient(output: Tensor, gradient: Tensor, seen: Observation) -> Tensor:
-    """The same, in units of one over the largest curvature of the layer's block, at most two."""
-    unit = 10.0 * gradient / seen.coordinates([kappa + TINY for kappa in seen.spectral_curvature])
+    """Return a gradient step of at most 0.1, with step sizes of at most 2 / spectral scale."""
+    unit = 10.0 * gradient / seen.coordinates([scale + TINY for scale in seen.spectral_scale])
     size = (4.0 * output - 1.0).clamp(max=math.log(2.0)).exp()
     return 0.1 * torch.tanh(unit * size)
 
@@ -97,22 +118,27 @@ HEADS: dict[str, Head] = {
     "scaled_gradient": scaled_gradient,
     "spectral_gradient": spectral_gradient,
 }
-"""The parts an update can be a sum of."""
+"""The parts that an update can be a sum of, by name."""
 
 HEADS_OF_ANY_NETWORK = frozenset({"plain", "gradient"})
-"""Heads that use no curvature, and so need no chain of layers."""
+"""Heads that use no Gauss-Newton scale, and so need no chain of layers."""
 
 
 def gradient_alone(seen: Observation) -> list[Tensor]:
-    """log_sign of the gradient, as in Andrychowicz et al. (2016)."""
+    """Return the two channels of the gradient, as in Andrychowicz et al. (2016)."""
     return list(log_sign(flatten(seen.gradients)))
 
 
 def hidden_covariance(seen: Observation) -> list[Tensor]:
-    """What m2 sees of C = h h^T, in m1's coordinates: a control, can m1 do without g?
+    """Return channels of the gradient times the covariance of the hidden features.
 
-    log_sign of the gradient times C over its mean diagonal, on the side of the hidden units
-    (0 where a coordinate has none), for the outgoing and the incoming layer of each site.
+    This is a control. It shows m1 what m2 (the group-element network) sees of C = h h^T, to ask
+    whether m1 can then do without a group. For each site the gradient of the outgoing weight is
+    multiplied by C from the right, and that of the incoming weight from the left, with C over its
+    mean diagonal. A coordinate that has no such side is shown 0.
+
+    Returns:
+        Two channels for the outgoing and two for the incoming layers, ``(coordinates,)`` each.
     """
     incoming, outgoing = (
         [layer.map(torch.zeros_like) for layer in seen.layer_gradients] for _ in range(2)
@@ -132,7 +158,7 @@ INPUTS: dict[str, tuple[int, Callable[[Observation], list[Tensor]]]] = {
     "gradient": (2, gradient_alone),
     "covariance": (4, hidden_covariance),
 }
-"""What m1 sees of each coordinate, by name, with its number of channels."""
+"""What m1 can see of a coordinate, by name, with the number of channels of each."""
 
 INPUTS_OF_ANY_NETWORK = frozenset({"gradient"})
 """Inputs that are no features of hidden units, and so need no chain of layers."""
@@ -140,7 +166,16 @@ INPUTS_OF_ANY_NETWORK = frozenset({"gradient"})
 
 @final
 class CoordinatewiseUpdate(UpdateRule):
-    """One LSTM shared by all coordinates (Andrychowicz et al., 2016); f is minus a sum of heads."""
+    """m1 over single coordinates: one LSTM that all share (Andrychowicz et al., 2016).
+
+    f is minus the sum of the heads.
+
+    Args:
+        hidden, layers: the size of the LSTM.
+        inputs: names of :data:`INPUTS`.
+        heads: names of :data:`HEADS`, each of which gets an output of the LSTM.
+        generator: of the initial weights.
+    """
 
     def __init__(
         self,
@@ -157,9 +192,11 @@ class CoordinatewiseUpdate(UpdateRule):
         self.lstm = LSTM(channels, hidden, layers, len(heads), generator)
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        """See :meth:`UpdateRule.init_state`."""
         return self.lstm.init_state(sum(parameter.numel() for parameter in parameters))
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        """See :meth:`UpdateRule.propose`."""
         gradient = flatten(seen.gradients)
         channels = [channel for see in self.inputs for channel in see(seen.numbers)]
         outputs, following = self.lstm(torch.stack(channels), state)
@@ -173,7 +210,7 @@ class CoordinatewiseUpdate(UpdateRule):
 @UPDATE_RULES.register("coordinatewise")
 @dataclass(frozen=True)
 class CoordinatewiseUpdateConfig(LSTMFields, UpdateConfig):
-    """m1 over single coordinates.
+    """The config of an m1 over single coordinates.
 
     Attributes:
         inputs: what m1 sees of a coordinate: "gradient", and as a control "covariance".
@@ -190,21 +227,27 @@ class CoordinatewiseUpdateConfig(LSTMFields, UpdateConfig):
 
     @property
     def needs_chain(self) -> bool:
+        """See :attr:`UpdateConfig.needs_chain`."""
         return not (
             HEADS_OF_ANY_NETWORK.issuperset(self.heads)
             and INPUTS_OF_ANY_NETWORK.issuperset(self.inputs)
         )
 
     def build(self, generator: torch.Generator) -> CoordinatewiseUpdate:
+        """See :meth:`UpdateConfig.build`."""
         return CoordinatewiseUpdate(self.hidden, self.layers, self.inputs, self.heads, generator)
 
 
 @final
 class StepSizeUpdate(UpdateRule):
-    """f = -eta_t * gradient with one learned step size a problem, for LSTM(lr,tele).
+    """m1 as one learned step size for each task, f = -eta_t * gradient, for LSTM(lr,tele).
 
-    eta_t = exp(min(4 o, 4)) / max_m kappa_m; the LSTM sees the logarithms of the gradient's norm,
-    of that curvature and of their ratio, so it knows no width.
+    eta_t = exp(min(4 o, 4)) / (largest Gauss-Newton scale of the task). The LSTM sees the
+    logarithms of the gradient's norm, of that scale and of their ratio, so that it knows no width.
+
+    Args:
+        hidden, layers: the size of the LSTM.
+        generator: of the initial weights.
     """
 
     def __init__(self, hidden: int, layers: int, generator: torch.Generator) -> None:
@@ -212,28 +255,37 @@ class StepSizeUpdate(UpdateRule):
         self.lstm = LSTM(3, hidden, layers, 1, generator)
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        """See :meth:`UpdateRule.init_state`."""
         return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
-        norm, kappa = _batch_norm(seen.numbers), _largest_curvature(seen.numbers)
-        logs = torch.stack((norm + TINY, kappa, norm / kappa + TINY)).log() / 10.0
+        """See :meth:`UpdateRule.propose`."""
+        norm, scale = _task_norm(seen.numbers), _largest_scale(seen.numbers)
+        logs = torch.stack((norm + TINY, scale, norm / scale + TINY)).log() / 10.0
         output, following = self.lstm(logs, state)
-        rate = (4.0 * output[0]).clamp(max=4.0).exp() / _largest_curvature(seen)
+        rate = (4.0 * output[0]).clamp(max=4.0).exp() / _largest_scale(seen)
         return _scaled(seen, rate), following
 
 
 @UPDATE_RULES.register("step_size")
 @dataclass(frozen=True)
 class StepSizeConfig(LSTMFields, UpdateConfig):
-    """m1 as one learned step size a problem."""
+    """The config of an m1 that is one learned step size for each task."""
 
     def build(self, generator: torch.Generator) -> StepSizeUpdate:
+        """See :meth:`UpdateConfig.build`."""
         return StepSizeUpdate(self.hidden, self.layers, generator)
 
 
 @final
 class FlatUpdate(UpdateRule):
-    """The paper's own: one LSTM over all coordinates at once; it fits one problem size only."""
+    """The paper's own m1: one LSTM over all coordinates at once, which fits one network size.
+
+    Args:
+        hidden, layers: the size of the LSTM.
+        coordinates: the number of weights of a network.
+        generator: of the initial weights.
+    """
 
     def __init__(
         self, hidden: int, layers: int, coordinates: int, generator: torch.Generator
@@ -242,9 +294,11 @@ class FlatUpdate(UpdateRule):
         self.lstm = LSTM(coordinates, hidden, layers, coordinates, generator)
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        """See :meth:`UpdateRule.init_state`."""
         return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        """See :meth:`UpdateRule.propose`."""
         x = flat_gradient(seen.numbers, self.lstm)
         outputs, following = self.lstm(x, state)
         columns = outputs.clamp(-1e7, 1e7).mT.split(
@@ -259,18 +313,25 @@ class FlatUpdate(UpdateRule):
 @UPDATE_RULES.register("flat")
 @dataclass(frozen=True)
 class FlatUpdateConfig(FlatFields, UpdateConfig):
-    """m1 over all coordinates at once, as in the paper."""
+    """The config of an m1 over all coordinates at once, as in the paper."""
 
     def build(self, generator: torch.Generator) -> FlatUpdate:
+        """See :meth:`UpdateConfig.build`."""
         return FlatUpdate(self.hidden, self.layers, self.coordinates, generator)
 
 
 @final
 class FlatStepSize(UpdateRule):
-    """The paper's own LSTM(lr, .): one LSTM over all coordinates gives eta in [1e-7, 5e-3].
+    """The paper's own LSTM(lr, .): one LSTM over all coordinates gives a step size eta.
 
-    The released code clamps the output to that range, where it has no gradient outside, and lets
-    one LSTM give both eta and g; here eta is 1e-7 * 50000^sigmoid(output), and each has its own.
+    Here eta = 1e-7 * 50000^sigmoid(output), in [1e-7, 5e-3]. The released code clamps the output to
+    that range, outside of which it has no gradient. There one LSTM gives both eta and g; here each
+    has its own.
+
+    Args:
+        hidden, layers: the size of the LSTM.
+        coordinates: the number of weights of a network.
+        generator: of the initial weights.
     """
 
     def __init__(
@@ -280,9 +341,11 @@ class FlatStepSize(UpdateRule):
         self.lstm = LSTM(coordinates, hidden, layers, 1, generator)
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+        """See :meth:`UpdateRule.init_state`."""
         return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
 
     def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+        """See :meth:`UpdateRule.propose`."""
         output, following = self.lstm(flat_gradient(seen.numbers, self.lstm), state)
         return _scaled(seen, 1e-7 * 5e4 ** torch.sigmoid(output[0])), following
 
@@ -290,17 +353,22 @@ class FlatStepSize(UpdateRule):
 @UPDATE_RULES.register("flat_step_size")
 @dataclass(frozen=True)
 class FlatStepSizeConfig(FlatFields, UpdateConfig):
-    """m1 as one learned step size from all coordinates at once, as in the paper."""
+    """The config of an m1 that is one learned step size from all coordinates, as in the paper."""
 
     def build(self, generator: torch.Generator) -> FlatStepSize:
+        """See :meth:`UpdateConfig.build`."""
         return FlatStepSize(self.hidden, self.layers, self.coordinates, generator)
 
 
 def flat_gradient(seen: Observation, lstm: LSTM) -> Tensor:
-    """All gradients of a problem in one column, ``(coordinates, B)``.
+    """Return all gradients of each task as a column, ``(coordinates, tasks)``.
+
+    Args:
+        seen: what is seen of a batch of tasks.
+        lstm: the LSTM that is going to be given them.
 
     Raises:
-        UserError: if the network has another number of coordinates than the LSTM was built for.
+        UserError: if the network has another number of weights than the LSTM was built for.
     """
     rows = torch.cat([g.flatten(start_dim=seen.batch_dims) for g in seen.gradients], dim=-1)
     column = rows.reshape(-1, rows.shape[-1]).mT
@@ -312,18 +380,18 @@ def flat_gradient(seen: Observation, lstm: LSTM) -> Tensor:
     return column.contiguous()
 
 
-def _largest_curvature(seen: Observation) -> Tensor:
-    """The largest kappa of each problem, (B,)."""
-    return torch.stack(seen.curvature).amax(dim=0).reshape(-1) + TINY
+def _largest_scale(seen: Observation) -> Tensor:
+    """The largest Gauss-Newton scale of each task, ``(tasks,)``."""
+    return torch.stack(seen.gauss_newton_scale).amax(dim=0).reshape(-1) + TINY
 
 
-def _batch_norm(seen: Observation) -> Tensor:
-    """The norm of the whole gradient of each problem, (B,)."""
+def _task_norm(seen: Observation) -> Tensor:
+    """The norm of the whole gradient of each task, ``(tasks,)``."""
     squares = [g.flatten(start_dim=seen.batch_dims).square().sum(-1) for g in seen.gradients]
     return torch.stack(squares).sum(dim=0).sqrt().reshape(-1)
 
 
 def _scaled(seen: Observation, rate: Tensor) -> list[Tensor]:
-    """-rate * gradient, rate of shape (B,)."""
+    """-rate * gradient, for a rate ``(tasks,)``."""
     batch = seen.gradients[0].shape[: seen.batch_dims]
     return [-rate.reshape(batch + (1,) * (g.dim() - seen.batch_dims)) * g for g in seen.gradients]
