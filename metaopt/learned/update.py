@@ -50,7 +50,7 @@ class UpdateRule(nn.Module, ABC):
 
 
 class UpdateConfig(ABC):
-    """The config of an update rule (m1); a subclass is a frozen dataclass that checks its fields."""
+    """The config of an update rule (m1); a subclass is a frozen dataclass of checked fields."""
 
     @property
     def needs_chain(self) -> bool:
