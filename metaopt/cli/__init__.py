@@ -1,1 +1,1 @@
-"""The command lines; config files are known here alone."""
+"""The command lines of both scripts. Only this package reads config files."""

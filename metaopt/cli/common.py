@@ -1,4 +1,4 @@
-"""What the command lines share: one line for people when something is wrong, exit code 2."""
+"""What both command lines share: flags, config files, and errors as one line with exit code 2."""
 
 from __future__ import annotations
 
@@ -25,26 +25,37 @@ TOO_LARGE = "expected sizes that fit into memory, got larger ones: lower them"
 
 
 class Parser(ArgumentParser):
-    """A parser whose complaints are a :class:`UserError` of one line instead of a usage page."""
+    """A parser of flags and config files whose errors are a :class:`UserError` of one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, parser_mode=MODE, **kwargs)
 
     def add_switch(self, name: str, meaning: str) -> None:
-        """A flag without a value that is off by default; in a config file, true or false."""
+        """Add a flag without a value that is off by default; in a config file it is true or false.
+
+        Args:
+            name: the flag, with its dashes.
+            meaning: its help text.
+        """
         self.add_argument(name, type=bool, default=False, nargs="?", const=True, help=meaning)
 
     def add_import(self) -> None:
-        """``--import``, for :func:`import_extensions`."""
+        """Add the flag ``--import``, which :func:`import_extensions` reads."""
         self.add_argument(
             "--import",
             type=str | list[str],
             default="",
-            help="a module of your own that registers methods or components; may be repeated",
+            help="dotted name of a Python module of your own to import first; it can add methods, "
+            "update rules, actions and more; may be repeated",
         )
 
     def add_settings(self, cls: type[Settings]) -> None:
-        """A flag for each field of a flat config and of its components.
+        """Add a flag for each field of a config and of its components.
+
+        The help texts are the descriptions of the fields in the docstrings.
+
+        Args:
+            cls: the config, such as ``TrainingSpec``.
 
         Raises:
             UserError: if a component's field has the name of another flag.
@@ -66,39 +77,64 @@ class Parser(ArgumentParser):
                 )
             meaning = _meanings(first[name]).get(name, "")
             if known := {**cls.components, **cls.named}.get(name):
-                meaning += f" Known: {', '.join(known)}."
+                meaning += f" Choices: {', '.join(known)}."
             if first[name] is not cls:
-                meaning += f" For {', '.join(owners[name])}."
+                meaning += f" Used by {', '.join(owners[name])}."
             hint = get_type_hints(first[name])[name]
             group.add_argument(f"--{name}", type=hint, default=default, help=meaning)
 
     def add_threads(self) -> None:
-        """``--threads``, for :func:`set_threads`.
+        """Add the flag ``--threads``, which :func:`set_threads` takes.
 
-        One by default: two gain little on tensors of this size, and lose a hundredfold where
-        another program holds a core.
+        The default is 1. A second thread gains little on tensors of this size, and makes a run a
+        hundred times slower where another program uses the same core.
         """
-        self.add_argument("--threads", type=int, default=1, help="of torch; 0: its own choice")
+        self.add_argument(
+            "--threads",
+            type=int,
+            default=1,
+            help="CPU threads that torch uses; 0 lets torch choose",
+        )
 
     def add_device(self) -> None:
-        """``--device``, for :func:`pick_device`."""
-        self.add_argument("--device", type=str, default="cpu", help="cpu, cuda or cuda:N")
+        """Add the flag ``--device``, which :func:`pick_device` takes."""
+        self.add_argument(
+            "--device",
+            type=str,
+            default="cpu",
+            help="where to compute: cpu, cuda (the GPU of this process) or cuda:N (GPU number N)",
+        )
 
     def add_timeout(self, seconds: float = TIMEOUT) -> None:
-        """``--timeout``, for :func:`metaopt.launch.joined`."""
+        """Add the flag ``--timeout``, which :func:`metaopt.launch.joined` takes.
+
+        Args:
+            seconds: the default.
+        """
         self.add_argument(
             "--timeout",
             type=float,
             default=seconds,
-            help="under torchrun: seconds to wait for the slowest process",
+            help="seconds to wait for the slowest process, where torchrun started several",
         )
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a :class:`UserError` of one line, instead of a page of usage.
+
+        Args:
+            message: what is wrong.
+            ex: the exception behind it, which is not shown.
+        """
         line = " ".join(str(message).split())
         raise UserError(f"{line}; see --help") from None
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """None, which a config says by ``null``, is no value; a NUL is in no path."""
+        """Return the values of all flags.
+
+        Raises:
+            UserError: for a flag or value that is not known, a null in a config file where a value
+                is needed, or a string with a NUL character, which no path may have.
+        """
         try:
             values = super().parse_args(*args, **kwargs)
         except UserError:
@@ -113,7 +149,7 @@ class Parser(ArgumentParser):
         return values
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """A config file that is no text is a complaint too."""
+        """Read a config file; one that is not text raises a :class:`UserError`."""
         try:
             return super().parse_path(cfg_path, *args, **kwargs)
         except UnicodeDecodeError:
@@ -121,7 +157,7 @@ class Parser(ArgumentParser):
 
 
 def _meanings(config: type[Any]) -> dict[str, str]:
-    """What the docstrings of a class and of its bases say of each attribute, in one line each."""
+    """Return the descriptions of a config's fields, from its docstring and those of its bases."""
     found: dict[str, str] = {}
     for cls in reversed(config.__mro__):
         for entry in docstring_parser.parse(cls.__doc__ or "").params:
@@ -133,10 +169,13 @@ def _meanings(config: type[Any]) -> dict[str, str]:
 def import_extensions(arguments: Sequence[str] | None) -> None:
     """Import the modules that ``--import`` names, on the command line or in a config file.
 
-    To be called before the parser is built, whose flags depend on what is registered.
+    Call it before the parser is built: the flags of the parser depend on what is registered.
+
+    Args:
+        arguments: the command line; None for that of the process.
 
     Raises:
-        UserError: if one cannot be imported.
+        UserError: if a module cannot be imported.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--import", action="append", default=[], dest="modules")
@@ -154,10 +193,16 @@ def import_extensions(arguments: Sequence[str] | None) -> None:
 
 
 def guarded(main: Callable[[Sequence[str] | None], None], hint: str = "") -> Callable[[], int]:
-    """``main`` as an entry point: its errors for people become one line on stderr, exit code 2.
+    """Return a main function as an entry point that reports errors in one line.
+
+    A user's error ends with exit code 2, an interruption with 128 plus the number of the signal.
 
     Args:
+        main: the function; it is called with None, for the command line of the process.
         hint: ends the advice to run again, for a command that can go on where it was.
+
+    Returns:
+        A function that returns the exit code.
     """
 
     def entry() -> int:
@@ -188,7 +233,14 @@ def guarded(main: Callable[[Sequence[str] | None], None], hint: str = "") -> Cal
 
 
 def set_threads(threads: int) -> None:
-    """The number of threads of torch; 0 leaves its own choice."""
+    """Set the number of threads of torch.
+
+    Args:
+        threads: the number; 0 leaves torch's own choice.
+
+    Raises:
+        UserError: for a negative number, or one above 1024.
+    """
     if not 0 <= threads <= MOST_THREADS:
         raise UserError(
             f"expected threads of 0 to {MOST_THREADS}, got {threads}: 0 leaves it to torch"
@@ -198,10 +250,14 @@ def set_threads(threads: int) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "cuda" is that of this process, where torchrun started several.
+    """Return the device of a name.
+
+    Args:
+        name: "cpu", "cuda" or "cuda:N". Where torchrun started several processes, "cuda" is the GPU
+            of this process.
 
     Raises:
-        UserError: if this machine has none of that name.
+        UserError: if this machine has no device of that name.
     """
     try:
         device = torch.device(name)
@@ -222,7 +278,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def take(cls: type[Any], values: Any) -> Any:
-    """An instance of a dataclass, or of a flat config, from the parsed values of its fields."""
+    """Return a config built from the parsed values of its fields.
+
+    Args:
+        cls: a dataclass, or a subclass of ``Settings``.
+        values: what the parser returned.
+    """
     if issubclass(cls, Settings):
         own, held = cls.own_defaults(), cls.all_defaults()
         others = {name: _fixed(values[name]) for name in held if name not in own}
@@ -231,7 +292,7 @@ def take(cls: type[Any], values: Any) -> Any:
 
 
 def _fixed(value: Any) -> Any:
-    """A list of a config file as a tuple."""
+    """Return a list of a config file as a tuple, and anything else as it is."""
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -1,4 +1,4 @@
-"""Config files: YAML without aliases, which make a few lines as long as all memory."""
+"""Config files: YAML without aliases, since a few lines with aliases can fill all memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ set_loader(MODE, _load, exceptions=(yaml.YAMLError, UserError))
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """The keys of a config file; none where it cannot be read, of which the parser complains."""
+    """Return the values of a config file by key; none if it cannot be read, as the parser says."""
     try:
         content = _load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):

@@ -1,4 +1,4 @@
-"""``eval_meta.py``: evaluate methods on held-out problems."""
+"""``eval_meta.py``: compare optimizers on test tasks that no learned optimizer has seen."""
 
 from __future__ import annotations
 
@@ -35,47 +35,66 @@ REPORT = "report.html"
 
 
 def build_parser() -> Parser:
-    """The problem family's fields are flags too."""
+    """Return the parser of ``eval_meta.py``; the fields of the task family are flags too."""
     parser = Parser(
         prog="eval_meta.py",
-        description="Evaluate methods on the same held-out problems, from the same start.",
+        description="Compare optimizers, called methods, on regression tasks that no learned "
+        "optimizer was trained on. All start from the same weights. Writes results.jsonl, manifest.json, "
+        "loss.png and report.html into --out, and prints a table of losses.",
     )
-    parser.add_argument("--config", action="config", help="a YAML file of these flags")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="read flags from a YAML file, by their names without dashes; flags that follow it win",
+    )
     parser.add_argument(
         "--methods",
         type=str | list[str],
         default="",
-        help="comma-separated names, name@rate, or paths of .safetensors checkpoints; default: "
-        f"all learned ones and gd. Known: {', '.join(known_methods())}",
+        help="methods to compare, separated by commas: a name, name@rate to set the learning rate, "
+        "or the path of a .safetensors checkpoint of your own; all learned methods and gd by "
+        f"default. Names: {', '.join(known_methods())}",
     )
     parser.add_argument(
         "--seeds",
         type=str | int | list[int],
         default="",
-        help="comma-separated problem seeds in [0, 10^6), or 'paper' for the paper's five",
+        help="seeds of the test tasks, in [0, 10^6) and separated by commas, or 'paper' for the "
+        "paper's five; --problems many by default",
     )
     parser.add_argument(
         "--problems",
         type=int,
         default=64,
-        help="without --seeds: the first N test problems",
+        help="number of test tasks where no --seeds are given: those of seeds 0, 1, 2, ...",
     )
-    parser.add_argument("--steps", type=int, default=100, help="inner steps of each method")
-    parser.add_argument("--out", type=str, default="runs/eval", help="folder of the results")
+    parser.add_argument(
+        "--steps", type=int, default=100, help="optimization steps of each method on each task"
+    )
+    parser.add_argument(
+        "--out", type=str, default="runs/eval", help="folder to write the results into"
+    )
     parser.add_argument(
         "--together",
         type=int,
         default=0,
-        help="problems stepped in one batch, 0: all; under torchrun processes share the batches",
+        help="number of tasks that are stepped in one batch; 0 for all. Where torchrun started "
+        "several processes, they share the batches",
     )
-    parser.add_switch("--overwrite", "replace the results in --out")
-    parser.add_switch("--redraw", "only draw the table, picture and report of --out again")
+    parser.add_switch("--overwrite", "replace the results that are in --out")
+    parser.add_switch(
+        "--redraw",
+        "evaluate nothing; print the table and draw the picture and report of --out again",
+    )
     parser.add_switch(
         "--verify-results",
-        "only make the README's table again, or --methods of it, and say where it differs; "
-        "exit code 1 if it does",
+        "only make the README's table again, or the --methods of it, and say which numbers differ; "
+        "exit code 1 if any does",
     )
-    parser.add_switch("--tensorboard", "also write mean log10 losses as TensorBoard scalars")
+    parser.add_switch(
+        "--tensorboard",
+        "also write mean log10 losses as TensorBoard scalars, into --out/tensorboard",
+    )
     parser.add_threads()
     parser.add_device()
     parser.add_import()
@@ -85,7 +104,11 @@ def build_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, build, run, save."""
+    """Run ``eval_meta.py``: parse the flags, build, run, save.
+
+    Args:
+        arguments: the command line; None for that of the process.
+    """
     import_extensions(arguments)
     values = build_parser().parse_args(arguments)
     set_threads(values.threads)
@@ -126,11 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 Drawing = Callable[[str, Sequence[Result], Sequence[Line], Mapping[str, Any]], bytes]
-"""(title, results, lines of the table, manifest) -> the content of a file."""
+"""Makes the content of a file from (title, results, lines of the table, manifest)."""
 
 
 def drawing() -> dict[str, Drawing]:
-    """What draws the files beside the results: by name, the picture and the report.
+    """Return the functions that draw the picture and the report, by the names of the files.
 
     Raises:
         MissingExtra: without the extra ``report``.
@@ -148,8 +171,10 @@ def draw(out: Path, pictures: dict[str, Drawing], tensorboard: bool = False) -> 
     """Print the table of the results in a folder, and draw the files that show them.
 
     Args:
-        pictures: what :func:`drawing` gives; of the files that are not in it, old ones are
-            removed, as they show other results.
+        out: the folder.
+        pictures: what :func:`drawing` returned. A picture or report that is not in it is removed
+            from the folder, as it shows older results.
+        tensorboard: whether to write TensorBoard curves too.
 
     Raises:
         UserError: if the results are missing or damaged.
@@ -177,7 +202,7 @@ def draw(out: Path, pictures: dict[str, Drawing], tensorboard: bool = False) -> 
 def _drawn(
     results: list[Result], manifest: dict[str, Any], pictures: dict[str, Drawing]
 ) -> tuple[str, dict[str, bytes]]:
-    """The table, and the files' content by name."""
+    """Return the table as text, and the content of each picture by name."""
     sizes = manifest["config"]["problem"]
     title = (
         f"Loss on {len(manifest['problem_seeds'])} held-out problems "
@@ -189,7 +214,7 @@ def _drawn(
 
 
 def _check_nothing_else(values: Any) -> None:
-    """The README's table is of one family, 64 problems, 100 steps, on one CPU process."""
+    """Refuse flags that change the README's table: its tasks, its steps, its device."""
     default = build_parser().get_defaults()
     free = {
         "config",
@@ -210,7 +235,7 @@ def _check_nothing_else(values: Any) -> None:
 
 
 def _take(out: Path, overwrite: bool, held: ExitStack) -> bytes:
-    """The folder, for this run alone."""
+    """Lock the folder for this run; refuse one with results that must not be replaced."""
     held.enter_context(locked(out))
     written = (RESULTS, MANIFEST, FIGURE, REPORT)
     remove_leftovers(out, (*written, previous(RESULTS), previous(MANIFEST)))
@@ -224,10 +249,15 @@ def _take(out: Path, overwrite: bool, held: ExitStack) -> bytes:
 
 
 def parse_seeds(asked: str | int | list[int], problems: int) -> list[int]:
-    """The seeds a user asks for; the ranges are checked where problems are drawn.
+    """Return the seeds that a user asks for; their range is checked where tasks are built.
+
+    Args:
+        asked: "paper", numbers separated by commas, a number, or a list; "" for the first test
+            seeds.
+        problems: how many of the first test seeds to take if none are given.
 
     Raises:
-        UserError: if they are no whole numbers.
+        UserError: if they are not whole numbers.
     """
     if asked == "paper":
         return list(PAPER_TEST_SEEDS)
@@ -243,7 +273,12 @@ def parse_seeds(asked: str | int | list[int], problems: int) -> list[int]:
 
 
 def write_curves(out: Path, results: Sequence[Result]) -> None:
-    """TensorBoard scalars: mean log10 loss over problems, a run a method."""
+    """Write the mean log10 loss over tasks of each method as TensorBoard scalars.
+
+    Args:
+        out: the folder of the results.
+        results: of all methods, one TensorBoard run each.
+    """
     for result in results:
         folder = out / "tensorboard" / result.method.name.replace("/", "_")
         with _summary_writer()(str(folder)) as writer:
@@ -253,7 +288,7 @@ def write_curves(out: Path, results: Sequence[Result]) -> None:
 
 
 def _summary_writer() -> Any:
-    """The class ``SummaryWriter``, which needs the package tensorboard."""
+    """Return the class ``SummaryWriter``, which needs the package tensorboard."""
     with extra("train"):
         from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter

@@ -1,4 +1,4 @@
-"""Recipes: how a learned optimizer is made, read from a config of ``train_meta.py``."""
+"""Recipes: the networks and the training that make a learned optimizer, read from a config."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a meta-seed turns into a learned optimizer.
+    """What makes a learned optimizer, together with a seed: its networks and their training.
 
     Attributes:
-        networks: the networks.
-        training: their meta-training, and the meta-seed.
+        networks: what the networks m1 and m2 are.
+        training: how they are trained, with the seed.
     """
 
     networks: MetaOptimizerSpec

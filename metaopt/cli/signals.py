@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: an end with one line, or noted for a run that ends with a checkpoint."""
+"""SIGINT and SIGTERM: they end a command with one line, or a run with a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ Handler = Callable[[int, FrameType | None], None]
 
 @contextmanager
 def handling(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
-    """These handlers inside; outside the main thread, where Python takes none, nothing."""
+    """Handle signals with these functions inside the context.
+
+    Outside the main thread, where Python does not allow it, nothing is changed.
+
+    Args:
+        handlers: the functions by signal.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -30,7 +36,7 @@ def handling(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises :class:`Interrupted`, so that what is open is closed."""
+    """Raise :class:`Interrupted` on SIGTERM inside the context, so that open files are closed."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
@@ -41,7 +47,11 @@ def ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def noted() -> Iterator[Callable[[], int]]:
-    """Gives a function that says which of the two came first, or 0; then SIGINT ends at once."""
+    """Note SIGINT and SIGTERM inside the context; only a second SIGINT ends at once.
+
+    Yields:
+        A function that returns the number of the signal that came first, or 0.
+    """
     came = 0
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Where the two commands start: without the extra ``train`` they say so in one line."""
+"""Entry points of the two installed commands, which need the extra ``train``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m metaopt.cli.sweep``: the best learning rate of each baseline."""
+"""``python -m metaopt.cli.sweep``: find the best learning rate of each baseline."""
 
 from __future__ import annotations
 
@@ -17,13 +17,24 @@ from metaopt.tasks import RegressionFamily
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print one JSON line a method: its best rate, and the losses at all rates."""
+    """Print one JSON line for each method: its best learning rate, and its losses at all rates.
+
+    Args:
+        arguments: the command line; None for that of the process.
+    """
     import_extensions(arguments)
     parser = Parser(prog="python -m metaopt.cli.sweep", description=__doc__)
     chosen = ",".join(name for name, method in BASELINES.items() if method.rate is not None)
-    parser.add_argument("--methods", type=str, default=chosen)
-    parser.add_argument("--problems", type=int, default=32, help="validation problems")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument(
+        "--methods", type=str, default=chosen, help="baselines to sweep, separated by commas"
+    )
+    parser.add_argument("--problems", type=int, default=32, help="number of validation tasks")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=100,
+        help="optimization steps of each run; the last loss counts",
+    )
     parser.add_import()
     parser.add_threads()
     values = parser.parse_args(arguments)

@@ -24,15 +24,26 @@ from metaopt.training.trainer import Trainer
 
 
 def build_parser() -> Parser:
-    """Every field of both specs and of their components is a flag, and a key of the config."""
+    """Return the parser of ``train_meta.py``; each field of a config is a flag."""
     parser = Parser(
         prog="train_meta.py",
-        description="Meta-train m1 and m2 on regression problems; see configs/.",
+        description="Train a learned optimizer: m1, the network that proposes updates, and m2, the "
+        "network that proposes group elements. Configs that make the shipped optimizers are in "
+        "configs/. Writes best.safetensors, last.safetensors and TensorBoard curves into --out.",
     )
-    parser.add_argument("--config", action="config", help="a YAML file of configs/")
-    parser.add_argument("--out", type=str, default="runs/train", help="folder of this run")
-    parser.add_switch("--resume", "go on with the run in --out, or start it if there is none")
-    parser.add_switch("--overwrite", "lose the run in --out")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="read flags from a YAML file, such as one of configs/; flags that follow it win",
+    )
+    parser.add_argument(
+        "--out",
+        type=str,
+        default="runs/train",
+        help="folder to write the checkpoints and curves into",
+    )
+    parser.add_switch("--resume", "go on with the run in --out; start it if there is none")
+    parser.add_switch("--overwrite", "delete the run in --out and start anew")
     parser.add_threads()
     parser.add_device()
     parser.add_timeout()
@@ -43,7 +54,13 @@ def build_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, build, run, save; under torchrun, one of several processes."""
+    """Run ``train_meta.py``: parse the flags, build, run, save.
+
+    Under torchrun this is one of several processes.
+
+    Args:
+        arguments: the command line; None for that of the process.
+    """
     import_extensions(arguments)
     values = build_parser().parse_args(arguments)
     set_threads(values.threads)

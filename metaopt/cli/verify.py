@@ -1,4 +1,4 @@
-"""``--verify-results``: the README's table made again, and where it comes out otherwise."""
+"""``--verify-results``: make the README's table again, and say where it differs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ from metaopt.tasks import RegressionFamily, first_seeds
 
 
 def verify(asked: Sequence[str]) -> bool:
-    """Evaluate the table's methods, or those asked for of them, and say which cells differ.
+    """Evaluate methods of the README's table again, and print which numbers differ.
+
+    Args:
+        asked: names of methods of the table; none for all.
 
     Returns:
-        Whether none does.
+        Whether no number differs.
 
     Raises:
         UserError: for a method that the table does not have.
@@ -54,7 +57,13 @@ def verify(asked: Sequence[str]) -> bool:
 
 
 def announced(results: Iterable[Result], count: int, loud: bool = True) -> list[Result]:
-    """All of them, each named on stderr as it comes."""
+    """Return all results as a list, and name each method on stderr when it is done.
+
+    Args:
+        results: one for each method.
+        count: how many there will be.
+        loud: whether to print at all.
+    """
     done: list[Result] = []
     for result in results:
         done.append(result)

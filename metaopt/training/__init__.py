@@ -1,4 +1,4 @@
-"""Meta-training of learned optimizers, and the tables that components of your own are added to."""
+"""Meta-training of learned optimizers, with the tables that take components of your own."""
 
 from metaopt.extras import extra
 

@@ -1,7 +1,7 @@
-"""What a learned optimizer is trained on: distributions of tasks, by name.
+"""Task distributions: what a learned optimizer is trained and validated on, by name.
 
-A distribution draws the next batch to train on, and says what is validated on. It is a frozen
-dataclass of its own fields.
+A task distribution draws the next batch of tasks to train on, and names the task families to
+validate on. It is a frozen dataclass, whose fields are flags of ``train_meta.py``.
 """
 
 from __future__ import annotations
@@ -33,22 +33,30 @@ REFERENCE_WIDTH = 20
 
 
 class Drawn(NamedTuple):
-    """A batch of tasks that is still to be sampled, whole or in shards."""
+    """A batch of tasks that was drawn and is not built yet, so that it can be built in parts.
+
+    Attributes:
+        family: the task family that builds the tasks.
+        seeds: one seed for each task of the batch.
+    """
 
     family: TaskFamily
     seeds: list[int]
 
     def sample(self) -> TaskBatch:
-        """The whole batch."""
+        """Return the whole batch of tasks."""
         return self.family.sample(self.seeds)
 
 
 class TaskDistribution(ABC):
-    """Tasks to train on, and tasks to validate on.
+    """A distribution of tasks to train a learned optimizer on, with tasks to validate it on.
+
+    A subclass is a frozen dataclass of its own fields.
 
     Attributes:
         chains: whether each task is a chain of layers, on which a group can act.
-        smoothing: a validation loss is the mean over this fraction of the steps before it.
+        smoothing: a validation loss at step t is the mean over the last ``smoothing * (t + 1)``
+            steps, at least one; 0 takes the loss of the step itself.
     """
 
     chains: ClassVar[bool] = True
@@ -56,29 +64,32 @@ class TaskDistribution(ABC):
 
     @abstractmethod
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
-        """The next batch to train on, of training seeds alone.
+        """Draw the next batch of tasks to train on.
 
         Args:
-            batch_size: the budget, in tasks of the size that the distribution counts in.
-            generator: of all that is drawn.
+            batch_size: how large the batch is, in tasks of the distribution's reference size.
+            generator: the source of all random choices.
+
+        Returns:
+            A task family and training seeds.
         """
 
     @abstractmethod
     def validation(self, count: int) -> list[tuple[TaskFamily, int]]:
-        """What is validated on: each family, with how many of its tasks.
+        """Return the task families to validate on, each with a number of tasks.
 
         Args:
             count: tasks of the first family.
         """
 
     def check_one_size(self, size: tuple[int, int, int]) -> None:
-        """Check that all tasks, of training and validation, are two-layer networks of one size.
+        """Check that all tasks are two-layer networks of one size, as flat update rules need.
 
         Args:
-            size: input, hidden and output width.
+            size: width of the input, of the hidden layer and of the output.
 
         Raises:
-            UserError: if they are not.
+            UserError: if some task, of training or validation, has another size.
         """
         raise UserError(
             f"expected networks that fit tasks of any size, got flat ones, which fit "
@@ -87,29 +98,33 @@ class TaskDistribution(ABC):
 
 
 TASK_DISTRIBUTIONS: Registry[type[TaskDistribution]] = Registry("problems")
-"""Distributions of tasks by name: section 5.2's tasks and their relatives, ordinary training."""
+"""Task distributions by name, the values of ``--problems`` of ``train_meta.py``."""
 
 
 @final
 @TASK_DISTRIBUTIONS.register("regression")
 @dataclass(frozen=True)
 class RegressionTasks(TaskDistribution):
-    """Section 5.2's regression and its relatives; each batch is of one family.
+    """The regression tasks of section 5.2, in many sizes; each batch is of one size.
 
-    A batch holds as many tasks as keep the number of weights, and so the work, that of
-    ``batch_size`` 20x20 tasks.
+    A batch holds so many tasks that its number of weights, and so the work, is that of
+    ``batch_size`` tasks of width 20.
 
     Attributes:
-        widths: the sizes of each batch (samples, input, hidden, output) are drawn from these.
-        rectangular: draw the four one by one, with samples <= input and <= hidden, instead of
-            one for all.
-        depths, slopes, distributions: those of each batch are drawn from these, one named twice
-            twice as often; validation problems have the first of each, and width 20.
-        loss: of the problems, "half_squared" or "norm".
-        dtype: of the training problems' weights, "float32" or "float64"; in float64 no rounding
-            noise hides what is left to learn. Validation problems and networks are float32.
-        validation_families: of ``metaopt.tasks.FAMILIES``, with this loss, each validated on a
-            quarter as many.
+        widths: widths to choose from. Each batch draws its number of samples and its input, hidden
+            and output width from this list.
+        rectangular: draw these four numbers one by one, with no more samples than input and hidden
+            units. If false, each batch has one width for all four.
+        depths: numbers of layers to choose from. Each batch draws one. A value that is listed twice
+            is drawn twice as often. Validation tasks have the first value.
+        slopes: negative slopes of LeakyReLU to choose from, drawn like the depths.
+        distributions: distributions of weights and data to choose from, "uniform" on [0, 1) or
+            "normal", drawn like the depths.
+        loss: the loss of the tasks: "half_squared" is 1/2 ||Y - F(X)||^2, "norm" is ||Y - F(X)||.
+        dtype: data type of the training tasks, "float32" or "float64". In float64 no rounding hides
+            how far a loss can still fall. Validation tasks and the trained networks are float32.
+        validation_families: further task families of ``metaopt.tasks.FAMILIES`` to validate on.
+            Each gets a quarter of ``validation_problems``.
     """
 
     widths: tuple[int, ...] = (8, 12, 16, 20, 28, 40)
@@ -145,7 +160,7 @@ class RegressionTasks(TaskDistribution):
 
     @property
     def reference(self) -> RegressionFamily:
-        """The family of the validation problems; the budget counts in problems of its size."""
+        """The task family that validation uses first and whose size ``batch_size`` counts in."""
         return RegressionFamily.square(
             REFERENCE_WIDTH,
             depth=self.depths[0],
@@ -155,17 +170,24 @@ class RegressionTasks(TaskDistribution):
         )
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
+        """Draw a family of one size, and as many seeds as keep the work of a batch the same.
+
+        See :meth:`TaskDistribution.draw`.
+        """
         family = self.draw_family(generator)
         budget = batch_size * self.reference.coordinates
         count = max(1, round(budget / family.coordinates))
         return Drawn(family, draw_seeds(count, generator))
 
     def draw_family(self, generator: torch.Generator) -> RegressionFamily:
-        """Square problems, or, if ``rectangular``, sizes drawn one by one.
+        """Draw the sizes, the activation and the data of a batch.
 
-        There are at most as many samples as inputs and as hidden units: with more than inputs
-        eq. 78 is not exact, with more than hidden units eq. 79 is not, and the loss cannot reach
-        zero.
+        There are at most as many samples as inputs and as hidden units. With more samples than
+        inputs the action of eq. 78 is not exact, with more than hidden units that of eq. 79 is not,
+        and the loss cannot reach zero.
+
+        Args:
+            generator: the source of all random choices.
         """
         width = one_of(self.widths, generator)
         samples = inputs = hidden = output = width
@@ -185,11 +207,18 @@ class RegressionTasks(TaskDistribution):
         )
 
     def validation(self, count: int) -> list[tuple[TaskFamily, int]]:
-        """The reference family, and a quarter as many of each of the others."""
+        """Return the reference family, then the others with a quarter as many tasks each.
+
+        See :meth:`TaskDistribution.validation`.
+        """
         others = [replace(FAMILIES[name], loss=self.loss) for name in self.validation_families]
         return [(self.reference, count), *((family, max(1, count // 4)) for family in others)]
 
     def check_one_size(self, size: tuple[int, int, int]) -> None:
+        """Check that all tasks have width 20 and two layers.
+
+        See :meth:`TaskDistribution.check_one_size`.
+        """
         only = (REFERENCE_WIDTH,) * 3
         same = self.widths == only[:1] and self.depths == (2,) and not self.validation_families
         if not (same and size == only):
@@ -209,14 +238,14 @@ MINIBATCH_VALIDATION: dict[str, MinibatchFamily] = {
         "regression", input=16, hidden=24, output=3, depth=5, residual=True, minibatch=64
     ),
 }
-"""What optimizers that are trained on minibatches are validated on, by name."""
+"""Task families that optimizers trained on minibatches are validated on, by name."""
 
 
 @final
 @TASK_DISTRIBUTIONS.register("minibatches")
 @dataclass(frozen=True)
 class MinibatchTraining(TaskDistribution):
-    """Ordinary training of small networks on minibatches, drawn from a wide mixture.
+    """Ordinary training of small networks on minibatches, of many sizes and kinds.
 
     A batch holds ``batch_size`` networks of one architecture.
     """
@@ -225,6 +254,8 @@ class MinibatchTraining(TaskDistribution):
     smoothing: ClassVar[float] = 0.1
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
+        """Draw an architecture, data and a minibatch size. See :meth:`TaskDistribution.draw`."""
+
         def log_uniform(low: float, high: float) -> float:
             unit = float(torch.rand((), generator=generator))
             return float(low * (high / low) ** unit)
@@ -248,23 +279,36 @@ class MinibatchTraining(TaskDistribution):
         return Drawn(family, draw_seeds(batch_size, generator))
 
     def validation(self, count: int) -> list[tuple[TaskFamily, int]]:
-        """As many of each."""
+        """Return ``count`` tasks of each family of ``MINIBATCH_VALIDATION``.
+
+        See :meth:`TaskDistribution.validation`.
+        """
         return [(family, count) for family in MINIBATCH_VALIDATION.values()]
 
 
 def draw_seeds(count: int, generator: torch.Generator) -> list[int]:
-    """As many training seeds."""
+    """Draw seeds of training tasks, which validation and test tasks never have.
+
+    Args:
+        count: how many.
+        generator: the source of randomness.
+    """
     seeds = [integer(generator, TRAINING.start, 2**53) for _ in range(count)]
     return check_seeds(seeds, "training")
 
 
 def one_of(choices: Sequence[Choice], generator: torch.Generator) -> Choice:
-    """One of them, each with the same chance."""
+    """Draw one of several choices, each with the same chance.
+
+    Args:
+        choices: what to choose from; with a single choice nothing is drawn.
+        generator: the source of randomness.
+    """
     if len(choices) == 1:
         return choices[0]
     return choices[integer(generator, 0, len(choices))]
 
 
 def integer(generator: torch.Generator, low: int, high: int) -> int:
-    """Uniform on [low, high)."""
+    """Draw a whole number from [low, high), each with the same chance."""
     return int(torch.randint(low, high, (), generator=generator))

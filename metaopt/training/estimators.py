@@ -1,9 +1,14 @@
-"""Estimators of the meta-gradient, by name, behind one interface: the windows of a trajectory.
+"""Estimators of the meta-gradient: how the gradient of a meta-loss reaches the meta-parameters.
 
-"truncated" backpropagates through each window. It ends at the window's start and goes through no
-input of an LSTM, so it is biased, with little variance. "first_order" goes through no gradient
-either, as in Andrychowicz et al. (2016) and the paper's released code. "pes" only compares losses:
-unbiased, with much variance.
+The meta-parameters are the weights of m1 (the update network) and m2 (the group-element network).
+A trajectory, which is one run of the learned optimizer on a batch of tasks, is cut into windows,
+and each window gives one estimate.
+
+- "truncated" backpropagates through the steps of a window. It stops at the start of the window
+  and at the inputs of the LSTMs, so it is biased and has little variance.
+- "first_order" also treats the gradients that the steps are made of as constants, as in
+  Andrychowicz et al. (2016) and the paper's released code.
+- "pes" compares losses at perturbed meta-parameters. It is unbiased and has much variance.
 """
 
 from __future__ import annotations
@@ -27,7 +32,10 @@ from metaopt.training.unroll import Window, meta_parameters, unroll
 
 
 class Estimator(ABC):
-    """An estimator of the meta-gradient. A subclass is a frozen dataclass of its own fields."""
+    """An estimator of the meta-gradient of a trajectory.
+
+    A subclass is a frozen dataclass, whose fields are flags of ``train_meta.py``.
+    """
 
     @abstractmethod
     def windows(
@@ -39,34 +47,33 @@ class Estimator(ABC):
         meta_loss: MetaLoss,
         generator: torch.Generator,
     ) -> Iterator[Window]:
-        """Each window of a trajectory with its meta-gradient.
+        """Run a trajectory window by window, and estimate the meta-gradient of each window.
 
-        The parameters of ``optimizer.meta`` may be changed in place between windows; the estimator
-        itself changes neither them nor the problem.
+        The parameters of ``optimizer.meta`` may be changed in place between windows. The estimator
+        itself changes neither them nor the tasks.
 
         Args:
-            problem: the batch of tasks, at its initial weights.
+            problem: the batch of B tasks, at its initial weights.
             optimizer: a fresh optimizer of the batch.
-            steps: of the trajectory.
-            window: steps between two meta-gradients.
-            meta_loss: what a window's losses are worth.
-            generator: of all that the estimator draws.
+            steps: length of the trajectory.
+            window: steps in a window, K; the last window may be shorter.
+            meta_loss: the function of a window's losses whose gradient is estimated.
+            generator: the source of all random choices.
 
         Yields:
-            Windows, whose gradients are one for each parameter of ``optimizer.meta`` that requires
-            one.
+            Windows with one gradient for each parameter of ``optimizer.meta`` that requires one.
         """
 
 
 ESTIMATORS: Registry[type[Estimator]] = Registry("estimator")
-"""Estimators of the meta-gradient by name."""
+"""Estimators of the meta-gradient by name, the values of ``--estimator``."""
 
 
 @ESTIMATORS.register("truncated")
 @final
 @dataclass(frozen=True)
 class Truncated(Estimator):
-    """Backpropagation through each window."""
+    """Backpropagation through the steps of each window (algorithm 1)."""
 
     def windows(
         self,
@@ -77,6 +84,7 @@ class Truncated(Estimator):
         meta_loss: MetaLoss,
         generator: torch.Generator,
     ) -> Iterator[Window]:
+        """Backpropagate through each window. See :meth:`Estimator.windows`."""
         return unroll(problem, optimizer, steps, window, meta_loss)
 
 
@@ -84,7 +92,7 @@ class Truncated(Estimator):
 @final
 @dataclass(frozen=True)
 class FirstOrder(Estimator):
-    """The same, with the gradients that steps are made of as constants."""
+    """Backpropagation through each window that treats the tasks' gradients as constants."""
 
     def windows(
         self,
@@ -95,6 +103,7 @@ class FirstOrder(Estimator):
         meta_loss: MetaLoss,
         generator: torch.Generator,
     ) -> Iterator[Window]:
+        """Backpropagate through each window to first order. See :meth:`Estimator.windows`."""
         return unroll(problem, optimizer, steps, window, meta_loss, second_order=False)
 
 
@@ -102,11 +111,13 @@ class FirstOrder(Estimator):
 @final
 @dataclass(frozen=True)
 class PersistentEvolution(Estimator):
-    """Persistent evolution strategies: see :func:`persistent_evolution`.
+    """Persistent evolution strategies, which compare losses at perturbed meta-parameters.
+
+    See :func:`persistent_evolution`.
 
     Attributes:
-        pes_sigma: standard deviation of the perturbations of the meta-parameters under "pes".
-        pes_pairs: antithetic pairs of trajectories under "pes".
+        pes_sigma: standard deviation of the perturbations of the meta-parameters.
+        pes_pairs: pairs of trajectories, stepped at theta + eps and at theta - eps.
     """
 
     pes_sigma: float = 0.01
@@ -125,6 +136,7 @@ class PersistentEvolution(Estimator):
         meta_loss: MetaLoss,
         generator: torch.Generator,
     ) -> Iterator[Window]:
+        """Compare the losses of pairs of trajectories. See :meth:`Estimator.windows`."""
         return persistent_evolution(
             problem,
             optimizer,
@@ -148,26 +160,38 @@ def persistent_evolution(
     pairs: int,
     generator: torch.Generator,
 ) -> Iterator[Window]:
-    """Persistent evolution strategies (Vicol, Metz and Sohl-Dickstein 2021, arXiv 2112.13835).
+    """Estimate meta-gradients by persistent evolution strategies.
 
-    Each pair of trajectories starts at the problem's weights and keeps its weights and LSTM
-    states from window to window. In a window it is stepped at theta + eps and theta - eps, with a
-    fresh eps ~ N(0, sigma^2); xi is the sum of the pair's eps so far. The estimate
+    Each pair of trajectories starts at the tasks' weights, and keeps its weights and LSTM states
+    from window to window. In a window it is stepped at theta + eps and at theta - eps, with a fresh
+    eps ~ N(0, sigma^2). Let xi be the sum of the pair's eps so far. The estimate is
 
-        xi (L(theta + eps) - L(theta - eps)) / (2 sigma^2),    mean over pairs,
+        xi (L(theta + eps) - L(theta - eps)) / (2 sigma^2),    mean over pairs.
 
-    counts the effect of earlier windows on this one's meta-loss L through xi. Summed over the
-    windows it is, at fixed theta, an unbiased gradient of the whole trajectory's summed
-    meta-loss, smoothed by eps; what the networks see counts as the function of theta it is.
+    Through xi it counts the effect of earlier windows on this window's meta-loss L. Summed over the
+    windows, at fixed theta, it is an unbiased gradient of the summed meta-loss of the whole
+    trajectory, smoothed by eps. What the networks take as input counts as a function of theta too.
+
+    Args:
+        problem: the batch of B tasks, at its initial weights.
+        optimizer: a fresh optimizer of the batch.
+        steps: length of the trajectory.
+        window: steps in a window, K.
+        meta_loss: the function of a window's losses, L.
+        sigma: standard deviation of the perturbations eps.
+        pairs: pairs of trajectories.
+        generator: the source of the perturbations.
 
     Yields:
-        Windows whose meta-loss is the mean over all trajectories; their losses stand side by side,
-        ``(K, 2 pairs B)``, and refusals are counted over all of them.
+        Windows whose meta-loss is the mean over all trajectories. Their losses stand side by side,
+        ``(K, 2 * pairs * B)``. Rejected teleportations are counted over all trajectories.
+
+    Source: Vicol, Metz and Sohl-Dickstein (2021), arXiv 2112.13835.
     """
     theta = meta_parameters(optimizer)
     runs = [[copy.deepcopy((problem, optimizer)) for _ in range(2)] for _ in range(pairs)]
     sums = [[torch.zeros_like(p) for p in theta] for _ in range(pairs)]
-    refused = torch.zeros((), dtype=torch.long, device=problem.x.device)
+    rejected = torch.zeros((), dtype=torch.long, device=problem.x.device)
     for start in range(0, steps, window):
         gradients = [torch.zeros_like(p) for p in theta]
         losses: list[Tensor] = []
@@ -177,20 +201,20 @@ def persistent_evolution(
                 sigma * torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
                 for p in theta
             ]
-            for sign, (own_problem, own_optimizer) in zip((1, -1), pair, strict=True):
+            for sign, (own_tasks, own_optimizer) in zip((1, -1), pair, strict=True):
                 _perturb(own_optimizer, theta, eps, sign)
                 count = min(window, steps - start)
                 run = rollout(
-                    own_problem, own_optimizer, count, measure_invariance=False, first_step=start
+                    own_tasks, own_optimizer, count, measure_invariance=False, first_step=start
                 )
                 losses.append(run.losses[1:])
                 values.append(meta_loss(losses[-1]))
-                refused = refused + run.rejected.sum()
-            slope = (values[-2] - values[-1]) / (2 * sigma * sigma)
+                rejected = rejected + run.rejected.sum()
+            difference = (values[-2] - values[-1]) / (2 * sigma * sigma)
             for gradient, total, shift in zip(gradients, xi, eps, strict=True):
                 total += shift
-                gradient += slope * total / pairs
-        yield Window(torch.stack(values).mean(), gradients, torch.cat(losses, dim=1), refused)
+                gradient += difference * total / pairs
+        yield Window(torch.stack(values).mean(), gradients, torch.cat(losses, dim=1), rejected)
 
 
 @torch.no_grad()

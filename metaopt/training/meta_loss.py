@@ -1,4 +1,7 @@
-"""What a window of losses is worth to the meta-optimizer: meta-losses, by name."""
+"""Meta-losses: scalars of the losses of a window, which meta-training lowers.
+
+A window is a few steps of a learned optimizer on a batch of tasks.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,31 @@ from metaopt.registry import Registry
 
 
 class MetaLoss(ABC):
-    """A scalar of a window's losses. A subclass is a frozen dataclass of its own fields."""
+    """A scalar function of a window's losses.
+
+    A subclass is a frozen dataclass of its own fields.
+    """
 
     @abstractmethod
     def __call__(self, losses: Tensor) -> Tensor:
-        """The meta-loss of losses ``(K, B)`` after each of K steps, a scalar."""
+        """Return the meta-loss of a window, a scalar.
+
+        Args:
+            losses: ``(K, B)``, the loss of each of B tasks after each of K steps.
+        """
 
 
 META_LOSSES: Registry[type[MetaLoss]] = Registry("meta_loss")
-"""Meta-losses by name."""
+"""Meta-losses by name, the values of ``--meta_loss``."""
 
 
 @dataclass(frozen=True)
 class LogFields:
-    """The floor of a log meta-loss.
+    """The field that all logarithmic meta-losses share.
 
     Attributes:
-        log_floor: the floor in the log meta-loss; below it nothing is left to learn.
+        log_floor: a small loss that is added before the logarithm is taken. A loss far below it is
+            as good as zero: the trajectory ends there.
     """
 
     log_floor: float = 1e-12
@@ -46,13 +57,15 @@ class LogFields:
 @final
 @dataclass(frozen=True)
 class LogMean(LogFields, MetaLoss):
-    """mean log(L + floor) over all steps.
+    """The mean of log(L + log_floor) over all steps and tasks.
 
-    Losses span fourteen orders of magnitude, and below the floor, which is float32 noise, nothing
-    is left to learn.
+    The losses of a trajectory span fourteen orders of magnitude, so the logarithm is what makes all
+    of its steps count. Below the floor, which is about the rounding of float32, nothing is left to
+    learn.
     """
 
     def __call__(self, losses: Tensor) -> Tensor:
+        """Return the mean over all steps and tasks. See :meth:`MetaLoss.__call__`."""
         return (losses + self.log_floor).log().mean()
 
 
@@ -60,12 +73,13 @@ class LogMean(LogFields, MetaLoss):
 @final
 @dataclass(frozen=True)
 class LogLast(LogFields, MetaLoss):
-    """mean log(L + floor) of the last step alone: what a window leaves behind.
+    """The mean of log(L + log_floor) over tasks, after the last step of the window alone.
 
-    Where losses count on the way, networks learn to be quick within a window and not over several.
+    Where earlier steps count too, networks learn to be quick within a window and not over several.
     """
 
     def __call__(self, losses: Tensor) -> Tensor:
+        """Return the mean over tasks after the last step. See :meth:`MetaLoss.__call__`."""
         return (losses[-1:] + self.log_floor).log().mean()
 
 
@@ -73,9 +87,16 @@ class LogLast(LogFields, MetaLoss):
 @final
 @dataclass(frozen=True)
 class LogTail(LogFields, MetaLoss):
-    """mean log(L + floor) over the last tenth of the steps, as minibatches make one step noisy."""
+    """The mean of log(L + log_floor) over tasks and over the last tenth of the window's steps.
+
+    It suits minibatches, whose loss at a single step is noisy.
+    """
 
     def __call__(self, losses: Tensor) -> Tensor:
+        """Return the mean over tasks and the last tenth of the steps.
+
+        See :meth:`MetaLoss.__call__`.
+        """
         return (losses[-max(1, len(losses) // 10) :] + self.log_floor).log().mean()
 
 
@@ -83,7 +104,8 @@ class LogTail(LogFields, MetaLoss):
 @final
 @dataclass(frozen=True)
 class PaperSum(MetaLoss):
-    """Algorithm 1: the sum of L over the window, averaged over problems."""
+    """The sum of L over the window's steps, averaged over tasks (algorithm 1)."""
 
     def __call__(self, losses: Tensor) -> Tensor:
+        """Return the sum over steps, averaged over tasks. See :meth:`MetaLoss.__call__`."""
         return losses.sum(dim=0).mean()

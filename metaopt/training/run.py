@@ -1,6 +1,6 @@
-"""A training run in a folder: progress, curves, checkpoints, resumption.
+"""A training run in a folder: progress bar, TensorBoard curves, checkpoints, resumption.
 
-Where several processes train together, the first alone reads and writes the folder.
+Where several processes train together, only the first reads and writes the folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CURVES = "tensorboard"
 
 
 def never() -> int:
-    """No signal to stop."""
+    """Return 0: there is no signal to stop at."""
     return 0
 
 
@@ -46,22 +46,28 @@ def run_training(
     overwrite: bool,
     stopped: Callable[[], int] = never,
 ) -> bool:
-    """Train to the end of the budget, leaving ``best`` and ``last`` checkpoints in ``out``.
+    """Train to the end of the budget, and keep checkpoints in a folder.
 
-    ``last`` holds all that is needed to go on, the best networks among it; ``best`` is written
-    from it and after it, so a kill between the two loses nothing. ``previous`` is the ``last``
-    before, for when that is damaged.
+    - ``last.safetensors`` holds all that is needed to go on, and the best networks too.
+    - ``best.safetensors`` holds the best networks alone. It is written after ``last`` and can be
+      made from it, so a kill between the two loses nothing.
+    - ``previous.safetensors`` is the ``last`` before, in case that is damaged.
 
     Args:
-        stopped: asked after each batch: the number of a signal to end at, with a checkpoint, or 0.
+        trainer: the run, fresh.
+        out: the folder; it is created if needed.
+        resume: go on with the run in the folder, if there is one.
+        overwrite: delete the run in the folder, if there is one.
+        stopped: called after each batch of tasks; returns the number of a signal, to end the run
+            with a checkpoint, or 0.
 
     Returns:
-        Whether the run was finished before.
+        Whether the run in the folder was finished before.
 
     Raises:
-        UserError: if another process writes ``out``, or it holds a run and neither ``resume`` nor
-            ``overwrite`` was asked for, or its checkpoint is damaged.
-        Interrupted: where ``stopped`` says so.
+        UserError: if another process writes the folder, if it holds a run and neither ``resume``
+            nor ``overwrite`` is set, or if its checkpoint is damaged.
+        Interrupted: if ``stopped`` returned a signal.
     """
     if overwrite and resume:
         raise UserError("expected --resume or --overwrite, got both: choose one")
@@ -81,10 +87,14 @@ def run_training(
 def _last(
     trainer: Trainer, out: Path, resume: bool, overwrite: bool, held: contextlib.ExitStack
 ) -> Checkpoint | None:
-    """The state to go on from, the same in all processes; None to start.
+    """Return the checkpoint to go on from, the same in all processes; None to start anew.
 
     Args:
-        held: gets the folder's lock, in the first process.
+        trainer: the run, fresh.
+        out: the folder.
+        resume: whether to go on with a run in the folder.
+        overwrite: whether to delete a run in the folder.
+        held: takes over the lock of the folder, in the first process.
     """
     given = f"{trainer.meta.spec} {trainer.spec} {torch.__version__}"
     trainer.ranks.check_same(given, "config and torch")
@@ -118,7 +128,7 @@ def _last(
 
 
 def _read(out: Path) -> Checkpoint:
-    """The last checkpoint; where it is damaged the complaint offers the previous one."""
+    """Return the last checkpoint; if it is damaged, the message offers the previous one."""
     try:
         return read_checkpoint(out / LAST)
     except UserError as damage:
@@ -173,7 +183,7 @@ def _write(trainer: Trainer, out: Path) -> None:
 
 
 def _restore_best(trainer: Trainer, out: Path) -> None:
-    """Write ``best`` again where a kill between the two writes, or a user, left it out of step."""
+    """Write ``best`` again if a kill between the two writes, or a user, left it out of step."""
     best = pack_best(trainer)
     path = out / BEST
     if trainer.best and not (path.exists() and path.read_bytes() == checkpoint_bytes(*best)):

@@ -1,8 +1,8 @@
-"""A batch in micro-shards, each with its own unroll, and one meta-gradient of all.
+"""A batch of tasks in parts, called shards, that give one meta-gradient together.
 
-Shards depend on the config alone. Each is unrolled by itself, by whichever process has it, and
-their meta-gradients are added up in their order in float64: one process, or as many as there are
-shards, give the same bits.
+The shards depend on the config alone. Each is unrolled by itself, by whichever process has it.
+Their meta-gradients are added in a fixed order in float64. So one process gives the same bits as
+several processes, of which there may be as many as shards.
 """
 
 from __future__ import annotations
@@ -26,10 +26,15 @@ SETTLED = 1e-3  # of the log floor: below it the meta-gradient is 0 but for a th
 
 
 def split(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
-    """In order, into parts whose lengths differ by 1 at most; as many as there are items at most.
+    """Split a sequence, in order, into parts whose lengths differ by at most 1.
 
-    >>> split([1, 2, 3, 4, 5], 2)
-    [[1, 2, 3], [4, 5]]
+    Args:
+        items: what to split.
+        parts: how many parts; at most one for each item.
+
+    Example:
+        >>> split([1, 2, 3, 4, 5], 2)
+        [[1, 2, 3], [4, 5]]
     """
     parts = min(parts, len(items))
     small, longer = divmod(len(items), parts)
@@ -38,24 +43,37 @@ def split(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
 
 
 class Reduced(NamedTuple):
-    """A window of the whole batch; the same in every process."""
+    """One window of the whole batch; it is the same in every process.
+
+    Attributes:
+        meta_loss: mean over tasks.
+        gradients: the gradients of the meta-loss, one for each trained meta-parameter.
+        mean_log: mean over tasks of log(loss) at the end of the window.
+        settled: whether all losses are far below the floor of the meta-loss.
+        rejected: teleportations that were rejected so far in the trajectory, over all tasks.
+    """
 
     meta_loss: float
-    gradients: list[Tensor]  # of the mean over problems, one a meta-parameter
-    mean_log: float  # of the problems' losses at the window's end
-    settled: bool  # all of them far below the floor of the meta-loss
-    refused: int  # teleportations so far in the trajectory, over problems
+    gradients: list[Tensor]
+    mean_log: float
+    settled: bool
+    rejected: int
 
 
 def reduced_windows(
     drawn: Drawn, spec: TrainingSpec, meta: MetaOptimizer, ranks: Ranks, trajectory: int
 ) -> Iterator[Reduced]:
-    """Unroll this process's shards a window at a time, and add up those of all.
+    """Unroll the shards of this process window by window, and combine all shards.
 
-    Change ``meta`` in place between windows.
+    The parameters of ``meta`` may be changed in place between windows.
 
     Args:
-        trajectory: with the spec's seed it seeds what an estimator draws.
+        drawn: the batch of tasks.
+        spec: how to train.
+        meta: the networks m1 and m2.
+        ranks: the processes that share the shards.
+        trajectory: number of the first trajectory of the batch. With the seed of ``spec`` it seeds
+            what an estimator draws.
 
     Raises:
         UserError: if another process ends or is too slow.
@@ -65,11 +83,11 @@ def reduced_windows(
     estimator, meta_loss = spec.gradient_estimator, spec.window_loss
     own: list[Iterator[Window]] = []
     for k in ranks.own(len(shards)):
-        problem = drawn.family.sample(shards[k]).to(device)
-        optimizer = LearnedOptimizer(problem, meta)
+        tasks = drawn.family.sample(shards[k]).to(device)
+        optimizer = LearnedOptimizer(tasks, meta)
         generator = _generator(spec.seed, trajectory, k)
         own.append(
-            estimator.windows(problem, optimizer, spec.steps, spec.window, meta_loss, generator)
+            estimator.windows(tasks, optimizer, spec.steps, spec.window, meta_loss, generator)
         )
     like = [p for p in meta.parameters() if p.requires_grad]
     length = sum(p.numel() for p in like) + len(_FACTS)
@@ -80,11 +98,11 @@ def reduced_windows(
         yield _reduce(gathered, weights, like)
 
 
-_FACTS = ("meta_loss", "mean_log", "unsettled", "refused")
+_FACTS = ("meta_loss", "mean_log", "unsettled", "rejected")
 
 
 def _pack(window: Window, floor: float) -> Tensor:
-    """The window as one vector: what :data:`_FACTS` names, then the gradients."""
+    """Return a window as one vector: the numbers that ``_FACTS`` names, then the gradients."""
     last = window.losses[-1].double()
     facts = torch.stack(
         (
@@ -116,6 +134,6 @@ def _reduce(
 
 
 def _generator(seed: int, trajectory: int, shard: int) -> torch.Generator:
-    """Of a shard's own draws, whoever has it."""
+    """Return the generator of a shard's random choices, the same in whichever process has it."""
     digest = hashlib.sha256(f"{seed}/{trajectory}/{shard}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

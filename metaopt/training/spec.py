@@ -1,4 +1,4 @@
-"""How a meta-optimizer is trained: the flat view of a config, checked."""
+"""The config of a training run, checked."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ from metaopt.training.meta_loss import META_LOSSES, MetaLoss
 
 
 def cosine(rate: float, final: float, progress: float) -> float:
-    """From ``rate`` at progress 0 to ``final`` at progress 1."""
+    """Return a learning rate that falls along half a cosine.
+
+    Args:
+        rate: the rate at progress 0.
+        final: the rate at progress 1.
+        progress: the part of the budget that is spent, in [0, 1].
+    """
     return final + 0.5 * (rate - final) * (1 + math.cos(math.pi * progress))
 
 
 def constant(rate: float, final: float, progress: float) -> float:
-    """``rate`` throughout."""
+    """Return ``rate``, whatever the progress."""
     return rate
 
 
@@ -33,45 +39,48 @@ SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
 
 @dataclass(frozen=True, init=False, repr=False)
 class TrainingSpec(Settings):
-    """How a meta-optimizer is trained: tasks, estimator, meta-loss, and the fields of all of them.
+    """How a learned optimizer is trained: the tasks, the meta-gradient, the meta-loss.
 
-    The fields of a component stand in its class, in :data:`TASK_DISTRIBUTIONS`,
-    :data:`ESTIMATORS` and :data:`META_LOSSES`; here they are keywords and attributes under the
-    same names.
+    The fields of a task distribution, an estimator or a meta-loss are declared in its class, in
+    :data:`TASK_DISTRIBUTIONS`, :data:`ESTIMATORS` or :data:`META_LOSSES`. They are keywords and
+    attributes of this class too, under the same names.
 
     Attributes:
-        problems: what is trained on: "regression", section 5.2's and their relatives, which the
-            fields from widths to dtype describe; or "minibatches", ordinary training of small
-            networks, of which a batch holds batch_size.
-        trajectories: the budget, in 20x20 problems. A batch of another width holds as many
-            problems as keep the number of weights, and so the work, the same.
-        batch_size: 20x20 problems trained on together.
-        micro_batch: of those, how many are unrolled together; 0 for all. A batch in several parts
-            can be shared by as many processes, and is the same whatever their number.
-        steps: length of a trajectory, which ends before where its losses are far below log_floor.
-        window: steps between two meta-steps, t_unroll.
-        estimator: of the meta-gradient, "truncated" (backpropagation through each window),
-            "first_order" (the same, with the gradients that steps are made of as constants) or
-            "pes" (persistent evolution strategies).
-        meta_loss: of a window: "log_last" (log(L + floor) at its end), "log_tail" (its mean over
-            the last tenth), "log" (over all steps) or "sum" (of L, as in the paper).
-        log_floor: the floor in the log meta-loss; below it nothing is left to learn.
-        learning_rate_update: of Adam on m1.
-        learning_rate_element: of Adam on m2.
-        schedule: of both rates, "cosine" down to the final rate or "constant".
-        learning_rate_final: where the cosine ends.
-        average: decay of the moving average of the networks over meta-steps, which is what is
-            validated and shipped; 0 for the networks as they are.
-        clip: bound on the norm of the whole meta-gradient; 0 for none.
-        max_skips: end the run after so many non-finite meta-gradients in a row.
-        rollback: go back to the best networks, as they and Adam were then, and on at half the
-            rates, where a validation score is worse than theirs by more than this (in decades of
-            loss); 0: never.
-        validation_problems: how many, of width 20.
-        validation_every: trajectories between two validations, and two checkpoints.
-        validation_at: steps whose mean log10 loss, over these and over families, is the score
-            that chooses the best checkpoint.
-        seed: of the initial networks and of the training problems.
+        problems: the tasks to train on. "regression" is section 5.2's tasks and their relatives.
+            "minibatches" is ordinary training of small networks.
+        trajectories: the budget of the run. A trajectory is one run of the optimizer on one task of
+            width 20. Smaller tasks count less and larger ones more, by their number of weights.
+        batch_size: tasks of width 20 that are trained on together.
+        micro_batch: how many of these are unrolled together; 0 for all. The parts of a batch can be
+            shared by several processes, and the result does not depend on how many there are.
+        steps: steps of the optimizer in a trajectory. It ends earlier where all its losses are far
+            below log_floor.
+        window: steps between two meta-gradients, t_unroll in the paper.
+        estimator: the estimator of the meta-gradient. "truncated" backpropagates through each
+            window. "first_order" does too, but treats the tasks' gradients as constants. "pes"
+            compares losses at perturbed networks (persistent evolution strategies).
+        meta_loss: the meta-loss of a window, with L the loss of a task. "log_last" is
+            log(L + log_floor) after the last step, "log_tail" its mean over the last tenth of the
+            steps, "log" its mean over all steps, and "sum" the sum of L over all steps, as in the
+            paper.
+        log_floor: a small loss that is added before the logarithm is taken. A loss far below it is
+            as good as zero.
+        learning_rate_update: learning rate of Adam for m1, the update network.
+        learning_rate_element: learning rate of Adam for m2, the group-element network.
+        schedule: how both learning rates change over the run. "cosine" lowers them to
+            learning_rate_final, "constant" keeps them.
+        learning_rate_final: both learning rates at the end of the cosine schedule.
+        average: decay per meta-step of the moving average of the networks. The averaged networks
+            are validated and saved; 0 takes the networks as they are.
+        clip: largest norm of a meta-gradient; a longer one is scaled down. 0 for no bound.
+        max_skips: end the run after this many non-finite meta-gradients in a row.
+        rollback: return to the best networks so far, at half the learning rates, if a validation
+            score is worse than theirs by more than this, in powers of ten of the loss. 0 for never.
+        validation_problems: number of validation tasks, of width 20.
+        validation_every: trajectories between two validations. A checkpoint is written at each.
+        validation_at: steps whose mean log10 loss is the validation score. The networks with the
+            lowest score are saved as best.safetensors.
+        seed: seed of the initial networks and of the choice of training tasks.
     """
 
     components: ClassVar[Mapping[str, Registry[Any]]] = {
@@ -103,7 +112,7 @@ class TrainingSpec(Settings):
     seed: int = 0
 
     def check(self) -> None:
-        """Check the fields that are of no component.
+        """Check the fields that belong to no component.
 
         Raises:
             UserError: for a value that cannot be used.
@@ -133,7 +142,7 @@ class TrainingSpec(Settings):
 
     @property
     def tasks(self) -> TaskDistribution:
-        """What is trained and validated on."""
+        """The task distribution to train and validate on."""
         return self.chosen(TASK_DISTRIBUTIONS, self.problems)
 
     @property
@@ -148,5 +157,8 @@ class TrainingSpec(Settings):
 
     @property
     def shards(self) -> int:
-        """How many parts a batch has, if it has as many problems."""
+        """The number of parts that a batch is unrolled in;
+
+        a batch of fewer tasks has fewer parts.
+        """
         return -(-self.batch_size // self.micro_batch) if self.micro_batch else 1

@@ -1,4 +1,4 @@
-"""A trainer's whole state as tensors and facts, for a checkpoint that resumes bit for bit."""
+"""The whole state of a trainer as tensors and facts, so that a run resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ BEST_STATE = "best_state/"
 
 
 def pack(trainer: Trainer) -> Checkpoint:
-    """Everything the trainer needs to go on.
+    """Return everything that a trainer needs to go on, as a checkpoint.
 
-    The networks that a reader of the file gets are the averaged ones, as in the best checkpoint.
+    The networks that :func:`metaopt.load_pretrained` reads from the file are the averaged ones, as
+    in the best checkpoint.
     """
     tensors = meta_tensors(trainer.averaged) | trainer.state()
     tensors |= {BEST + name: tensor for name, tensor in trainer.best.items()}
@@ -37,7 +38,7 @@ def pack(trainer: Trainer) -> Checkpoint:
 
 
 def pack_best(trainer: Trainer) -> Checkpoint:
-    """The best networks alone, with how they came about."""
+    """Return the best networks so far, with their configs and their score, as a checkpoint."""
     tensors = {META + name: tensor for name, tensor in trainer.best.items()}
     facts = {
         "spec": trainer.meta.spec.as_dict(),
@@ -48,10 +49,15 @@ def pack_best(trainer: Trainer) -> Checkpoint:
 
 
 def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Bring a fresh trainer to the state that :func:`pack` saw.
+    """Give a fresh trainer the state that :func:`pack` saved.
+
+    Args:
+        trainer: a fresh trainer of the same config.
+        checkpoint: what :func:`pack` returned.
 
     Raises:
-        UserError: if the checkpoint is of another config, naming the fields that differ.
+        UserError: if the checkpoint is of another config, naming the fields that differ, or if it
+            is damaged.
     """
     facts = checkpoint.facts
     if not isinstance(facts.get("training"), dict):
@@ -78,7 +84,7 @@ def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
 
 def _check_facts(facts: dict[str, Any]) -> None:
-    """Raises ValueError for what :func:`pack` never writes."""
+    """Raise ValueError for facts that :func:`pack` never writes."""
     for name in COUNTERS:
         if type(facts[name]) is not int or not 0 <= facts[name] < 2**63:
             raise ValueError(f"{name} = {facts[name]!r}")
@@ -88,7 +94,7 @@ def _check_facts(facts: dict[str, Any]) -> None:
 
 
 def _check_shapes(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Raises ValueError where they are not those of these networks, and of Adam on them."""
+    """Raise ValueError if the tensors do not fit the trainer's networks and their Adam state."""
     facts, networks = checkpoint.facts, trainer.averaged.state_dict()
     fresh = {RAW + name: tensor for name, tensor in networks.items()}
     stepped = fresh | {

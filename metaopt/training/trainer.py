@@ -1,4 +1,4 @@
-"""Meta-training: draw problems, take meta-gradients, step m1 and m2, validate, keep the best."""
+"""Meta-training: draw tasks, take meta-gradients, step m1 and m2, validate, keep the best."""
 
 from __future__ import annotations
 
@@ -24,24 +24,27 @@ from metaopt.training.spec import SCHEDULES, TrainingSpec
 
 RAW = "raw/"
 ADAM = "adam/"
-DIVERGED = 38.0  # log10 loss that stands for a problem whose loss is not finite
+DIVERGED = 38.0  # log10 loss that stands for a task whose loss is not finite
 
 
 class Trainer:
-    """One meta-training run; ``metaopt.training.state`` packs all it needs to go on.
+    """One meta-training run of the networks m1 and m2.
 
-    Each call of :meth:`train_batch` trains on one batch of trajectories. The rates are a function
-    of progress; problem seeds come from ``generator``, an estimator's draws from seeds made of the
-    spec's, and nothing else is random.
+    Each call of :meth:`train_batch` trains on one batch of tasks. The learning rates depend on the
+    part of the budget that is spent. Seeds of tasks come from ``generator``, and an estimator's
+    draws from seeds made of the seed of ``spec``. Nothing else is random.
+    ``metaopt.training.state`` saves and restores a trainer.
 
     Args:
-        ranks: the processes that share the work; each has a trainer of its own, and all of these
+        networks: what the networks m1 and m2 are.
+        spec: how they are trained.
+        ranks: the processes that share the work. Each has a trainer of its own, and all of these
             stay the same.
-        device: of the networks and problems.
+        device: the device of the networks and tasks.
 
     Raises:
-        UserError: if the networks do not fit the tasks, or there are more processes than parts of
-            a batch.
+        UserError: if the networks do not fit the tasks, or if there are more processes than parts
+            of a batch.
     """
 
     def __init__(
@@ -83,22 +86,26 @@ class Trainer:
         return self.trajectories >= self.spec.trajectories
 
     def train_batch(self) -> dict[str, float]:
-        """Train on the next batch; the numbers to log.
+        """Train on the next batch of tasks, and return the numbers to log.
 
-        A non-finite meta-gradient skips the step and ends this batch, whose weights are lost. A
-        batch whose losses are all far below the floor in the meta-loss ends too: there is nothing
-        left to learn of it.
+        A non-finite meta-gradient skips its meta-step and ends the batch. A batch whose losses are
+        all far below the floor of the meta-loss ends too, since nothing is left to learn from it.
+
+        Returns:
+            The means over windows of the meta-loss and of the gradient norm, and the numbers at the
+            end: the geometric mean of the final losses, skipped meta-steps and rollbacks of the
+            whole run, rejected teleportations of the batch, and the learning rate of m1.
 
         Raises:
-            UserError: after ``max_skips`` skipped steps in a row.
+            UserError: after ``max_skips`` skipped meta-steps in a row.
         """
         self._set_rates()
         drawn = self.tasks.draw(self.spec.batch_size, self.generator)
         values: list[float] = []
         norms: list[float] = []
-        mean_log, refused = math.nan, 0
+        mean_log, rejected = math.nan, 0
         for window in reduced_windows(drawn, self.spec, self.meta, self.ranks, self.trajectories):
-            mean_log, refused = window.mean_log, window.refused
+            mean_log, rejected = window.mean_log, window.rejected
             norm = torch.linalg.vector_norm(
                 torch.stack([torch.linalg.vector_norm(g) for g in window.gradients])
             ).item()
@@ -116,16 +123,21 @@ class Trainer:
             "gradient_norm": sum(norms) / len(norms) if norms else math.nan,
             "final_loss": float(np.exp(mean_log)),
             "skipped": float(self.skipped),
-            "refused_teleportations": float(refused),
+            "refused_teleportations": float(rejected),
             "learning_rate": self.adam.param_groups[0]["lr"],
             "rollbacks": float(self.rollbacks),
         }
 
     def validate(self) -> dict[str, float]:
-        """Score the averaged networks on the validation problems; remember them if best.
+        """Score the averaged networks on validation tasks, and remember them if they are the best.
 
-        The score is the mean log10 loss over problems, over ``validation_at`` and over families.
-        Much worse networks than the best are given up for those.
+        The score is the mean log10 loss over tasks, over the steps ``validation_at`` and over
+        families. If it is worse than the best score by more than ``rollback``, training returns to
+        the best networks.
+
+        Returns:
+            The score, and the mean log10 loss of the first family at each step of
+            ``validation_at``.
         """
         means = [
             self._mean_logs(family, count)
@@ -146,7 +158,7 @@ class Trainer:
         }
 
     def _mean_logs(self, family: TaskFamily, count: int) -> Tensor:
-        """Mean log10 loss of the first validation problems of a family, by step."""
+        """Return the mean log10 loss of a family's first validation tasks, ``(steps + 1,)``."""
         steps = max(self.spec.validation_at)
         parts = split(first_seeds("validation", count), self.spec.shards)
         own = [self._losses(family, parts[k], steps) for k in self.ranks.own(len(parts))]
@@ -159,23 +171,28 @@ class Trainer:
         return logs.nan_to_num(nan=DIVERGED, posinf=DIVERGED).mean(dim=1)
 
     def _losses(self, family: TaskFamily, seeds: Sequence[int], steps: int) -> Tensor:
-        """Of the averaged networks, ``(steps + 1, problems)``, float64."""
-        problem = family.sample(seeds).to(next(self.meta.parameters()).device)
-        optimizer = LearnedOptimizer(problem, self.averaged)
-        return rollout(problem, optimizer, steps, measure_invariance=False).losses
+        """Return the losses of the averaged networks on some tasks, float64 ``(steps + 1, B)``."""
+        tasks = family.sample(seeds).to(next(self.meta.parameters()).device)
+        optimizer = LearnedOptimizer(tasks, self.averaged)
+        return rollout(tasks, optimizer, steps, measure_invariance=False).losses
 
     def state(self) -> dict[str, Tensor]:
-        """The networks in training and Adam's moments, by name."""
+        """Return the networks in training and Adam's moments, by name."""
         tensors: dict[str, Tensor] = {RAW + k: v for k, v in self.meta.state_dict().items()}
         for index, moments in self.adam.state_dict()["state"].items():
             tensors |= {f"{ADAM}{index}/{name}": tensor for name, tensor in moments.items()}
         return tensors
 
     def set_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take over copies of what :meth:`state` gave.
+        """Copy networks and Adam's moments that :meth:`state` returned into this trainer.
+
+        Args:
+            tensors: by name.
 
         Raises:
-            KeyError, ValueError, RuntimeError: if it is of other networks.
+            KeyError: if a tensor is missing.
+            ValueError: if the moments are of other networks.
+            RuntimeError: if the networks are others.
         """
         networks, adam = (
             {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
@@ -222,7 +239,13 @@ class Trainer:
 
 
 def smoothed(losses: Tensor, fraction: float) -> Tensor:
-    """The mean over the last ``fraction`` of the steps by then, ``(steps + 1, B)``."""
+    """Return the running means of losses over the last part of the steps before each step.
+
+    Args:
+        losses: ``(steps + 1, B)``.
+        fraction: at step t the mean is over the last ``fraction * (t + 1)`` steps, at least one;
+            0 returns the losses as they are.
+    """
     if not fraction:
         return losses
     ends = torch.arange(1, len(losses) + 1)
@@ -232,10 +255,15 @@ def smoothed(losses: Tensor, fraction: float) -> Tensor:
 
 
 def check_fit(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
-    """Check that the networks can step the tasks.
+    """Check that the networks m1 and m2 can step the tasks.
+
+    Args:
+        networks: what the networks are.
+        spec: how they are trained, and on which tasks.
 
     Raises:
-        UserError: if they need chains of layers or tasks of one size, and the tasks are not that.
+        UserError: if the networks need chains of layers, or tasks of one size, and the tasks
+            differ.
     """
     tasks, rules = spec.tasks, (networks.update_config, networks.element_config)
     if not tasks.chains and any(rule.needs_chain for rule in rules):

@@ -1,4 +1,4 @@
-"""Algorithm 1: the differentiable driver of inner steps, by truncated backpropagation."""
+"""Algorithm 1: steps of a learned optimizer, differentiated by truncated backpropagation."""
 
 from __future__ import annotations
 
@@ -15,21 +15,28 @@ from metaopt.training.meta_loss import MetaLoss
 
 
 class Window(NamedTuple):
-    """One window of a trajectory.
+    """One window of a trajectory, with its meta-gradient.
 
-    The meta-loss is over L(w_{t+1}) after each step t of the window, so the window's last update
-    has a signal too. (The paper's sum, and its released code, take L(w_t) before each step; the
-    first of these has no gradient.)
+    The meta-loss is a function of L(w_{t+1}) after each step t of the window, so the last update of
+    the window gets a gradient too. (The paper's sum, and its released code, take L(w_t) before each
+    step; the first of these losses depends on no update.)
+
+    Attributes:
+        meta_loss: the meta-loss, a scalar.
+        gradients: its gradients, one for each trained meta-parameter, in order.
+        losses: ``(K, B)``, the losses of B tasks after each of K steps, detached.
+        refused: teleportations that were rejected so far in the trajectory, over all tasks, a
+            scalar.
     """
 
-    meta_loss: Tensor  # scalar
-    gradients: list[Tensor]  # of the meta-loss, one a meta-parameter, in order
-    losses: Tensor  # (K, B), detached
-    refused: Tensor  # scalar: refused teleportations so far in the trajectory, over problems
+    meta_loss: Tensor
+    gradients: list[Tensor]
+    losses: Tensor
+    refused: Tensor
 
 
 def meta_parameters(optimizer: LearnedOptimizer) -> list[Tensor]:
-    """Those that are trained."""
+    """Return the meta-parameters of an optimizer that require a gradient."""
     return [p for p in optimizer.meta.parameters() if p.requires_grad]
 
 
@@ -41,15 +48,23 @@ def unroll(
     meta_loss: MetaLoss,
     second_order: bool = True,
 ) -> Iterator[Window]:
-    """Run ``steps`` steps in windows of ``window``, yielding the meta-gradient of each.
+    """Run a learned optimizer in windows of steps, and differentiate each window.
 
-    Change the meta-parameters in place between windows: the next window uses them. Memory does
-    not grow with the number of windows.
+    The meta-parameters may be changed in place between windows, and the next window uses them.
+    Memory does not grow with the number of windows.
 
     Args:
-        second_order: whether the meta-gradient goes through the gradients and scales that steps
-            are made of. Without (as in the paper's released code), m2 learns of nothing but what
-            g does to a step that stays the same, and drifts away from what helps.
+        problem: the batch of tasks, at its initial weights.
+        optimizer: a fresh optimizer of the batch.
+        steps: length of the trajectory.
+        window: steps in a window; the last window may be shorter.
+        meta_loss: the function of a window's losses whose gradient is taken.
+        second_order: whether the meta-gradient goes through the gradients, and the Gauss-Newton
+            scales, that the steps are made of. Without, as in the paper's released code, m2 learns
+            only how g changes a step that stays the same, and drifts away from what helps.
+
+    Yields:
+        Windows with their meta-gradients.
     """
     trained = meta_parameters(optimizer)
     with differentiable(problem, optimizer, second_order) as run:
