@@ -39,8 +39,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="eval_meta.py",
         description="Compare optimizers, called methods, on regression tasks that no learned "
-        "optimizer was trained on. All start from the same weights. Writes results.jsonl, manifest.json, "
-        "loss.png and report.html into --out, and prints a table of losses.",
+        "optimizer was trained on. All start from the same weights. Writes results.jsonl, "
+        "manifest.json, loss.png and report.html into --out, and prints a table of losses.",
     )
     parser.add_argument(
         "--config",

@@ -1,14 +1,14 @@
-"""The interface of a group action at a site (appendix E.1), and the base of those in closed form.
+"""Group actions at a site: the interface, and the base class of actions given by a formula.
 
 At a site two layers compute W_m sigma(W_{m-1} h + b_{m-1}) + b_m. An action moves both by a group
-element g = exp(T) so that this output stays. Each action is written as a *change* of the weights,
-so that T = 0 moves nothing, bit for bit, whatever the rank of h.
+element g = exp(T) so that this output stays (appendix E.1). Each action is written as a *change*
+of the weights, so that T = 0 moves nothing, bit for bit, whatever the rank of h.
 
 Arithmetic is float64. A task of the batch whose move cannot be trusted keeps its weights and is
-marked ``rejected``: NaN or infinity in what comes in, an element too large to exponentiate, a
-factorisation that fails, or an output that changes by more than ``max_defect``. What could become
-NaN is masked on its way in, because a NaN masked on its way out still reaches the gradient through
-``torch.where``.
+marked ``rejected``. The reasons are NaN or infinity in what comes in, an element too large to
+exponentiate, a factorisation that fails, and an output that changes by more than ``max_defect``.
+What could become NaN is masked on its way in, because a NaN that is masked on its way out still
+reaches the gradient through ``torch.where``.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from metaopt.symmetry.inputs import LayerInput, sound
 from metaopt.symmetry.site import Site
 
 ALL_DATA = math.inf
-"""``Action.max_samples`` of an action that keeps the function on any data."""
+"""What ``Action.max_samples`` returns for an action that keeps the function on any data."""
 
 
 class Moved(NamedTuple):
-    """What an action proposes at one site.
+    """The weights that an action proposes at one site, and whether to trust them.
 
     Attributes:
-        weights: the site's parameters by name, as new tensors of their own dtype.
-        invariance_error: ``(*batch,)``, the relative change of the site's output on the inputs, at
-            the weights as they are stored; None where no inputs were given.
-        rejected: ``(*batch,)`` bool: this task keeps its weights.
+        weights: new tensors of the site's parameters by name, each of its own dtype.
+        invariance_error: ``(*batch,)``, the relative change of the site's output on the inputs,
+            measured at the weights as they are stored; None if no inputs were given.
+        rejected: ``(*batch,)`` bool, whether a task keeps its weights.
     """
 
     weights: dict[str, Tensor]
@@ -48,14 +48,14 @@ class Moved(NamedTuple):
 
 
 class Action(ABC):
-    """A group acting at a site: everything that depends on how it acts.
+    """A group action at a site, with everything that depends on how the group acts.
 
     Attributes:
-        group: "GL", or "positive" for positive scales of units.
-        exact_when: when the action keeps the function, in words.
+        group: "GL" for invertible matrices, "positive" for positive scales of units.
+        exact_when: in words, when the action keeps the network's function.
         uses_inputs: whether :meth:`move` and :meth:`pull_back` need the input of the site's
-            incoming layer. Such an action is exact on that input alone.
-        on_preactivations: whether g acts before the activation, on W_{m-1} h, and not behind it.
+            incoming layer. Such an action keeps the function on that input alone.
+        on_preactivations: whether g acts before the activation, on W_{m-1} h, and not after it.
     """
 
     group: ClassVar[str]
@@ -65,19 +65,22 @@ class Action(ABC):
 
     @abstractmethod
     def max_samples(self, site: Site) -> float:
-        """Return the largest batch on which the action is exact at a site, for generic data.
+        """Return the largest batch for which the action is exact at a site, for generic data.
+
+        Args:
+            site: where it acts.
 
         Returns:
-            ``math.inf`` where it is exact for all data, 0 where it never is.
+            A number of samples; ``math.inf`` if it is exact for all data, 0 if it never is.
         """
 
     def obstacle(self, site: Site) -> str | None:
-        """Return why the action cannot act at a site even approximately; None where it can."""
+        """Return why the action cannot act at a site even approximately; None if it can."""
         return None
 
     @abstractmethod
     def identity(self, site: Site, weights: Mapping[str, Tensor]) -> Element:
-        """Return T = 0 in the form that this action takes, float64."""
+        """Return the Lie algebra element T = 0 in the form that this action takes, float64."""
 
     @abstractmethod
     def move(
@@ -90,12 +93,13 @@ class Action(ABC):
         """Move the weights of a site by g = exp(T), differentiably in T and in the weights.
 
         Args:
-            element: T.
-            weights: at least those of ``site.parameters``, by name.
-            inputs: h, what the incoming layer is given at these weights.
+            element: the Lie algebra element T.
+            site: where the group acts.
+            weights: tensors by name, at least of ``site.parameters``.
+            inputs: the input h of the incoming layer at these weights, if it is known.
 
         Raises:
-            UserError: if the element does not fit the site, or the site the action.
+            UserError: if the element does not fit the site, or the site does not fit the action.
         """
 
     @abstractmethod
@@ -106,25 +110,31 @@ class Action(ABC):
         weights: Mapping[str, Tensor],
         inputs: LayerInput | None = None,
     ) -> Element:
-        """Return the gradient in T at T = 0 of a function of the weights, from its gradients.
+        """Return the gradient with respect to T, at T = 0, of a function of the weights.
 
-        The adjoint of the action's derivative at the identity. 0 where a move could not be trusted.
+        It is the adjoint of the action's derivative at the identity, applied to the function's
+        gradients. It is 0 for a task whose move could not be trusted.
 
         Args:
-            gradients: with respect to the weights of ``site.parameters``, by name.
+            gradients: of the function, with respect to the weights of ``site.parameters``, by name.
+            site: where the group acts.
+            weights: tensors by name, at least of ``site.parameters``.
+            inputs: the input h of the incoming layer at these weights, if it is known.
         """
 
     def transport(
         self, element: Element, site: Site, buffers: Mapping[str, Tensor], squares: bool = False
     ) -> dict[str, Tensor]:
-        """Carry averages of gradients along with a move of the weights by exp(T).
+        """Transport averages of gradients, such as momenta, along a move of the weights by exp(T).
 
-        A gradient is a linear function of a change of the weights, and this function stays: the
-        gradient moves by the inverse transpose of the move's derivative. Of averages of squared
-        gradients only the squares of that matrix's entries are known, which is exact where it is
-        diagonal.
+        A gradient is a linear function of a change of the weights, and this function stays the
+        same. So the gradient moves by the inverse transpose of the move's derivative. An average of
+        squared gradients is moved by the squares of the entries of that matrix, which is exact if
+        the matrix is diagonal.
 
         Args:
+            element: the Lie algebra element T.
+            site: where the group acted.
             buffers: one tensor for each of ``site.parameters``, by name.
             squares: whether they are averages of squared gradients, entry by entry.
 
@@ -132,16 +142,19 @@ class Action(ABC):
             The buffers that change, as new tensors.
 
         Raises:
-            UserError: if the action does not say how.
+            UserError: if the action does not define its transport.
         """
         raise _cannot_transport(self)
 
 
 def check_transports(action: Action) -> None:
-    """Refuse an action that does not say how buffers are transported.
+    """Check that an action defines how buffers are transported.
+
+    Args:
+        action: the action.
 
     Raises:
-        UserError: if the action has no :meth:`Action.transport` of its own.
+        UserError: if it has no :meth:`Action.transport` of its own.
     """
     if type(action).transport is Action.transport:
         raise _cannot_transport(action)
@@ -155,11 +168,11 @@ def _cannot_transport(action: Action) -> UserError:
 
 
 class Proposal(NamedTuple):
-    """The new matrices of a site in float64, before anything is rejected.
+    """The new matrices of a site in float64, before any task is rejected.
 
     Attributes:
-        incoming, outgoing: augmented weights, one for each view of the site.
-        solved: ``(*batch,)`` bool: every factorisation succeeded.
+        incoming, outgoing: augmented weights [W b], one for each view of the site.
+        solved: ``(*batch,)`` bool, whether every factorisation succeeded.
     """
 
     incoming: Sequence[Tensor]
@@ -168,15 +181,17 @@ class Proposal(NamedTuple):
 
 
 class ClosedFormAction(Action):
-    """An action whose new matrices follow from a formula: it says what to propose.
+    """A base class for actions whose new matrices follow from a formula.
 
-    This class reads the matrices, masks what cannot be trusted, measures the invariance error,
-    rejects, and writes back in the weights' dtype. Gradients in T are differentiated from
-    :meth:`propose`, unless :meth:`pull_back_matrices` gives them in closed form.
+    A subclass defines :meth:`propose`. This class reads the matrices, masks what cannot be trusted,
+    measures the invariance error, rejects moves, and writes back in the dtype of the weights.
+    Gradients with respect to T are differentiated from :meth:`propose`, unless
+    :meth:`pull_back_matrices` gives them in closed form.
 
     Args:
         exponential: how T is exponentiated, a name of ``EXPONENTIALS``.
-        max_defect: a move with a larger invariance error is rejected; ``math.inf`` rejects none.
+        max_defect: largest invariance error of a move; a move with a larger one is rejected.
+            ``math.inf`` rejects none for its error.
 
     Attributes:
         diagonal: whether the action takes diagonal elements, ``(*batch, k)``.
@@ -207,19 +222,22 @@ class ClosedFormAction(Action):
         """Return the new matrices of the site.
 
         Args:
-            element: T, float64, 0 for tasks that are not trusted.
+            element: the Lie algebra element T in float64; it is 0 for tasks that are not trusted.
+            matrices: the matrices of the site, and its features if the inputs are known.
         """
 
     def pull_back_matrices(
         self, matrices: SiteMatrices, v_in: Sequence[Tensor], v_out: Sequence[Tensor]
     ) -> Tensor:
-        """Return the gradient in T at T = 0 of the sum of <v_in, incoming> + <v_out, outgoing>.
+        """Return the gradient, with respect to T at T = 0, of <v_in, incoming> + <v_out, outgoing>.
 
         Args:
-            v_in, v_out: one matrix for each view of the site, as ``matrices`` has them.
+            matrices: the matrices of the site.
+            v_in: one matrix for each incoming view, of the shape that ``matrices`` has.
+            v_out: one matrix for each outgoing view, of the shape that ``matrices`` has.
 
         Returns:
-            The values of an element, float64.
+            The values of a Lie algebra element, float64.
         """
         zero = self._zero(matrices.incoming[0])
         values = zero.values.requires_grad_()
@@ -232,7 +250,7 @@ class ClosedFormAction(Action):
         return pulled
 
     def identity(self, site: Site, weights: Mapping[str, Tensor]) -> Element:
-        """Return T = 0 in the form that this action takes, float64."""
+        """Return the Lie algebra element T = 0 in the form that this action takes, float64."""
         return self._zero(site.incoming[0].read(weights))
 
     def _zero(self, incoming: Tensor) -> Element:
@@ -248,7 +266,7 @@ class ClosedFormAction(Action):
         weights: Mapping[str, Tensor],
         inputs: LayerInput | None = None,
     ) -> Element:
-        """See :meth:`Action.pull_back`."""
+        """Return the gradient with respect to T at T = 0; see :meth:`Action.pull_back`."""
         site = site if self._inputs(inputs) else site.without_outgoing_bias()
         matrices = SiteMatrices(site, weights, inputs)
         v_in, v_out = (
@@ -266,7 +284,7 @@ class ClosedFormAction(Action):
         weights: Mapping[str, Tensor],
         inputs: LayerInput | None = None,
     ) -> Moved:
-        """See :meth:`Action.move`."""
+        """Move the weights of a site by g = exp(T); see :meth:`Action.move`."""
         site = site if self._inputs(inputs) else site.without_outgoing_bias()
         self._check_element(element, self.identity(site, weights))
         matrices = SiteMatrices(site, weights, inputs, element.bounded())
@@ -322,16 +340,20 @@ class ClosedFormAction(Action):
 
 
 class SiteMatrices:
-    """The matrices of a site in float64, with the features between them where inputs are known.
+    """The matrices of a site in float64, with the features between them if the inputs are known.
 
-    Weights of a task that is not ``trusted`` are 0 here.
+    The weights of a task that is not ``trusted`` are 0 here.
 
     Args:
-        usable: ``(*batch,)`` bool, which tasks have an element that can be exponentiated.
+        site: the site.
+        weights: tensors by name, at least of ``site.parameters``.
+        inputs: the input of the incoming layer; None if it is not known.
+        usable: ``(*batch,)`` bool, which tasks have an element that can be exponentiated; None for
+            all.
 
     Attributes:
         incoming, outgoing: augmented weights [W b], one for each view of the site.
-        trusted: ``(*batch,)`` bool.
+        trusted: ``(*batch,)`` bool, which tasks have finite weights, inputs and elements.
     """
 
     def __init__(
@@ -366,22 +388,22 @@ class SiteMatrices:
 
     @property
     def inputs(self) -> LayerInput:
-        """What the incoming layer is given, with a row of ones where it has a bias."""
+        """The input of the incoming layer, with a row of ones below if that layer has a bias."""
         assert self.layer_input is not None  # move() and pull_back() see to it
         return self.layer_input
 
     @cached_property
     def pre_activations(self) -> Tensor:
-        """W_{m-1} h, ``(*batch, k, samples)``."""
+        """The pre-activations W_{m-1} h, ``(*batch, k, samples)``."""
         return self.incoming[0] @ self.inputs.h
 
     @cached_property
     def features(self) -> Tensor:
-        """sigma(W_{m-1} h), ``(*batch, k, samples)``."""
+        """The features sigma(W_{m-1} h), ``(*batch, k, samples)``."""
         return self.activation(self.pre_activations)
 
     def with_ones(self, features: Tensor) -> Tensor:
-        """Return features as the outgoing layer sees them: with ones below where it has a bias."""
+        """Return features with a row of ones below if the outgoing layer has a bias."""
         if self.site.outgoing[0].bias is None:
             return features
         return torch.cat((features, torch.ones_like(features[..., :1, :])), dim=-2)
@@ -392,11 +414,11 @@ class SiteMatrices:
 
     @property
     def transposed_weight_out(self) -> Tensor:
-        """W_m^T, without the bias."""
+        """The transposed outgoing weight W_m^T, without the bias."""
         return self.weight_of(self.outgoing[0]).mT
 
     def after(self, g: GroupElement, view: int = 0) -> Tensor:
-        """Return [W_m g^-1, b_m]: the group acts on the weight alone."""
+        """Return [W_m g^-1, b_m]: the group acts on the weight and not on the bias."""
         outgoing = self.outgoing[view]
         if self.site.outgoing[view].bias is None:
             return g.after(outgoing)
@@ -407,7 +429,12 @@ class SiteMatrices:
     ) -> Tensor | None:
         """Return the relative change of the site's output on its inputs, ``(*batch,)``.
 
-        None where the inputs are not known, or several matrices make or use the features.
+        Args:
+            incoming: the new incoming matrices.
+            outgoing: the new outgoing matrices.
+
+        Returns:
+            None if the inputs are not known, or if several matrices make or use the features.
         """
         if self.layer_input is None or len(self.incoming) + len(self.outgoing) > 2:
             return None
@@ -419,10 +446,11 @@ class SiteMatrices:
 def linear_transport(
     g: GroupElement, site: Site, buffers: Mapping[str, Tensor], squares: bool = False
 ) -> dict[str, Tensor]:
-    """Transport gradients for an action that is g W on the incoming side and W g^-1 on the other.
+    """Transport gradients for an action that maps incoming W to g W, and outgoing W to W g^-1.
 
     Args:
         g: the group element.
+        site: where it acted.
         buffers: one tensor for each of ``site.parameters``, by name.
         squares: whether they are averages of squared gradients.
 
@@ -442,7 +470,7 @@ def linear_transport(
 
 
 def relative_change(before: Tensor, after: Tensor) -> Tensor:
-    """Return ||after - before||_F / ||before||_F, shape ``(*batch,)``; 0 for two zero outputs."""
+    """Return ||after - before||_F / ||before||_F, ``(*batch,)``; 0 if both are zero."""
     change: Tensor = torch.linalg.matrix_norm(after - before)
     size: Tensor = torch.linalg.matrix_norm(before)
     return change / size.clamp(min=torch.finfo(size.dtype).tiny)

@@ -23,19 +23,19 @@ from metaopt.symmetry.element import Element
 from metaopt.symmetry.site import Site
 
 ACTIONS: Registry[Callable[..., Action]] = Registry("action")
-"""Every action by name; tests, configs and the command lines run over this table."""
+"""All group actions by name; ``action=`` of the optimizers and ``--action`` take these names."""
 
 
 class _ActsLinearly(ClosedFormAction):
-    """g on the incoming side and g^-1 on the outgoing side, besides what depends on the inputs."""
+    """An action by g on the incoming side and g^-1 on the outgoing, corrected by the inputs."""
 
     def transport(
         self, element: Element, site: Site, buffers: Mapping[str, Tensor], squares: bool = False
     ) -> dict[str, Tensor]:
-        """Transport by the linear part of the action: g^-T on the incoming side, g on the outgoing.
+        """Transport by the linear part of the action: g^-T on the incoming side, g^T on the other.
 
-        The correction that keeps the output under eq. 79, and the curvature of eq. 78, are left
-        out. See :meth:`Action.transport`.
+        The correction of eq. 79 that keeps the output is left out, and so is the curvature of eq.
+        78. See :meth:`Action.transport`.
         """
         return linear_transport(self.exponential(element), site, buffers, squares)
 
@@ -43,11 +43,12 @@ class _ActsLinearly(ClosedFormAction):
 @final
 @ACTIONS.register("post_activation")
 class PostActivationAction(_ActsLinearly):
-    """Eq. 78: g acts on the hidden features sigma(W_{m-1} h), after the activation.
+    """The action of eq. 78: g acts on the hidden features sigma(W_{m-1} h), after the activation.
 
-    W_{m-1} <- W_{m-1} + [sigma^-1(g sigma(W_{m-1} h)) - W_{m-1} h] h^+,   W_m <- W_m g^-1.
+        W_{m-1} <- W_{m-1} + [sigma^-1(g sigma(W_{m-1} h)) - W_{m-1} h] h^+,   W_m <- W_m g^-1.
 
-    The printed form (...) h^+ without the change projects W_{m-1} onto the span of h.
+    Here h is the input of the incoming layer, and h^+ its pseudo-inverse. The paper prints (...)
+    h^+ without the change, which projects W_{m-1} onto the span of h.
     """
 
     group = "GL"
@@ -59,14 +60,18 @@ class PostActivationAction(_ActsLinearly):
     )
 
     def max_samples(self, site: Site) -> float:
-        """Return the number of inputs of the incoming layer, one more with a bias, or 0."""
+        """Return the number of inputs of the incoming layer, one more if it has a bias, or 0.
+
+        It is 0 if the activation has no inverse, if more than an activation lies between, and if T
+        is exponentiated to first order only.
+        """
         invertible = site.between is not None and site.between.inverse is not None
         if not site.plain or not invertible or not self.exact_inverse:
             return 0  # to first order, (I - T)(I + T) is not I
         return site.fan_in + site.biased[0]
 
     def obstacle(self, site: Site) -> str | None:
-        """Return that the activation has no inverse, where it has none."""
+        """Return that the activation has no inverse on the real line; None if it has one."""
         if site.between is None or site.between.inverse is None:
             return f"{_what_lies_between(site)} has no inverse on the real line"
         return None
@@ -85,7 +90,11 @@ class PostActivationAction(_ActsLinearly):
     def pull_back_matrices(
         self, matrices: SiteMatrices, v_in: Sequence[Tensor], v_out: Sequence[Tensor]
     ) -> Tensor:
-        """dW_{m-1} = [T f / sigma'(W_{m-1} h)] h^+ with f = sigma(W_{m-1} h), dW_m = -W_m T."""
+        """Return the gradient with respect to T in closed form.
+
+        With f = sigma(W_{m-1} h): dW_{m-1} = [T f / sigma'(W_{m-1} h)] h^+ and dW_m = -W_m T. See
+        :meth:`ClosedFormAction.pull_back_matrices`.
+        """
         gradients = derivative(_inverse(matrices.activation), matrices.features)
         moved = (v_in[0] @ matrices.inputs.pseudo_inverse.mT) * gradients
         back = matrices.transposed_weight_out @ matrices.weight_of(v_out[0])
@@ -95,16 +104,20 @@ class PostActivationAction(_ActsLinearly):
 @final
 @ACTIONS.register("pre_activation")
 class PreActivationAction(_ActsLinearly):
-    """Eq. 79: g acts on the incoming weights, before the activation.
+    """The action of eq. 79: g acts on the incoming weights, before the activation.
 
-    W_{m-1} <- g W_{m-1},   W_m <- W_m g^-1 + R H^+,   H = sigma(g W_{m-1} h),
-    R = W_m sigma(W_{m-1} h) - W_m g^-1 H: the linear action and the smallest correction that
-    keeps the output. Biases move along; b_m takes part in the correction.
+        W_{m-1} <- g W_{m-1},   W_m <- W_m g^-1 + R H^+,   H = sigma(g W_{m-1} h),
+        R = W_m sigma(W_{m-1} h) - W_m g^-1 H.
+
+    This is the linear action with the smallest correction that keeps the output. The incoming bias
+    moves along, and the outgoing bias takes part in the correction.
 
     Args:
-        damping: above 0, R H^+ is replaced by R H^T (H H^T + lambda I)^-1 (or the equal form with
-            H^T H, whichever is smaller), lambda = damping times the mean diagonal of H H^T. It
-            trades an invariance error for bounded weights where H is badly conditioned.
+        exponential: how T is exponentiated, a name of ``EXPONENTIALS``.
+        max_defect: largest invariance error of a move; a move with a larger one is rejected.
+        damping: 0 for the exact action. Above 0, R H^+ is replaced by R H^T (H H^T + lambda I)^-1,
+            where lambda is ``damping`` times the mean diagonal entry of H H^T. That keeps the
+            weights bounded where H is badly conditioned, at the price of an invariance error.
     """
 
     group = "GL"
@@ -124,7 +137,10 @@ class PreActivationAction(_ActsLinearly):
         self.damping = damping
 
     def max_samples(self, site: Site) -> float:
-        """Return the number of hidden units, one more where the outgoing layer has a bias, or 0."""
+        """Return the number of hidden units, one more if the outgoing layer has a bias, or 0.
+
+        It is 0 for a damped action, and if more than an activation lies between.
+        """
         if not site.plain or site.between is None or self.damping:
             return 0
         return site.width + site.biased[1]
@@ -145,7 +161,12 @@ class PreActivationAction(_ActsLinearly):
     def pull_back_matrices(
         self, matrices: SiteMatrices, v_in: Sequence[Tensor], v_out: Sequence[Tensor]
     ) -> Tensor:
-        """dW_{m-1} = T W_{m-1}, dW_m = -W_m T + W_m [T f - sigma'(z) (T z)] H^+, z = W_{m-1} h."""
+        """Return the gradient with respect to T in closed form.
+
+        With z = W_{m-1} h and f = sigma(z): dW_{m-1} = T W_{m-1} and
+        dW_m = -W_m T + W_m [T f - sigma'(z) (T z)] H^+. See
+        :meth:`ClosedFormAction.pull_back_matrices`.
+        """
         z, hidden = matrices.pre_activations, matrices.with_ones(matrices.features)
         if self.damping:
             corrected, solved = _damped_adjoint(v_out[0], hidden, self.damping)
@@ -164,22 +185,22 @@ class PreActivationAction(_ActsLinearly):
 @final
 @ACTIONS.register("linear")
 class LinearAction(_ActsLinearly):
-    """GL between two matrices with nothing between them: W_{m-1} <- g W_{m-1}, W_m <- W_m g^-1.
+    """The action of GL between two matrices with nothing between: incoming g W, outgoing W g^-1.
 
-    Exact for all data. Biases of the incoming side move along. Where several matrices make or use
-    the same features, all of them move by the same g.
+    It is exact for all data. Biases of the incoming side move along. Where several matrices make or
+    use the same features, all of them move by the same g.
     """
 
     group = "GL"
     exact_when = "nothing lies between the two matrices, and the exponential is exact"
 
     def max_samples(self, site: Site) -> float:
-        """Return infinity where nothing lies between the matrices, else 0."""
+        """Return infinity if nothing lies between the matrices, else 0."""
         alone = site.plain and site.between == Identity() and self.exact_inverse
         return ALL_DATA if alone else 0
 
     def obstacle(self, site: Site) -> str | None:
-        """Return what lies between, where something does."""
+        """Return what lies between the matrices; None if nothing does."""
         if site.plain and site.between == Identity():
             return None
         return f"{_what_lies_between(site)} lies between the two layers"
@@ -192,7 +213,10 @@ class LinearAction(_ActsLinearly):
     def pull_back_matrices(
         self, matrices: SiteMatrices, v_in: Sequence[Tensor], v_out: Sequence[Tensor]
     ) -> Tensor:
-        """dW_{m-1} = T W_{m-1}, dW_m = -W_m T."""
+        """Return the gradient with respect to T: dW_{m-1} = T W_{m-1}, dW_m = -W_m T.
+
+        See :meth:`ClosedFormAction.pull_back_matrices`.
+        """
         into = [v @ w.mT for v, w in zip(v_in, matrices.incoming, strict=True)]
         out_of = [
             matrices.weight_of(w, index).mT @ matrices.weight_of(v, index)
@@ -204,11 +228,12 @@ class LinearAction(_ActsLinearly):
 @final
 @ACTIONS.register("rescaling")
 class RescalingAction(_ActsLinearly):
-    """Positive rescaling of hidden units by D = diag(exp(t)).
+    """The positive rescaling of hidden units by D = diag(exp(t)), which is exact for every input.
 
-    W_{m-1} <- D W_{m-1}, b_{m-1} <- D b_{m-1}, W_m <- W_m D^-1. Exact for every input.
-    Across a batch norm the scale goes into its weight and bias, since it would undo a scale of the
-    layer before; its running statistics stay.
+        W_{m-1} <- D W_{m-1},   b_{m-1} <- D b_{m-1},   W_m <- W_m D^-1.
+
+    If a batch norm lies between, its weight and bias are scaled instead of the incoming layer,
+    since it would undo a scale of that layer. Its running statistics stay.
     """
 
     group = "positive"
@@ -216,11 +241,11 @@ class RescalingAction(_ActsLinearly):
     diagonal = True
 
     def max_samples(self, site: Site) -> float:
-        """Return infinity where positive scales pass through, else 0."""
+        """Return infinity if positive scales pass through to the outgoing layer, else 0."""
         return ALL_DATA if site.homogeneous else 0
 
     def obstacle(self, site: Site) -> str | None:
-        """Return what positive scales do not pass through, where there is such a thing."""
+        """Return what positive scales do not pass through; None if there is no such thing."""
         if site.homogeneous:
             return None
         return f"{_what_lies_between(site)} is not positively homogeneous"
@@ -237,7 +262,10 @@ class RescalingAction(_ActsLinearly):
     def pull_back_matrices(
         self, matrices: SiteMatrices, v_in: Sequence[Tensor], v_out: Sequence[Tensor]
     ) -> Tensor:
-        """dW_{m-1} = diag(t) W_{m-1}, dW_m = -W_m diag(t)."""
+        """Return the gradient with respect to t: dW_{m-1} = diag(t) W_{m-1}, dW_m = -W_m diag(t).
+
+        See :meth:`ClosedFormAction.pull_back_matrices`.
+        """
         into = [(v * w).sum(dim=-1) for v, w in zip(v_in, matrices.incoming, strict=True)]
         out_of = [
             (matrices.weight_of(v, index) * matrices.weight_of(w, index)).sum(dim=-2)
@@ -247,7 +275,7 @@ class RescalingAction(_ActsLinearly):
 
 
 def _both_sides(action: ClosedFormAction, element: Element, matrices: SiteMatrices) -> Proposal:
-    """g on every incoming matrix and g^-1 on every outgoing one."""
+    """Apply g to every incoming matrix and g^-1 to every outgoing one."""
     g = action.exponential(element)
     incoming = [g.times(matrix) for matrix in matrices.incoming]
     outgoing = [matrices.after(g, view) for view in range(len(matrices.outgoing))]
@@ -273,7 +301,7 @@ def _inverse(activation: Activation) -> Activation:
 
 
 def _damped(residual: Tensor, hidden: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """R H^T (H H^T + lambda I)^-1, and which tasks could be solved."""
+    """Return R H^T (H H^T + lambda I)^-1, and which tasks could be solved."""
     factor, solved = _damped_factor(hidden, damping)
     if _wide(hidden):
         return torch.cholesky_solve(hidden @ residual.mT, factor).mT, solved
@@ -281,7 +309,7 @@ def _damped(residual: Tensor, hidden: Tensor, damping: float) -> tuple[Tensor, T
 
 
 def _damped_adjoint(v: Tensor, hidden: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """The adjoint of R -> R H^T (H H^T + lambda I)^-1: V (H H^T + lambda I)^-1 H."""
+    """Return V (H H^T + lambda I)^-1 H, the adjoint of R -> R H^T (H H^T + lambda I)^-1."""
     factor, solved = _damped_factor(hidden, damping)
     if _wide(hidden):
         return torch.cholesky_solve(v.mT, factor).mT @ hidden, solved
@@ -289,12 +317,12 @@ def _damped_adjoint(v: Tensor, hidden: Tensor, damping: float) -> tuple[Tensor, 
 
 
 def _wide(hidden: Tensor) -> bool:
-    """At least as many samples as units."""
+    """Return whether there are at least as many samples as units."""
     return hidden.shape[-2] <= hidden.shape[-1]
 
 
 def _damped_factor(hidden: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """Cholesky's of H H^T + lambda I, or of the smaller H^T H + lambda I."""
+    """Return the Cholesky factor of H H^T + lambda I, or of H^T H + lambda I if that is smaller."""
     gram = hidden @ hidden.mT if _wide(hidden) else hidden.mT @ hidden
     scale = hidden.square().sum(dim=(-2, -1)) / hidden.shape[-2]  # mean diagonal of H H^T
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
@@ -309,10 +337,14 @@ def _all_true(like: Tensor) -> Tensor:
 
 
 def make_action(name: str, **options: float | str) -> Action:
-    """Return the action called ``name``, built with its own options.
+    """Build the action of a name.
+
+    Args:
+        name: a name of :data:`ACTIONS`.
+        **options: arguments of the action's class.
 
     Raises:
-        UserError: for a name that is not in :data:`ACTIONS`, or an option the action lacks.
+        UserError: for an unknown name, or an option that the action does not have.
     """
     build = ACTIONS[name]
     try:
@@ -324,5 +356,5 @@ def make_action(name: str, **options: float | str) -> Action:
 
 
 def action_of(action: str | Action) -> Action:
-    """Return the action itself, or the one of that name."""
+    """Return the action of a name, or the action itself if one is given."""
     return action if isinstance(action, Action) else make_action(action)

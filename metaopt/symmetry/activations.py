@@ -1,4 +1,4 @@
-"""Elementwise activations, with what a symmetry needs to know of them."""
+"""Elementwise activations, with the properties that a symmetry depends on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 class Activation(Protocol):
-    """An elementwise activation sigma, with what a symmetry needs to know of it."""
+    """An elementwise activation sigma, with the properties that a symmetry depends on."""
 
     @property
     def inverse(self) -> Activation | None:
@@ -38,15 +38,16 @@ class LeakyReLU:
 
     @property
     def inverse(self) -> LeakyReLU | None:
-        """The LeakyReLU with the inverse slope; None for ReLU."""
+        """The LeakyReLU with the inverse slope; None for ReLU, which has no inverse."""
         return LeakyReLU(1.0 / self.slope) if self.slope > 0 else None
 
     @property
     def homogeneous(self) -> bool:
-        """True: positive factors pass through."""
+        """Whether positive factors pass through, which is True."""
         return True
 
     def __call__(self, z: Tensor) -> Tensor:
+        """Return LeakyReLU(z), entry by entry."""
         return functional.leaky_relu(z, self.slope)
 
 
@@ -61,22 +62,23 @@ class Identity:
 
     @property
     def homogeneous(self) -> bool:
-        """True: every factor passes through."""
+        """Whether positive factors pass through, which is True."""
         return True
 
     def __call__(self, z: Tensor) -> Tensor:
+        """Return z."""
         return z
 
 
 @dataclass(frozen=True)
 class Elementwise:
-    """An activation of which only the function is known; eq. 79 takes any such one.
+    """An activation that is known only as a function; the action of eq. 79 takes any such one.
 
     Attributes:
-        name: what reports call it; two of one name are taken to be equal.
+        name: the name that reports use. Two activations of one name count as equal.
         function: the activation, on tensors of any shape.
-        one_to_one: whether it never takes one value twice, as Tanh. It may still miss values, so
-            that it has no inverse on the real line.
+        one_to_one: whether it takes each value at most once, as Tanh does. It may still leave out
+            values, and so have no inverse on the real line.
     """
 
     name: str
@@ -86,13 +88,15 @@ class Elementwise:
     homogeneous: bool = field(default=False, init=False)
 
     def __call__(self, z: Tensor) -> Tensor:
+        """Return the activation of z, entry by entry."""
         return self.function(z.clone())  # the function may work in place
 
 
 def derivative(activation: Activation, at: Tensor) -> Tensor:
-    """Return sigma'(at), entry by entry, detached.
+    """Return the derivative of an activation, entry by entry, detached.
 
     Args:
+        activation: the activation sigma.
         at: points of any shape.
     """
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""The one meaning of ``action="auto"``: which group acts where."""
+"""What ``action="auto"`` means: at each site of a model, which group acts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AUTO = "auto"
 
 
 class Returns(Enum):
-    """Whether a batch is the one that all further steps are made on."""
+    """Whether all further steps are made on the batch that is given."""
 
     YES = "yes"  # it came twice in a row
     UNKNOWN = "unknown"  # it is the first that was seen
@@ -25,10 +25,14 @@ class Returns(Enum):
 
 
 def for_all_data(site: Site, names: Sequence[str] = tuple(ACTIONS)) -> ActingSite | None:
-    """Return the largest group that keeps the function on all data at a site, if there is one.
+    """Return the largest group that keeps the function on all data at a site, or None.
 
     Args:
-        names: of the actions to choose from; GL is larger than positive scales.
+        site: the site.
+        names: names of the actions to choose from. GL is larger than positive scales.
+
+    Returns:
+        The site with the action of the group; None if no group keeps the function on all data.
     """
     exact = [
         action for action in map(make_action, names)
@@ -44,19 +48,20 @@ def choose_actions(
     returns: Returns,
     names: Sequence[str] = tuple(ACTIONS),
 ) -> tuple[ActingSite, ...]:
-    """Choose the sites where a group acts, and the group, by the rules of "auto".
+    """Choose the sites where a group acts, and the action of each, as ``action="auto"`` does.
 
-    At each site the largest group acts that is exact for all data. A group that is exact on this
-    batch alone changes the function elsewhere. So it acts only on a chain of Linear layers, at all
-    its sites, where the batch is known to return; or, where no group is exact for all data, if no
-    other batch was seen. (The other way round, a last batch of 4 rows would be moved by GL, and the
-    output on the rest of the data changed by 30 %.)
+    At each site the largest group acts that is exact for all data. A group that is exact only on
+    the given batch changes the function elsewhere. So such a group acts only on a chain of Linear
+    layers, at all of its sites, and only in two cases: if the batch is known to return, or if no
+    group is exact for all data and no other batch was seen. (Otherwise a last batch of 4 rows, say,
+    would be moved by GL, and the output on the rest of the data would change by 30 %.)
 
     Args:
-        samples: rows of the batch; None where there is no batch, and then no group acts that is
-            exact on a batch alone.
+        sites: all sites of the model.
+        samples: rows of the batch; None if there is no batch, and then only groups act that are
+            exact for all data.
         returns: whether further steps are made on the same batch.
-        names: of the actions to choose from, the preferred one first.
+        names: names of the actions to choose from, the preferred one first.
 
     Returns:
         The sites that act, in the order of the data flow; none if no group is exact.
@@ -73,7 +78,7 @@ def choose_actions(
 
 
 def fingerprint(x: Tensor) -> Tensor:
-    """Return three numbers that tell a batch from another, or from another order of it, ``(3,)``.
+    """Return three numbers that differ between batches, and between orders of one batch, ``(3,)``.
 
     Args:
         x: a batch, samples in rows, of any shape.

@@ -1,9 +1,10 @@
-"""A network seen as a chain of layers, with sites between them where a group can act.
+"""A network as a chain of layers, with a site between any two of them.
 
-The chain is stateless: it knows how many layers there are, which carry a bias, which activation
-follows each and what their parameters are called, and computes with parameters that are handed to
-it. Every tensor may have leading batch dimensions (independent networks); a sample is a *column*,
-as in the paper: h_m = sigma(W_m h_{m-1} + b_m), with h_0 of shape ``(*batch, d_0, samples)``.
+A chain has no parameters of its own. It knows how many layers there are, which have a bias, which
+activation follows each and what their parameters are called, and computes with parameters that
+are passed to it. Every tensor may have leading batch dimensions, which count independent networks.
+A sample is a *column*, as in the paper: h_m = sigma(W_m h_{m-1} + b_m), with h_0 of shape
+``(*batch, d_0, samples)``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from metaopt.symmetry.site import ALWAYS, Site, matrix_view
 
 
 class Layer(NamedTuple):
-    """One affine layer.
+    """The parameters of one affine layer.
 
     Attributes:
         weight: W_m, ``(*batch, out, in)``.
@@ -48,11 +49,11 @@ class Layer(NamedTuple):
 
 
 class LayerPair(NamedTuple):
-    """Two consecutive layers of a chain, by their places.
+    """Two consecutive layers of a chain, given by their positions.
 
     Attributes:
-        incoming: the place of W_{m-1}.
-        outgoing: the place of W_m.
+        incoming: the position of W_{m-1}.
+        outgoing: the position of W_m.
     """
 
     incoming: int
@@ -61,14 +62,14 @@ class LayerPair(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerChain:
-    """Layers in order, each an affine map and an activation.
+    """A network made of layers in order, each an affine map and an activation.
 
     Attributes:
         activations: ``activations[m]`` follows layer m.
         biased: ``biased[m]`` says whether layer m has a bias.
         batch_dims: how many leading dimensions of each parameter count independent networks.
-        names: of the parameters, in the order weight, bias, weight, ...; by default "W1", "b1",
-            "W2", and so on.
+        names: names of the parameters, in the order weight, bias, weight, ...; by default "W1",
+            "b1", "W2", and so on.
     """
 
     activations: tuple[Activation, ...]
@@ -97,7 +98,7 @@ class LayerChain:
 
     @property
     def pairs(self) -> tuple[LayerPair, ...]:
-        """Each consecutive pair of layers, between which a group can act."""
+        """The consecutive pairs of layers, between which a group can act."""
         return tuple(LayerPair(m, m + 1) for m in range(len(self.activations) - 1))
 
     @property
@@ -126,30 +127,40 @@ class LayerChain:
         return [tensor for layer in layers for tensor in layer if tensor is not None]
 
     def parameters_of(self, model: nn.Module) -> list[nn.Parameter]:
-        """Return a model's own parameters of these ``names``, in order."""
+        """Return the parameters of a model that are called as this chain's ``names``, in order."""
         return [model.get_parameter(name) for name in self.names]
 
     def inputs(self, layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
-        """Return h_0 ... h_{L-1}: what each layer is given, ``(*batch, features, samples)``."""
+        """Return the input of each layer, h_0 ... h_{L-1}, each ``(*batch, features, samples)``.
+
+        Args:
+            layers: the parameters.
+            x: the input of the chain, h_0.
+        """
         inputs = [x]
         for layer, activation in zip(layers[:-1], self.activations[:-1], strict=True):
             inputs.append(activation(layer(inputs[-1])))
         return inputs
 
     def output(self, layers: Sequence[Layer], x: Tensor) -> Tensor:
-        """Return h_L, ``(*batch, out, samples)``."""
+        """Return the output of the chain, h_L, ``(*batch, out, samples)``.
+
+        Args:
+            layers: the parameters.
+            x: the input of the chain, h_0.
+        """
         return self.activations[-1](layers[-1](self.inputs(layers, x)[-1]))
 
 
 NO_CHAIN = LayerChain((), ())
-"""The chain of parameters that are no layers of one; it has no pairs."""
+"""A chain without layers, which stands for a model that is no chain."""
 
 
 class ChainModule(nn.Module):  # not an ABC, which ``higher`` cannot patch
-    """A module that says how its parameters are a chain of layers, and holds its own input.
+    """A module that describes its parameters as a chain of layers, and holds its own input.
 
     Attributes:
-        chain: how the parameters are a chain; without layers where they are none.
+        chain: how the parameters are a chain; it has no layers if they are none.
         x: the chain's input, ``(*batch, features, samples)``.
     """
 

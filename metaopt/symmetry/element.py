@@ -1,4 +1,4 @@
-"""Elements of a Lie algebra, T, and of its group: g = exp(T) and g^-1 = exp(-T)."""
+"""Lie algebra elements T, and the group elements g = exp(T) and g^-1 = exp(-T)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ MAX_DIRECTION = 8.0  # of each |t_i| in a basis: exp(T) exp(-T) is off by 2e-16 
 SQUARINGS = 6  # so that the series is summed at a norm of 1/2 or less
 
 Exponential = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""T ``(*batch, k, k)`` -> (g, g^-1), of the same shape."""
+"""A function from T ``(*batch, k, k)`` to (g, g^-1), each of the same shape."""
 
 
 @dataclass(frozen=True)
 class Element:
     """An element T of the Lie algebra of a site's group.
 
-    One type for three forms of storage; what uses an element need not know which it is.
+    T is stored in one of three forms: dense, in an orthogonal basis, or as a diagonal. Code that
+        uses
+    an element need not know which form it has.
 
     Attributes:
-        values: the numbers that T is made of: its entries ``(*batch, k, k)``, or the numbers t of
-            a diagonal one, ``(*batch, k)``.
-        basis: an orthogonal V ``(*batch, k, k)`` in float64 with T = V diag(t) V^T, or None.
-        diagonal: whether T = diag(t), which acts by scaling rows and columns.
+        values: the numbers that T is made of. For a dense T these are its entries ``(*batch, k,
+            k)``, and for the other forms the numbers t, ``(*batch, k)``.
+        basis: an orthogonal matrix V ``(*batch, k, k)`` in float64 such that T = V diag(t) V^T;
+            None for the other forms.
+        diagonal: whether T = diag(t), which scales rows and columns.
     """
 
     values: Tensor
@@ -37,7 +40,7 @@ class Element:
 
     @property
     def batch(self) -> torch.Size:
-        """The leading dimensions, one T for each index."""
+        """The leading dimensions of T, which count tasks."""
         return self.values.shape[: -1 if self.diagonal or self.basis is not None else -2]
 
     @property
@@ -54,7 +57,7 @@ class Element:
         return replace(self, values=values)
 
     def scaled(self, factor: Tensor | float) -> Element:
-        """Return factor * T.
+        """Return the element factor * T.
 
         Args:
             factor: a number, or one for each task, ``(*batch,)``.
@@ -64,13 +67,16 @@ class Element:
         return self.map(lambda values: factor * values)
 
     def dense(self) -> Tensor:
-        """Return T as matrices, ``(*batch, k, k)``."""
+        """Return T as a matrix, ``(*batch, k, k)``."""
         if self.basis is not None:
             return _in_basis(self.values, self.basis)
         return torch.diag_embed(self.values) if self.diagonal else self.values
 
     def bounded(self) -> Tensor:
-        """Return where T is small enough to be exponentiated, ``(*batch,)`` bool; False for NaN."""
+        """Return whether T is small enough to be exponentiated, ``(*batch,)`` bool;
+
+        False for NaN.
+        """
         values = self.values.detach().double()
         if self.basis is not None or self.diagonal:
             largest = MAX_ELEMENT if self.diagonal else MAX_DIRECTION
@@ -98,10 +104,11 @@ class Element:
 
 @dataclass(frozen=True)
 class GroupElement:
-    """A group element g with its inverse: matrices ``(*batch, k, k)`` or diagonals ``(*batch, k)``.
+    """A group element g with its inverse.
 
     Attributes:
-        g, inverse: g and g^-1.
+        g: the element, a matrix ``(*batch, k, k)`` or a diagonal ``(*batch, k)``.
+        inverse: its inverse, of the same shape.
         diagonal: whether both are diagonals.
     """
 
@@ -118,22 +125,27 @@ class GroupElement:
         return matrix / self.g.unsqueeze(-2) if self.diagonal else matrix @ self.inverse
 
     def dual_times(self, matrix: Tensor) -> Tensor:
-        """Return g^-T M: how a gradient with respect to what :meth:`times` moves is transported."""
+        """Return g^-T M, which transports gradients with respect to matrices that g multiplies."""
         if self.diagonal:
             return self.inverse.unsqueeze(-1) * matrix
         return self.inverse.mT @ matrix
 
     def dual_after(self, matrix: Tensor) -> Tensor:
-        """Return M g^T: how a gradient with respect to what :meth:`after` moves is transported."""
+        """Return M g^T, which transports gradients with respect to matrices that g^-1 follows."""
         return matrix / self.inverse.unsqueeze(-2) if self.diagonal else matrix @ self.g.mT
 
     def squared(self) -> GroupElement:
-        """Return the element whose matrices have the squares of the entries, for second moments."""
+        """Return the element with squared entries, which transports averages of squares."""
         return GroupElement(self.g.square(), self.inverse.square(), self.diagonal)
 
 
 def per_task(value: Tensor, like: Tensor) -> Tensor:
-    """Return one value for each task, ``(*batch,)``, shaped to broadcast against ``like``."""
+    """Reshape one value for each task, ``(*batch,)``, to broadcast against another tensor.
+
+    Args:
+        value: ``(*batch,)``.
+        like: ``(*batch, ...)``.
+    """
     return value.reshape(value.shape + (1,) * (like.dim() - value.dim()))
 
 
@@ -142,13 +154,17 @@ def _in_basis(values: Tensor, basis: Tensor) -> Tensor:
 
 
 def exact(element: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (exp(T), exp(-T)) for T of shape ``(*batch, k, k)``, to float64's precision.
+    """Return (exp(T), exp(-T)) to the precision of float64.
 
-    Scaling and squaring with as many squarings as a Frobenius norm of ``MAX_ELEMENT`` needs,
-    whatever the norm is: no look at the values, so nothing waits for them on a GPU. exp(T) and
-    exp(-T) share cosh and sinh / T, series in T^2 of degree 6, which Paterson and Stockmeyer's
-    scheme sums in five products: the next term is below 1e-15. ``torch.linalg.matrix_exp``, the
-    oracle in the tests, takes the exponential of a matrix of twice the size in its backward.
+    This is scaling and squaring, with as many squarings as a Frobenius norm of ``MAX_ELEMENT``
+    needs, whatever the norm is. So no code looks at the values, and nothing waits for them on a
+    GPU. exp(T) and exp(-T) share cosh and sinh / T. These are series in T^2 of degree 6, which
+    Paterson and Stockmeyer's scheme sums in five products; the next term is below 1e-15. The tests
+    compare with ``torch.linalg.matrix_exp``, whose backward takes the exponential of a matrix of
+    twice the size.
+
+    Args:
+        element: T, ``(*batch, k, k)``.
     """
     a = element * 2.0**-SQUARINGS
     a2 = a @ a
@@ -169,9 +185,9 @@ def exact(element: Tensor) -> tuple[Tensor, Tensor]:
 @lru_cache
 @torch.inference_mode(False)  # what is kept must serve callers outside it too
 def _coefficients(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Rows: the low part of cosh and of sinh / T in (I, T^2, T^4, T^6), then the high parts.
+    """Return the coefficients of cosh and sinh / T: two rows of low parts, then two of high parts.
 
-    A series is low + T^6 high.
+    Each row is in (I, T^2, T^4, T^6). A series is low + T^6 high.
     """
     cosh, sinh = ([1 / math.factorial(2 * j + odd) for j in range(7)] for odd in (0, 1))
     rows = [[*cosh[:3], 0.0], [*sinh[:3], 0.0], cosh[3:], sinh[3:]]
@@ -179,13 +195,16 @@ def _coefficients(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def first_order(element: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (I + T, I - T), as the paper's released code has it.
+    """Return (I + T, I - T), as in the paper's released code.
 
-    The two are inverse to each other to first order in T alone.
+    The two are inverse to each other only to first order in T.
+
+    Args:
+        element: T, ``(*batch, k, k)``.
     """
     identity = torch.eye(element.shape[-1], dtype=element.dtype, device=element.device)
     return identity + element, identity - element
 
 
 EXPONENTIALS: dict[str, Exponential] = {"exact": exact, "first_order": first_order}
-"""How a dense T is exponentiated, by name."""
+"""The ways to exponentiate a dense T, by name."""

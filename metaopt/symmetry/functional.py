@@ -1,6 +1,6 @@
-"""A module as a function of some of its parameters: its outputs and its loss on a batch.
+"""A module as a function of some of its parameters: its outputs, and its loss on a batch.
 
-Everything that evaluates a module at other weights comes through here.
+Everything that evaluates a module at other weights uses this file.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from metaopt.randomness import same_randomness
 from metaopt.symmetry.teleportation import Outputs
 
 LossOnBatch = Callable[[Tensor, Tensor], Tensor]
-"""(the model's output, y) -> the loss, a scalar."""
+"""A function from (the model's output, y) to the loss, a scalar."""
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode inside, and each of its modules back as it was after."""
+    """Put a module into evaluation mode inside the context, and restore all modes after it."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -42,13 +42,17 @@ def call_with(
     keywords: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """Return what a module gives with some of its parameters at other values.
+    """Call a module with other values of some of its parameters.
 
-    The other parameters are the module's own. Buffers are copies, which a forward pass may change.
+    The other parameters are the module's own. Buffers are copies, so a forward pass may change
+    them.
 
     Args:
-        names, values: of the parameters that are replaced.
-        arguments, keywords: of the forward pass.
+        model: the module.
+        names: names of the parameters to replace.
+        values: their values, in the same order.
+        arguments: positional arguments of the forward pass.
+        keywords: keyword arguments of the forward pass.
         dtype: what all floating-point parameters and buffers are converted to; None keeps theirs.
     """
     tensors: dict[str, Tensor] = dict(model.named_parameters())
@@ -60,14 +64,17 @@ def call_with(
 
 
 class NetworkLoss:
-    """The loss of a module on a batch, as a function of the parameters ``names``, in order.
+    """The loss of a module on a batch, as a function of some of its parameters.
 
-    The other parameters are as they are at each call. Buffers stay as they are, and dropout drops
-    the same at each evaluation.
+    The other parameters are read from the module at each call. Buffers are not changed. Dropout
+    drops the same units at each evaluation.
 
     Args:
-        loss_fn: (the model's output, y) -> the loss, a scalar.
-        x, y: the batch.
+        model: the module.
+        names: names of the parameters, in the order in which values are passed.
+        loss_fn: a function from (the model's output, y) to the loss, a scalar.
+        x: the batch that the model is called with.
+        y: what ``loss_fn`` compares the output with.
     """
 
     def __init__(
@@ -85,9 +92,15 @@ class NetworkLoss:
 def module_loss(
     model: nn.Module, loss_fn: LossOnBatch, x: Tensor, y: Tensor
 ) -> tuple[list[nn.Parameter], NetworkLoss]:
-    """Return the parameters of a module that need a gradient, and its loss on a batch of them.
+    """Return a module's trainable parameters, and its loss on a batch as a function of them.
 
-    Buffers stay as they are, and dropout drops the same at each evaluation.
+    Buffers are not changed. Dropout drops the same units at each evaluation.
+
+    Args:
+        model: the module.
+        loss_fn: a function from (the model's output, y) to the loss, a scalar.
+        x: the batch that the model is called with.
+        y: what ``loss_fn`` compares the output with.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return list(trainable.values()), NetworkLoss(model, list(trainable), loss_fn, x, y)
@@ -96,14 +109,14 @@ def module_loss(
 @final
 @dataclass(frozen=True, eq=False)
 class ModuleOutputs(Outputs):
-    """The outputs of a module, in evaluation mode.
+    """The outputs of a module in evaluation mode, as a function of some of its parameters.
 
-    Arithmetic is float64 unless the forward insists on the model's own dtype.
+    Arithmetic is float64, unless the forward pass works only in the model's own dtype.
 
     Attributes:
         model: the module.
-        names: of the parameters that are replaced, in order.
-        x: what it is called with.
+        names: names of the parameters, in the order in which values are passed.
+        x: the batch that the model is called with.
     """
 
     model: nn.Module
@@ -130,5 +143,5 @@ class ModuleOutputs(Outputs):
         return result.double().reshape(1, -1)
 
     def on(self, x: Tensor) -> ModuleOutputs:
-        """See :meth:`Outputs.on`; samples are rows."""
+        """Return the outputs on another batch, samples in rows. See :meth:`Outputs.on`."""
         return ModuleOutputs(self.model, self.names, x)

@@ -1,4 +1,4 @@
-"""What the layers of a site are given: features in columns, and what is computed from them once."""
+"""The input of a layer, samples in columns, with what is computed from it once."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ MAX_SIZE = 1e50  # Frobenius norm of W and h above which float64 products could 
 
 
 class LayerInput:
-    """The input h of a layer, with what is computed from it once.
+    """The input h of a layer, with its pseudo-inverse, which is computed once.
 
-    Keep the object while h stays the same: the pseudo-inverse is made once and reused.
+    Keep the object while h stays the same, so that the pseudo-inverse is reused.
 
     Args:
         h: ``(*batch, features, samples)``, a sample a column.
 
     Attributes:
         original: h as it was given.
-        finite: which tasks have a usable h, ``(*batch,)`` bool.
+        finite: ``(*batch,)`` bool, which tasks have a usable h.
         h: h in float64, with zeros for tasks that are not ``finite``.
     """
 
@@ -31,7 +31,7 @@ class LayerInput:
 
     @cached_property
     def with_ones(self) -> LayerInput:
-        """The input with a row of ones below, which carries the bias."""
+        """The input with a row of ones below, which multiplies the bias."""
         return LayerInput(torch.cat((self.h, torch.ones_like(self.h[..., :1, :])), dim=-2))
 
     @cached_property
@@ -42,6 +42,6 @@ class LayerInput:
 
 
 def sound(matrix: Tensor) -> Tensor:
-    """Return where a matrix has no NaN and nothing whose products overflow, ``(*batch,)`` bool."""
+    """Return whether a matrix is free of NaN and of overflowing products, ``(*batch,)`` bool."""
     size: Tensor = torch.linalg.vector_norm(matrix.detach(), dim=(-2, -1))
     return size < MAX_SIZE  # NaN: False

@@ -1,8 +1,8 @@
-"""Level-set teleportation, by no group: arXiv 2403.03362, as its authors' code solves it.
+"""Level-set teleportation (arXiv 2403.03362): a larger gradient at the same loss, without a group.
 
-Maximises 1/2 log ||g||^2 subject to f <= f(w_0), where g = grad f and H is the Hessian, by
-successive linear models of one Hessian-vector product each: with q = H g / ||g||^2, which is the
-gradient of what is maximised,
+It maximises 1/2 log ||g||^2 subject to f <= f(w_0), where f is the loss, g its gradient and H its
+Hessian. It solves a sequence of linear models, as the authors' code does. Each needs one
+Hessian-vector product. With q = H g / ||g||^2, the gradient of what is maximised, a step is
 
     d = rho q - v g,   v = max(0, (rho q.g + f - f(w_0)) / ||g||^2).
 """
@@ -38,13 +38,16 @@ class Stopped(IntEnum):
 
 @dataclass(frozen=True)
 class LevelSetResult(SearchResult):
-    """Where a level-set search ended, with the way there in K iterations.
+    """Where a level-set search ended, with the losses and gradient norms of its K iterations.
 
     Attributes:
-        gradient_norms: ``(K + 1, *batch)`` float64: ||g||, not squared, from the start on.
-        losses: ``(K + 1, *batch)`` float64.
-        stopped: ``(*batch,)`` int64, of :class:`Stopped`.
-        not_finite: ``(*batch,)`` int64: steps that were rejected for a NaN or an infinity.
+        parameters: the parameters at the end.
+        rejected: ``(*batch,)`` bool, whether a task stayed at its start.
+        elements: empty, as no group acts.
+        gradient_norms: ``(K + 1, *batch)`` float64, the norm ||g|| (not squared) from the start on.
+        losses: ``(K + 1, *batch)`` float64, from the start on.
+        stopped: ``(*batch,)`` int64, values of :class:`Stopped`.
+        not_finite: ``(*batch,)`` int64, steps that were rejected for a NaN or an infinity.
     """
 
     gradient_norms: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -63,7 +66,7 @@ class _Point(NamedTuple):
         return self.loss.isfinite() & self.square.isfinite()
 
     def where(self, mask: Tensor, other: _Point) -> _Point:
-        """This one for the tasks of the mask, the other for the rest."""
+        """Return this point for the tasks of the mask, and the other for the rest."""
         pairs = (zip(a, b, strict=True) for a, b in zip(self[:2], other[:2], strict=True))
         parameters, gradient = (
             [torch.where(per_task(mask, a), a, b) for a, b in pair] for pair in pairs
@@ -74,24 +77,30 @@ class _Point(NamedTuple):
 
 @dataclass(frozen=True)
 class LevelSetTeleport:
-    """A search for a large gradient at no larger a loss, for any twice differentiable loss.
+    """A search for a larger gradient at no larger a loss, for any twice differentiable loss.
 
-    It moves by no group, so it takes any model: the loss is kept, and the outputs are not. No task
-    ends with a loss above f_0 + tolerance |f_0| or with ||g|| below its start's. Each
-    step stays below that bound and reaches a tenth of the rise of log ||g|| that the linear model
-    promises (where it promises a fall, on the way back to the level set, it falls by at most
-    twice as much); else rho is halved, for this task alone. A step that is not finite is
-    rejected and counted.
+    It uses no group, so it takes any model. It keeps the loss, but not the outputs. Let f_0 be the
+    loss at the start. No task ends with a loss above f_0 + tolerance |f_0|, or with a gradient norm
+    below that at its start.
+
+    A step of a task is accepted if its loss stays below that bound, and if log ||g|| rises by at
+    least a tenth of what the linear model promises. (Where the model promises a fall, on the way
+    back to the level set, log ||g|| may fall by at most twice as much.) Otherwise rho is halved for
+    this task, and the step is tried again. A step that is not finite is rejected and counted.
 
     Attributes:
-        iterations: steps; one costs a Hessian-vector product, and one gradient or two a try.
-        rho: of the first step, in units of a weight squared.
-        tolerance: by how much the loss may rise, relative to |f_0|.
-        max_backtracks: how often rho is halved in one step.
-        growth: of rho after a step that was taken at once; 1 as the formula is printed.
-        corrections: Newton steps back to the level set along g, in each try, a gradient each; 0
-            as the formula is printed, which then has to keep rho near sqrt(tolerance).
-        stationary: ends where ||q - max(q.g, 0) g / ||g||^2|| <= stationary ||q||.
+        iterations: largest number of steps. A step costs a Hessian-vector product, and one or two
+            gradients for each try.
+        rho: size of the first step, in units of a weight squared.
+        tolerance: by how much the loss may rise, as a fraction of |f_0|.
+        max_backtracks: how often rho is halved in one step at most.
+        growth: factor of rho after a step whose first try was accepted; 1 in the source.
+        corrections: Newton steps along g back to the level set in each try, a gradient each; 0 in
+            the source, which then has to keep rho near sqrt(tolerance).
+        stationary: the search of a task ends where
+            ||q - max(q.g, 0) g / ||g||^2|| <= stationary ||q||.
+
+    Source: arXiv 2403.03362; the growth of rho and the corrections are this library's.
     """
 
     by_group: ClassVar[bool] = False
@@ -125,11 +134,11 @@ class LevelSetTeleport:
     def __call__(
         self, orbit: Orbit | None, parameters: Sequence[Tensor], loss: LossFunction
     ) -> LevelSetResult:
-        """Return where the search from ``parameters`` ends.
+        """Return where the search ends.
 
         Args:
-            orbit: not looked at.
-            parameters: where it starts; they stay as they are.
+            orbit: not used, as no group acts.
+            parameters: where the search starts; they are not changed.
             loss: the losses as a function of the parameters.
         """
         at = best = first_point = _point(parameters, loss)
@@ -181,7 +190,7 @@ class LevelSetTeleport:
         return level + self.tolerance * level.abs()
 
     def _ends(self, at: _Point, q: list[Tensor], level: Tensor) -> dict[Stopped, Tensor]:
-        """Where there is nothing to try, ``(*batch,)`` each."""
+        """Return the reasons to end the search, each with the tasks it applies to."""
         dims = level.dim()
         size = _dot(q, q, dims).sqrt()
         along = _dot(q, at.gradient, dims).clamp(min=0) / at.square
@@ -195,7 +204,7 @@ class LevelSetTeleport:
     def _try(
         self, at: _Point, q: list[Tensor], rho: Tensor, level: Tensor, loss: LossFunction
     ) -> tuple[_Point, Tensor]:
-        """The point of a step of size rho, and the rise of log ||g|| that the model promises."""
+        """Return the point after a step of size rho, and the rise of log ||g|| that is promised."""
         along = _dot(q, at.gradient, level.dim())
         v = ((rho * along + at.loss - level) / at.square).clamp(min=0)
         tried = _point(_moved(_moved(at.parameters, rho, q), -v, at.gradient), loss)
@@ -223,7 +232,10 @@ def _point(parameters: Sequence[Tensor], loss: LossFunction) -> _Point:
 
 
 def _log_gradient(at: _Point, loss: LossFunction) -> list[Tensor]:
-    """q = H g / ||g||^2, float64; 0 where the loss is linear, not finite where g = 0."""
+    """Return q = H g / ||g||^2 in float64;
+
+    it is 0 where the loss is linear, not finite where g = 0.
+    """
     own = _own(at.parameters)
     with torch.enable_grad():
         gradient = torch.autograd.grad(
@@ -241,7 +253,7 @@ def _dot(left: Sequence[Tensor], right: Sequence[Tensor], batch_dims: int) -> Te
 
 
 def _moved(parameters: Sequence[Tensor], size: Tensor, direction: Sequence[Tensor]) -> list[Tensor]:
-    """w + size * direction, in the parameters' dtype."""
+    """Return w + size * direction, in the dtype of the parameters."""
     return [
         (p + per_task(size, d) * d).to(p.dtype) for p, d in zip(parameters, direction, strict=True)
     ]

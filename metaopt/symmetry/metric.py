@@ -1,8 +1,10 @@
-"""The diagonal metric of an adaptive optimizer: its step is -lr A m (eq. 99).
+"""The diagonal metric A of an adaptive optimizer, whose step is -lr A m with m its momentum (eq.
+
+99).
 
 | optimizer | A, entry by entry | eps |
 | --- | --- | --- |
-| Adagrad | 1 / (sqrt(sum) + eps) | outside the root, as torch has it; eq. 99 has it inside |
+| Adagrad | 1 / (sqrt(sum) + eps) | outside the root, as in torch; eq. 99 has it inside |
 | RMSprop | 1 / (sqrt(square_avg) + eps); centered, of square_avg - grad_avg^2 | the same |
 | Adam, AdamW | 1 / (sqrt(exp_avg_sq / (1 - beta2^step)) + eps) | the same |
 | with amsgrad | the same of max_exp_avg_sq | the same |
@@ -26,16 +28,21 @@ def adaptive_metric(
     parameters: Sequence[Tensor],
     gradients: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """A as it is now, one tensor a parameter and of its shape; a copy.
+    """Return the diagonal metric A of an adaptive optimizer as it is now.
 
     Args:
-        gradients: of the step to come, one a parameter; A is then that of this step (G_{t+1} of
-            eq. 99). Without them an entry that never had a gradient has A = 1 / eps, and a
-            gradient that it has elsewhere outweighs all others.
+        optimizer: an Adagrad, RMSprop, Adam or AdamW of torch.
+        parameters: parameters that it holds.
+        gradients: the gradients of the coming step, one for each parameter. With them A is the
+            metric of that step (G_{t+1} of eq. 99). Without them an entry that never had a gradient
+            has A = 1 / eps, and a gradient that it gets elsewhere outweighs all others.
+
+    Returns:
+        New tensors, one for each parameter and of its shape.
 
     Raises:
         UserError: for a parameter that the optimizer does not hold or has not stepped, and for
-            an optimizer that is not in the table above.
+            an optimizer that is not in the table of this module.
     """
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     given = [None] * len(parameters) if gradients is None else list(gradients)
@@ -60,7 +67,7 @@ def _second_moment(
     gradient: Tensor | None,
     square: Tensor | None,
 ) -> tuple[Tensor, float]:
-    """What stands under the root, after the gradient where there is one, and eps."""
+    """Return the number under the root, after the gradient if there is one, and eps."""
     eps = group.get("eps", 0.0)
     if "sum" in state:
         total: Tensor = state["sum"]

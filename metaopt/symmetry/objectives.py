@@ -1,4 +1,4 @@
-"""What a teleport maximises along the orbit; each task of a batch has its own value."""
+"""Objectives: the quantities that a teleport maximises along an orbit, one value for each task."""
 
 from __future__ import annotations
 
@@ -14,43 +14,57 @@ from metaopt.symmetry.metric import adaptive_metric
 from metaopt.symmetry.orbit import Orbit
 
 LossFunction = Callable[[Sequence[Tensor]], Tensor]
-"""Parameters, in order -> losses ``(*batch,)``; that of a task depends on its own weights alone."""
+"""A function from parameters, in order, to losses ``(*batch,)``.
+
+The loss of a task depends only on the weights of that task."""
 
 Objective = Callable[[Sequence[Tensor], LossFunction], Tensor]
-"""Parameters at g.w, and the loss -> value ``(*batch,)``, differentiable in the parameters.
+"""A function from (parameters at g.w, loss function) to values ``(*batch,)``.
 
-What else it takes (a metric, the directions of a sharpness) is its own and frozen, as a search
-compares its values from one call to the next. One that must know the orbit is a :class:`OfOrbit`.
-"""
+It is differentiable in the parameters. What else it depends on, such as a metric or the directions
+of a sharpness, is its own and constant, since a search compares its values from one call to the
+next. An objective that must know the orbit is an :class:`OfOrbit`."""
 
 
 @runtime_checkable
 class OfOrbit(Protocol):
-    """An objective that becomes one on an orbit, which a search does with it."""
+    """An objective that must be told the orbit before it can be evaluated."""
 
     def on(self, orbit: Orbit) -> Objective:
         """Return the objective for the points of ``orbit``."""
 
 
 def on_orbit(objective: Objective | OfOrbit, orbit: Orbit) -> Objective:
-    """Return the objective as it is evaluated on the orbit."""
+    """Return an objective that can be evaluated on an orbit.
+
+    Args:
+        objective: an objective, or one that must be told the orbit.
+        orbit: the orbit.
+    """
     return objective.on(orbit) if isinstance(objective, OfOrbit) else objective
 
 
 def gradient_norm(parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
-    """Return the squared gradient norm ||grad L||^2, ``(*batch,)`` (eq. 3)."""
+    """Return the squared gradient norm ||grad L||^2, ``(*batch,)`` (eq. 3).
+
+    Args:
+        parameters: in order.
+        loss: the losses as a function of the parameters.
+    """
     losses, gradients = value_and_gradient(parameters, loss)
     return per_task_sum([g.square() for g in gradients], losses.dim())
 
 
 @dataclass(frozen=True, eq=False)
 class MetricNorm:
-    """g^T A g, ``(*batch,)``: the rate at which an adaptive optimizer's step lowers L (eq. 99).
+    """The rate at which a step of an adaptive optimizer lowers the loss, g^T A g (eq. 99).
 
-    Printed as ||g||_A; with ||g||_A = sqrt(g^T A g) what holds is its square, of the same argmax.
+    Here g is the gradient and A the metric. The paper prints ||g||_A. With ||g||_A = sqrt(g^T A g)
+    its square is the rate, and both are largest at the same point.
 
     Attributes:
-        metric: the diagonal of A, one tensor a parameter and of its shape; it stays as it is.
+        metric: the diagonal of A, one tensor for each parameter and of its shape; it is not
+            changed.
     """
 
     metric: Sequence[Tensor]
@@ -62,14 +76,18 @@ class MetricNorm:
         parameters: Sequence[Tensor],
         gradients: Sequence[Tensor] | None = None,
     ) -> MetricNorm:
-        """Build the norm with the metric of Adagrad, RMSprop or Adam as it is now.
+        """Build the norm with the current metric of an Adagrad, RMSprop or Adam.
 
-        See :func:`adaptive_metric`.
+        The arguments are those of :func:`adaptive_metric`.
         """
         return cls(tuple(adaptive_metric(optimizer, parameters, gradients)))
 
     def __call__(self, parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
-        """Return g^T A g, ``(*batch,)``, of parameters in the order of the metric.
+        """Return g^T A g, ``(*batch,)``.
+
+        Args:
+            parameters: in the order of the metric.
+            loss: the losses as a function of the parameters.
 
         Raises:
             UserError: if the parameters have other shapes than the metric.
@@ -87,10 +105,10 @@ class MetricNorm:
 
 @dataclass(frozen=True)
 class Negated:
-    """The negative of an objective: a search that climbs it descends the objective.
+    """The negative of an objective, so that a search lowers the objective.
 
     Attributes:
-        objective: what is negated.
+        objective: the objective to lower.
     """
 
     objective: Objective | OfOrbit
@@ -102,8 +120,12 @@ class Negated:
     def __call__(self, parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
         """Return the negated value, ``(*batch,)``.
 
+        Args:
+            parameters: in order.
+            loss: the losses as a function of the parameters.
+
         Raises:
-            UserError: if the objective must know its orbit and was not given one.
+            UserError: if the objective must know its orbit and was not told it.
         """
         if isinstance(self.objective, OfOrbit) and not callable(self.objective):
             raise UserError(
@@ -115,7 +137,15 @@ class Negated:
 def value_and_gradient(
     parameters: Sequence[Tensor], loss: LossFunction
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return L ``(*batch,)`` and its gradients, one for each parameter, differentiable in them."""
+    """Return the losses ``(*batch,)``, and their gradients, which can be differentiated again.
+
+    Args:
+        parameters: in order.
+        loss: the losses as a function of the parameters.
+
+    Returns:
+        The losses, and one gradient for each parameter.
+    """
     # Views: where a layer depends on an earlier one, the inner gradient must not lead there.
     own = [p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in parameters]
     losses = loss(own)
@@ -123,6 +153,11 @@ def value_and_gradient(
 
 
 def per_task_sum(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:
-    """Return the sum over all entries of all tensors of each task, ``(*batch,)``."""
+    """Return for each task the sum of all entries of all tensors, ``(*batch,)``.
+
+    Args:
+        tensors: each ``(*batch, ...)``.
+        batch_dims: how many leading dimensions count tasks.
+    """
     sums = [t.unsqueeze(-1).flatten(start_dim=batch_dims).sum(-1) for t in tensors]
     return torch.stack(sums).sum(dim=0)

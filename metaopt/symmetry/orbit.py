@@ -1,4 +1,4 @@
-"""Orbits: all the points g.w that groups reach which act at several sites."""
+"""Orbits: all points g.w that the weights w reach when groups act at several sites."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class OrbitPoint(NamedTuple):
     """A point of an orbit.
 
     Attributes:
-        parameters: in the orbit's order.
-        rejected: ``(*batch,)`` bool: at least one site kept its weights for this task.
+        parameters: in the order of the orbit.
+        rejected: ``(*batch,)`` bool, whether a task kept its weights at one site at least.
     """
 
     parameters: list[Tensor]
@@ -28,7 +28,12 @@ class OrbitPoint(NamedTuple):
 
 
 class ActingSite(NamedTuple):
-    """A site and the action that acts there."""
+    """A site, and the action that acts there.
+
+    Attributes:
+        site: the site.
+        action: the action.
+    """
 
     site: Site
     action: Action
@@ -36,10 +41,10 @@ class ActingSite(NamedTuple):
 
 @final
 class Orbit:
-    """All points g.w that are reached by letting a group act at each of several sites.
+    """All points g.w that are reached when a group acts at each of several sites.
 
     Args:
-        names: of the parameters, in the order in which they are handed over.
+        names: names of the parameters, in the order in which their values are passed.
         acting: sites with their actions, in the order of the data flow.
         chain: the chain of layers that the sites belong to, for actions that need its features.
         layer_input: the chain's input; pass the same object again while it stays the same.
@@ -58,12 +63,17 @@ class Orbit:
         self.layer_input = layer_input
 
     def identity(self, parameters: Sequence[Tensor]) -> list[Element]:
-        """Return T = 0 at each site, float64."""
+        """Return the Lie algebra element T = 0 of each site, float64."""
         weights = named(self.names, parameters)
         return [acting.action.identity(acting.site, weights) for acting in self.acting]
 
     def elements(self, parameters: Sequence[Tensor], values: Sequence[Tensor]) -> list[Element]:
-        """Return elements of the form that each site takes, of these values."""
+        """Return elements of the form that each site takes, with given values.
+
+        Args:
+            parameters: in order.
+            values: one tensor for each site.
+        """
         zeros = self.identity(parameters)
         return [zero.with_values(own) for zero, own in zip(zeros, values, strict=True)]
 
@@ -73,13 +83,14 @@ class Orbit:
         return dims - self.acting[0].site.head_dims
 
     def move(self, parameters: Sequence[Tensor], elements: Sequence[Element]) -> OrbitPoint:
-        """Return exp(T) . w, differentiable in T.
+        """Return the point exp(T).w, differentiable in T.
 
-        The sites move in order. What a later one is given is computed at the weights that the
-        earlier ones left.
+        The sites move in order. The input of a later site is computed at the weights that the
+        earlier sites left.
 
         Args:
-            elements: T of each site.
+            parameters: the weights w, in order.
+            elements: one T for each site.
         """
         weights = named(self.names, parameters)
         rejected: Tensor | None = None
@@ -93,12 +104,13 @@ class Orbit:
         return OrbitPoint([weights[name] for name in self.names], rejected)
 
     def pull_back(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Element]:
-        """Return gradients in T at T = 0 of a function on the orbit, from its gradients there.
+        """Return the gradients with respect to T, at T = 0, of a function of the parameters.
 
-        At first order the sites move independently, so each has its own.
+        To first order the sites move independently, so each has its own gradient.
 
         Args:
-            gradients: with respect to the parameters, in order.
+            parameters: the weights w, in order.
+            gradients: of the function, with respect to the parameters, in order.
         """
         weights, given = named(self.names, parameters), named(self.names, gradients)
         inputs = self._walk()
@@ -110,11 +122,13 @@ class Orbit:
     def transport(
         self, gradients: Sequence[Tensor], elements: Sequence[Element], squares: bool = False
     ) -> list[Tensor]:
-        """Return averages of gradients at w as averages at exp(T) . w, in order.
+        """Transport averages of gradients from w to exp(T).w, in order.
 
-        Each action says how; see :meth:`Action.transport`.
+        Each action does it in its own way; see :meth:`Action.transport`.
 
         Args:
+            gradients: one tensor for each parameter, in order.
+            elements: one T for each site.
             squares: whether they are averages of squared gradients, entry by entry.
         """
         buffers = named(self.names, gradients)
@@ -127,7 +141,7 @@ class Orbit:
 
 
 class _Walk:
-    """What the incoming layers of a chain's sites are given, computed once on the way."""
+    """The inputs of the incoming layers of a chain's sites, each computed once on the way."""
 
     def __init__(
         self, names: Sequence[str], chain: LayerChain | None, layer_input: LayerInput | None
@@ -141,7 +155,10 @@ class _Walk:
             self.places = {name: place for place, name in enumerate(weights)}
 
     def at(self, site: Site, weights: Mapping[str, Tensor]) -> LayerInput | None:
-        """Of the site's incoming layer, at these weights; None where no inputs are known."""
+        """Return the input of the site's incoming layer at these weights;
+
+        None if it is not known.
+        """
         if self.chain is None or self.layer_input is None:
             return None
         place = self.places[site.incoming[0].parameter]
@@ -165,11 +182,13 @@ def _is_weight(chain: LayerChain) -> Iterator[bool]:
 def chain_orbit(
     chain: LayerChain, parameters: Sequence[Tensor], layer_input: LayerInput, action: Action
 ) -> Orbit:
-    """Return the orbit of a chain of layers, with one action at every pair, on given inputs.
+    """Return the orbit of a chain of layers on given inputs, with one action at every pair.
 
     Args:
-        parameters: of the chain, in order; only their shapes are looked at.
+        chain: the chain.
+        parameters: parameters of the chain, in order; only their shapes are used.
         layer_input: the chain's input x.
+        action: the action at every pair of layers.
     """
     acting = [ActingSite(site, action) for site in chain.sites(parameters)]
     return Orbit(chain.names, acting, chain, layer_input)

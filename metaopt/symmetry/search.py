@@ -1,4 +1,4 @@
-"""Where to teleport: gradient ascent on the Lie algebra, with backtracking (eq. 3)."""
+"""Searches for the point to teleport to: gradient ascent on the Lie algebra, with backtracking."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ TINY = 1e-6
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Where a search ended, and the way there.
+    """Where a search ended, and the group elements that led there.
 
     Attributes:
-        parameters: at the end, in the order in which they came.
-        rejected: ``(*batch,)`` bool: the task stayed at its start, its last move being rejected.
-        elements: T of each site for each step of the way, in order; 0 where a task stayed. Empty
-            where the search moves by no group.
+        parameters: at the end, in the order in which they were passed.
+        rejected: ``(*batch,)`` bool, whether a task stayed at its start because its last move was
+            rejected.
+        elements: for each step of the search, T of each site; 0 where a task stayed. Empty if the
+            search uses no group.
     """
 
     parameters: list[Tensor]
@@ -48,10 +49,10 @@ class SearchResult:
 
 
 class Search(Protocol):
-    """Finds another point of the same loss.
+    """A function that finds another point of the same loss.
 
-    A search that moves by no group has an attribute ``by_group = False``: then it is given all
-    parameters that need a gradient, and what it must keep is the loss, not the outputs.
+    A search that uses no group has an attribute ``by_group = False``. Such a search is given all
+    parameters that need a gradient, and it has to keep the loss, not the outputs.
     """
 
     def __call__(
@@ -61,18 +62,21 @@ class Search(Protocol):
 
         Args:
             orbit: the points that may be reached.
-            parameters: where it starts, in the orbit's order; they stay as they are.
+            parameters: where the search starts, in the order of the orbit; they are not changed.
             loss: the losses as a function of the parameters.
         """
 
 
 def moves_by_group(search: Search) -> bool:
-    """Return whether a search moves along an orbit, as all do that do not say otherwise."""
+    """Return whether a search moves along an orbit; it does unless its ``by_group`` is False."""
     return bool(getattr(search, "by_group", True))
 
 
 def check_search(search: object) -> None:
-    """Refuse what is no search, such as an objective by itself.
+    """Check that an object is a search, and not an objective by itself, for example.
+
+    Args:
+        search: the object; None passes.
 
     Raises:
         UserError: if it cannot be called with an orbit, parameters and a loss.
@@ -89,11 +93,14 @@ def check_search(search: object) -> None:
 
 
 class Point:
-    """Parameters, and an objective at them, with its gradient when it is asked for, once.
+    """Parameters with the value of an objective there, and its gradient, computed once when needed.
 
     Args:
+        objective: the objective.
+        loss: the losses as a function of the parameters.
         parameters: detached.
         value: ``(*batch,)``, a function of ``leaves``; or detached, without leaves.
+        leaves: the parameters that ``value`` can be differentiated in.
     """
 
     def __init__(
@@ -147,9 +154,10 @@ def _graph(
 
 
 def _shortened(start: Tensor, tried: Tensor, bound: Tensor) -> Tensor:
-    """By how much a step that was not accepted is shortened, ``(*batch,)``: half, or less.
+    """Return the factor that a rejected step is shortened by, ``(*batch,)``: a half or less.
 
-    One that passed the bound aims at it along the chord, below which a convex objective lies.
+    A step that passed the bound is shortened to where the chord meets the bound. A convex objective
+    lies below its chord.
     """
     aimed = (1 - NEAR / 2) * (bound - start) / (tried - start)
     passed = (tried > bound) & tried.isfinite()
@@ -157,7 +165,7 @@ def _shortened(start: Tensor, tried: Tensor, bound: Tensor) -> Tensor:
 
 
 def _units(directions: Sequence[Element], batch_dims: int) -> list[Element]:
-    """Divided by their norm, jointly over the sites of a task."""
+    """Return directions divided by their norm, taken over all sites of a task together."""
     squares = [direction.values.square() for direction in directions]
     norm = per_task_sum(squares, batch_dims).sqrt().clamp(min=1e-300)
     return [d.with_values(d.values / per_task(norm, d.values)) for d in directions]
@@ -165,23 +173,24 @@ def _units(directions: Sequence[Element], batch_dims: int) -> list[Element]:
 
 @dataclass(frozen=True)
 class GradientAscent:
-    """Climbs an objective along the orbit; no task ends below its start or at infinity.
+    """Gradient ascent of an objective along an orbit, with backtracking.
 
-    Each iteration is w <- exp(a G) . w with G the objective's gradient in T at T = 0, divided by
-    its norm: ``initial_step`` is the Frobenius norm of the first T tried. A task's own step is
-    halved while its objective would not rise, or shortened where it would pass its bound. After
-    ``max_backtracks`` failures in one iteration a task has arrived, as it has when a twentieth of
-    the way to its bound is left. The search ends when all tasks have.
+    Each iteration is w <- exp(a G).w. Here G is the objective's gradient with respect to T at T =
+    0, divided by its norm, and a is the step of the task, at first ``initial_step``. The step of a
+    task is halved if its objective would not rise, and shortened if it would pass its bound. A task
+    is done after ``max_backtracks`` failures in one iteration, or when a twentieth of the way to
+    its bound is left. The search ends when all tasks are done. No task ends below its start or at
+    infinity.
 
     Attributes:
-        iterations: steps of ascent.
-        initial_step: norm of the first T, the same for each task.
-        max_backtracks: how often a step is shortened.
-        objective: what is climbed, ||grad L||^2 by default.
-        max_value: a move to a value above this one is not accepted; a task that starts above stays
-            there. The value is the objective's: of the default one, a squared norm.
-        max_ratio: the same, as a multiple of each task's value where the search starts (of a
-            negative value, which rises towards 0, a fraction 1 / max_ratio).
+        iterations: largest number of steps.
+        initial_step: Frobenius norm of the first T that is tried, the same for each task.
+        max_backtracks: how often a step is shortened at most.
+        objective: what is maximised, by default the squared gradient norm.
+        max_value: largest value of the objective; a move to a larger one is not accepted, and a
+            task that starts above it stays. For the default objective this is a squared norm.
+        max_ratio: largest value, as a multiple of the value of each task at the start. A negative
+            value rises towards 0, so for it the bound is the fraction 1 / max_ratio.
 
     Source: eq. 3 of the paper; the backtracking and the bounds are this library's.
     """
@@ -219,7 +228,7 @@ class GradientAscent:
         moved = torch.zeros_like(rejected)
         room = torch.maximum(NEAR * (bound - here.value), TINY * bound.abs())
         arrived = bound - here.value <= room
-        taken: list[list[Element]] = []
+        way: list[list[Element]] = []
         for _ in range(self.iterations):
             if arrived.all():
                 break
@@ -245,11 +254,11 @@ class GradientAscent:
                 if not climbing.any():
                     break
             arrived = arrived | climbing | (bound - here.value <= room)
-            taken.append(accepted)
-        return SearchResult(here.parameters, rejected & ~moved, taken)
+            way.append(accepted)
+        return SearchResult(here.parameters, rejected & ~moved, way)
 
     def _bound(self, start: Tensor) -> Tensor:
-        """The largest value to accept, finite, ``(*batch,)``."""
+        """Return the largest value to accept, finite, ``(*batch,)``."""
         largest = torch.full_like(start, min(self.max_value, torch.finfo(start.dtype).max))
         if math.isinf(self.max_ratio):
             return largest

@@ -1,4 +1,4 @@
-"""Sites: pairs of matrices inside named parameters, between which a group can act."""
+"""Sites: the places of a network where a group can act, as matrices inside named parameters."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from torch import Tensor
 from metaopt.symmetry.activations import Activation
 
 ALWAYS = "always"
-"""``Site.exact`` of a group that keeps the function on all data."""
+"""The value of ``Site.exact`` for a group that keeps the function on all data."""
 
 
 @dataclass(frozen=True)
 class MatrixView:
-    """A matrix inside a named parameter: which of its dimensions are rows and which are columns.
+    """A matrix inside a named parameter, such as one head of an attention weight.
 
-    Parameters may have leading batch dimensions, one matrix for each index; they are not named.
+    It says which dimensions of the parameter are the rows and which are the columns. Parameters may
+    have leading batch dimensions, with one matrix for each index. These are not counted here.
 
     Attributes:
         parameter: the parameter's name.
-        rows, columns: dimensions of ``shape`` that are laid out as rows and as columns, in order.
-            Without columns the view is of a vector, as one column.
-        shape: the parameter's own shape, with dimensions split up where only a part of one is a
-            row or a column; None where the parameter is the matrix, or the vector, as it is.
-        dims: how many dimensions the parameter itself has, where ``shape`` is given.
-        at: (dimension of ``shape``, index) that stay fixed, to see one head of several.
+        rows: dimensions of ``shape`` that become the rows, in order.
+        columns: dimensions of ``shape`` that become the columns, in order. Without columns the view
+            is of a vector, as one column.
+        shape: the parameter's shape, with a dimension split up where only a part of it is a row or
+            a column. None if the parameter is the matrix, or the vector, as it is.
+        dims: how many dimensions the parameter itself has, if ``shape`` is given.
+        at: pairs (dimension of ``shape``, index) that stay fixed, to see one head of several.
         heads: dimensions of ``shape`` that count matrices; they come before the rows.
-        bias: the view of the bias that belongs to the rows, where there is one.
+        bias: the view of the bias that belongs to the rows, if there is one.
 
     Example:
         >>> weights = {"w": torch.arange(24.0).reshape(4, 6)}
@@ -52,7 +54,7 @@ class MatrixView:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """The names of all parameters that the view reads, the bias's among them."""
+        """The names of all parameters that the view reads, the bias included."""
         return (self.parameter, *(self.bias.parameters if self.bias else ()))
 
     def read(self, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -98,7 +100,12 @@ class MatrixView:
         parameters[self.parameter] = restored.reshape(old.shape).contiguous()
 
     def write_augmented(self, parameters: dict[str, Tensor], value: Tensor) -> None:
-        """Replace the matrix and its bias by those of an augmented weight [W b]."""
+        """Replace the matrix and its bias in ``parameters`` by an augmented weight [W b].
+
+        Args:
+            parameters: by name; only the entries of this view change.
+            value: of the shape that :meth:`read_augmented` gives.
+        """
         if self.bias is None:
             self.write(parameters, value)
             return
@@ -133,27 +140,29 @@ def _size(shape: torch.Size) -> int:
 
 @dataclass(frozen=True)
 class Site:
-    """A place where a group can act: what makes k features, and what uses them.
+    """A place of a network where a group can act between the layers that make and use k features.
 
     Attributes:
-        name: for people, such as "0 -> 2".
-        incoming: views with k rows each: what makes the features. The group element multiplies
-            them from the left.
-        outgoing: views with k columns each: what uses the features. The inverse of the group
-            element multiplies them from the right.
-        between: the elementwise activation between the two; None where it is not one fixed
-            function.
-        group: the largest group that acts here: "GL", or "positive" for positive scales of units.
-        width: k, the number of features.
+        name: a name for people, such as "0 -> 2".
+        incoming: views with k rows each, of the matrices that make the features. The group element
+            multiplies them from the left.
+        outgoing: views with k columns each, of the matrices that use the features. The inverse of
+            the group element multiplies them from the right.
+        between: the elementwise activation between the two; None if it is not one fixed function.
+        group: the largest group that acts here: "GL" for invertible matrices, "positive" for
+            positive scales of units.
+        width: the number k of features.
         exact: "always", or "on a batch of at most N samples".
         layers: the names of the module that makes the features and of the one that uses them.
-        labels: what lies between, in order, for people.
-        fan_in: what one unit of the incoming layer sees: features, or channels * kernel.
-        biased: whether what makes the features has a bias, and whether what uses them has one.
-        plain: whether there is nothing but the activation between two matrices.
+        labels: names for people of what lies between, in order.
+        fan_in: how many inputs one unit of the incoming layer has: features, or channels * kernel.
+        biased: whether the layer that makes the features has a bias, and whether the one that uses
+            them has one.
+        plain: whether nothing but the activation lies between two matrices.
         homogeneous: whether positive scales of units pass through to what uses the features.
-        scaled: the name of the batch norm that takes a scale instead of the incoming layer.
-        block: inputs of the outgoing layer that one unit feeds: H * W across a Flatten, else 1.
+        scaled: the name of the batch norm that is scaled instead of the incoming layer, if any.
+        block: how many inputs of the outgoing layer belong to one unit: H * W across a Flatten,
+            else 1.
     """
 
     name: str
@@ -180,11 +189,11 @@ class Site:
 
     @property
     def head_dims(self) -> int:
-        """How many dimensions of an element count heads, each with a group element of its own."""
+        """How many dimensions of an element count heads, which have one group element each."""
         return len(self.incoming[0].heads)
 
     def without_outgoing_bias(self) -> Site:
-        """Return the site as an action sees it that needs no features: that bias stays as it is."""
+        """Return the site without its outgoing bias, for actions that do not move that bias."""
         return _without_outgoing_bias(self)
 
 
@@ -194,11 +203,11 @@ def _without_outgoing_bias(site: Site) -> Site:
 
 
 class LeftOut(NamedTuple):
-    """Layers between which no group acts, and why.
+    """Layers between which no group acts, and the reason.
 
     Attributes:
-        names: the incoming layer, then those that it leads to.
-        reason: in plain words.
+        names: the incoming layer, then the layers that it leads to.
+        reason: why, in plain words.
     """
 
     names: tuple[str, ...]
@@ -206,5 +215,10 @@ class LeftOut(NamedTuple):
 
 
 def named(names: Iterable[str], tensors: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return tensors by name."""
+    """Return tensors by name.
+
+    Args:
+        names: the names.
+        tensors: as many tensors, in the same order.
+    """
     return dict(zip(names, tensors, strict=True))

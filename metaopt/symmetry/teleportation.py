@@ -1,4 +1,4 @@
-"""A move of the weights along an orbit, with what it takes to judge it."""
+"""A teleportation: a move of the weights along an orbit, with its invariance error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metaopt.symmetry.element import per_task
 
 
 class Outputs(ABC):
-    """A model's outputs on some data, as a function of its parameters."""
+    """The outputs of a model on some data, as a function of its parameters."""
 
     @abstractmethod
     def __call__(self, parameters: Sequence[Tensor]) -> Tensor:
@@ -28,13 +28,17 @@ class Outputs(ABC):
 
     @abstractmethod
     def on(self, x: Tensor) -> Outputs:
-        """Return the outputs on other data, given as the model takes them."""
+        """Return the outputs on other data.
+
+        Args:
+            x: the data, in the form that the model takes.
+        """
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ChainOutputs(Outputs):
-    """The outputs of a chain of layers.
+    """The outputs of a chain of layers, as a function of its parameters.
 
     Attributes:
         chain: the chain.
@@ -45,24 +49,30 @@ class ChainOutputs(Outputs):
     x: Tensor
 
     def __call__(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Return the outputs in float64, ``(*batch, out, samples)``.
+
+        See :meth:`Outputs.__call__`.
+        """
         layers = self.chain.layers([parameter.double() for parameter in parameters])
         return self.chain.output(layers, self.x.double())
 
     def on(self, x: Tensor) -> ChainOutputs:
-        """See :meth:`Outputs.on`; samples are columns."""
+        """Return the outputs on other data, samples in columns. See :meth:`Outputs.on`."""
         return ChainOutputs(self.chain, x)
 
 
 @dataclass(frozen=True, repr=False)
 class Teleportation:
-    """A move of the weights along an orbit.
+    """A move of the weights along an orbit, with the outputs that show how exact it was.
 
     Attributes:
         outputs: the model's outputs as a function of the parameters.
-        before, after: the parameters, in order.
-        rejected: ``(*batch,)`` bool: at least one site kept its weights for this task, since its
-            move could not be trusted.
-        reverted: ``(*batch,)`` bool: the move was taken back afterwards; None where nobody asked.
+        before: the parameters before the move, in order.
+        after: the parameters after it.
+        rejected: ``(*batch,)`` bool, whether a task kept its weights at one site at least, because
+            the move there could not be trusted.
+        reverted: ``(*batch,)`` bool, whether the move was taken back afterwards; None if that was
+            not checked.
     """
 
     outputs: Outputs
@@ -84,26 +94,27 @@ class Teleportation:
 
     @torch.no_grad()
     def invariance_error(self, x: Tensor | None = None) -> Tensor:
-        """Return ||F(g.w) - F(w)||_F / ||F(w)||_F, ``(*batch,)``.
+        """Return the relative change of the outputs that the move made, ``(*batch,)``.
 
-        Measured in float64 at the weights as they are stored, so the rounding of float32 weights is
-        part of it.
+        This is ||F(g.w) - F(w)||_F / ||F(w)||_F. It is computed in float64 at the weights as they
+        are stored, so it includes the rounding of float32 weights.
 
         Args:
-            x: other data than the batch, in the form that the model takes.
+            x: data to measure on, in the form that the model takes; by default the batch of the
+                move.
         """
         outputs = self.outputs if x is None else self.outputs.on(x)
         return relative_change(outputs(self.before), outputs(self.after))
 
     def revert_rounding(self, updated_from: Sequence[Tensor], fraction: float) -> Teleportation:
-        """Take the move back where it changes the output by more than a part of the last update.
+        """Take the move back if it changes the outputs too much compared with the last update.
 
-        Where nothing is left to gain by an update, moving along the orbit would only round the
+        If updates hardly change the outputs any more, a move along the orbit would only round the
         weights again.
 
         Args:
-            updated_from: the parameters before that update, which ended at ``before``.
-            fraction: above 0; the largest change of the output that stays, over the update's.
+            updated_from: the parameters before the last update, which ended at ``before``.
+            fraction: largest change of the outputs, as a fraction of the update's; above 0.
         """
         with torch.no_grad():
             first, updated, moved = map(self.outputs, (updated_from, self.before, self.after))
@@ -111,7 +122,11 @@ class Teleportation:
         return self.revert(change > fraction * step)
 
     def revert(self, where: Tensor) -> Teleportation:
-        """Take the move back for the tasks of a mask, ``(*batch,)``."""
+        """Take the move back for some tasks.
+
+        Args:
+            where: ``(*batch,)`` bool.
+        """
         after = [
             torch.where(per_task(where, moved), old, moved)
             for old, moved in zip(self.before, self.after, strict=True)
@@ -120,11 +135,13 @@ class Teleportation:
 
 
 class OutputChange:
-    """How far other parameters change the outputs from where they start, which is computed once.
+    """The change of the outputs between given parameters and others.
+
+    The outputs at the given parameters are computed once.
 
     Args:
         outputs: the outputs as a function of the parameters.
-        start: the parameters to compare with.
+        start: the given parameters.
     """
 
     def __init__(self, outputs: Outputs, start: Sequence[Tensor]) -> None:
@@ -134,5 +151,9 @@ class OutputChange:
 
     @torch.no_grad()
     def invariance_error(self, parameters: Sequence[Tensor]) -> Tensor:
-        """Return ||F(parameters) - F(start)|| / ||F(start)||, ``(*batch,)``."""
+        """Return ||F(parameters) - F(start)|| / ||F(start)||, ``(*batch,)``.
+
+        Args:
+            parameters: the other parameters.
+        """
         return relative_change(self._start, self.outputs(parameters))

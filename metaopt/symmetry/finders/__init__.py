@@ -1,4 +1,4 @@
-"""Finders: from an ordinary ``nn.Module`` to the sites where a group can act, with reasons."""
+"""Finders: functions that find, in an ordinary ``nn.Module``, the sites where a group can act."""
 
 from metaopt.symmetry.finders.chain import as_chain
 from metaopt.symmetry.finders.find import (

@@ -1,4 +1,4 @@
-"""A module that is wholly a chain of Linear layers, seen as a :class:`LayerChain`."""
+"""A module that is wholly a chain of Linear layers, as a :class:`LayerChain`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ from metaopt.symmetry.finders.trace import Trace, trace
 
 
 def as_chain(model: nn.Module) -> LayerChain | str:
-    """Return the model as a chain of layers, or the reason in plain words why it is none.
+    """Return a model as a chain of layers, or in plain words why it is none.
 
-    A chain is Linear layers with one fixed elementwise activation or none between and behind them,
-    which may flatten its input first, is the same in training and evaluation mode, and has no
-    other parameters and no frozen ones. Its output on ``x.flatten(1).mT`` is ``model(x).mT``.
+    A chain consists of Linear layers, with one fixed elementwise activation, or none, after each.
+    It may flatten its input first. Its forward pass is the same in training and in evaluation mode.
+    It has no other parameters and no frozen ones. The output of the chain on ``x.flatten(1).mT`` is
+    ``model(x).mT``.
 
-    >>> chain = as_chain(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
-    >>> chain.names
-    ('1.weight', '1.bias', '3.weight', '3.bias')
-    >>> as_chain(nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.Linear(3, 2)))
-    'Dropout is not part of a chain'
+    Args:
+        model: any module.
+
+    Example:
+        >>> layers = nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)
+        >>> as_chain(nn.Sequential(*layers)).names
+        ('1.weight', '1.bias', '3.weight', '3.bias')
+        >>> as_chain(nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.Linear(3, 2)))
+        'Dropout is not part of a chain'
     """
     return chain_of([trace(model, training) for training in (True, False)])
 
@@ -34,7 +39,7 @@ def chain_of(traces: Sequence[Trace | str]) -> LayerChain | str:
     """Return the chain that a model is in each of its traces, or why it is none.
 
     Args:
-        traces: of the model in training and in evaluation mode; a string says why there is none.
+        traces: the traces in training and in evaluation mode; a string says why there is none.
     """
     chains = [traced if isinstance(traced, str) else _read(traced) for traced in traces]
     for chain in chains:
@@ -84,7 +89,7 @@ def _read(trace: Trace) -> LayerChain | str:
 
 
 def _step(trace: Trace, node: fx.Node, value: fx.Node, activations: list[Activation]) -> str | None:
-    """Take the step into the last of ``activations``, or say why it is not part of a chain."""
+    """Add a step to the last of ``activations``, or return why it is not part of a chain."""
     step = read(trace, node, value)
     if isinstance(step, str):
         return step

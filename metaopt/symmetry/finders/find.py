@@ -1,4 +1,4 @@
-"""Find the sites of an ordinary module, and say why others are left out."""
+"""Find the sites of an ordinary module, and say why other layers are left out."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from metaopt.symmetry.site import LeftOut, Site
 
 @dataclass(frozen=True)
 class Findings:
-    """What one finder has found in one trace of a model.
+    """What one finder found in one trace of a model.
 
     Attributes:
-        found: sites, in the order of the data flow.
+        found: the sites, in the order of the data flow.
         left_out: layers that it looked at and left out, with the reasons.
     """
 
@@ -30,18 +30,22 @@ class Findings:
 
 
 Finder = Callable[[Trace], Findings]
-"""The data flow of a module in one mode -> the sites of one kind."""
+"""A function from the trace of a module, in one mode, to the sites of one kind."""
 
 
 FINDERS: Registry[Finder] = Registry("finder")
-"""Every finder by name; :func:`find_sites` runs them all, in order."""
+"""All finders by name; :func:`find_sites` runs them in order."""
 
 
 @FINDERS.register("between_layers")
 def between_layers(trace: Trace) -> Findings:
-    """Find sites between two layers, Linear or Conv2d, of which the second alone uses the first.
+    """Find sites between two Linear or Conv2d layers, of which the second alone uses the first.
 
-    Chains, convolutions with batch norms and pools, and linear pairs with nothing between.
+    They are those of chains, of convolutions with batch norms and pools, and of linear pairs with
+    nothing between.
+
+    Args:
+        trace: the data flow of the module.
     """
     ends = [walk(trace, node) for node in trace.layers()]
     return Findings(
@@ -51,28 +55,30 @@ def between_layers(trace: Trace) -> Findings:
 
 
 def find_sites(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) -> Sites:
-    """Find all places of a model where a group can act, and say why others are left out.
+    """Find all sites of a model where a group can act, and say why other layers are left out.
 
-    The forward is read as it runs with its optional arguments at their defaults, in training and
-    in evaluation mode; a site must be one in both. Register forward hooks afterwards: a layer
-    with a hook is left out. The model is not changed.
+    The forward pass is read with its optional arguments at their defaults, in training and in
+    evaluation mode. A site must be one in both modes. Register forward hooks afterwards, since a
+    layer with a hook is left out. The model is not changed.
 
     Args:
-        sites: keep only these (incoming, outgoing).
+        model: any module.
+        sites: pairs (incoming layer, outgoing layer) to keep, instead of all.
 
     Raises:
         UserError: if one of ``sites`` was not found.
 
-    >>> layers = nn.Linear(9, 4), nn.Tanh(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
-    >>> print(find_sites(nn.Sequential(*layers)).report())
-    Found: 2
-      0 -> 2: 4 units, Tanh between
-        no rescaling: Tanh is not positively homogeneous
-        no post_activation: it is one-to-one, but has no inverse on the real line
-        pre_activation: exact for a batch of at most 5 samples
-      2 -> 4: 4 units, ReLU between
-        rescaling: exact for all data
-        pre_activation: exact for a batch of at most 5 samples
+    Example:
+        >>> layers = nn.Linear(9, 4), nn.Tanh(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
+        >>> print(find_sites(nn.Sequential(*layers)).report())
+        Found: 2
+          0 -> 2: 4 units, Tanh between
+            no rescaling: Tanh is not positively homogeneous
+            no post_activation: it is one-to-one, but has no inverse on the real line
+            pre_activation: exact for a batch of at most 5 samples
+          2 -> 4: 4 units, ReLU between
+            rescaling: exact for all data
+            pre_activation: exact for a batch of at most 5 samples
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"expected an nn.Module, got {type(model).__name__}: give the model itself")
@@ -92,14 +98,16 @@ def find_sites(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None)
 
 
 def choose_sites(model: nn.Module, everything: Sites, sites: Sequence[tuple[str, str]]) -> Sites:
-    """Keep only the sites of given (incoming, outgoing) layers.
+    """Keep only the sites between given pairs of layers.
 
     Args:
-        everything: what :func:`find_sites` found in the model.
-        sites: names of layers; a module of several names may be called by any.
+        model: the module.
+        everything: what :func:`find_sites` found in it.
+        sites: pairs (incoming layer, outgoing layer) of names; a module that has several names may
+            be called by any.
 
     Raises:
-        UserError: if one of them was not found, saying why.
+        UserError: if one of them was not found; the message says why.
     """
     known = {site.layers: site for site in everything.found}
     first_names = {id(module): name for name, module in model.named_modules()}

@@ -1,4 +1,4 @@
-"""Whether a layer, or a batch norm, may be moved at all."""
+"""Whether the parameters of a layer, or of a batch norm, may be moved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ _KNOWN = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm
 
 
 def obstacle(trace: Trace, name: str) -> str | None:
-    """Why the parameters of the module must stay, in plain words; None where they may move."""
+    """Return in plain words why the parameters of a module must stay; None if they may move.
+
+    Args:
+        trace: the data flow of the model.
+        name: the name of the module.
+    """
     module = trace.model.get_submodule(name)
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return f"{name} is a transposed convolution, which is not handled"

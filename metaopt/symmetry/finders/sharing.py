@@ -1,4 +1,4 @@
-"""Which parameters are held twice: tied weights, and views of the same memory."""
+"""Which parameters are shared: tied weights, and views of the same memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from torch.nn.parameter import is_lazy
 
 
 def shared_parameters(model: nn.Module) -> dict[int, tuple[str, ...]]:
-    """id of each parameter whose memory is held under several names -> these names.
+    """Return the parameters whose memory is held under several names.
 
     One module under two names holds its parameters once.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The names by the ``id`` of the parameter.
     """
     holders: dict[tuple[int, str], tuple[str, Tensor]] = {}
     for path, module in model.named_modules():
@@ -31,7 +37,7 @@ def shared_parameters(model: nn.Module) -> dict[int, tuple[str, ...]]:
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether the two reach into the same bytes of their storage (at most; strides may skip)."""
+    """Return whether two tensors may share bytes of their storage; strides may skip some."""
     (start, end), (other_start, other_end) = _reach(one), _reach(other)
     return start < other_end and other_start < end
 

@@ -1,4 +1,4 @@
-"""All sites of a model, with what was left out and why, and which actions fit each."""
+"""All sites of a model, the layers that were left out, and the actions that fit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ FEW = 3  # names that are listed where there are many
 
 @dataclass(frozen=True)
 class Sites:
-    """All places of a model where a group can act, in the order of the data flow.
+    """All sites of a model, in the order of the data flow, and the layers that were left out.
 
     Attributes:
         found: the sites.
         left_out: layers between which no group acts, with the reasons.
         chain: the model as a chain of layers, or why it is none. On a chain the input of each site
-            is known, which actions need that are exact on a batch alone.
+            is known, as actions need that are exact only on a batch.
     """
 
     found: tuple[Site, ...]
@@ -33,25 +33,30 @@ class Sites:
     chain: LayerChain | str
 
     def why(self) -> str:
-        """Return the reasons for what was left out, in one line; alike ones are counted."""
+        """Return in one line why layers were left out; equal reasons are counted."""
         return grouped(self.left_out) or "it has too few layers"
 
     def largest_batch(self) -> float:
-        """Return for how many samples some action is exact at every site of the chain, at most."""
+        """Return the largest batch for which some action is exact at every site of the chain."""
         if isinstance(self.chain, str) or len(self.found) != len(self.chain.pairs):
             return 0
         actions = [make_action(name) for name in ACTIONS]
         return max(min((a.max_samples(s) for s in self.found), default=0) for a in actions)
 
     def exact_everywhere(self, action: Action, samples: float) -> bool:
-        """Return whether an action is exact at every site of the chain, on so many samples."""
+        """Return whether an action is exact at every site of the chain.
+
+        Args:
+            action: the action.
+            samples: the number of samples.
+        """
         if isinstance(self.chain, str) or len(self.found) != len(self.chain.pairs):
             return False
         fits = [action.max_samples(site) >= samples for site in self.found]
         return bool(fits) and all(fits)
 
     def report(self) -> str:
-        """Return what was found, which actions fit each, what was left out and why; for people."""
+        """Return a text on the sites, the actions that fit each, and the layers left out."""
         lines = [f"Found: {len(self.found)}"]
         for site in self.found:
             between = ", ".join(site.labels) or "nothing"
@@ -64,13 +69,17 @@ class Sites:
 
 
 def grouped(left_out: Sequence[LeftOut]) -> str:
-    """Return why layers were left out, in one line of at most ``LONGEST`` characters.
+    """Return in one line of at most ``LONGEST`` characters why layers were left out.
 
-    Reasons that differ in nothing but the names of layers are given once, with the number of the
-    layers and the first of them.
+    Reasons that differ only in the names of layers are given once, with the number of the layers
+    and the first few of them.
 
-    >>> print(grouped([LeftOut((f"a.{n}",), f"a.{n} is called twice") for n in range(9)]))
-    9 layers (a.0, a.1, a.2, ...): a.0 is called twice
+    Args:
+        left_out: layers with reasons.
+
+    Example:
+        >>> print(grouped([LeftOut((f"a.{n}",), f"a.{n} is called twice") for n in range(9)]))
+        9 layers (a.0, a.1, a.2, ...): a.0 is called twice
     """
     names = {name for out in left_out for name in out.names}
     places = names | {above for name in names for above in _above(name)}
@@ -97,7 +106,7 @@ def grouped(left_out: Sequence[LeftOut]) -> str:
 
 
 def first_few(names: Sequence[str]) -> str:
-    """Return names in one line: three of them, and where there are more, how many."""
+    """Return up to three names in one line, and how many more there are."""
     rest = len(names) - FEW
     return ", ".join(names[:FEW]) + (f" and {rest} more" if rest > 0 else "")
 

@@ -1,7 +1,7 @@
-"""What may lie between two layers, as a module, a function or a method: one table.
+"""What may lie between two layers, as a module, a function or a method.
 
-Each entry reads a call into a :class:`Step`, or says in plain words why a group cannot act
-across it.
+Each entry of the table :data:`STEPS` reads a call and returns a :class:`Step`, or says in plain
+words why a group cannot act across it.
 """
 
 from __future__ import annotations
@@ -23,24 +23,38 @@ Kind = Literal["activation", "norm", "dropout", "pool", "pool to rows", "flatten
 
 @dataclass(frozen=True)
 class Step:
-    """One thing between two layers.
+    """One operation between two layers, with what a group needs to know to act across it.
 
-    Kinds: "pool" keeps an image an image, "pool to rows" leaves one number a channel, "flatten"
-    lays a sample out as one row, "rows" is view(-1, k), "same" changes nothing.
+    Attributes:
+        label: the operation's name for people.
+        kind: "activation", "norm", "same" (changes nothing), "pool" (an image stays an image),
+            "pool to rows" (one number a channel), "flatten" (a sample becomes one row) or "rows"
+            (``view(-1, k)``).
+        activation: the activation, if it is one fixed function.
+        homogeneous: whether positive scales of units pass through.
+        name: the name of a batch norm.
+        width: the features of a batch norm, or k of ``view(-1, k)``.
+        needs_image: whether it works on height and width.
     """
 
     label: str
     kind: Kind
-    activation: Activation | None = None  # where it is one fixed function
+    activation: Activation | None = None
     homogeneous: bool = True
-    name: str = ""  # of a batch norm
-    width: int | None = None  # features of a batch norm, or k of view(-1, k)
-    needs_image: bool = False  # works on height and width
+    name: str = ""
+    width: int | None = None
+    needs_image: bool = False
 
 
 @dataclass(frozen=True)
 class Call:
-    """A node of the graph: what is called, and with which options."""
+    """A call in the trace of a model: what is called, and with which options.
+
+    Attributes:
+        trace: the data flow of the model.
+        node: the node of the graph that makes the call.
+        module: the module that is called; None for a function or a method.
+    """
 
     trace: Trace
     node: fx.Node
@@ -48,10 +62,17 @@ class Call:
 
     @property
     def label(self) -> str:
+        """The name of what is called, for people."""
         return self.trace.label(self.node)
 
     def option(self, name: str, position: int, default: object) -> Any:
-        """An option by the module's attribute, or by the argument's name or position."""
+        """Return an option of the call: an attribute of the module, or an argument.
+
+        Args:
+            name: the name of the attribute and of the keyword argument.
+            position: the position of the argument.
+            default: the value if the option is not given.
+        """
         if self.module is not None:
             return getattr(self.module, name)
         args, kwargs = self.node.args, self.node.kwargs
@@ -62,7 +83,13 @@ Reader = Callable[[Call], Step | str]
 
 
 def read(trace: Trace, node: fx.Node, value: fx.Node) -> Step | str:
-    """The step that ``node`` makes from ``value``, or the reason why it is none."""
+    """Return the step that a call makes, or the reason why a group cannot act across it.
+
+    Args:
+        trace: the data flow of the model.
+        node: the call.
+        value: what it is called with.
+    """
     module = trace.module(node)
     call = Call(trace, node, module)
     others = [n for n in node.all_input_nodes if n is not value and n.op != "get_attr"]
@@ -79,14 +106,14 @@ def read(trace: Trace, node: fx.Node, value: fx.Node) -> Step | str:
 
 
 def altered(module: nn.Module) -> str | None:
-    """Why the module may compute something else than its class does."""
+    """Return why a module may compute something else than its class does; None if it does not."""
     if module._forward_hooks or module._forward_pre_hooks:
         return "has forward hooks, which may change what it computes"
     return "has a forward of its own" if "forward" in vars(module) else None
 
 
 def _shape_arithmetic(node: fx.Node) -> bool:
-    """Whether a number is computed from shapes alone."""
+    """Return whether a number is computed from shapes alone."""
     inputs = node.all_input_nodes
     computed = node.op == "call_function" and bool(inputs) and all(map(_shape_arithmetic, inputs))
     return is_shape_query(node) or computed
@@ -150,7 +177,7 @@ def _pool(call: Call) -> Step | str:
 
 
 def _over_image(call: Call) -> Step | str:
-    """x.mean((2, 3)), x.amax((-2, -1))."""
+    """Read ``x.mean((2, 3))`` or ``x.amax((-2, -1))``."""
     dims = call.option("dim", 1, None)
     if not isinstance(dims, list | tuple) or set(dims) not in ({2, 3}, {-2, -1}):
         return f"{call.label} lies between over other dimensions than height and width"
@@ -166,7 +193,7 @@ def _flatten(call: Call) -> Step | str:
 
 
 def _view(call: Call) -> Step | str:
-    """x.view(x.size(0), -1) or x.view(-1, k), also as reshape."""
+    """Read ``x.view(x.size(0), -1)`` or ``x.view(-1, k)``, also as ``reshape``."""
     sizes = call.node.args[1:]
     if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
         sizes = tuple(sizes[0])
@@ -180,7 +207,7 @@ def _view(call: Call) -> Step | str:
 
 
 def _keeps_batch(trace: Trace, source: fx.Node, value: fx.Node) -> bool:
-    """Whether ``value`` has the samples of ``source``: nothing on the way moves them."""
+    """Return whether ``value`` has the samples of ``source``, in their order."""
     while value is not source:
         before = first_input(value)
         if before is None:
@@ -228,4 +255,8 @@ STEPS: dict[object, Reader] = _table(
     (_refused("undoes the scale of each channel"), (nn.InstanceNorm1d, nn.InstanceNorm2d)),
     (_refused("undoes the scale of each channel"), (F.instance_norm,)),
 )
-"""Every known step by module class, function or name of a method."""
+"""The functions that read an operation between two layers.
+
+The keys are module classes, functions and names of methods. To make an operation known, add a
+function from a :class:`Call` to a :class:`Step`, or to the reason why a group cannot act across it.
+"""

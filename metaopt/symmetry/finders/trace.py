@@ -1,7 +1,7 @@
 """The data flow of an ordinary module, read by ``torch.fx``.
 
-The forward is traced on a copy that shares the parameters, so that the model, its buffers and
-the random numbers stay as they are. Optional arguments of the forward keep their defaults.
+The forward pass is traced on a copy that shares the parameters. So the model, its buffers and the
+random numbers stay as they are. Optional arguments of the forward pass keep their defaults.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metaopt.symmetry.finders.sharing import shared_parameters
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-"""Modules that are layers to us, with their subclasses; the trace does not look inside."""
+"""The classes of modules that count as layers, with their subclasses;
+
+their inside is not traced.
+"""
 
 _SHAPES = {"size", "dim", "ndimension", "numel"}
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
@@ -34,7 +37,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Watch(TorchDispatchMode):
-    """Notes with which memory is computed for real, and so would be a constant in the graph."""
+    """Notes the memory of tensors that are computed for real, which would be constants."""
 
     def __init__(self, used: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -54,30 +57,41 @@ def _memory(tensor: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Trace:
-    """The graph of a forward, with what is needed to judge who uses a value."""
+    """The data flow of a module's forward pass, with what tells who uses a value.
+
+    Attributes:
+        model: the module.
+        graph: the graph of ``torch.fx``.
+        calls: how often each module is called, by its ``id``, also inside modules that are not
+            traced.
+        opaque: for each layer inside a module that is not traced, the name of that module.
+        direct: ``id`` of each parameter that the forward pass itself reads.
+        shared: for each parameter under several names, by its ``id``, all of these names.
+        kept: values that stay in an attribute of the model.
+    """
 
     model: nn.Module
     graph: fx.Graph
-    calls: Counter[int]  # id(module) -> how often it is called, also inside opaque modules
-    opaque: dict[str, str]  # layer -> the called module that hides it from the trace
-    direct: frozenset[int]  # ids of parameters that the forward itself reads
-    shared: dict[int, tuple[str, ...]]  # id(parameter) -> all names that hold it, if several
-    kept: frozenset[fx.Node]  # values that stay behind in an attribute of the model
+    calls: Counter[int]
+    opaque: dict[str, str]
+    direct: frozenset[int]
+    shared: dict[int, tuple[str, ...]]
+    kept: frozenset[fx.Node]
 
     def layers(self) -> list[fx.Node]:
-        """The calls of layers, in the order of the data flow."""
+        """Return the calls of layers, in the order of the data flow."""
         return [node for node in self.graph.nodes if self.is_layer(node)]
 
     def is_layer(self, node: fx.Node) -> bool:
-        """Whether the node calls a layer."""
+        """Return whether a node calls a layer."""
         return isinstance(self.module(node), LAYERS)
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """What the node calls, if it is a module."""
+        """Return the module that a node calls; None if it calls no module."""
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def label(self, node: fx.Node) -> str:
-        """The node for people: the name of a layer, the kind of anything else."""
+        """Return a node's name for people: the name of a layer, the kind of anything else."""
         module = self.module(node)
         if module is None:
             target = node.target
@@ -85,25 +99,25 @@ class Trace:
         return str(node.target) if isinstance(module, LAYERS) else type(module).__name__
 
     def users(self, node: fx.Node) -> list[fx.Node]:
-        """Who uses the value; asking for its shape is no use."""
+        """Return the nodes that use a value; asking for its shape does not count."""
         return [user for user in node.users if not is_shape_query(user)]
 
 
 def is_shape_query(node: fx.Node) -> bool:
-    """Whether the node reads only shape, dtype or device."""
+    """Return whether a node reads only shape, dtype or device."""
     if node.op == "call_method":
         return node.target in _SHAPES
     return node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
 
 
 def first_input(node: fx.Node) -> fx.Node | None:
-    """The value that the node works on."""
+    """Return the value that a node works on."""
     value = node.args[0] if node.args else node.kwargs.get("input")
     return value if isinstance(value, fx.Node) else None
 
 
 def batch_size_of(argument: object) -> fx.Node | None:
-    """x, if the argument is x.size(0) or x.shape[0]."""
+    """Return x if the argument is ``x.size(0)`` or ``x.shape[0]``, else None."""
     if not isinstance(argument, fx.Node):
         return None
     if argument.target == "size" and argument.args[1:] == (0,):
@@ -116,18 +130,23 @@ def batch_size_of(argument: object) -> fx.Node | None:
 
 
 def trace(model: nn.Module, training: bool) -> Trace | str:
-    """The data flow in one mode, or the reason why there is none."""
+    """Return the data flow of a module in one mode, or the reason why it cannot be traced.
+
+    Args:
+        model: any module.
+        training: whether to trace in training mode.
+    """
     used: set[int] = set()
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            twin = _twin(model)
-            twin.train(training)
+            copied = _copy_sharing_parameters(model)
+            copied.train(training)
             with _Watch(used):
-                graph = _Tracer().trace(twin, concrete_args=_defaults(model) or None)
+                graph = _Tracer().trace(copied, concrete_args=_defaults(model) or None)
     except Exception as error:  # whatever the forward of a user does to a symbolic value
         lines = str(error).strip().splitlines()
         return f"torch.fx cannot trace the forward: {lines[0] if lines else type(error).__name__}"
-    read = [_attribute(twin, str(node.target)) for node in graph.nodes if node.op == "get_attr"]
+    read = [_attribute(copied, str(node.target)) for node in graph.nodes if node.op == "get_attr"]
     read += [p for p in model.parameters() if not is_lazy(p) and _memory(p) in used]
     called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
     calls: Counter[int] = Counter()
@@ -144,12 +163,12 @@ def trace(model: nn.Module, training: bool) -> Trace | str:
         opaque,
         frozenset(id(value) for value in read),
         shared_parameters(model),
-        frozenset(value.node for value in _kept(twin) if isinstance(value, fx.Proxy)),
+        frozenset(value.node for value in _kept(copied) if isinstance(value, fx.Proxy)),
     )
 
 
-def _twin(model: nn.Module) -> nn.Module:
-    """A copy with the same parameters, and copies of all else."""
+def _copy_sharing_parameters(model: nn.Module) -> nn.Module:
+    """Return a copy of a module with the same parameters, and with copies of all else."""
     memo: dict[int, object] = {id(parameter): parameter for parameter in model.parameters()}
     for value in _kept(model):
         if isinstance(value, Tensor) and not value.is_leaf:
@@ -168,7 +187,7 @@ def _attribute(model: nn.Module, path: str) -> object:
 
 
 def _kept(model: nn.Module) -> Iterator[object]:
-    """All that the modules hold in attributes, also in lists, tuples and dictionaries."""
+    """Yield all that the modules hold in attributes, also in lists, tuples and dictionaries."""
     for module in model.modules():
         yield from _items(vars(module), depth=4)
 

@@ -1,4 +1,4 @@
-"""Walk from a layer along the data flow to the layer that alone consumes its output."""
+"""Follow the data flow from a layer to the layer that alone uses its output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metaopt.symmetry.site import ALWAYS, LeftOut, MatrixView, Site, matrix_view
 
 @dataclass(frozen=True)
 class _Path:
-    """What was met since the incoming layer, and how the units are laid out by now."""
+    """What was passed since the incoming layer, and how the units are laid out by now."""
 
     width: int
     layout: Literal["image", "flat", "rows"]  # channels of an image, blocks of a row, last dim
@@ -27,7 +27,7 @@ class _Path:
     commutes: bool = True  # with a scale of the units at the last batch norm, or at the layer
 
     def then(self, step: Step) -> _Path | str:
-        """The path with one more step, or why it ends here."""
+        """Return the path with one more step, or why it ends here."""
         path = replace(self, steps=(*self.steps, step), commutes=self.commutes and step.homogeneous)
         if step.needs_image and self.layout != "image":
             return (
@@ -49,7 +49,7 @@ class _Path:
         return path
 
     def why_not(self) -> str:
-        """In words: what does not commute with a scale, and why no other action fits either."""
+        """Return what does not commute with a scale, and why no other action fits either."""
         worst = next(step for step in reversed(self.steps) if not step.homogeneous)
         known = getattr(worst.activation, "one_to_one", False)
         return (
@@ -59,7 +59,12 @@ class _Path:
 
 
 def walk(trace: Trace, start: fx.Node) -> Site | LeftOut | None:
-    """The site behind a layer, or why there is none; None where no layer follows."""
+    """Return the site behind a layer, or why there is none; None if no layer follows.
+
+    Args:
+        trace: the data flow of the model.
+        start: the call of the layer.
+    """
     incoming = str(start.target)
     following = _following(trace, start)
     if not following:
@@ -92,7 +97,7 @@ def walk(trace: Trace, start: fx.Node) -> Site | LeftOut | None:
 
 
 def _following(trace: Trace, start: fx.Node) -> list[str]:
-    """The next layers in the data flow, on all ways."""
+    """Return the names of the next layers in the data flow, on all ways."""
     found: list[str] = []
     seen: set[fx.Node] = set()
     waiting = trace.users(start)
@@ -109,7 +114,7 @@ def _following(trace: Trace, start: fx.Node) -> list[str]:
 
 
 def _close(trace: Trace, incoming: str, path: _Path, node: fx.Node, value: fx.Node) -> Site | str:
-    """The site between ``incoming`` and the layer that ``node`` calls, or why there is none."""
+    """Return the site between ``incoming`` and the layer that ``node`` calls, or why it is none."""
     outgoing = str(node.target)
     if first_input(node) is not value:
         return f"{outgoing} does not take it as its input"
@@ -168,7 +173,7 @@ def _close(trace: Trace, incoming: str, path: _Path, node: fx.Node, value: fx.No
 
 
 def _makes(trace: Trace, name: str) -> MatrixView:
-    """The view of what a layer's units are made by: a unit a row."""
+    """Return the view of the matrix that makes a layer's units, a unit a row."""
     module = trace.model.get_submodule(name)
     weight = module.get_parameter("weight")
     bias = None if module.bias is None else f"{name}.bias"
@@ -184,7 +189,10 @@ def _makes(trace: Trace, name: str) -> MatrixView:
 
 
 def _gains(name: str, width: int, block: int) -> MatrixView:
-    """The view of a batch norm's weights and biases: a unit, or its block of features, a row."""
+    """Return the view of a batch norm's weights and biases: a row for each unit.
+
+    A row holds the block of features that belongs to the unit.
+    """
     weight, bias = f"{name}.weight", f"{name}.bias"
     if block == 1:
         return MatrixView(weight, columns=(), bias=MatrixView(bias, columns=()))
@@ -193,7 +201,7 @@ def _gains(name: str, width: int, block: int) -> MatrixView:
 
 
 def _uses(trace: Trace, name: str, width: int, block: int) -> MatrixView:
-    """The view of what a layer makes of ``width`` units: a unit a column."""
+    """Return the view of the matrix by which a layer uses ``width`` units, a unit a column."""
     module = trace.model.get_submodule(name)
     weight = module.get_parameter("weight")
     bias = None if module.bias is None else MatrixView(f"{name}.bias", columns=())
