@@ -1,7 +1,7 @@
-"""Evaluation: the table of methods, the driver that runs them, and what is made of the results.
+"""Evaluation: the table of methods, the loop that runs them, tables and pictures of results.
 
-What is here needs torch and numpy alone, but for ``loss_figure``, ``band_figure`` and
-``html_report``, which need the extra ``report``.
+Only ``loss_figure``, ``band_figure`` and ``html_report`` need more than torch and numpy: they need
+the extra ``report``.
 """
 
 from importlib import import_module
@@ -70,7 +70,7 @@ _DRAWING = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what draws when it is first used."""
+    """Import the drawing functions when they are first used."""
     if name not in _DRAWING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with extra("report"):

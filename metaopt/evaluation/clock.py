@@ -1,4 +1,4 @@
-"""The time that steps take, on a CPU or a GPU, without waiting for the GPU at each."""
+"""The time that steps take, on a CPU or a GPU, without waiting for the GPU at each step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import torch
 
 
 class Clock:
-    """A context that is entered again and again; :meth:`seconds` is the sum."""
+    """A context that measures time; it may be entered many times, and :meth:`seconds` is the sum.
+
+    Args:
+        device: the device whose work is timed.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -31,7 +35,7 @@ class Clock:
             self.total += time.perf_counter() - self.start
 
     def seconds(self) -> float:
-        """Of all entries so far; on a GPU this waits for them."""
+        """Return the seconds of all entries so far; on a GPU this waits until they are done."""
         if self.events:
             torch.cuda.synchronize(self.device)
         milliseconds: float = sum(start.elapsed_time(end) for start, end in self.events)

@@ -1,4 +1,4 @@
-"""Evaluate methods on the same problems from the same start."""
+"""Evaluate several methods on the same tasks, from the same weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from metaopt.tasks import RegressionFamily, check_seeds
 
 @dataclass(frozen=True)
 class Result:
-    """One method's run over all problems."""
+    """The run of one method on all tasks.
+
+    Attributes:
+        method: the method.
+        trajectory: its losses and what else was recorded.
+    """
 
     method: Method
     trajectory: Trajectory
 
     @property
     def losses(self) -> NDArray[np.float64]:
-        """``(steps + 1, B)``."""
+        """The losses at each step, ``(steps + 1, B)`` for B tasks."""
         losses: NDArray[np.float64] = self.trajectory.losses.numpy()
         return losses
 
@@ -40,16 +45,22 @@ def evaluate(
     ranks: Ranks = ALONE,
     device: torch.device = CPU,
 ) -> Iterator[Result]:
-    """Each method in turn, on fresh copies of the same problems.
+    """Run each method on fresh copies of the same test tasks.
 
     Args:
-        seeds: test seeds; what is chosen on validation problems is chosen elsewhere.
-        together: problems that are stepped in one batch; 0 for all.
+        methods: the methods, in order.
+        family: the task family that builds the tasks.
+        seeds: seeds of test tasks. (What is tuned is tuned on validation tasks.)
+        steps: optimization steps of each method.
+        together: number of tasks that are stepped in one batch; 0 for all.
         ranks: the processes that share the batches; each gets all results.
-        device: of the problems; results are on the CPU.
+        device: where the tasks are stepped; results are on the CPU.
+
+    Yields:
+        One result for each method.
 
     Raises:
-        UserError: for other seeds, or fewer batches than processes.
+        UserError: for seeds of other tasks, or fewer batches than processes.
     """
     checked = check_seeds(seeds, "test")
     if together < 0:
@@ -77,13 +88,13 @@ _TENSORS = ("losses", "grad_norms", "invariance_errors", "rejected")
 
 
 def _pack(run: Trajectory) -> torch.Tensor:
-    """All of it in one float64 vector."""
+    """Return a whole trajectory as one float64 vector."""
     tensors = [getattr(run, name).double().flatten() for name in _TENSORS]
     return torch.cat((*tensors, tensors[0].new_tensor([run.seconds_per_step])))
 
 
 def _join(packed: Sequence[torch.Tensor], steps: int) -> Trajectory:
-    """Of all problems; the seconds are of all batches one after another."""
+    """Return the trajectory of all tasks; its time is that of all batches one after another."""
     parts = [vector[:-1].cpu().view(len(_TENSORS), steps + 1, -1) for vector in packed]
     losses, grad_norms, errors, rejected = torch.cat(parts, dim=2)
     seconds = sum(float(vector[-1]) for vector in packed)

@@ -1,4 +1,4 @@
-"""Loss against step, on a log axis, with bands; legible in grey."""
+"""Pictures of loss against step, on a log axis, with bands; they can be read in grey too."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from metaopt.evaluation.styles import BACKGROUND, INK, method_styles
 
 
 class Band(NamedTuple):
-    """A curve with the range around it, each ``(steps + 1,)``; a gap where not finite.
+    """A curve with the range around it; where it is not finite, the picture has a gap.
 
     Attributes:
-        label: what the legend calls it.
-        middle: the curve.
-        low: the lower end of the range at each step.
-        high: the upper end.
-        thick: whether the line is drawn thicker, as those of learned methods are.
-        method: whose colour and dashes it has; by default the method that the label names.
+        label: the text in the legend.
+        middle: the curve, ``(steps + 1,)``.
+        low: the lower end of the range, ``(steps + 1,)``.
+        high: the upper end of the range, ``(steps + 1,)``.
+        thick: whether the line is drawn thicker, as for learned methods.
+        method: the method whose colour and dashes are used; by default that of the label.
     """
 
     label: str
@@ -36,9 +36,16 @@ class Band(NamedTuple):
 
 
 def loss_figure(results: Sequence[Result], title: str) -> bytes:
-    """A PNG: geometric mean over problems of each method, with 95 % bootstrap bands.
+    """Draw the geometric mean of the losses over tasks for each method, with 95 % bootstrap bands.
 
     Learned methods are drawn thicker.
+
+    Args:
+        results: one for each method.
+        title: the title of the picture.
+
+    Returns:
+        The content of a PNG file.
     """
     bands = [
         Band(result.method.name, *log_mean_bands(result.losses), result.method.learned)
@@ -48,7 +55,15 @@ def loss_figure(results: Sequence[Result], title: str) -> bytes:
 
 
 def band_figure(bands: Sequence[Band], title: str) -> bytes:
-    """A PNG of curves with bands; lines differ in style and marker as well as in colour."""
+    """Draw curves with bands; lines differ in dashes and marker as well as in colour.
+
+    Args:
+        bands: the curves.
+        title: the title of the picture.
+
+    Returns:
+        The content of a PNG file.
+    """
     figure = Figure(figsize=(9, 5), layout="constrained", facecolor=BACKGROUND)
     axes = figure.subplots()
     axes.set_facecolor(BACKGROUND)

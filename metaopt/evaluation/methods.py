@@ -1,4 +1,4 @@
-"""The one table of methods: everything that can step a problem, by name."""
+"""The table of methods: every optimizer that can be evaluated, by name."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ Build = Callable[[Regression, float], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Method:
-    """How to make an optimizer for a problem.
+    """A named optimizer with its learning rate, ready to be evaluated.
 
     Attributes:
-        name: what the user called it; it is written into the results.
-        build: (problem, rate) -> optimizer, fresh for each problem.
-        rate: learning rate (of Levenberg-Marquardt, the initial damping); None where there is
+        name: the name that the user gave; it is written into the results.
+        build: a function from (task batch, rate) to a fresh optimizer.
+        rate: the learning rate (for Levenberg-Marquardt, the initial damping); None if there is
             none to choose.
         learned: whether it was meta-trained.
-        facts: what its checkpoint says of itself.
+        facts: what its checkpoint says about it.
     """
 
     name: str
@@ -49,7 +49,11 @@ class Method:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def optimizer(self, problem: Regression) -> torch.optim.Optimizer:
-        """The method's optimizer for this problem."""
+        """Return a fresh optimizer of a batch of tasks.
+
+        Args:
+            problem: the batch of tasks.
+        """
         return self.build(problem, math.nan if self.rate is None else self.rate)
 
 
@@ -65,7 +69,10 @@ def _single(kind: type[torch.optim.Optimizer], **options: Any) -> Build:
 
 
 def _from_extra(kind: str, **options: Any) -> Build:
-    """Of the library of the extra, imported when it is used: that takes seconds."""
+    """Build an optimizer of the library of the extra;
+
+    importing it takes seconds, so it comes late.
+    """
     return lambda problem, rate: _single(
         getattr(import_module("pytorch_optimizer"), kind), **options
     )(problem, rate)
@@ -89,7 +96,7 @@ _RMSPROP = _batched(torch.optim.RMSprop)
 _ADAM = _batched(torch.optim.Adam)
 
 BASELINES: Registry[Method] = Registry("method")
-"""Every method that learns nothing, by name."""
+"""All methods that learn nothing, by name."""
 
 
 def register_method(name: str, build: Build, rate: float | None = None) -> None:
@@ -97,12 +104,13 @@ def register_method(name: str, build: Build, rate: float | None = None) -> None:
 
     Args:
         name: a new name, of letters, digits and underscores.
-        build: (task batch, rate) -> a torch optimizer of its parameters, fresh for each batch.
-        rate: the learning rate; None for a method that has none to choose, whose ``build`` is
-            given NaN.
+        build: a function from (task batch, rate) to a torch optimizer of its parameters, fresh for
+            each batch.
+        rate: the learning rate; None for a method that has none to choose, whose ``build`` is given
+            NaN.
 
     Raises:
-        UserError: if the name is taken, or is no name.
+        UserError: if the name is taken, or is not a name.
     """
     if name in pretrained_names():
         raise UserError(
@@ -142,17 +150,25 @@ if installed("pytorch_optimizer"):  # the extra "studies"
 
 
 def known_methods() -> list[str]:
-    """All names: baselines and shipped learned ones."""
+    """Return the names of all methods: baselines, then shipped learned optimizers."""
     return [*BASELINES, *pretrained_names()]
 
 
 def default_methods() -> list[str]:
-    """All learned ones and GD."""
+    """Return the names of the methods that are evaluated by default: all learned ones and gd."""
     return [*pretrained_names(), "gd"]
 
 
 def learned_method(name: str, path: str | Path) -> Method:
-    """A method that steps with the meta-optimizer of a checkpoint."""
+    """Return a method that steps with the learned optimizer of a checkpoint.
+
+    Args:
+        name: its name in the results.
+        path: the checkpoint.
+
+    Raises:
+        UserError: if the checkpoint cannot be used.
+    """
     checkpoint = read_checkpoint(path)
     meta = build_meta_optimizer(checkpoint, str(path))
     return Method(
@@ -164,11 +180,14 @@ def learned_method(name: str, path: str | Path) -> Method:
 
 
 def resolve(text: str) -> Method:
-    """The method that a user means by ``name``, ``name@rate`` or the path of a checkpoint.
+    """Return the method that a user means.
+
+    Args:
+        text: a name, ``name@rate``, or the path of a checkpoint.
 
     Raises:
-        UserError: for an unknown name (it lists the known ones), a rate that is no positive
-            number or not the method's to choose, or an unusable checkpoint.
+        UserError: for an unknown name (the message lists the known ones), a rate that is not a
+            positive number or that the method does not have, or a checkpoint that cannot be used.
     """
     if text.endswith(".safetensors"):
         return learned_method(text, text)
@@ -204,5 +223,5 @@ def resolve(text: str) -> Method:
 
 
 def describe(method: Method) -> dict[str, Any]:
-    """What the manifest says of a method."""
+    """Return what the manifest says about a method."""
     return {"rate": method.rate, "learned": method.learned, "checkpoint": method.facts or None}

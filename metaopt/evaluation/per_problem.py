@@ -1,7 +1,7 @@
-"""One optimizer a problem, for optimizers that would mix the problems of a batch.
+"""One optimizer for each task, for optimizers that would mix the tasks of a batch.
 
-L-BFGS takes inner products over all it is given, and Muon takes matrices alone; a batch of
-problems is neither one vector nor one matrix.
+L-BFGS takes inner products over all its parameters, and Muon takes matrices alone. A batch of tasks
+is neither one vector nor one matrix.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ from metaopt.tasks import Regression
 
 
 class PerProblemOptimizer(torch.optim.Optimizer):
-    """Steps problem b of a batch with an optimizer of its own, on views of the batch's weights.
+    """An optimizer that steps each task of a batch with an optimizer of its own.
 
-    A problem that is not finite is lost and stays so; so is one whose optimizer fails to decompose
-    a matrix that overflowed: its weights become NaN.
+    A task whose weights are not finite is lost and stays so. A task whose optimizer fails to
+    decompose
+    a matrix that overflowed is lost too: its weights become NaN.
+
+    Args:
+        problem: the batch of tasks.
+        build: a function from the parameters of one task, which are views of the batch's, to an
+            optimizer.
     """
 
     def __init__(
@@ -36,7 +42,16 @@ class PerProblemOptimizer(torch.optim.Optimizer):
         self.optimizers = [build(views) for views in self.views]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every problem; the batch is evaluated once, and again where asked again."""
+        """Take one step on every task.
+
+        The batch is evaluated once, and again each time an optimizer asks for another evaluation.
+
+        Args:
+            closure: evaluates the losses and their gradients anew; it is needed.
+
+        Returns:
+            What the first call of the closure returned.
+        """
         if closure is None:
             raise ValueError("expected a closure, got none: call step(closure)")
         loss = self._evaluate(closure)

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, where tqdm is installed."""
+"""A progress bar on a terminal, if tqdm is installed."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Advance = Callable[[], object]
-"""Called once a step."""
+"""A function without arguments, to be called after each step."""
 
 
 @contextmanager
 def progress(name: str, total: int, shown: bool = True) -> Iterator[Advance]:
-    """Show a bar of ``total`` steps on stderr while the context is open, and remove it then.
+    """Show a progress bar on stderr while the context is open, and remove it afterwards.
 
     Args:
         name: what is under way, for people.
-        shown: whether to show it at all; without a terminal or tqdm there is none in any case.
+        total: how many steps there are.
+        shown: whether to show it; without a terminal or tqdm it is never shown.
 
     Returns:
-        What to call after each step.
+        A function to call after each step.
     """
     try:
         from tqdm import tqdm

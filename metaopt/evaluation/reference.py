@@ -1,4 +1,4 @@
-"""The table that the README shows, kept with the package, and how another run compares to it."""
+"""The README's table of results, kept with the package, to compare another run with."""
 
 from __future__ import annotations
 
@@ -16,23 +16,30 @@ from metaopt.evaluation.statistics import geometric_mean, worst
 FILE = "reference.json"
 WORST = "worst"
 FLOOR = 1e-9
-"""Losses below it are float32's rounding, which another processor rounds otherwise."""
+"""Losses below this are the rounding of float32, which differs between processors."""
 NEAR_FLOOR = 10.0  # factor that two of these may differ by
 TOLERANCE = {WORST: 0.1}  # relative; of the mean over problems:
 MEAN_TOLERANCE = 0.02
 
 
 class Compared(NamedTuple):
-    """One cell of the table."""
+    """One number of the README's table, with that of another run.
+
+    Attributes:
+        method: the method.
+        where: the step, or "worst" for the worst task.
+        shown: the number in the README.
+        found: the number of this run.
+    """
 
     method: str
-    where: str  # the step, or "worst"
+    where: str
     shown: float
     found: float
 
     @property
     def same(self) -> bool:
-        """Within 2 % (worst problems: 10 %), or a factor of 10 where only rounding is left."""
+        """Whether both agree within 2 % (worst tasks: 10 %), or a factor of 10 below ``FLOOR``."""
         low, high = sorted((self.shown, self.found))
         if not math.isfinite(high):
             return low == high
@@ -42,7 +49,15 @@ class Compared(NamedTuple):
 
 
 def parse_table(page: str) -> dict[str, Any]:
-    """The README's table of methods: (method or method@rate) -> column -> number."""
+    """Return the README's table of methods as numbers.
+
+    Args:
+        page: the text of the README.
+
+    Returns:
+        The table under "methods", by method (or method@rate) and column, with the number of
+        problems and steps.
+    """
     found = re.search(r"<!-- table: methods -->\n(.*?)<!-- end -->", page, re.DOTALL)
     if found is None:
         raise UserError("expected a page with a table of methods, got one without: give README.md")
@@ -65,14 +80,19 @@ def parse_table(page: str) -> dict[str, Any]:
 
 
 def reference() -> dict[str, Any]:
-    """What :func:`parse_table` made of the README of this version."""
+    """Return what :func:`parse_table` made of the README of this version."""
     text = (resources.files("metaopt.evaluation") / FILE).read_text(encoding="utf-8")
     content: dict[str, Any] = json.loads(text)
     return content
 
 
 def compare(results: Sequence[Result], table: dict[str, dict[str, Any]]) -> Iterator[Compared]:
-    """Every cell of the methods that were evaluated."""
+    """Compare every number of the methods that were evaluated with the README's.
+
+    Args:
+        results: one for each method.
+        table: the methods of the README's table.
+    """
     for result in results:
         losses = result.losses
         for where, shown in table[result.method.name].items():
@@ -82,7 +102,7 @@ def compare(results: Sequence[Result], table: dict[str, dict[str, Any]]) -> Iter
 
 
 def _number(cell: str) -> float | None:
-    """None where it is not finite: JSON has no other word for it."""
+    """Return the number of a cell; None if it is not finite, for which JSON has no number."""
     try:
         return float(cell)
     except ValueError:

@@ -1,6 +1,7 @@
-"""The results of an evaluation as files: written whole, checked when they are read.
+"""The results of an evaluation as files, which are checked when they are read.
 
-``manifest.json`` holds the SHA-256 of ``results.jsonl`` and one of its own content.
+``results.jsonl`` has a row for each method, task and step. ``manifest.json`` holds the config, the
+versions, the SHA-256 of ``results.jsonl`` and that of its own content.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ CHECKSUMS = "sha256"
 
 
 def previous(name: str) -> str:
-    """The name of the file that was there before, ``results.previous.jsonl`` for instance."""
+    """Return the name that older results are kept under, such as results.previous.jsonl.
+
+    Args:
+        name: the name of a file of results.
+    """
     stem, dot, suffix = name.partition(".")
     return f"{stem}.previous{dot}{suffix}"
 
@@ -41,10 +46,19 @@ def previous(name: str) -> str:
 def save(
     out: Path, results: Sequence[Result], seeds: Sequence[int], family: RegressionFamily, steps: int
 ) -> None:
-    """Both files; those before are kept under :func:`previous` names.
+    """Write ``results.jsonl`` and ``manifest.json``, and keep older ones under other names.
+
+    :func:`previous` gives these names.
+
+    Args:
+        out: the folder.
+        results: one for each method.
+        seeds: the seeds of the tasks.
+        family: the task family.
+        steps: optimization steps of each method.
 
     Raises:
-        OSError: as the file system gives it; what was there is whole then.
+        OSError: if a file cannot be written; the older files are whole then.
     """
     lines = [json.dumps(row) for result in results for row in rows(result, seeds)]
     files = {out / RESULTS: ("\n".join(lines) + "\n").encode()}
@@ -58,11 +72,15 @@ def save(
 
 
 def rows(result: Result, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """The JSONL rows of one method: by problem, then by step.
+    """Return the rows of one method in ``results.jsonl``, by task and then by step.
 
-    ``loss`` and ``grad_norm`` are null where not finite. ``defect`` is the invariance error of the
-    teleportation in the step that led here, null where nothing was teleported; ``refused`` says
+    ``loss`` and ``grad_norm`` are null if they are not finite. ``defect`` is the invariance error
+    of the teleportation in the step that led here, and null if there was none. ``refused`` says
     whether that teleportation was rejected.
+
+    Args:
+        result: of the method.
+        seeds: the seeds of the tasks, the rows' "problem_seed".
     """
     run = result.trajectory
     columns = [
@@ -85,7 +103,7 @@ def rows(result: Result, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
 def _manifest(
     results: Sequence[Result], seeds: Sequence[int], family: RegressionFamily, steps: int
 ) -> dict[str, Any]:
-    """What is needed to get the same numbers again."""
+    """Return what is needed to get the same numbers again."""
     return {
         "versions": {
             "python": platform.python_version(),
@@ -107,10 +125,14 @@ def _manifest(
 
 
 def read_manifest(out: Path, name: str = MANIFEST) -> dict[str, Any]:
-    """The manifest of a folder of results.
+    """Return the manifest of a folder of results.
+
+    Args:
+        out: the folder.
+        name: the name of the file.
 
     Raises:
-        UserError: if it is missing, damaged, or no manifest.
+        UserError: if it is missing, damaged, or not a manifest.
     """
     try:
         data = (out / name).read_bytes()
@@ -132,10 +154,13 @@ def read_manifest(out: Path, name: str = MANIFEST) -> dict[str, Any]:
 
 
 def read_results(out: Path) -> tuple[list[Result], dict[str, Any]]:
-    """The results of a folder, without optimizers, and its manifest.
+    """Return the results of a folder, whose methods have no optimizers, and the manifest.
+
+    Args:
+        out: the folder.
 
     Raises:
-        UserError: if a file is missing or damaged, offering those before where they are whole.
+        UserError: if a file is missing or damaged. If older files are whole, the message says so.
     """
     try:
         return _read(out, RESULTS, MANIFEST)
@@ -177,7 +202,7 @@ STRANGE = (
     ArithmeticError,
     RuntimeError,
 )
-"""What content that was never written by :func:`save` may raise where it is used."""
+"""What may be raised by content that :func:`save` never wrote, where it is used."""
 
 
 def _parsed(data: bytes, manifest: dict[str, Any]) -> list[Result]:
@@ -194,7 +219,7 @@ def _parsed(data: bytes, manifest: dict[str, Any]) -> list[Result]:
 
 
 def _trajectory(own: Sequence[dict[str, Any]], steps: int, seconds: float) -> Trajectory:
-    """Of rows by problem, then by step."""
+    """Return the trajectory of rows that are sorted by task, then by step."""
 
     def column(key: str) -> Tensor:
         values = [math.nan if row[key] is None else row[key] for row in own]
@@ -210,17 +235,20 @@ def _unknown(problem: object, rate: float) -> torch.optim.Optimizer:
 
 
 def _text(manifest: dict[str, Any]) -> bytes:
-    """As it is written."""
+    """Return a manifest as it is written."""
     return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
 def _digest(manifest: dict[str, Any]) -> str:
-    """Of a manifest without its checksums."""
+    """Return the SHA-256 of a manifest without its checksums."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def git_revision() -> str | None:
-    """The revision of the checkout this package runs from; None outside one, or without git."""
+    """Return the git revision of the checkout that this package runs from;
+
+    None if there is none.
+    """
     root = Path(__file__).parents[2]
     try:
         if Path(_git(root, "rev-parse", "--show-toplevel")) != root:

@@ -1,6 +1,6 @@
-"""The driver of inner steps: any ``torch.optim.Optimizer`` on a batch of problems.
+"""The loop of optimization steps: any ``torch.optim.Optimizer`` on a batch of tasks.
 
-Its differentiable counterpart is ``metaopt.training.unroll``; there is no third.
+The only other such loop is its differentiable form, ``metaopt.training.unroll``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from metaopt.tasks import TaskBatch
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What happened, at steps 0 to the last inclusive; every tensor is ``(steps + 1, B)``.
+    """What was recorded at steps 0 to the last; every tensor is ``(steps + 1, B)`` for B tasks.
 
     Attributes:
-        losses, grad_norms: at w_t, before the step from t to t + 1.
-        invariance_errors: of the teleportation in the step that led to t; NaN where there was none,
-            or it was reverted or rejected.
-        rejected: whether that teleportation was rejected for the problem.
-        seconds_per_step: wall clock of ``optimizer.step`` with its closure, a step of the batch.
+        losses: at w_t, before the step from t to t + 1.
+        grad_norms: norms of the gradients at w_t.
+        invariance_errors: of the teleportation in the step that led to t; NaN if there was none, or
+            if it was reverted or rejected.
+        rejected: whether that teleportation was rejected for the task.
+        seconds_per_step: wall clock of ``optimizer.step`` with its closure, for a step of the
+            batch.
     """
 
     losses: Tensor
@@ -71,14 +73,18 @@ def rollout(
     advance: Advance | None = None,
     first_step: int = 0,
 ) -> Trajectory:
-    """Step ``optimizer`` on ``problem``, always with a closure.
+    """Step an optimizer on a batch of tasks, always with a closure, and record what happens.
 
     An optimizer that teleports shows its last move as the attribute ``teleportation``.
 
     Args:
-        measure_invariance: whether to measure invariance errors, each of which costs two passes.
-        advance: called after each step, to show how far it is.
-        first_step: of the trajectory; it says which minibatch a problem of minibatches is at.
+        problem: the batch of tasks, at its initial weights.
+        optimizer: an optimizer of its parameters.
+        steps: how many steps to take.
+        measure_invariance: whether to measure invariance errors, which cost two forward passes
+            each.
+        advance: called after each step, to show the progress.
+        first_step: number of the first step; tasks of minibatches choose the minibatch by it.
     """
     closure = _Recorder(problem)
     device = next(problem.parameters()).device

@@ -1,4 +1,4 @@
-"""Numbers for the table: geometric means over problems, with bootstrap intervals."""
+"""Geometric means over tasks, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ FLOOR = 1e-30  # a smaller loss, or 0, counts as this
 
 
 class GeometricMean(NamedTuple):
-    """Over problems, with its 95 % bootstrap interval; inf where any problem is not finite."""
+    """A geometric mean over tasks with its 95 % bootstrap interval; inf if any task is not finite.
+
+    Attributes:
+        mean: the geometric mean.
+        low: the lower end of the interval.
+        high: the upper end of the interval.
+    """
 
     mean: float
     low: float
@@ -22,7 +28,12 @@ class GeometricMean(NamedTuple):
 
 
 def geometric_mean(losses: NDArray[np.float64], seed: int = 0) -> GeometricMean:
-    """Of losses, one a problem; at least ``FLOOR`` each."""
+    """Return the geometric mean of losses, with a 95 % bootstrap interval over tasks.
+
+    Args:
+        losses: ``(B,)``, one for each task; smaller ones than ``FLOOR`` count as ``FLOOR``.
+        seed: seed of the resampling.
+    """
     if not np.isfinite(losses).all():
         return GeometricMean(math.inf, math.inf, math.inf)
     logs = np.log(np.maximum(losses, FLOOR))
@@ -34,12 +45,16 @@ def geometric_mean(losses: NDArray[np.float64], seed: int = 0) -> GeometricMean:
 
 
 def geometric_means(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Over the last axis, of problems; NaN where one of them is not finite."""
+    """Return geometric means over the last axis, the tasks; NaN if one of them is not finite.
+
+    Args:
+        losses: ``(..., B)``.
+    """
     return np.asarray(np.exp(_logs(losses).mean(axis=-1)))
 
 
 def _logs(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logarithms, all NaN at a step where a problem is not finite."""
+    """Return logarithms, all NaN at a step where a task is not finite."""
     with np.errstate(invalid="ignore", over="ignore"):
         logs = np.log(np.maximum(losses, FLOOR))
     return np.where(np.isfinite(losses).all(axis=-1, keepdims=True), logs, np.nan)
@@ -48,9 +63,16 @@ def _logs(losses: NDArray[np.float64]) -> NDArray[np.float64]:
 def log_mean_bands(
     losses: NDArray[np.float64], seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(mean, low, high) of the geometric mean at every step, for losses ``(steps + 1, B)``.
+    """Return the geometric mean over tasks at every step, with its 95 % bootstrap interval.
 
-    A step where a problem is not finite gives NaN, and so a gap in the figure.
+    A step where a task is not finite gives NaN, and so a gap in the picture.
+
+    Args:
+        losses: ``(steps + 1, B)``.
+        seed: seed of the resampling.
+
+    Returns:
+        (mean, low, high), each ``(steps + 1,)``.
     """
     mean = geometric_means(losses)
     if losses.shape[1] < 2:
@@ -64,12 +86,19 @@ def log_mean_bands(
 
 
 def _bootstrap(logs: NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """The percentile interval of the mean; ``scipy.stats.bootstrap`` draws the same resamples."""
+    """Return the percentile interval of the mean;
+
+    ``scipy.stats.bootstrap`` draws the same resamples.
+    """
     draws = np.random.default_rng(seed).integers(len(logs), size=(RESAMPLES, len(logs)))
     low, high = np.quantile(logs[draws].mean(axis=-1), TAILS)
     return float(low), float(high)
 
 
 def worst(losses: NDArray[np.float64]) -> float:
-    """The largest over problems, ``(B,)``; infinity where one is not finite."""
+    """Return the largest loss over tasks; infinity if one is not finite.
+
+    Args:
+        losses: ``(B,)``.
+    """
     return float(losses.max()) if np.isfinite(losses).all() else math.inf

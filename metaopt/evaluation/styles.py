@@ -17,7 +17,7 @@ LIGHT = (
     "#b28016",  # ochre
     "#1b96ab",  # teal
 )
-"""On a light page. They stay apart in red, green and blue-yellow colour blindness."""
+"""Colours on a light page, which stay apart in red, green and blue-yellow colour blindness."""
 
 DARK = (
     "#5192fb",
@@ -29,17 +29,23 @@ DARK = (
     "#c2c12b",
     "#20c8e9",
 )
-"""The same on a dark page."""
+"""Colours on a dark page, in the same order."""
 
 BACKGROUND, INK = "#f3f5f8", "#1a1f26"
-"""Of pictures, which have no second version for a dark page."""
+"""Colours of pictures, which have no second version for a dark page."""
 
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
 class Style(NamedTuple):
-    """A method's look, as indices into the tables of this module."""
+    """The look of a method, as indices into the tables of this module.
+
+    Attributes:
+        colour: index of the colour.
+        dash: index of the dashes.
+        marker: index of the marker.
+    """
 
     colour: int
     dash: int
@@ -47,7 +53,7 @@ class Style(NamedTuple):
 
     @property
     def line(self) -> dict[str, Any]:
-        """The arguments of matplotlib's ``plot``."""
+        """The arguments of matplotlib's ``plot`` for this look."""
         return {
             "color": LIGHT[self.colour],
             "linestyle": LINE_STYLES[self.dash],
@@ -84,16 +90,16 @@ STYLES = {
 def method_styles(names: Sequence[str]) -> list[Style]:
     """Choose how the methods of one picture look; no two of them look the same.
 
-    A known method has its own style in every picture, whatever its rate (``adam@0.1`` is drawn as
-    ``adam``). Another name, such as the path of a checkpoint, has a style that depends on the name
-    alone, but takes a colour that nobody has yet where there is one. Where two would look the
-    same, the later one gets other dashes and another marker.
+    A known method has its own look in every picture, whatever its rate (``adam@0.1`` is drawn as
+    ``adam``). The look of another name, such as the path of a checkpoint, depends on the name
+    alone, except that it takes a colour that no other method has, if there is one. If two would
+    look the same, the later one gets other dashes and another marker.
 
     Args:
         names: of the methods, in the order of the legend; ``name@rate`` and paths are fine.
 
     Returns:
-        One style a name.
+        One style for each name.
     """
     chosen: dict[int, Style] = {}
     known = [STYLES.get(name.partition("@")[0]) for name in names]
@@ -108,7 +114,7 @@ def method_styles(names: Sequence[str]) -> list[Style]:
 
 
 def _by_name(name: str, taken: set[int]) -> Style:
-    """The style of a name that no table has."""
+    """Return the style of a name that is in no table."""
     number = zlib.crc32(name.encode(errors="surrogatepass"))
     colours = [(number + k) % len(LIGHT) for k in range(len(LIGHT))]
     colour = next((c for c in colours if c not in taken), colours[0])
@@ -116,7 +122,7 @@ def _by_name(name: str, taken: set[int]) -> Style:
 
 
 def _free(style: Style, taken: Sequence[Style]) -> Style:
-    """The style, or the next that is not taken: other dashes and marker, then another colour."""
+    """Return the style or the next free one: other dashes and marker, then another colour."""
     dashes, markers = len(LINE_STYLES), len(MARKERS)
     for k in count():
         candidate = Style(

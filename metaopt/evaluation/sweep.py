@@ -1,4 +1,4 @@
-"""Learning rates, chosen on validation problems."""
+"""Learning rates of the baselines, chosen on validation tasks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ RATES = tuple(
     float(f"{rate:.0e}")
     for rate in np.outer(10.0 ** np.arange(-5, 2), (1.0, 2.0, 3.0, 4.0, 5.0, 7.0)).flat
 )
-"""Six rates a decade from 1e-5 to 70."""
+"""The learning rates of a sweep: six in each power of ten, from 1e-5 to 70."""
 
 
 class Swept(NamedTuple):
-    """One rate of one method: the geometric mean of its last losses, inf if any diverged."""
+    """The result of one method at one learning rate.
+
+    Attributes:
+        method: the method's name.
+        rate: the learning rate.
+        loss: geometric mean over tasks of the losses after the last step; inf if any diverged.
+    """
 
     method: str
     rate: float
@@ -35,7 +41,18 @@ def sweep(
     steps: int,
     rates: Sequence[float] = RATES,
 ) -> Iterator[Swept]:
-    """Each method at each rate on validation problems."""
+    """Run each method at each learning rate on validation tasks.
+
+    Args:
+        names: names of baselines.
+        family: the task family.
+        problems: number of validation tasks.
+        steps: optimization steps of each run.
+        rates: the learning rates.
+
+    Yields:
+        One result for each method and rate.
+    """
     seeds = first_seeds("validation", problems)
     for name in names:
         for rate in rates:
@@ -46,6 +63,10 @@ def sweep(
 
 
 def best(swept: Sequence[Swept]) -> list[Swept]:
-    """The best rate of each method, in order of appearance."""
+    """Return the best rate of each method, in order of appearance.
+
+    Args:
+        swept: what :func:`sweep` gave.
+    """
     names = dict.fromkeys(result.method for result in swept)
     return [min((r for r in swept if r.method == name), key=lambda r: r.loss) for name in names]

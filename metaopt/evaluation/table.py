@@ -1,4 +1,4 @@
-"""The table of results: one line a method."""
+"""The table of results, with one line for each method."""
 
 from __future__ import annotations
 
@@ -14,24 +14,42 @@ from metaopt.evaluation.statistics import GeometricMean, geometric_mean, worst
 
 @dataclass(frozen=True)
 class Line:
-    """One method's numbers."""
+    """The numbers of one method in the table of results.
+
+    Attributes:
+        method: the method's name.
+        means: geometric means over tasks at each reported step.
+        worst: largest loss of a task at the last step; inf if one is not finite.
+        non_finite: number of tasks whose loss is not finite at the last step.
+        median_invariance_error: median over teleportations; NaN if there were none.
+        rejected: number of rejected teleportations, over tasks and steps.
+        seconds_per_step: wall clock of a step of the batch.
+    """
 
     method: str
-    means: tuple[GeometricMean, ...]  # at each reported step
-    worst: float  # largest loss of a problem at the last step; inf where one is not finite
-    non_finite: int  # problems whose loss is not finite at the last step
-    median_invariance_error: float  # NaN where nothing was teleported
-    rejected: int  # rejected teleportations, over problems and steps
+    means: tuple[GeometricMean, ...]
+    worst: float
+    non_finite: int
+    median_invariance_error: float
+    rejected: int
     seconds_per_step: float
 
 
 def reported_steps(steps: int) -> tuple[int, ...]:
-    """10, 30, 50, 100, ... up to and with the last step."""
+    """Return the steps that the table shows: 10, 30, 50, 100 and so on, and the last step.
+
+    Args:
+        steps: the last step.
+    """
     return tuple(sorted({t for t in (10, 30, 50, 100, 300) if t < steps} | {steps}))
 
 
 def summarise(results: Sequence[Result]) -> list[Line]:
-    """The table's lines, in the order of the results."""
+    """Return the lines of the table, in the order of the results.
+
+    Args:
+        results: one for each method.
+    """
     return [_line(result) for result in results]
 
 
@@ -53,7 +71,11 @@ def _line(result: Result) -> Line:
 
 
 def headings(steps: int) -> list[str]:
-    """Column headings."""
+    """Return the headings of the columns.
+
+    Args:
+        steps: the last step.
+    """
     return [
         "method",
         *(f"step {t}" for t in reported_steps(steps)),
@@ -67,7 +89,7 @@ def headings(steps: int) -> list[str]:
 
 
 def cells(line: Line) -> list[str]:
-    """One line's cells, as text."""
+    """Return the cells of a line as text."""
     last = line.means[-1]
     return [
         line.method,
@@ -82,12 +104,17 @@ def cells(line: Line) -> list[str]:
 
 
 def interval(mean: GeometricMean) -> str:
-    """[low, high], or – where a problem diverged."""
+    """Return an interval as text, "[low, high]", or "–" if a task diverged."""
     return f"[{number(mean.low)}, {number(mean.high)}]" if math.isfinite(mean.mean) else "–"
 
 
 def as_text(lines: Sequence[Line], steps: int) -> str:
-    """The table in fixed width, for a terminal."""
+    """Return the table in fixed width, for a terminal.
+
+    Args:
+        lines: what :func:`summarise` gave.
+        steps: the last step.
+    """
     body = [headings(steps), *(cells(line) for line in lines)]
     widths = [max(len(row[i]) for row in body) for i in range(len(body[0]))]
     return "\n".join(
@@ -100,7 +127,7 @@ def as_text(lines: Sequence[Line], steps: int) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits; – for NaN, "diverged" for infinity."""
+    """Return a number with three significant digits; "–" for NaN, "diverged" for infinity."""
     if math.isnan(value):
         return "–"
     if math.isinf(value):

@@ -1,4 +1,4 @@
-"""A one-page, self-contained HTML report: a chart, tables, and what made them."""
+"""The report of an evaluation as one HTML page: a chart, tables, and what made them."""
 
 from metaopt.evaluation.report.page import html_report
 

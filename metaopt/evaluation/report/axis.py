@@ -1,4 +1,4 @@
-"""Where the axes' ticks are, and what they say."""
+"""Where the ticks of the axes are, and their labels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Tick(NamedTuple):
-    """A mark on an axis."""
+    """A tick on an axis.
+
+    Attributes:
+        at: its position on the axis.
+        label: its text.
+    """
 
     at: float
     label: str
 
 
 def log_limits(values: Iterable[float]) -> tuple[float, float]:
-    """(bottom, top) in decades, with room around the positive finite values."""
+    """Return (bottom, top) of a log axis in powers of ten, with room around the values.
+
+    Args:
+        values: those that are not finite are left out.
+    """
     logs = [math.log10(value) for value in values if math.isfinite(value)]
     low, high = (min(logs), max(logs)) if logs else (0.0, 0.0)
     room = max(0.03 * (high - low), (LEAST_DECADES - (high - low)) / 2)
@@ -29,12 +38,19 @@ def log_limits(values: Iterable[float]) -> tuple[float, float]:
 
 
 def log_ticks(bottom: float, top: float) -> list[Tick]:
-    """At powers of ten, not more than ``MOST_TICKS``; at 1, 2, 5 times those where few fit.
+    """Return the ticks of a log axis: at powers of ten, or at 1, 2 and 5 times those if few fit.
 
-    >>> [tick.label for tick in log_ticks(-2.5, 1.5)]
-    ['10⁻²', '10⁻¹', '10⁰', '10¹']
-    >>> [tick.label for tick in log_ticks(0.1, 0.9)]
-    ['2', '5']
+    There are at most ``MOST_TICKS`` powers of ten.
+
+    Args:
+        bottom: the lower end, as a power of ten.
+        top: the upper end, as a power of ten.
+
+    Example:
+        >>> [tick.label for tick in log_ticks(-2.5, 1.5)]
+        ['10⁻²', '10⁻¹', '10⁰', '10¹']
+        >>> [tick.label for tick in log_ticks(0.1, 0.9)]
+        ['2', '5']
     """
     decades = range(math.ceil(bottom), math.floor(top) + 1)
     if len(decades) > 2:
@@ -49,10 +65,14 @@ def log_ticks(bottom: float, top: float) -> list[Tick]:
 
 
 def step_ticks(last: int) -> list[Tick]:
-    """At multiples of 1, 2 or 5 times a power of ten, not more than ``MOST_TICKS``.
+    """Return ticks at multiples of 1, 2 or 5 times a power of ten, at most ``MOST_TICKS``.
 
-    >>> [tick.label for tick in step_ticks(100)]
-    ['0', '20', '40', '60', '80', '100']
+    Args:
+        last: the last step.
+
+    Example:
+        >>> [tick.label for tick in step_ticks(100)]
+        ['0', '20', '40', '60', '80', '100']
     """
     power = 1
     while True:

@@ -1,4 +1,4 @@
-"""The chart as shapes: in per cent of its width and height, so that text keeps its size."""
+"""The chart of the report as shapes, in per cent of its size, so that text keeps its size."""
 
 from __future__ import annotations
 
@@ -23,33 +23,54 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """A method's line: the paths in thousandths of the plot, the marks in per cent of it."""
+    """The line of a method in the chart.
+
+    Attributes:
+        name: the method's name.
+        style: classes of chart.css.
+        marker: index of the marker.
+        line: path of the line, in thousandths of the plot.
+        band: path of the band around it, in thousandths of the plot.
+        marks: positions of the markers, in per cent of the plot.
+        values: text of the values at the shown steps, as in the table.
+        intervals: text of the intervals at these steps.
+    """
 
     name: str
-    style: str  # classes of chart.css
+    style: str
     marker: int
     line: str
     band: str
     marks: tuple[tuple[str, str], ...]
-    values: tuple[str, ...]  # at the shown steps, as the table has them
+    values: tuple[str, ...]
     intervals: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """All that the template draws."""
+    """All that the template of the chart draws.
+
+    Attributes:
+        problems: number of tasks.
+        steps: the steps that are drawn.
+        curves: one for each method.
+        x_ticks: ticks of the steps, in per cent from the left.
+        y_ticks: ticks of the losses, in per cent from the top.
+        bottom: lower end of the log axis, as a power of ten.
+        top: upper end of the log axis, as a power of ten.
+    """
 
     problems: int
-    steps: tuple[int, ...]  # shown
+    steps: tuple[int, ...]
     curves: tuple[Curve, ...]
-    x_ticks: tuple[Tick, ...]  # in per cent from the left
-    y_ticks: tuple[Tick, ...]  # in per cent from the top
-    bottom: float  # of the log axis, in decades
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    bottom: float
     top: float
 
     @property
     def data(self) -> dict[str, object]:
-        """What the script needs: the values are the table's own text."""
+        """What the script of the page needs; the values are the text of the table."""
         methods = [{"name": curve.name, "values": curve.values} for curve in self.curves]
         return {"steps": self.steps, "bottom": self.bottom, "top": self.top, "methods": methods}
 
@@ -60,13 +81,17 @@ class Chart:
 
     @property
     def ends(self) -> list[tuple[str, str]]:
-        """(name, value) at the last step, the lowest first and what diverged last."""
+        """Pairs (name, value) at the last step, the lowest first and what diverged last."""
         last = [(curve.name, curve.values[-1]) for curve in self.curves]
         return sorted(last, key=lambda pair: float("inf" if pair[1] == "diverged" else pair[1]))
 
 
 def draw(results: Sequence[Result]) -> Chart:
-    """Geometric means over problems of each result, with 95 % bootstrap bands."""
+    """Return the chart of results: geometric means over tasks, with 95 % bootstrap bands.
+
+    Args:
+        results: one for each method.
+    """
     last = len(results[0].losses) - 1
     steps = shown_steps(last)
     bands = [log_mean_bands(result.losses[list(steps)]) for result in results]
@@ -107,19 +132,23 @@ def draw(results: Sequence[Result]) -> Chart:
 
 
 def shown_steps(last: int) -> tuple[int, ...]:
-    """All up to the last, or evenly spread ones and the last.
+    """Return the steps to draw: all of them, or evenly spread ones and the last.
 
-    >>> shown_steps(3)
-    (0, 1, 2, 3)
-    >>> shown_steps(751)[-3:]
-    (744, 748, 751)
+    Args:
+        last: the last step.
+
+    Example:
+        >>> shown_steps(3)
+        (0, 1, 2, 3)
+        >>> shown_steps(751)[-3:]
+        (744, 748, 751)
     """
     stride = max(1, math.ceil(last / MOST_STEPS))
     return tuple(sorted({*range(0, last + 1, stride), last}))
 
 
 def _stretches(values: Floats) -> Iterator[slice]:
-    """Where values are finite without a gap."""
+    """Yield the ranges where values are finite without a gap."""
     edges = np.diff(np.isfinite(values).astype(int), prepend=0, append=0)
     starts, stops = (np.flatnonzero(edges == sign).tolist() for sign in (1, -1))
     yield from map(slice, starts, stops)
@@ -137,12 +166,15 @@ def _band(x: Floats, low: Floats, high: Floats) -> str:
 
 
 def _points(x: Floats, y: Floats) -> str:
-    """A path through points; what follows the first needs no letter."""
+    """Return a path through points; the points after the first need no letter."""
     return " ".join(f"{1000 * a:.4g},{1000 * b:.4g}" for a, b in zip(x, y, strict=True))
 
 
 def _marks(x: Floats, y: Floats, method: int) -> tuple[tuple[str, str], ...]:
-    """Spread over the line, elsewhere for each method, and at points that stand alone."""
+    """Return the places of markers: spread over the line, and at points that stand alone.
+
+    They are at other steps for each method.
+    """
     stride = max(1, len(x) // MARKS)
     alone = {part.start for part in _stretches(y) if part.stop - part.start == 1}
     places = sorted({*range(3 * method % stride, len(x), stride), *alone})

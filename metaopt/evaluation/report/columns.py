@@ -1,4 +1,4 @@
-"""The table at chosen steps: what each cell says, and by what it is sorted."""
+"""The table of the report: what each cell shows, and the number that it is sorted by."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from metaopt.evaluation.table import Line, interval, number, reported_steps
 
 
 class Cell(NamedTuple):
-    """A number as text, smaller text under it, and the whole number to sort by ("" for none)."""
+    """A cell of the table.
+
+    Attributes:
+        text: the number as text.
+        detail: smaller text below it.
+        key: the whole number, to sort by; "" for none.
+    """
 
     text: str
     detail: str
@@ -21,7 +27,13 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One method."""
+    """A row of the table, for one method.
+
+    Attributes:
+        method: the method's name.
+        learned: whether it was meta-trained.
+        cells: one for each column.
+    """
 
     method: str
     learned: bool
@@ -29,7 +41,11 @@ class Row:
 
 
 def columns(steps: int) -> list[str]:
-    """Headings of the columns after the method's."""
+    """Return the headings of the columns after that of the method.
+
+    Args:
+        steps: the last step.
+    """
     return [
         "rate",
         *(f"step {step}" for step in reported_steps(steps)),
@@ -42,7 +58,12 @@ def columns(steps: int) -> list[str]:
 
 
 def table_rows(results: Sequence[Result], lines: Sequence[Line]) -> list[Row]:
-    """One for each result, in their order."""
+    """Return one row for each result, in order.
+
+    Args:
+        results: one for each method.
+        lines: their lines of the table.
+    """
     return [_row(result, line) for result, line in zip(results, lines, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""What the head of the page says of a run, from its manifest."""
+"""What the head of the report says about a run, from its manifest."""
 
 from __future__ import annotations
 
@@ -13,21 +13,36 @@ MOST_SEEDS = 8  # named one by one
 
 
 class Fact(NamedTuple):
-    """A term and what is said of it."""
+    """A term, and what is said about it.
+
+    Attributes:
+        term: the term.
+        text: the text.
+    """
 
     term: str
     text: str
 
 
 class Lowest(NamedTuple):
-    """A method and its loss as text."""
+    """The method with the lowest loss.
+
+    Attributes:
+        method: its name.
+        loss: its loss as text.
+    """
 
     method: str
     loss: str
 
 
 def facts(manifest: Mapping[str, Any], results: Sequence[Result]) -> list[Fact]:
-    """Problems, steps, family, versions."""
+    """Return the facts of a run: its tasks, steps, family and versions.
+
+    Args:
+        manifest: what ``manifest.json`` holds.
+        results: one for each method.
+    """
     config, seeds = manifest["config"], manifest["problem_seeds"]
     start = float(results[0].losses[0].mean())
     return [
@@ -39,10 +54,14 @@ def facts(manifest: Mapping[str, Any], results: Sequence[Result]) -> list[Fact]:
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
-    """A range, or the first few.
+    """Return seeds as text: a range, or the first few.
 
-    >>> seeds_text(range(64)), seeds_text([3]), seeds_text([0, 7, 11])
-    ('0 to 63', '3', '0, 7, 11')
+    Args:
+        seeds: the seeds, in order.
+
+    Example:
+        >>> seeds_text(range(64)), seeds_text([3]), seeds_text([0, 7, 11])
+        ('0 to 63', '3', '0, 7, 11')
     """
     if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
         return f"{seeds[0]} to {seeds[-1]}"
@@ -50,7 +69,11 @@ def seeds_text(seeds: Sequence[int]) -> str:
 
 
 def made_with(manifest: Mapping[str, Any]) -> str:
-    """Versions that are known, and the revision of a checkout."""
+    """Return the versions of the software, and the git revision of a checkout, as text.
+
+    Args:
+        manifest: what ``manifest.json`` holds.
+    """
     known = {name: version for name, version in manifest["versions"].items() if version}
     own = f"metaopt {known.pop('metaopt', '(not installed)')}"
     if manifest["git_revision"]:
@@ -59,7 +82,11 @@ def made_with(manifest: Mapping[str, Any]) -> str:
 
 
 def lowest(lines: Sequence[Line]) -> Lowest | None:
-    """Who is lowest at the last step; None where all have diverged."""
+    """Return the method that is lowest at the last step; None if all have diverged.
+
+    Args:
+        lines: the lines of the table.
+    """
     finite = [line for line in lines if math.isfinite(line.means[-1].mean)]
     if not finite:
         return None

@@ -1,4 +1,4 @@
-"""The page as a whole: templates, style and script in one file, and the policy that seals it."""
+"""The whole page of the report: templates, style and script in one file, sealed by a policy."""
 
 from __future__ import annotations
 
@@ -25,11 +25,16 @@ SCRIPTS = ("say.js", "sort.js", "chart.js")
 def html_report(
     title: str, results: Sequence[Result], lines: Sequence[Line], manifest: Mapping[str, Any]
 ) -> bytes:
-    """The page; it needs no network and no other file.
+    """Return an HTML page that shows the results; it needs no network and no other file.
 
     Args:
-        lines: the table's, one a result.
+        title: the title of the page.
+        results: one for each method.
+        lines: the lines of the table, one for each result.
         manifest: what ``manifest.json`` holds.
+
+    Returns:
+        The content of the file.
     """
     style = colours() + "".join(map(_file, STYLES))
     script = "".join(map(_file, SCRIPTS))
@@ -55,7 +60,10 @@ def html_report(
 
 
 def colours() -> str:
-    """Style sheet: the methods' colours on a light and on a dark page, and a class for each."""
+    """Return a style sheet with the methods' colours, on a light and on a dark page.
+
+    Each colour has a class of its own.
+    """
     light, dark = (
         "".join(f"  --colour-{i}: {colour};\n" for i, colour in enumerate(palette))
         for palette in (LIGHT, DARK)
@@ -70,7 +78,12 @@ def colours() -> str:
 
 
 def policy(style: str, script: str) -> str:
-    """A Content-Security-Policy: this style and this script run, and nothing is fetched."""
+    """Return a Content-Security-Policy that allows this style and this script, and fetches nothing.
+
+    Args:
+        style: the style sheet of the page.
+        script: the script of the page.
+    """
     return "; ".join(
         (
             "default-src 'none'",

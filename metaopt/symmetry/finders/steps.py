@@ -27,9 +27,9 @@ class Step:
 
     Attributes:
         label: the operation's name for people.
-        kind: "activation", "norm", "same" (changes nothing), "pool" (an image stays an image),
-            "pool to rows" (one number a channel), "flatten" (a sample becomes one row) or "rows"
-            (``view(-1, k)``).
+        kind: "activation", "norm", "dropout", "same" (changes nothing), "pool" (an image stays an
+            image), "pool to rows" (one number a channel), "flatten" (a sample becomes one row) or
+            "rows" (``view(-1, k)``).
         activation: the activation, if it is one fixed function.
         homogeneous: whether positive scales of units pass through.
         name: the name of a batch norm.
