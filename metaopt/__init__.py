@@ -1,7 +1,7 @@
-"""Learned teleportation: learned optimizers that move a network's weights along symmetries.
+"""Learned optimizers that move a network's weights along the symmetries of its parameters.
 
-This needs torch, numpy and safetensors alone. Packages of an extra are imported where they are
-used; a call that needs a missing one says which extra has it.
+Importing this needs torch, numpy and safetensors alone. Packages of an extra are imported where
+they are used. A call that needs a missing package says which extra has it.
 """
 
 from importlib import import_module

@@ -10,6 +10,12 @@ from metaopt.errors import UserError
 def check_whole(name: str, value: object, low: int = 1, high: int | None = None) -> None:
     """Check that a field is a whole number in [low, high].
 
+    Args:
+        name: the name of the field.
+        value: its value.
+        low: the smallest value that is allowed.
+        high: the largest value that is allowed; None for no bound.
+
     Raises:
         UserError: if it is not.
     """
@@ -21,15 +27,24 @@ def check_whole(name: str, value: object, low: int = 1, high: int | None = None)
 def check_positive(name: str, value: float, default: float) -> None:
     """Check that a field is positive and finite.
 
+    Args:
+        name: the name of the field.
+        value: its value.
+        default: the default, which the message names.
+
     Raises:
-        UserError: if it is not; the message names the default.
+        UserError: if it is not.
     """
     if not 0 < value < math.inf:
         raise UserError(f"expected a positive {name}, got {value}: the default is {default}")
 
 
 def check_not_negative(name: str, value: float) -> None:
-    """Check that a field is finite and 0, which turns it off, or more.
+    """Check that a field is finite and not negative; 0 turns what it sets off.
+
+    Args:
+        name: the name of the field.
+        value: its value.
 
     Raises:
         UserError: if it is not.

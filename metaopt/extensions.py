@@ -1,9 +1,9 @@
-"""Extensions: modules of others that add components and methods to the tables when imported.
+"""Extensions: modules of users that add methods and components to the tables when imported.
 
-A module adds to a :class:`metaopt.registry.Registry`, for example ``UPDATE_RULES``, or calls
-``metaopt.evaluation.methods.register_method``. Both scripts import the modules that ``--import``
-names, and those of installed packages that stand under the entry point ``metaopt.extensions``,
-before they read their other flags.
+Such a module adds to a :class:`metaopt.registry.Registry`, for example ``UPDATE_RULES``, or calls
+``metaopt.evaluation.register_method``. Before they read their other flags, both scripts import the
+modules that ``--import`` names, and those that installed packages list under the entry point
+``metaopt.extensions``.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ from importlib.metadata import entry_points
 from metaopt.errors import UserError
 
 GROUP = "metaopt.extensions"
-"""The group of entry points that name a module, or a function that is called."""
+"""The group of entry points, each of which names a module, or a function that is then called."""
 
 
 def load_extensions(modules: Sequence[str] = ()) -> None:
-    """Import the installed extensions, then these modules; the current folder is searched last.
+    """Import the extensions of installed packages, then some modules.
+
+    The current folder is searched last.
+
+    Args:
+        modules: dotted names of modules.
 
     Raises:
-        UserError: if a module cannot be imported, or adds a name that is taken.
+        UserError: if a module cannot be imported, or if it adds a name that is taken.
     """
     for entry in entry_points(group=GROUP):
         _import(f"the entry point {entry.name!r}", entry.load)

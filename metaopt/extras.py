@@ -1,4 +1,4 @@
-"""Optional packages: the library runs on torch, numpy and safetensors, and extras add the rest."""
+"""Optional packages: the library needs torch, numpy and safetensors, and extras add the rest."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from importlib.util import find_spec
 from metaopt.errors import UserError
 
 DISTRIBUTION = "metaopt-teleport"
-"""The name on the package index; there ``metaopt`` is another project."""
+"""The name of this project on the package index, where ``metaopt`` is another project."""
 
 
 class MissingExtra(UserError, ImportError):
-    """An optional package is needed and cannot be imported; the message names its extra."""
+    """The error if an optional package is needed and cannot be imported; it names the extra."""
 
 
 def installed(package: str) -> bool:
-    """Whether a package can be found, without importing it."""
+    """Return whether a package can be found, without importing it.
+
+    Args:
+        package: its name when it is imported.
+    """
     try:
         return find_spec(package) is not None
     except ImportError:  # of an import hook that refuses it
@@ -26,7 +30,7 @@ def installed(package: str) -> bool:
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Import optional packages inside, and name the extra that has them where one is missing.
+    """Import optional packages inside this context, which names the extra of a missing one.
 
     Args:
         name: the extra, as in ``pip install 'metaopt-teleport[train]'``.

@@ -1,9 +1,9 @@
-"""Components by name, and the flat record of their fields that configs and checkpoints hold.
+"""Components by name, and the flat config that holds their fields.
 
-A component is one choice of a config: an update rule, an estimator, a distribution of tasks. It is
-registered beside its class by a frozen dataclass of its own fields, which checks itself and says
-what the component can do. :class:`Settings` is the flat view that users see: the names of the
-chosen components and the fields of all, each under its own name.
+A component is one choice in a config, such as an update rule, an estimator or a task distribution.
+It is registered by a frozen dataclass of its own fields, which checks itself and says what the
+component can do. :class:`Settings` is the flat config that users see, and that checkpoints hold:
+the names of the chosen components, and the fields of all of them, each under its own name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SETTINGS = "settings"
 
 
 class UnknownComponent(UserError):
-    """A name that nothing is registered under; an extension may be missing.
+    """The error for a name that nothing is registered under; an extension may be missing.
 
     Attributes:
         kind: what was asked for, such as "update".
@@ -38,10 +38,12 @@ class UnknownComponent(UserError):
 
 
 class Registry(dict[str, Entry]):
-    """Components of one kind by name. Asking for an unknown name raises a :class:`UserError`.
+    """A dictionary of components of one kind by name, whose errors are made for users.
+
+    Asking for an unknown name raises a :class:`UserError` that lists the known ones.
 
     Args:
-        kind: the flag, and the key of a config, that names one.
+        kind: the flag, and the key of a config, whose values are these names.
 
     Example:
         >>> colours = Registry[int]("colour")
@@ -61,10 +63,14 @@ or --import the module that registers it
         raise UnknownComponent(self.kind, name, list(self))
 
     def add(self, name: str, entry: Entry) -> None:
-        """Register an entry.
+        """Register a component under a new name.
+
+        Args:
+            name: letters, digits and underscores, not a digit first.
+            entry: the component.
 
         Raises:
-            UserError: if the name is taken, or is no name.
+            UserError: if the name is taken, or is not a name.
         """
         if not (isinstance(name, str) and name.isidentifier()):
             raise UserError(
@@ -79,10 +85,13 @@ or --import the module that registers it
         self[name] = entry
 
     def register(self, name: str) -> Callable[[Entry], Entry]:
-        """Register the decorated class.
+        """Return a decorator that registers a class or a function under a new name.
+
+        Args:
+            name: see :meth:`add`.
 
         Raises:
-            UserError: as :meth:`add`.
+            UserError: if the name is taken, or is not a name.
         """
 
         def decorate(entry: Entry) -> Entry:
@@ -93,10 +102,13 @@ or --import the module that registers it
 
 
 def defaults(config: type[Any]) -> dict[str, Any]:
-    """The fields of a config with their defaults.
+    """Return the fields of a config with their defaults.
+
+    Args:
+        config: a frozen dataclass.
 
     Raises:
-        UserError: if it is no frozen dataclass, or a field has no default.
+        UserError: if it is not a frozen dataclass, or if a field has no default.
     """
     if not (is_dataclass(config) and config.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise UserError(
@@ -117,10 +129,13 @@ def _default(config: type[Any], of: Field[Any]) -> Any:
 
 
 def merged(configs: Sequence[type[Any]]) -> dict[str, Any]:
-    """The fields of several configs with their defaults. Fields of one name are one field.
+    """Return the fields of several configs with their defaults; fields of one name are one field.
+
+    Args:
+        configs: frozen dataclasses.
 
     Raises:
-        UserError: where two configs give a field different defaults.
+        UserError: if two configs give a field different defaults.
     """
     together: dict[str, Any] = {}
     for config in configs:
@@ -136,14 +151,14 @@ def merged(configs: Sequence[type[Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True, init=False, repr=False)
 class Settings:
-    """The flat view of a config: its own fields, and those of its components.
+    """A flat config: its own fields, and the fields of its components.
 
-    A subclass declares its own fields and names the registries of its components. All fields are
-    read as attributes, given as keywords, and changed by :func:`dataclasses.replace`.
+    A subclass declares its own fields and the registries of its components. All fields are read as
+    attributes, given as keywords, and changed by :func:`dataclasses.replace`.
 
     Attributes:
-        components: own fields that name a component, with the registry of each.
-        named: further own fields that name an entry of a registry, which has no fields.
+        components: names of own fields that choose a component, with the registry of each.
+        named: names of own fields that choose an entry without fields, with the registry of each.
         settings: fields of the library's components, and of the chosen ones, by name.
     """
 
@@ -168,7 +183,7 @@ class Settings:
         self.check()
 
     def check(self) -> None:
-        """Check the fields of one's own.
+        """Check the fields that belong to no component.
 
         Raises:
             UserError: for a value that cannot be used.
@@ -176,29 +191,38 @@ class Settings:
 
     @classmethod
     def own_defaults(cls) -> dict[str, Any]:
-        """The fields that belong to no component, with their defaults."""
+        """Return the fields that belong to no component, with their defaults."""
         return {name: value for name, value in defaults(cls).items() if name != SETTINGS}
 
     @classmethod
     def all_defaults(cls) -> dict[str, Any]:
-        """The fields of one's own and of all registered components, with their defaults."""
+        """Return all fields with their defaults, those of all registered components included."""
         registered = [c for registry in cls.components.values() for c in registry.values()]
         return {k: v for k, v in merged([cls, *registered]).items() if k != SETTINGS}
 
     @classmethod
     def from_dict(cls, flat: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`as_dict`; lists become tuples."""
+        """Return the config of a dictionary that :meth:`as_dict` made; lists become tuples.
+
+        Args:
+            flat: values by the name of the field.
+        """
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in flat.items()}
         if SETTINGS in values:
             raise UserError(f"expected fields of {cls.__name__}, got {SETTINGS!r}: leave it out")
         return cls(None, **values)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, in plain lists and numbers, for JSON."""
+        """Return all fields by name, as numbers, strings and lists, ready for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in self._flat().items()}
 
     def chosen(self, registry: Registry[type[Config]], name: str) -> Config:
-        """The config of a component, of the fields here."""
+        """Return the config of a chosen component, with its fields as they are set here.
+
+        Args:
+            registry: the registry of the component.
+            name: its name.
+        """
         config, flat = registry[name], self._flat()
         return config(**{name: flat[name] for name in defaults(config)})
 
@@ -216,13 +240,13 @@ class Settings:
         return {name: getattr(self, name) for name in self.own_defaults()} | dict(self.settings)
 
     def _held(self) -> Iterator[type[Any]]:
-        """Configs whose fields are held: of the library whatever is chosen, else the chosen."""
+        """Yield the configs whose fields are stored: all of the library's, and the chosen ones."""
         for kind, registry in self.components.items():
             chosen = registry[getattr(self, kind)]
             yield from (c for c in registry.values() if c is chosen or _of_library(c))
 
     def _check_components(self) -> None:
-        """Build the chosen configs; a field of others must be one that some config takes."""
+        """Build the chosen configs; fields of others must have values that some config accepts."""
         used = set(self.own_defaults())
         for kind, registry in self.components.items():
             used |= defaults(type(self.chosen(registry, getattr(self, kind)))).keys()
@@ -237,7 +261,7 @@ class Settings:
 
 
 def _complaint(config: type[Any], name: str, value: Any) -> UserError | None:
-    """What a config says against a value of one field, the others as by default."""
+    """Return a config's error for one value of a field, with the others at their defaults."""
     try:
         config(**{name: value})
     except UserError as error:

@@ -1,7 +1,7 @@
 """What an optimizer moves: a model with its parameters, its sites, its outputs and its loss.
 
 :class:`~metaopt.LearnedOptimizer` and :class:`~metaopt.TeleportingOptimizer` look at a model
-through the same object, with the same checks and the same words.
+through the same object, with the same checks and the same messages.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ from metaopt.symmetry.teleportation import ChainOutputs, Outputs
 
 
 class Batch(NamedTuple):
-    """Samples in rows, and what belongs to them."""
+    """A batch of data: samples in rows, and what the loss compares the outputs with.
+
+    Attributes:
+        x: what the model is called with.
+        y: the second argument of the loss function.
+    """
 
     x: Tensor
     y: Tensor
@@ -41,9 +46,9 @@ class Target(ABC):
 
     Attributes:
         model: the module itself.
-        sites: all places where a group can act, with the reasons for what was left out.
-        search: how a teleport finds its point by default.
-        needs_batch: whether orbits and losses are of a batch that has to be given.
+        sites: all sites where a group can act, and the layers that were left out, with reasons.
+        search: the search that a teleportation uses by default.
+        needs_batch: whether a batch has to be given for losses, outputs and orbits.
     """
 
     model: nn.Module
@@ -53,7 +58,7 @@ class Target(ABC):
 
     @property
     def chain(self) -> LayerChain:
-        """The model as a chain of layers; ``NO_CHAIN`` where it is none."""
+        """The model as a chain of layers; ``NO_CHAIN`` if it is none."""
         return NO_CHAIN if isinstance(self.sites.chain, str) else self.sites.chain
 
     def parameters(self, names: Sequence[str]) -> list[nn.Parameter]:
@@ -70,9 +75,9 @@ class Target(ABC):
         """Return the sites where a group acts on a batch, with the action of each.
 
         Args:
-            action: "auto" (:func:`~metaopt.symmetry.auto.choose_actions`), a name, or an action,
-                which acts wherever it can.
-            samples: rows of the batch.
+            action: "auto" (see :func:`~metaopt.symmetry.auto.choose_actions`), or an action or its
+                name, which acts wherever it can.
+            samples: rows of the batch; None if there is no batch.
             returns: whether further steps are made on the same batch.
         """
         if action == AUTO:
@@ -85,7 +90,11 @@ class Target(ABC):
         )
 
     def moving(self, action: str | Action) -> tuple[str, ...]:
-        """Return the names of the parameters that an action may move, in order."""
+        """Return the names of the parameters that an action may move, in order.
+
+        Args:
+            action: "auto", an action, or its name.
+        """
         if self.chain.pairs:
             return self.chain.names
         if action == AUTO:
@@ -97,35 +106,47 @@ class Target(ABC):
 
     @abstractmethod
     def orbit(self, names: Sequence[str], acting: Sequence[ActingSite], x: Tensor | None) -> Orbit:
-        """Return the points that the parameters ``names`` can be moved to.
+        """Return the orbit of some parameters: the points that they can be moved to.
 
         Args:
-            names: of the parameters that move, in order.
+            names: names of the parameters that move, in order.
             acting: the sites where a group acts, with the actions.
-            x: the batch, samples in rows.
+            x: the batch, samples in rows; None if the model needs none.
         """
 
     @abstractmethod
     def loss(
         self, names: Sequence[str], loss_fn: LossOnBatch | None, batch: Batch | None
     ) -> LossFunction:
-        """Return the losses as a function of the parameters ``names``."""
+        """Return the losses as a function of some parameters.
+
+        Args:
+            names: names of the parameters, in order.
+            loss_fn: a function from (the model's output, y) to the loss; None if the model has its
+                own.
+            batch: the batch; None if the model needs none.
+        """
 
     @abstractmethod
     def outputs(self, names: Sequence[str], x: Tensor | None) -> Outputs:
-        """Return the outputs in float64 as a function of the parameters ``names``."""
+        """Return the outputs in float64 as a function of some parameters.
+
+        Args:
+            names: names of the parameters, in order.
+            x: the batch, samples in rows; None if the model needs none.
+        """
 
     @abstractmethod
     def report(self) -> str:
-        """Return where a group can act and where not, with reasons, for people."""
+        """Return a text that says where a group can act, where not, and why."""
 
     def check_action(self, action: str | Action, choices: Sequence[str], advice: str) -> None:
-        """Refuse an action that has no place to act in this model.
+        """Check that an action has a site to act at in this model.
 
         Args:
-            action: a name or an action.
+            action: an action or its name.
             choices: the names that may be given.
-            advice: what else to do, to end a message with.
+            advice: the end of the message: what else to do.
 
         Raises:
             UserError: for another name, or an action that fits no site.
@@ -184,7 +205,7 @@ class TaskTarget(Target):
 
     @property
     def chain(self) -> LayerChain:
-        """The chain that the module says it is; without layers where it is none."""
+        """The chain that the module says it is; it has no layers if it is none."""
         return self._chain
 
     def moving(self, action: str | Action) -> tuple[str, ...]:
@@ -194,28 +215,37 @@ class TaskTarget(Target):
     def acting(
         self, action: str | Action, samples: int | None, returns: Returns
     ) -> tuple[ActingSite, ...]:
-        """Return every site of the chain with the action; its data are the same at each step."""
+        """Return every site of the chain with the action. See :meth:`Target.acting`.
+
+        The data are the same at each step.
+        """
         if action == AUTO:
             return choose_actions(self.sites, self.layer_input.h.shape[-1], Returns.YES)
         own = action if isinstance(action, Action) else make_action(action)
         return tuple(ActingSite(site, own) for site in self.sites.found)
 
     def orbit(self, names: Sequence[str], acting: Sequence[ActingSite], x: Tensor | None) -> Orbit:
-        """See :meth:`Target.orbit`; the data are the module's own."""
+        """Return the orbit of some parameters on the module's own data.
+
+        See :meth:`Target.orbit`.
+        """
         return Orbit(names, acting, self.chain, self.layer_input)
 
     def loss(
         self, names: Sequence[str], loss_fn: LossOnBatch | None, batch: Batch | None
     ) -> LossFunction:
-        """See :meth:`Target.loss`; the losses are what the module gives, ``(*batch,)``."""
+        """Return the losses that the module computes, ``(*batch,)``. See :meth:`Target.loss`."""
         return lambda values: functional_call(self.model, dict(zip(names, values, strict=True)), ())
 
     def outputs(self, names: Sequence[str], x: Tensor | None) -> Outputs:
-        """See :meth:`Target.outputs`: those of the chain, ``(*batch, out, samples)``."""
+        """Return the outputs of the chain, ``(*batch, out, samples)``.
+
+        See :meth:`Target.outputs`.
+        """
         return ChainOutputs(self.chain, self.layer_input.original)
 
     def report(self) -> str:
-        """See :meth:`Target.report`."""
+        """Return a text that says where a group can act. See :meth:`Target.report`."""
         return f"{len(self.sites.found)} sites of a chain of layers that holds its data"
 
 
@@ -225,7 +255,7 @@ class ModuleTarget(Target):
 
     Args:
         model: the module.
-        sites: names of (incoming, outgoing) layers to use, instead of all that are found.
+        sites: pairs of names (incoming layer, outgoing layer) to use, instead of all sites.
     """
 
     needs_batch = True
@@ -239,12 +269,15 @@ class ModuleTarget(Target):
 
     @property
     def whole_chain(self) -> LayerChain:
-        """The module as a chain of layers, whichever sites were given, or ``NO_CHAIN``."""
+        """The module as a chain of layers, whichever sites were given;
+
+        ``NO_CHAIN`` if it is none.
+        """
         return NO_CHAIN if isinstance(self._chain, str) else self._chain
 
     @property
     def no_chain(self) -> str:
-        """Why the module is no chain of layers; empty where it is one."""
+        """Why the module is not a chain of layers; empty if it is one."""
         return self._chain if isinstance(self._chain, str) else ""
 
     @property
@@ -253,7 +286,10 @@ class ModuleTarget(Target):
         return tuple(site for site in self.sites.found if site.homogeneous)
 
     def columns(self, x: Tensor) -> Tensor:
-        """Return a batch as a chain of Linear layers is given it, a sample a column.
+        """Return a batch in the form that a chain of Linear layers takes, a sample a column.
+
+        Args:
+            x: the batch, samples in rows.
 
         Raises:
             UserError: if the rows do not fit the first layer.
@@ -268,7 +304,7 @@ class ModuleTarget(Target):
         return columns
 
     def orbit(self, names: Sequence[str], acting: Sequence[ActingSite], x: Tensor | None) -> Orbit:
-        """See :meth:`Target.orbit`."""
+        """Return the orbit of some parameters on a batch. See :meth:`Target.orbit`."""
         if x is None or not any(action.uses_inputs for _, action in acting):
             return Orbit(names, acting)
         return Orbit(names, acting, self.chain, LayerInput(self.columns(x)))
@@ -276,31 +312,31 @@ class ModuleTarget(Target):
     def loss(
         self, names: Sequence[str], loss_fn: LossOnBatch | None, batch: Batch | None
     ) -> LossFunction:
-        """See :meth:`Target.loss`; a scalar."""
+        """Return the loss on a batch, a scalar. See :meth:`Target.loss`."""
         x, y = given(batch)
         assert loss_fn is not None  # check_loss_fn() sees to it
         return NetworkLoss(self.model, names, loss_fn, x, y)
 
     def outputs(self, names: Sequence[str], x: Tensor | None) -> Outputs:
-        """See :meth:`Target.outputs`: one row, in evaluation mode."""
+        """Return the outputs in evaluation mode, as one row. See :meth:`Target.outputs`."""
         assert x is not None
         return ModuleOutputs(self.model, tuple(names), x)
 
     def report(self) -> str:
-        """See :meth:`Target.report`."""
+        """Return a text that says where a group can act. See :meth:`Target.report`."""
         return self.sites.report()
 
 
 def target_of(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) -> Target:
-    """Return what an optimizer sees of a model.
+    """Return a model as an optimizer sees it.
 
     Args:
         model: any ``nn.Module``, or a :class:`~metaopt.symmetry.ChainModule` such as a batch of
             tasks, which holds its own data.
-        sites: names of (incoming, outgoing) layers of a module to use, instead of all found.
+        sites: pairs of names (incoming layer, outgoing layer) of a module to use, instead of all.
 
     Raises:
-        UserError: for sites of a module that has its own, or that were not found.
+        UserError: if the module has sites of its own, or if one of ``sites`` was not found.
     """
     if isinstance(model, ChainModule):
         if sites is not None:
@@ -313,7 +349,10 @@ def target_of(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) 
 
 
 def check_loss_fn(loss_fn: object) -> None:
-    """Refuse a loss that is no function; None is let pass.
+    """Check that a loss function can be called; None passes.
+
+    Args:
+        loss_fn: what a user gave.
 
     Raises:
         UserError: if it cannot be called.
@@ -326,7 +365,10 @@ def check_loss_fn(loss_fn: object) -> None:
 
 
 def given(batch: Batch | None) -> Batch:
-    """Return the batch.
+    """Return the batch that a user gave.
+
+    Args:
+        batch: the batch, or None.
 
     Raises:
         UserError: if there is none.

@@ -1,4 +1,4 @@
-"""Optimizers without anything learned: a wrapper that teleports, and Levenberg-Marquardt."""
+"""Optimizers that are not learned: a wrapper that teleports, and Levenberg-Marquardt."""
 
 from metaopt.optim.buffers import POLICIES as BUFFER_POLICIES
 from metaopt.optim.levenberg_marquardt import LevenbergMarquardt

@@ -1,4 +1,4 @@
-"""What becomes of an optimizer's buffers when its weights jump (appendix G.1).
+"""What happens to an optimizer's buffers, such as momenta, when its weights jump (appendix G.1).
 
 | buffer | of | "keep" | "reset" | "transport" |
 | --- | --- | --- | --- | --- |
@@ -10,9 +10,9 @@
 | sum | Adagrad | stays | initial value | as squares of gradients |
 | step | all | stays | as new | stays |
 
-How a gradient is transported belongs to the action (``Action.transport``): by the inverse transpose
-of the move, so that <gradient, change> stays. Of a square only the squares of that matrix's entries
-are known, which is exact where it is diagonal.
+The action says how a gradient is transported (``Action.transport``): by the inverse transpose of
+the move, so that the product <gradient, change of the weights> stays. A square is transported by
+the squares of the entries of that matrix, which is exact if the matrix is diagonal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from metaopt.symmetry.element import Element
 from metaopt.symmetry.orbit import Orbit
 
 POLICIES = ("keep", "reset", "transport")
-"""What ``buffers`` of a teleporting optimizer may be."""
+"""The values of ``buffers`` of a :class:`~metaopt.TeleportingOptimizer`."""
 
 GRADIENTS = ("momentum_buffer", "exp_avg", "grad_avg")
 SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
@@ -35,7 +35,14 @@ COUNTS = ("step",)
 
 
 def reset(base: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
-    """Make the buffers of these parameters those of a new optimizer; of L-BFGS, all of them."""
+    """Give the buffers of some parameters the values that they have in a new optimizer.
+
+    L-BFGS has common buffers for all parameters, and all of them are reset.
+
+    Args:
+        base: the optimizer that holds the buffers.
+        parameters: the parameters that moved.
+    """
     if isinstance(base, torch.optim.LBFGS):  # it keeps them at its first parameter
         base.state.clear()
         return
@@ -51,10 +58,14 @@ def reset(base: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> No
 
 
 def check_transport(base: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
-    """Refuse to transport a buffer that nobody knows how to transport.
+    """Check that every buffer of some parameters is one that can be transported.
+
+    Args:
+        base: the optimizer that holds the buffers.
+        parameters: the parameters that will move.
 
     Raises:
-        UserError: for a buffer that is not in the table above.
+        UserError: for a buffer that is not in the table of this module.
     """
     for parameter in parameters:
         for key in base.state.get(parameter, {}):
@@ -71,13 +82,13 @@ def transport(
     orbit: Orbit,
     steps: Sequence[Sequence[Element]],
 ) -> None:
-    """Let the buffers move along with the weights, as the orbit's actions say.
+    """Move the buffers along with the weights, as the orbit's actions define it.
 
     Args:
         base: the optimizer that holds the buffers.
-        parameters: that moved, in the orbit's order.
-        orbit: that the weights moved along.
-        steps: T of each site for each step of the move.
+        parameters: the parameters that moved, in the order of the orbit.
+        orbit: the orbit that they moved along.
+        steps: for each step of the move, T of each site.
     """
     # Nothing is written before all is known, as an action may refuse.
     transported: list[tuple[Tensor | None, Tensor]] = []

@@ -22,23 +22,25 @@ TRIES = 10  # dampings tried in a step before the problem stays where it is
 
 
 class LevenbergMarquardt(torch.optim.Optimizer):
-    """Levenberg-Marquardt on a batch of least-squares problems, each with a damping of its own.
+    """The Levenberg-Marquardt method on a batch of least-squares tasks, each with its own damping.
 
     With the residuals r, their Jacobian J in the weights w, and the damping lambda, a step is
 
         w <- w - J^T (J J^T + lambda I)^-1 r,
 
     computed in float64. If it lowers the loss, lambda is divided by ``factor``. If not, lambda is
-    multiplied by it and the step is tried again, so the loss never rises. A problem that no damping
-    helps keeps its weights from then on. Source: D. W. Marquardt, SIAM J. Appl. Math. 11 (1963).
+    multiplied by it and the step is tried again, so the loss never rises. A task that no damping
+    helps keeps its weights from then on.
 
     Args:
-        problem: a batch of regressions; its weights are the parameters.
+        problem: a batch of regression tasks, whose weights are the parameters.
         damping: the first lambda, as a multiple of the mean diagonal entry of J J^T at the start.
         factor: what lambda is multiplied or divided by, above 1.
 
     Raises:
         UserError: for a damping that is not positive, or a factor that is not above 1.
+
+    Source: D. W. Marquardt, SIAM J. Appl. Math. 11 (1963).
     """
 
     def __init__(self, problem: Regression, damping: float = 1e-3, factor: float = 5.0) -> None:
@@ -53,7 +55,10 @@ class LevenbergMarquardt(torch.optim.Optimizer):
 
     @property
     def dampings(self) -> Tensor:
-        """The dampings, float64 ``(B,)``: NaN before the first step, infinite after the last."""
+        """The damping of each task, float64 ``(B,)``.
+
+        It is NaN before the first step, and infinite for a task that no damping helps any more.
+        """
         kept: dict[Any, Any] = self.state  # keys that are no parameters pass through state_dict
         if "dampings" not in kept:
             kept["dampings"] = torch.full((self.problem.batch,), math.nan, dtype=torch.float64)
@@ -61,12 +66,12 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         return dampings
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to copy or pickle: what torch keeps, the problem and the factor."""
+        """Return the state to copy or pickle: what torch keeps, the tasks and the factor."""
         return {**super().__getstate__(), "problem": self.problem, "factor": self.factor}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step on every problem of the batch.
+        """Take one step on every task of the batch.
 
         Args:
             closure: called once before the step, for the value that is returned.

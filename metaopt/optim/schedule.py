@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection
 from metaopt.errors import UserError
 
 Schedule = Callable[[int], bool] | Collection[int] | int | None
-"""Before which steps to teleport. Steps are counted from 0.
+"""The steps before which an optimizer teleports, counted from 0.
 
-A function is called with the number of the step and says whether to. A collection holds these
-numbers. An integer N means every N steps, that is before steps N, 2N, ... None means never."""
+A function is called with the number of a step and returns whether to teleport. A collection holds
+the numbers of the steps. An integer N means every N steps: before steps N, 2N, and so on. None
+means never."""
 
 
 class Every:
@@ -20,6 +21,7 @@ class Every:
         self.steps = steps
 
     def __call__(self, step: int) -> bool:
+        """Return whether to teleport before a step."""
         return step > 0 and step % self.steps == 0
 
 

@@ -1,4 +1,4 @@
-"""What a teleporting optimizer keeps besides its base's state."""
+"""The state of a teleporting optimizer besides that of its base."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ PARTS = ("base", "steps", "undone")
 
 
 def check_own_state(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """``state_dict``, or a UserError if it is not one of a teleporting optimizer."""
+    """Check that a state dict is one of a teleporting optimizer, and return it.
+
+    Args:
+        state_dict: what ``TeleportingOptimizer.state_dict`` returned.
+
+    Raises:
+        UserError: if it is another one, such as that of the base optimizer.
+    """
     if not state_dict.keys() >= set(PARTS):
         raise UserError(
             f"expected a state of a TeleportingOptimizer, with {', '.join(PARTS)}, got one with "

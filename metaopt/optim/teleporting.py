@@ -1,4 +1,4 @@
-"""Any ``torch.optim.Optimizer`` that teleports (section 5.1, eq. 5)."""
+"""A wrapper that lets any ``torch.optim.Optimizer`` teleport (section 5.1, eq. 5)."""
 
 from __future__ import annotations
 
@@ -24,36 +24,40 @@ from metaopt.target import Batch, check_loss_fn, given, target_of
 
 
 class TeleportingOptimizer(torch.optim.Optimizer):
-    """Wraps a base optimizer: w <- g.w at scheduled steps or on call, then the base's own step.
+    """A wrapper that lets any optimizer teleport: w <- g.w at some steps, then the base's own step.
 
-    Never teleporting, it equals its base bit for bit.
+    A teleportation moves the weights along a symmetry of the network, to a point of the same loss
+    where the gradient is larger. Without teleportations the wrapper equals its base bit for bit.
 
     Args:
         base: the optimizer to wrap; it must hold the parameters of ``model``.
         model: any ``nn.Module`` of one input, or a batch of tasks of ``metaopt.tasks``.
-        loss_fn: (the model's output, y) -> scalar loss; tasks need none.
+        loss_fn: a function from (the model's output, y) to a scalar loss; tasks need none.
         action: "auto", a name of ``metaopt.symmetry.ACTIONS``, or an
             :class:`~metaopt.symmetry.Action`. "auto" takes at each site the largest group that is
-            exact for all data; where there is none, GL if it is exact on the batch and no other
-            batch was given before. :meth:`report` says what there is to act on.
-        schedule: see :data:`Schedule`; the first step is 0. A step that teleports needs the
-            gradient at the new point: give it a closure, or ``batch=(x, y)``.
-        search: how the point is found; of a network by default an ascent to at most twice the
-            squared gradient norm, which often costs more than it brings: compare with no teleports.
-            :class:`~metaopt.symmetry.LevelSetTeleport` takes any model, by no group: it keeps the
-            loss and not the outputs, and the action does not matter.
-        buffers: what becomes of the base's buffers (momenta and the like) at a teleport: "keep",
-            "reset", or "transport" (appendix G.1; ``metaopt.optim.buffers``).
-        sites: names of (incoming, outgoing) layers of a network to use, instead of all found.
-        max_defect: a teleport that changes a network's output by more than this fraction, on its
-            batch or on the held-out one, is reverted and counted in ``undone``. (Of tasks, the
-            action rejects each move that does.)
+            exact for all data. If no site has such a group, it takes GL, as long as GL is exact on
+            the batch and no other batch came before. :meth:`report` lists the sites.
+        schedule: the steps before which to teleport, counted from 0; see :data:`Schedule`. At such
+            a step the gradient is needed at the new point: give :meth:`step` a closure or a batch.
+        search: how the new point is found. By default it is gradient ascent, for a network up to
+            twice the squared gradient norm; that often costs more than it brings, so compare with
+            no teleports. :class:`~metaopt.symmetry.LevelSetTeleport` uses no group and so takes any
+            model; it keeps the loss but not the outputs, and ignores ``action``.
+        buffers: what happens to the base's buffers, such as momenta, at a teleport: "keep", "reset"
+            or "transport" (appendix G.1; see ``metaopt.optim.buffers``).
+        sites: pairs of names (incoming layer, outgoing layer) of a network to use, instead of all
+            sites.
+        max_defect: largest relative change of a network's output that a teleport may make, on its
+            batch or on the held-out one. A teleport with a larger change is reverted and counted in
+            ``undone``. (For tasks the action itself rejects such moves.)
 
     Attributes:
         teleportation: the move of the last step or call, or None.
-        made, undone: how many teleports stayed, and were reverted for their invariance error.
+        made: number of teleports that stayed.
+        undone: number of teleports that were reverted because of their invariance error.
 
-    Options that do not fit are a ``UserError``, before anything is built.
+    Raises:
+        UserError: for options that do not fit the model or each other.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 2))
@@ -126,7 +130,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         self._other_came = False
 
     def _check_place(self) -> None:
-        """Refuse a model where no group can act."""
+        """Check that there is a site where a group can act."""
         if self.action != AUTO:
             self.target.check_action(self.action, tuple(ACTIONS), "leave the action out")
         elif not self._exact_for_all_data and not self.target.chain.pairs:
@@ -141,9 +145,10 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         return any(for_all_data(site) is not None for site in self.target.sites.found)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All of it: torch would keep its own attributes alone.
+        """Return all attributes but hooks, as torch would keep only its own.
 
-        But not ``step`` as a learning-rate scheduler wraps it, which steps the original.
+        The method ``step`` is left out too, since a learning-rate scheduler replaces it by one that
+        steps the original.
         """
         lost = ("_own_groups", "_own_state", "teleportation", "step")
         kept = {k: v for k, v in self.__dict__.items() if k not in lost and "hook" not in k}
@@ -151,7 +156,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
     @property  # type: ignore[override]
     def state(self) -> dict[Any, Any]:
-        """The base's."""
+        """The state of the base optimizer."""
         base = self.__dict__.get("base")
         state: dict[Any, Any] = self._own_state if base is None else base.state
         return state
@@ -162,7 +167,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The base's, so that learning-rate schedulers reach it."""
+        """The parameter groups of the base, so that learning-rate schedulers reach them."""
         base = self.__dict__.get("base")
         groups: list[dict[str, Any]] = self._own_groups if base is None else base.param_groups
         return groups
@@ -172,7 +177,11 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         self._own_groups = groups  # torch's constructor fills them; the base's take over
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """To the base; such parameters are stepped and not teleported."""
+        """Add a parameter group to the base; its parameters are stepped and not teleported.
+
+        Args:
+            param_group: as for any optimizer of torch.
+        """
         base = self.__dict__.get("base")
         if base is None:
             super().add_param_group(param_group)
@@ -180,16 +189,27 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             base.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's state, the number of steps taken, which the schedule counts, and of undone."""
+        """Return the state of the base, with the numbers of steps and of reverted teleports."""
         return {"base": self.base.state_dict(), "steps": self.steps, "undone": self.undone}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`, which stays as it is."""
+        """Restore what :meth:`state_dict` returned.
+
+        Args:
+            state_dict: it is not changed.
+
+        Raises:
+            UserError: if it is that of another kind of optimizer.
+        """
         self.base.load_state_dict(copy.deepcopy(check_own_state(state_dict)["base"]))
         self.steps, self.undone = state_dict["steps"], state_dict["undone"]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As the base does."""
+        """Reset the gradients, as the base does.
+
+        Args:
+            set_to_none: whether to set them to None instead of zero.
+        """
         self.base.zero_grad(set_to_none)
 
     def step(
@@ -197,16 +217,19 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         closure: Callable[[], Any] | None = None,
         batch: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
-        """Teleport if it is time, then the base's step.
+        """Teleport if the schedule says so, then take the base's step.
 
         Args:
-            closure: evaluates the loss and its gradient anew.
-            batch: (x, y) of a network, to teleport on and, without a closure, to take the gradient
-                at the new point on, in the place of what is in ``grad``. Give a closure where
-                gradients are accumulated, scaled or clipped.
+            closure: evaluates the loss and its gradients anew, as for any optimizer of torch.
+            batch: (x, y), for a network: the batch to teleport on. Without a closure, the gradient
+                at the new point is computed on it and replaces what is in ``grad``. Give a closure
+                too if gradients are accumulated, scaled or clipped.
 
         Returns:
-            The loss before the step, at w_t, where there is a closure.
+            The loss before the step, if there is a closure.
+
+        Raises:
+            UserError: at a step that teleports, if what the gradient needs was not given.
         """
         due = self.schedule(self.steps)
         if batch is not None:
@@ -252,12 +275,14 @@ class TeleportingOptimizer(torch.optim.Optimizer):
     def teleport(
         self, x: Tensor | None = None, y: Tensor | None = None, held_out: Tensor | None = None
     ) -> Teleportation:
-        """Move the weights along the orbit now, and treat the buffers as the policy says.
+        """Teleport now, and treat the buffers as ``buffers`` says.
 
-        Gradients that are there belong to the old point: call ``zero_grad`` and ``backward`` next.
+        Gradients that were computed before belong to the old point, so call ``zero_grad`` and
+        ``backward`` next.
 
         Args:
-            x, y: the batch, samples in rows; a batch of tasks needs none.
+            x: the batch, samples in rows; a batch of tasks needs none.
+            y: the second argument of the loss function, for this batch.
             held_out: other samples, on which the invariance error is checked too.
 
         Returns:
@@ -270,11 +295,19 @@ class TeleportingOptimizer(torch.optim.Optimizer):
     def teleport_on(
         self, batches: Iterable[tuple[Tensor, Tensor]], held_out: Tensor | None = None
     ) -> list[Teleportation]:
-        """Make one teleport on each minibatch (x, y), from where the last ended (section 5.1).
+        """Teleport once on each of several minibatches, each time from where the last ended.
 
-        Where a group acts through the data, each minibatch has an orbit of its own. So a move is
-        reverted, alone, if the way from the start of all to its end changes the output on any
-        minibatch up to then, or on the held-out samples, by more than ``max_defect``.
+        This is how section 5.1 teleports. A group that acts through the data has another orbit on
+        each minibatch. So a move is checked on all minibatches up to then and on the held-out
+        samples. It alone is reverted if, since the start of all moves, the output on any of them
+        changed by more than ``max_defect``.
+
+        Args:
+            batches: pairs (x, y).
+            held_out: other samples to check on.
+
+        Returns:
+            One move for each minibatch.
         """
         if not self.target.needs_batch:
             raise UserError(
@@ -294,7 +327,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         return [OutputChange(self.target.outputs(self._names, held_out), self.moving)]
 
     def _note(self, x: Tensor) -> None:
-        """Remember whether another batch came, where it matters which group may act."""
+        """Remember whether another batch came, if that matters for which group may act."""
         if self.action != AUTO or not self.target.needs_batch or self._exact_for_all_data:
             return
         mark = fingerprint(x)
@@ -311,11 +344,16 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
     @property
     def moving(self) -> list[nn.Parameter]:
-        """The parameters that teleports move, in the order that objectives see them."""
+        """The parameters that teleports move, in the order in which objectives see them."""
         return self.target.parameters(self._names)
 
     def orbit(self, x: Tensor | None = None, y: Tensor | None = None) -> Orbit:
-        """Return the points that the parameters can be moved to, on a batch."""
+        """Return the orbit on a batch: the points that the parameters can be moved to.
+
+        Args:
+            x: the batch, samples in rows; a batch of tasks needs none.
+            y: the second argument of the loss function, for this batch.
+        """
         return self._orbit(_batch_of(x, y))
 
     def _orbit(self, batch: Batch | None) -> Orbit:
@@ -342,7 +380,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         )
 
     def report(self) -> str:
-        """Return where a group can act, where not and why, and what became of teleports."""
+        """Return where a group can act, where not and why, and the numbers of teleports."""
         counts = f"Teleports made: {self.made}\nTeleports undone: {self.undone}"
         return f"{self.target.report()}\n{counts}"
 
@@ -353,7 +391,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             loss.backward()  # type: ignore[no-untyped-call]
 
     def _teleport(self, batch: Batch | None, judges: Sequence[OutputChange] = ()) -> Teleportation:
-        """On a batch; reverted where its own invariance error, or a judge's, is too large."""
+        """Teleport on a batch; revert if the invariance error, or a judge's, is too large."""
         names, parameters = self._names, self.moving
         if self.buffers == "transport":
             check_transport(self.base, parameters)
@@ -383,7 +421,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
 
 def _batch_of(x: Tensor | None, y: Tensor | None) -> Batch | None:
-    """None unless both are given."""
+    """Return a batch, or None unless both parts are given."""
     return None if x is None or y is None else Batch(x, y)
 
 
