@@ -70,7 +70,7 @@ def test_a_second_group_is_stepped_without_teleportation():
     further.grad = torch.tensor([1.0, -1.0])
     step(problem, optimizer)
     assert further[0] < 1 < further[1]
-    assert [len(body.parameters) for body in optimizer.bodies] == [2, 1]
+    assert [len(stepper.parameters) for stepper in optimizer.steppers] == [2, 1]
 
 
 def test_a_teleporting_optimizer_needs_a_base_of_the_models_parameters():
