@@ -5,7 +5,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaopt.learned.ablation import Ablation
 from metaopt.learned.baselines import GradientDirection, Whitening
 from metaopt.learned.element import CoordinatewiseElement
 from metaopt.learned.observation import Observation, log_sign
@@ -21,6 +20,7 @@ from metaopt.symmetry import (
     make_action,
 )
 from metaopt.tasks import Regression, RegressionFamily
+from studies.learned_teleportation.ablation import Ablation
 
 FAMILY = RegressionFamily(samples=4, input=6, hidden=3, output=5, dtype="float64")
 SEEDS = (3, 4)

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from metaopt import LearnedOptimizer, UserError
 from metaopt.learned import lstm as fused
-from metaopt.learned.ablation import Ablation
 from metaopt.learned.baselines import GradientDirection
 from metaopt.learned.checkpoint import read_checkpoint, write_checkpoint
 from metaopt.learned.element import CoordinatewiseElement
@@ -24,6 +23,7 @@ from metaopt.learned.stepper import StepInput, added, largest_so_far, loosely
 from metaopt.learned.units import Units
 from metaopt.symmetry import Element, Identity, LayerChain, LeakyReLU
 from metaopt.tasks import RegressionFamily
+from studies.learned_teleportation.ablation import Ablation
 
 
 @pytest.mark.parametrize("block", [1, 3, 6, 7])

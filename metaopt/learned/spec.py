@@ -26,7 +26,7 @@ class MetaOptimizerSpec(Settings):
     Attributes:
         update: m1: "coordinatewise", "layerwise", "step_size", "flat" or "flat_step_size".
         element: m2: "spectral" (over eigen-directions of the hidden features), "coordinatewise"
-            (over entries of T), "flat", or "none" for g = I; or, as controls, one made by hand:
+            (over entries of T), "flat", or "none" for g = I; or, as baselines,
             "whitening" or "gradient_direction".
         action: of GL(k): "post_activation" (eq. 78) or "pre_activation" (eq. 79).
         damping: of eq. 79; 0 for none.

@@ -20,7 +20,6 @@ from metaopt.cli.common import set_threads
 from metaopt.cli.recipes import Recipe, load_recipe
 from metaopt.errors import UserError
 from metaopt.evaluation.table import number
-from metaopt.learned.ablation import Ablation
 from metaopt.learned.baselines import GradientDirection, Whitening
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.element import ElementRule
@@ -28,6 +27,7 @@ from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.tasks import RegressionFamily, first_seeds
 from metaopt.training.run import BEST
 from studies.command import add_jobs, study_parser
+from studies.learned_teleportation.ablation import Ablation
 from studies.learned_teleportation.curves import Build, Curves, checksum, file_name, measure
 from studies.learned_teleportation.meta_seeds import chosen, measured
 from studies.learned_teleportation.scale import Quick, Scale
