@@ -1,4 +1,4 @@
-"""Baselines by formula, ablations of a trained m2, and m1 with the covariance."""
+"""Baselines of m2 by formula, and m1 with the covariance."""
 
 import pytest
 import torch
@@ -6,9 +6,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metaopt.learned.baselines import GradientDirection, Whitening
-from metaopt.learned.element import CoordinatewiseElement
 from metaopt.learned.observation import Observation, log_sign
-from metaopt.learned.spectral import SpectralElement
 from metaopt.learned.update import hidden_covariance
 from metaopt.symmetry import (
     Element,
@@ -20,7 +18,6 @@ from metaopt.symmetry import (
     make_action,
 )
 from metaopt.tasks import Regression, RegressionFamily
-from studies.learned_teleportation.ablation import Ablation
 
 FAMILY = RegressionFamily(samples=4, input=6, hidden=3, output=5, dtype="float64")
 SEEDS = (3, 4)
@@ -94,55 +91,6 @@ def test_gradient_direction_is_the_derivative_of_the_gradient_norm_of_a_linear_n
             element.values[b].double().flatten(), derivative[b].flatten(), dim=0
         )
         assert cosine.item() == pytest.approx(1.0, abs=1e-6)
-
-
-RULES = {
-    "entries": lambda drawn: CoordinatewiseElement(5, 1, ("balance",), 8.0, 0.0, drawn),
-    "directions": lambda drawn: SpectralElement(5, 1, ("balance",), 0.0, 8.0, 0.0, False, drawn),
-}
-
-
-@pytest.fixture(params=RULES)
-def trained_looking(request):
-    """An m2 whose head is not zero."""
-    rule = RULES[request.param](torch.Generator().manual_seed(0))
-    nn.init.normal_(rule.lstm.head_weight, generator=torch.Generator().manual_seed(1))
-    return rule
-
-
-def proposals(rule: Ablation, steps: int) -> list[Tensor]:
-    tasks = FAMILY.sample(SEEDS)
-    seen = observe(tasks)
-    state = rule.init_state(tasks.chain, list(tasks.parameters()))
-    elements = []
-    for _ in range(steps):
-        (element,), state = rule.propose(seen, state)
-        elements.append(element.values.detach())
-    return elements
-
-
-def test_an_element_can_be_cut_off_after_some_steps(trained_looking):
-    whole, cut = (
-        proposals(Ablation(trained_looking), 4),
-        proposals(Ablation(trained_looking, steps=2), 4),
-    )
-    assert all(torch.equal(a, b) for a, b in zip(whole[:2], cut[:2], strict=True))
-    assert all(element.any() for element in whole)
-    assert not any(element.any() for element in cut[2:])
-
-
-def test_a_random_element_has_the_same_size_another_direction_and_its_own_seed(
-    trained_looking,
-):
-    whole = proposals(Ablation(trained_looking), 3)
-    first, again, other = (proposals(Ablation(trained_looking, random=s), 3) for s in (1, 1, 2))
-    for step in range(3):
-        torch.testing.assert_close(
-            torch.linalg.matrix_norm(first[step]), torch.linalg.matrix_norm(whole[step])
-        )
-        assert torch.equal(first[step], again[step])
-        assert not torch.equal(first[step], other[step])
-    assert not torch.equal(first[0] / first[0].norm(), first[1] / first[1].norm())
 
 
 def test_the_covariance_that_m1_sees_is_the_gradient_times_the_covariance_on_its_side():

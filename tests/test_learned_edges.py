@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from metaopt import LearnedOptimizer, UserError
 from metaopt.learned import lstm as fused
-from metaopt.learned.baselines import GradientDirection
 from metaopt.learned.checkpoint import read_checkpoint, write_checkpoint
 from metaopt.learned.element import CoordinatewiseElement
 from metaopt.learned.forward_record import ForwardRecord, ForwardRecorder
@@ -21,9 +20,8 @@ from metaopt.learned.observation import Observation, log_sign
 from metaopt.learned.spectral import Spectrum
 from metaopt.learned.stepper import StepInput, added, largest_so_far, loosely
 from metaopt.learned.units import Units
-from metaopt.symmetry import Element, Identity, LayerChain, LeakyReLU
+from metaopt.symmetry import Identity, LayerChain, LeakyReLU
 from metaopt.tasks import RegressionFamily
-from studies.learned_teleportation.ablation import Ablation
 
 
 @pytest.mark.parametrize("block", [1, 3, 6, 7])
@@ -221,22 +219,6 @@ def test_a_bound_is_as_large_as_the_element_may_be(element, largest):
     assert MetaOptimizerSpec(element=element, bound=float(largest)).bound == largest
     with pytest.raises(UserError, match=rf"bound in \(0, {largest}\]"):
         MetaOptimizerSpec(element=element, bound=largest + 0.1)
-
-
-def test_random_elements_of_one_seed_are_not_those_of_another_at_a_later_step():
-    class Ones(GradientDirection):
-        def propose(self, seen, state):
-            return [Element(torch.ones(1, 3, 3))], []
-
-    drawn = {}
-    for seed in (0, 1, 2):
-        for step in (0, 1, 10, 60, 120):
-            rule = Ablation(Ones(1.0), random=seed)
-            (element,), (count,) = rule.propose(None, [torch.tensor([step])])
-            assert int(count) == step + 1
-            assert torch.linalg.matrix_norm(element.values).item() == pytest.approx(3.0)
-            drawn[seed, step] = tuple(element.values.flatten().tolist())
-    assert len(set(drawn.values())) == len(drawn)
 
 
 # Passes.
