@@ -22,9 +22,8 @@ Exponential = Callable[[Tensor], tuple[Tensor, Tensor]]
 class Element:
     """An element T of the Lie algebra of a site's group.
 
-    T is stored in one of three forms: dense, in an orthogonal basis, or as a diagonal. Code that
-        uses
-    an element need not know which form it has.
+    T is stored dense, in an orthogonal basis, or as a diagonal. Code that uses an element need not
+    know which of these forms it has.
 
     Attributes:
         values: the numbers that T is made of. For a dense T these are its entries ``(*batch, k,

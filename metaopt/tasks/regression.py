@@ -91,20 +91,21 @@ class Regression(TaskBatch):
 
 @dataclass(frozen=True)
 class RegressionFamily:
-    """The distribution of regressions of section 5.2, with sizes and data to choose.
+    """The regression tasks of section 5.2: a network of Linear layers and LeakyReLU fits Y to X.
 
     A seed always gives the same task, whatever it is batched with. The defaults are the paper's.
 
     Attributes:
-        samples: columns of X and Y.
-        input: rows of X.
-        hidden: units of each hidden layer.
-        output: rows of Y.
-        depth: the number of layers, 2 or more.
-        slope: of LeakyReLU for negative inputs.
-        loss: "half_squared" or "norm", without the factor and the square.
-        distribution: of the entries of weights and data: "uniform" on [0, 1), or "normal".
-        dtype: of weights and data, "float32" or "float64".
+        samples: number of samples, the columns of X and Y.
+        input: number of inputs of the network, the rows of X.
+        hidden: number of units of each hidden layer.
+        output: number of outputs of the network, the rows of Y.
+        depth: number of layers, 2 or more.
+        slope: slope of LeakyReLU for negative numbers.
+        loss: "half_squared" for 1/2 ||Y - F(X)||^2, or "norm" for ||Y - F(X)||.
+        distribution: distribution of the entries of weights and data, "uniform" on [0, 1) or
+            "normal".
+        dtype: data type of weights and data, "float32" or "float64".
 
     Raises:
         UserError: for an unknown name, or a number outside its range.

@@ -113,8 +113,8 @@ class RegressionTasks(TaskDistribution):
     Attributes:
         widths: widths to choose from. Each batch draws its number of samples and its input, hidden
             and output width from this list.
-        rectangular: draw these four numbers one by one, with no more samples than input and hidden
-            units. If false, each batch has one width for all four.
+        rectangular: draw the number of samples and the three widths one by one, with no more
+            samples than input and hidden units. If false, they are all the same.
         depths: numbers of layers to choose from. Each batch draws one. A value that is listed twice
             is drawn twice as often. Validation tasks have the first value.
         slopes: negative slopes of LeakyReLU to choose from, drawn like the depths.
@@ -123,8 +123,8 @@ class RegressionTasks(TaskDistribution):
         loss: the loss of the tasks: "half_squared" is 1/2 ||Y - F(X)||^2, "norm" is ||Y - F(X)||.
         dtype: data type of the training tasks, "float32" or "float64". In float64 no rounding hides
             how far a loss can still fall. Validation tasks and the trained networks are float32.
-        validation_families: further task families of ``metaopt.tasks.FAMILIES`` to validate on.
-            Each gets a quarter of ``validation_problems``.
+        validation_families: names of further task families, of ``metaopt.tasks.FAMILIES``, to
+            validate on. Each gets a quarter of validation_problems.
     """
 
     widths: tuple[int, ...] = (8, 12, 16, 20, 28, 40)
