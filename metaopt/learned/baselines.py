@@ -83,7 +83,8 @@ class SizeFields:
     """How large the element of a baseline is.
 
     Attributes:
-        element_size: the fraction of whitening a step, or the Frobenius norm of T.
+        element_size: for "whitening", the fraction of whitening in a step; for
+            "gradient_direction", the Frobenius norm of T.
     """
 
     element_size: float = 0.1

@@ -118,10 +118,12 @@ class BoundedFields(LSTMFields):
     """The fields of a learned m2: what it sees, and how large T may become.
 
     Attributes:
-        features: what m2 sees: "gradients", "balance" and "covariance"; an m2 over entries also
-            "preactivations". A spectral m2 sees the covariance of these where eq. 79 acts.
-        bound: s in T = s tanh(output) / k for an m2 over entries; of each |t_i| for a spectral one.
-        gate: the gain of the gate on T; 0 for no gate.
+        features: the inputs of m2: "gradients", "balance" (norms of the weights on both sides) and
+            "covariance" (of the hidden features). A coordinatewise m2 can have "preactivations"
+            too; a spectral m2 has them in place of the features where eq. 79 acts.
+        bound: largest size of T. A coordinatewise m2 bounds each entry by bound / k, with k hidden
+            units, and a spectral m2 bounds each eigenvalue.
+        gate: gain of the gate that closes T as the gradients vanish; 0 for no gate.
         largest: the largest bound that the form of T allows.
     """
 

@@ -19,8 +19,8 @@ class LSTMFields:
     """The size of an LSTM.
 
     Attributes:
-        hidden: hidden size of each LSTM.
-        layers: layers of each LSTM.
+        hidden: number of hidden units of each LSTM.
+        layers: number of layers of each LSTM.
     """
 
     hidden: int = 20
@@ -36,7 +36,8 @@ class FlatFields(LSTMFields):
     """The size of an LSTM over all coordinates at once, which fits networks of one size alone.
 
     Attributes:
-        flat_widths: input, hidden, output of the one network size that flat networks fit.
+        flat_widths: input, hidden and output width of the tasks, all of one size, that flat rules
+            fit.
     """
 
     flat_widths: Size = (20, 20, 20)

@@ -24,15 +24,21 @@ class MetaOptimizerSpec(Settings):
     :data:`ELEMENT_RULES`; here they are keywords and attributes under the same names.
 
     Attributes:
-        update: m1: "coordinatewise", "layerwise", "step_size", "flat" or "flat_step_size".
-        element: m2: "spectral" (over eigen-directions of the hidden features), "coordinatewise"
-            (over entries of T), "flat", or "none" for g = I; or, as baselines,
-            "whitening" or "gradient_direction".
-        action: of GL(k): "post_activation" (eq. 78) or "pre_activation" (eq. 79).
-        damping: of eq. 79; 0 for none.
-        exponential: "exact" or "first_order".
-        hold: a teleportation that changes the network's output by more than this fraction of what
-            f changed it is taken back; 0 lets all pass.
+        update: the update rule m1, which proposes the step f of the weights. "coordinatewise" has
+            an LSTM for each weight, "layerwise" sees statistics of each layer, "step_size" learns
+            the step size of gradient descent. The "flat" ones see all weights of a network of one
+            size at once, as in the paper.
+        element: the element rule m2, which proposes the T of the group element g = exp(T).
+            "spectral" works on the eigen-directions of the hidden features, "coordinatewise" on
+            the entries of T, "flat" on all entries of one size at once, as in the paper. "none"
+            does not teleport. "whitening" and "gradient_direction" are baselines by formula.
+        action: the group action by which g moves the weights: "post_activation" is eq. 78,
+            "pre_activation" is eq. 79.
+        damping: damping of the pseudo-inverse of eq. 79, as a fraction of the mean diagonal entry;
+            0 for none.
+        exponential: how T is exponentiated, "exact" or "first_order", which is I + T.
+        hold: largest change of the network's output by a teleportation, as a fraction of the
+            change that the step f made. A larger one is reverted; 0 reverts none.
 
     Example:
         >>> spec = MetaOptimizerSpec(update="layerwise", element="none", hidden=16)

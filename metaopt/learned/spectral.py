@@ -233,7 +233,7 @@ class SpectralElementConfig(BoundedFields, ElementConfig):
     """The config of an m2 over the eigen-directions of the hidden features.
 
     Attributes:
-        stretch: the most that a direction moves besides being whitened.
+        stretch: largest part of an eigenvalue of T that does not whiten; 0 lets m2 only whiten.
     """
 
     largest: ClassVar[float] = MAX_DIRECTION

@@ -213,8 +213,12 @@ class CoordinatewiseUpdateConfig(LSTMFields, UpdateConfig):
     """The config of an m1 over single coordinates.
 
     Attributes:
-        inputs: what m1 sees of a coordinate: "gradient", and as a control "covariance".
-        heads: parts of f: "plain", "free", "gradient", "scaled_gradient", "spectral_gradient".
+        inputs: the inputs of m1 for each weight: "gradient", and for comparison "covariance", the
+            gradient times the covariance of the hidden features.
+        heads: the parts that the step f is a sum of. "plain" is a step that nothing scales, "free"
+            one that vanishes with the gradient. The others are gradient steps with learned step
+            sizes: "gradient" absolute, "scaled_gradient" in units of 1 / Gauss-Newton scale,
+            "spectral_gradient" in units of 1 / spectral scale.
     """
 
     inputs: tuple[str, ...] = ("gradient",)
