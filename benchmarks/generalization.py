@@ -20,9 +20,8 @@ from torch.nn import functional
 from metaopt.measures.curvature import curvature, mean_curvature, random_elements
 from metaopt.measures.directions import unit_directions
 from metaopt.measures.sharpness import DISPLACEMENTS, sharpness
-from metaopt.symmetry import LayerInput, make_action
+from metaopt.symmetry import LayerInput, chain_orbit, make_action
 from metaopt.symmetry.chain import Activation, LayerChain
-from metaopt.symmetry.orbit import ChainOrbit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
 
@@ -86,7 +85,7 @@ def psi_error(chain: LayerChain, weights: list[Tensor], x: Tensor, curves: int) 
     """Of psi against differences of sixth order, relative, the least over their steps."""
     wide, h0 = [weight.double() for weight in weights], x.mT.double()
     action, generator = make_action("post_activation"), torch.Generator().manual_seed(0)
-    orbit = ChainOrbit(chain, LayerInput(h0), action)
+    orbit = chain_orbit(chain, wide, LayerInput(h0), action)
     elements = random_elements(orbit, wide, curves, generator)
     psi = float(mean_curvature(orbit, wide, elements))
     frozen: list[Activation] = []
@@ -94,7 +93,8 @@ def psi_error(chain: LayerChain, weights: list[Tensor], x: Tensor, curves: int) 
         z = layer(h0)
         h0 = activation(z)
         frozen.append(Frozen(torch.where(z > 0, 1.0, SLOPE)) if len(frozen) < 2 else activation)
-    smooth = ChainOrbit(LayerChain(tuple(frozen), chain.biased), LayerInput(x.mT.double()), action)
+    straight = LayerChain(tuple(frozen), chain.biased)
+    smooth = chain_orbit(straight, wide, LayerInput(x.mT.double()), action)
     first = {-3: -1, -2: 9, -1: -45, 1: 45, 2: -9, 3: 1}
     second = {-3: 2, -2: -27, -1: 270, 0: -490, 1: 270, 2: -27, 3: 2}
     errors = []
@@ -102,13 +102,14 @@ def psi_error(chain: LayerChain, weights: list[Tensor], x: Tensor, curves: int) 
         total = 0.0
         for element in elements:
             at = {
-                k: smooth.move(wide, [k * h * t for t in element]).parameters for k in range(-3, 4)
+                k: smooth.move(wide, smooth.elements(wide, [k * h * t for t in element])).parameters
+                for k in range(-3, 4)
             }
-            slopes, bends = (
+            velocities, bends = (
                 [sum(c * at[k][i] for k, c in row.items()) / scale for i in range(len(wide))]
                 for row, scale in ((first, 60 * h), (second, 180 * h * h))
             )
-            total += float(curvature(slopes, bends))
+            total += float(curvature(velocities, bends))
         errors.append(abs(total / curves / psi - 1))
     return min(errors)
 
