@@ -97,7 +97,7 @@ def existing(entry: Path) -> Path | None:
 
 def origin(package: ModuleType, name: str) -> tuple[ModuleType, str]:
     """The module where a public name of a package is defined, and what it is called there."""
-    for node in ast.parse(inspect.getsource(package)).body:
+    for node in ast.walk(ast.parse(inspect.getsource(package))):  # also inside a `with` or `if`
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 if name == (alias.asname or alias.name):

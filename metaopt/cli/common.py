@@ -243,7 +243,7 @@ def set_threads(threads: int) -> None:
     """
     if not 0 <= threads <= MOST_THREADS:
         raise UserError(
-            f"expected threads of 0 to {MOST_THREADS}, got {threads}: 0 leaves it to torch"
+            f"expected threads of 0 to {MOST_THREADS}, got {threads}: 0 lets torch choose"
         )
     if threads:
         torch.set_num_threads(threads)
@@ -262,7 +262,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"expected a --device of cpu, cuda or cuda:N, got {name!r}") from None
+        raise UserError(
+            f"expected a --device of cpu, cuda or cuda:N, got {name!r}: name one"
+        ) from None
     if device.type == "cpu":
         return device
     count = torch.cuda.device_count()

@@ -242,7 +242,7 @@ def _take(out: Path, overwrite: bool, held: ExitStack) -> bytes:
     if (out / RESULTS).exists() and not overwrite:
         raise UserError(
             f"expected an --out without results, got {str(out)!r}, which holds some: add "
-            f"--overwrite or choose another"
+            f"--overwrite to replace them, or choose another folder"
         )
     note_start(out)
     return b""

@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [name for name in values.methods.split(",") if name]
     unknown = [name for name in names if name not in BASELINES]
     if unknown:
-        raise UserError(f"expected methods of {', '.join(BASELINES)}, got {unknown[0]!r}")
+        raise UserError(
+            f"expected methods of {', '.join(BASELINES)}, got {unknown[0]!r}: name some of these"
+        )
     swept = list(
         tqdm(
             sweep(names, RegressionFamily(), values.problems, values.steps),

@@ -205,7 +205,7 @@ def resolve(text: str) -> Method:
     if name not in BASELINES:
         if at:
             raise UserError(
-                f"expected {name!r} without a rate, it learned its own, got {text!r}: "
+                f"expected {name!r} without a rate, as it learned its steps, got {text!r}: "
                 "leave out the @"
             )
         return learned_method(name, pretrained_path(name))

@@ -143,7 +143,7 @@ def read_manifest(out: Path, name: str = MANIFEST) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"expected a manifest of eval_meta.py, got {str(out / name)!r}, which is missing, "
-            f"damaged or none: evaluate again ({type(error).__name__})"
+            f"damaged or another file: evaluate again ({type(error).__name__})"
         ) from None
     if not whole:
         raise UserError(

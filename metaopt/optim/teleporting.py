@@ -83,7 +83,9 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         if buffers not in POLICIES:
             raise UserError(f"expected buffers of {', '.join(POLICIES)}, got {buffers!r}: name one")
         if not max_defect > 0:
-            raise UserError(f"expected a positive max_defect, got {max_defect}: inf undoes nothing")
+            raise UserError(
+                f"expected a positive max_defect, got {max_defect}: inf reverts nothing"
+            )
         check_search(search)
         check_loss_fn(loss_fn)
         times = as_predicate(schedule)
@@ -370,9 +372,8 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             return acting
         if self._other_came:
             raise UserError(
-                "expected one batch that stays, since no group is exact for all data here, got "
-                "several: name the action, such as action='pre_activation', to move on each all "
-                "the same"
+                "expected one batch that stays, as no group is exact for all data of this model, "
+                "got several: name an action, such as action='pre_activation', to teleport on each"
             )
         raise UserError(
             f"expected a batch of at most {self.target.sites.largest_batch():g} samples, for which "

@@ -207,7 +207,7 @@ class ClosedFormAction(Action):
             )
         if not max_defect > 0:
             raise UserError(
-                f"expected a positive max_defect, got {max_defect}: inf rejects no invariance error"
+                f"expected a positive max_defect, got {max_defect}: inf accepts any error"
             )
         self.exact_inverse = exponential == "exact"
         self._exponential = exponential

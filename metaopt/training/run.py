@@ -29,8 +29,12 @@ from metaopt.training.state import pack, pack_best, unpack
 from metaopt.training.trainer import Trainer
 
 LAST = "last.safetensors"
-PREVIOUS = "previous.safetensors"
+"""The file with all that a run needs to go on."""
+
 BEST = "best.safetensors"
+"""The file with the networks of the best validation score."""
+
+PREVIOUS = "previous.safetensors"
 CURVES = "tensorboard"
 
 
@@ -112,7 +116,7 @@ def _last(
         if not resume:
             raise UserError(
                 f"expected an --out without a run, got {str(out)!r}, which holds one: add "
-                f"--resume to go on with it or --overwrite to lose it"
+                f"--resume to go on with it, or --overwrite to delete it"
             )
         _read(out)
         note_start(out)

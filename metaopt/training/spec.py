@@ -132,7 +132,9 @@ class TrainingSpec(Settings):
         for name in ("learning_rate_final", "clip", "log_floor", "rollback", "micro_batch"):
             check_not_negative(name, getattr(self, name))
         if not 0 <= self.average < 1:
-            raise UserError(f"expected an average in [0, 1), got {self.average}: 0 for none")
+            raise UserError(
+                f"expected an average in [0, 1), got {self.average}: 0 takes no average"
+            )
         if self.schedule not in SCHEDULES:
             raise UserError(
                 f"expected a schedule of {', '.join(SCHEDULES)}, got {self.schedule!r}: name one"
