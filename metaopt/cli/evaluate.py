@@ -60,7 +60,7 @@ def build_parser() -> Parser:
         type=str | int | list[int],
         default="",
         help="seeds of the test tasks, in [0, 10^6) and separated by commas, or 'paper' for the "
-        "paper's five; --problems many by default",
+        "paper's five; by default those of the first --problems test tasks",
     )
     parser.add_argument(
         "--problems",

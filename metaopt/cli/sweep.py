@@ -23,7 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the command line; None for that of the process.
     """
     import_extensions(arguments)
-    parser = Parser(prog="python -m metaopt.cli.sweep", description=__doc__)
+    parser = Parser(
+        prog="python -m metaopt.cli.sweep",
+        description="Find the best learning rate of each baseline on validation tasks.",
+    )
     chosen = ",".join(name for name, method in BASELINES.items() if method.rate is not None)
     parser.add_argument(
         "--methods", type=str, default=chosen, help="baselines to sweep, separated by commas"

@@ -77,8 +77,8 @@ def evaluate(
         with progress(method.name, steps * len(own), shown=ranks.first) as advance:
             packed = []
             for k in own:
-                problem = family.sample(parts[k]).to(device)
-                run = rollout(problem, method.optimizer(problem), steps, advance=advance)
+                tasks = family.sample(parts[k]).to(device)
+                run = rollout(tasks, method.optimizer(tasks), steps, advance=advance)
                 packed.append(_pack(run))
         lengths = [len(_TENSORS) * (steps + 1) * len(part) + 1 for part in parts]
         yield Result(method, _join(ranks.gather(packed, lengths), steps))

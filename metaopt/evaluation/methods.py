@@ -58,12 +58,12 @@ class Method:
 
 
 def _batched(kind: type[torch.optim.Optimizer], **options: Any) -> Build:
-    return lambda problem, rate: kind(problem.parameters(), lr=rate, **options)  # type: ignore[call-arg]
+    return lambda tasks, rate: kind(tasks.parameters(), lr=rate, **options)  # type: ignore[call-arg]
 
 
 def _single(kind: type[torch.optim.Optimizer], **options: Any) -> Build:
-    return lambda problem, rate: PerProblemOptimizer(
-        problem,
+    return lambda tasks, rate: PerProblemOptimizer(
+        tasks,
         lambda parameters: kind(parameters, lr=rate, **options),  # type: ignore[call-arg]
     )
 
@@ -73,15 +73,15 @@ def _from_extra(kind: str, **options: Any) -> Build:
 
     importing it takes seconds, so it comes late.
     """
-    return lambda problem, rate: _single(
+    return lambda tasks, rate: _single(
         getattr(import_module("pytorch_optimizer"), kind), **options
-    )(problem, rate)
+    )(tasks, rate)
 
 
 def _teleporting(base: Build, size: float) -> Build:
-    return lambda problem, rate: TeleportingOptimizer(
-        base(problem, rate),
-        problem,
+    return lambda tasks, rate: TeleportingOptimizer(
+        base(tasks, rate),
+        tasks,
         schedule=TELEPORT_STEPS,
         search=GradientAscent(initial_step=size),
     )
@@ -120,7 +120,7 @@ def register_method(name: str, build: Build, rate: float | None = None) -> None:
     BASELINES.add(name, Method(name, build, rate))
 
 
-# Rates are the best on validation problems of a sweep, `python -m metaopt.cli.sweep`
+# Rates are the best on validation tasks of a sweep, `python -m metaopt.cli.sweep`
 # (docs/results.md); gd keeps the paper's 3e-4.
 BASELINES.update(
     (method.name, method)
@@ -173,7 +173,7 @@ def learned_method(name: str, path: str | Path) -> Method:
     meta = build_meta_optimizer(checkpoint, str(path))
     return Method(
         name,
-        lambda problem, rate: LearnedOptimizer(problem, meta),
+        lambda tasks, rate: LearnedOptimizer(tasks, meta),
         learned=True,
         facts=checkpoint.facts,
     )

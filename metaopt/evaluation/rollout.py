@@ -41,16 +41,16 @@ class Trajectory:
 class _Recorder:
     """The closure of one run; it keeps the first evaluation of each step, which is at w_t."""
 
-    def __init__(self, problem: TaskBatch) -> None:
-        self.problem = problem
+    def __init__(self, tasks: TaskBatch) -> None:
+        self.tasks = tasks
         self.losses: list[Tensor] = []
         self.grad_norms: list[Tensor] = []
         self.fresh = True
         self.step = 0
 
     def __call__(self) -> Any:
-        self.problem.zero_grad(set_to_none=True)
-        losses: Tensor = self.problem(self.step)
+        self.tasks.zero_grad(set_to_none=True)
+        losses: Tensor = self.tasks(self.step)
         total = losses.sum()
         total.backward()  # type: ignore[no-untyped-call]
         if self.fresh:
@@ -58,7 +58,7 @@ class _Recorder:
             self.losses.append(losses.detach().double())
             squares = [
                 p.grad.double().square().sum(dim=tuple(range(1, p.dim())))
-                for p in self.problem.parameters()
+                for p in self.tasks.parameters()
                 if p.grad is not None
             ]
             self.grad_norms.append(torch.stack(squares).sum(dim=0).sqrt())

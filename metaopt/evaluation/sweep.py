@@ -56,9 +56,9 @@ def sweep(
     seeds = first_seeds("validation", problems)
     for name in names:
         for rate in rates:
-            problem = family.sample(seeds)
+            tasks = family.sample(seeds)
             method = replace(BASELINES[name], rate=rate)
-            run = rollout(problem, method.optimizer(problem), steps, measure_invariance=False)
+            run = rollout(tasks, method.optimizer(tasks), steps, measure_invariance=False)
             yield Swept(name, rate, geometric_mean(run.losses[-1].numpy()).mean)
 
 
