@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from metaopt.learned.layerwise import LayerwiseUpdate
+from metaopt.learned.layerwise import LayerwiseConfig
 from metaopt.learned.observation import Observation
 from metaopt.symmetry import Identity, LayerChain, LeakyReLU
 from metaopt.symmetry.chain import NO_CHAIN
@@ -59,7 +59,7 @@ CASES = {
 
 @pytest.mark.parametrize(("chain", "batch", "shapes"), CASES.values(), ids=CASES)
 def test_the_channels_are_those_that_loops_find(chain, batch, shapes):
-    rule = LayerwiseUpdate(5, 1, torch.Generator().manual_seed(0))
+    rule = LayerwiseConfig(hidden=5).build(torch.Generator().manual_seed(0))
     seen_by_lstm = []
     rule.lstm.register_forward_pre_hook(lambda module, given: seen_by_lstm.append(given[0]))
     weights = [0.3 * (i + 1) * normal(*batch, *s, seed=i) for i, s in enumerate(shapes)]
@@ -86,7 +86,7 @@ def test_the_channels_are_those_that_loops_find(chain, batch, shapes):
 
 
 def test_a_jump_of_the_gradients_counts_for_no_more_than_a_factor_of_e_to_the_fifth():
-    rule = LayerwiseUpdate(5, 1, torch.Generator().manual_seed(0))
+    rule = LayerwiseConfig(hidden=5).build(torch.Generator().manual_seed(0))
     seen_by_lstm = []
     rule.lstm.register_forward_pre_hook(lambda module, given: seen_by_lstm.append(given[0]))
     weights = [torch.ones(3)]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from metaopt import LearnedOptimizer, UserError
 from metaopt.learned import lstm as fused
 from metaopt.learned.checkpoint import read_checkpoint, write_checkpoint
-from metaopt.learned.element import CoordinatewiseElement
+from metaopt.learned.element import CoordinatewiseElementConfig
 from metaopt.learned.forward_record import ForwardRecord, ForwardRecorder
 from metaopt.learned.loss_curvature import known_curvature
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec
@@ -165,7 +165,9 @@ def test_a_unit_is_empty_or_not_whatever_the_scale_of_the_features(scale):
     pair = (torch.ones(3), torch.ones(3))
     units = Units(pair, pair, features, torch.tensor(0.5 * scale))
     assert units.empty.tolist() == [False, False, True]
-    assert float(units.gate(3.0)) == pytest.approx(math.tanh(3.0 * 0.5 / 4.0))
+    t = units.element(torch.ones(3), gain=3.0).values
+    assert t.tolist() == pytest.approx([math.tanh(3.0 * 0.5 / 4.0)] * 2 + [0.0])
+    assert units.element(torch.ones(3), gain=0.0).values.tolist() == [1.0, 1.0, 0.0]
 
 
 def test_the_spectrum_of_a_batch_of_batches_is_that_of_each_task():
@@ -206,10 +208,17 @@ def test_a_file_says_what_it_is_and_of_which_version(tmp_path):
     assert (facts["format"], facts["version"]) == ("metaopt", 1)
 
 
-@pytest.mark.parametrize(("bound", "gate"), [(0.0, 1.0), (-1.0, 1.0), (8.0, -1.0)])
-def test_an_element_over_entries_needs_a_bound_and_a_gain_that_is_not_negative(bound, gate):
-    with pytest.raises(UserError, match="expected bound > 0 and gate >= 0"):
-        CoordinatewiseElement(5, 1, ("balance",), bound, gate, torch.Generator())
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bound": 0.0}, r"expected bound in \(0, 32\], got 0"),
+        ({"bound": -1.0}, r"expected bound in \(0, 32\], got -1"),
+        ({"gate": -1.0}, "expected gate .*, got -1"),
+    ],
+)
+def test_an_element_over_entries_needs_a_bound_and_a_gain_that_is_not_negative(fields, message):
+    with pytest.raises(UserError, match=message):
+        CoordinatewiseElementConfig(**fields)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from metaopt import LearnedOptimizer, UserError
-from metaopt.learned.element import FEATURES, CoordinatewiseElement
+from metaopt.learned.element import (
+    FEATURES,
+    CoordinatewiseElement,
+    CoordinatewiseElementConfig,
+)
 from metaopt.learned.meta_optimizer import MetaOptimizer, Proposal
 from metaopt.learned.observation import Observation, flatten, log_sign
 from metaopt.learned.spec import ELEMENT_RULES, UPDATE_RULES, MetaOptimizerSpec
-from metaopt.learned.update import HEADS, CoordinatewiseUpdate, StepSizeUpdate
-from metaopt.symmetry import ChainModule, Identity, LayerChain, LeakyReLU
+from metaopt.learned.update import HEADS, CoordinatewiseUpdateConfig, StepSizeConfig
+from metaopt.symmetry import ChainModule, Identity, LayerChain, LeakyReLU, make_action
 from metaopt.tasks import RegressionFamily
 
 INPUT, HIDDEN, OUTPUT, SAMPLES = 3, 4, 5, 2
@@ -156,7 +160,8 @@ NAIVE_HEADS = {
 @pytest.mark.parametrize("batch", [(), (2,)])
 @pytest.mark.parametrize("heads", [*((h,) for h in HEADS), ("gradient", "free"), tuple(HEADS)])
 def test_update_is_minus_the_sum_of_its_heads(heads, batch):
-    rule = CoordinatewiseUpdate(5, 2, ["gradient"], heads, rule_generator())
+    config = CoordinatewiseUpdateConfig(hidden=5, layers=2, heads=heads)
+    rule = config.build(rule_generator())
     seen = observe(ThreeLayers(batch))
     row = flatten(seen.gradients)
     x, state = torch.stack(log_sign(row)), rule.lstm.init_state(row.numel())
@@ -187,7 +192,7 @@ def test_update_is_minus_the_sum_of_its_heads(heads, batch):
 
 @pytest.mark.parametrize("output_bias", [0.2, 3.0])
 def test_step_size_rule_is_a_rate_over_the_largest_scale_times_the_gradient(output_bias):
-    rule = StepSizeUpdate(5, 2, rule_generator())
+    rule = StepSizeConfig(hidden=5, layers=2).build(rule_generator())
     nn.init.constant_(rule.lstm.head_bias, output_bias)
     seen = observe(ThreeLayers((2,)))
     update, _ = rule.propose(seen, rule.init_state(seen.chain, seen.parameters))
@@ -228,12 +233,17 @@ def test_flat_element_has_the_norm_asked_for(norm):
         torch.testing.assert_close(element.values[b], expected, rtol=1e-3, atol=1e-7)
 
 
+def entries(**fields) -> CoordinatewiseElement:
+    config = CoordinatewiseElementConfig(hidden=5, layers=2, **fields)
+    return config.build(make_action("post_activation"), rule_generator())
+
+
 NON_EMPTY = [s for n in (1, 2, 3) for s in combinations(FEATURES, n)]
 
 
 @pytest.mark.parametrize("features", NON_EMPTY)
 def test_any_features_can_be_left_out(features):
-    rule = CoordinatewiseElement(5, 2, features, 8.0, 1000.0, rule_generator())
+    rule = entries(features=features)
     assert rule.lstm.inputs == sum(FEATURES[name][0] for name in features)
     seen = observe(ThreeLayers())
     elements, _ = rule.propose(seen, rule.init_state(seen.chain, seen.parameters))
@@ -241,7 +251,7 @@ def test_any_features_can_be_left_out(features):
 
 
 def saturated(sign: float, bound: float, gain: float) -> CoordinatewiseElement:
-    rule = CoordinatewiseElement(5, 2, ("balance",), bound, gain, rule_generator())
+    rule = entries(features=("balance",), bound=bound, gate=gain)
     nn.init.constant_(rule.lstm.head_bias, sign * 1e6)
     return rule
 

@@ -1,17 +1,20 @@
 """m2 over eigen-directions: the decomposition, its symmetry, and what bounds it."""
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from metaopt.learned.element import gate
+from metaopt.learned.element import site_gate
 from metaopt.learned.observation import Observation, log_sign, square_spectral_norm
 from metaopt.learned.spectral import (
     DIRECTION_FEATURES,
     SMALLEST,
     SpectralElement,
+    SpectralElementConfig,
     Spectrum,
 )
 from metaopt.symmetry import Element, LayerInput, chain_orbit, make_action
@@ -35,8 +38,14 @@ def observe(tasks: nn.Module) -> Observation:
     return Observation.of(tasks.chain, parameters, gradients, tasks.x)
 
 
+@dataclass(frozen=True)
+class AnyBound(SpectralElementConfig):
+    largest: ClassVar[float] = 1e9
+
+
 def make(bound: float = 8.0, gain: float = 0.0, features=FEATURES, pre=False) -> SpectralElement:
-    rule = SpectralElement(5, 1, features, 0.1, bound, gain, pre, generator(1))
+    config = AnyBound(hidden=5, features=features, stretch=0.1, bound=bound, gate=gain)
+    rule = SpectralElement(config, pre, generator(1))
     nn.init.normal_(rule.lstm.head_weight, generator=generator(2))
     return rule
 
@@ -106,7 +115,7 @@ def test_t_whitens_and_stretches_as_the_network_says_in_the_eigenbasis():
     whiten, stretch = output.view(2, 2, 2, 4)
     for s, site in enumerate(tasks.chain.pairs):
         h = seen.inputs[site.outgoing].double()
-        gates = gate(seen, site, 30.0)
+        gates = site_gate(seen, site, 30.0)
         for b in range(2):
             c = h[b] @ h[b].mT
             values, vectors = torch.linalg.eigh(c / c.diagonal().mean())
@@ -156,7 +165,7 @@ def test_wide_sites_take_spectral_elements_as_large_in_each_direction_as_narrow_
 
 
 def test_a_zero_head_proposes_nothing():
-    rule = SpectralElement(5, 1, FEATURES, 0.1, 8.0, 1000.0, False, generator())
+    rule = SpectralElement(SpectralElementConfig(hidden=5, stretch=0.1), False, generator())
     assert not any(element.any() for element in proposed(rule, FAMILY.sample([1])))
 
 

@@ -9,10 +9,16 @@ from typing import final
 import torch
 from torch import Tensor
 
-from metaopt.learned.element import ELEMENT_RULES, ElementConfig, ElementRule, check_element
+from metaopt.learned.element import (
+    ELEMENT_RULES,
+    ElementConfig,
+    ElementRule,
+    check_element,
+    gradients,
+)
 from metaopt.learned.observation import TINY, Observation
 from metaopt.learned.spectral import Spectrum
-from metaopt.learned.update import State
+from metaopt.learned.update import RuleState
 from metaopt.symmetry import Action
 from metaopt.symmetry.chain import LayerChain
 from metaopt.symmetry.element import Element
@@ -33,11 +39,11 @@ class Whitening(ElementRule):
         super().__init__()
         self.fraction = fraction
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`ElementRule.init_state`; the state is empty."""
         return []
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
+    def propose(self, seen: Observation, state: RuleState) -> tuple[list[Element], RuleState]:
         """See :meth:`ElementRule.propose`."""
         spectra = [
             Spectrum.of(seen.double_inputs[site.outgoing], seen.x.dtype)
@@ -62,17 +68,16 @@ class GradientDirection(ElementRule):
         super().__init__()
         self.norm = norm
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`ElementRule.init_state`; the state is empty."""
         return []
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
+    def propose(self, seen: Observation, state: RuleState) -> tuple[list[Element], RuleState]:
         """See :meth:`ElementRule.propose`."""
         elements = []
         for site in seen.chain.pairs:
-            incoming = seen.layer_gradients[site.incoming].augmented()
-            outgoing = seen.layer_gradients[site.outgoing].weight
-            direction = outgoing.mT @ outgoing - incoming @ incoming.mT
+            incoming, outgoing = gradients(seen, site).by_log
+            direction = outgoing - incoming
             size = torch.linalg.matrix_norm(direction, keepdim=True)
             elements.append(Element(self.norm * direction / (size + TINY)))
         return elements, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,14 @@ from torch import Tensor, nn
 
 from metaopt.checks import check_not_negative
 from metaopt.errors import UserError, check_names
-from metaopt.learned.fields import FlatFields, LSTMFields, Size
+from metaopt.learned.fields import FlatFields, LSTMFields, RuleConfig
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
-from metaopt.learned.units import Units
-from metaopt.learned.update import State, flat_gradient
+from metaopt.learned.units import Units, gate
+from metaopt.learned.update import LSTMPerTask, RuleState, flat_gradient
 from metaopt.registry import Registry
 from metaopt.symmetry import Action
-from metaopt.symmetry.chain import LayerChain, LayerPair
+from metaopt.symmetry.chain import Layer, LayerChain, LayerPair
 from metaopt.symmetry.element import MAX_ELEMENT, Element
 
 
@@ -27,7 +28,7 @@ class ElementRule(nn.Module, ABC):
     """Proposes a Lie-algebra element T_t for each site; the state goes in and comes out."""
 
     @abstractmethod
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """Return the state before the first step.
 
         Args:
@@ -36,7 +37,7 @@ class ElementRule(nn.Module, ABC):
         """
 
     @abstractmethod
-    def propose(self, seen: Observation, state: State) -> tuple[Sequence[Element], State]:
+    def propose(self, seen: Observation, state: RuleState) -> tuple[Sequence[Element], RuleState]:
         """Return T_t of each site of the chain, and the next state.
 
         Args:
@@ -44,7 +45,7 @@ class ElementRule(nn.Module, ABC):
             state: the state before the step; it is not changed.
         """
 
-    def init_units(self, widths: Sequence[int]) -> State:
+    def init_units(self, widths: Sequence[int]) -> RuleState:
         """Return the state before the first call of :meth:`propose_units`.
 
         Args:
@@ -58,7 +59,9 @@ class ElementRule(nn.Module, ABC):
             f"coordinate-wise or a spectral one, or action='none'"
         )
 
-    def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Element], State]:
+    def propose_units(
+        self, units: Sequence[Units], state: RuleState
+    ) -> tuple[list[Element], RuleState]:
         """Return a diagonal T_t for each site, ``(k,)``, and the next state.
 
         It is asked for where rescaling alone is exact. The network is the one of whole elements; it
@@ -71,18 +74,8 @@ class ElementRule(nn.Module, ABC):
         raise NotImplementedError
 
 
-class ElementConfig(ABC):
+class ElementConfig(RuleConfig, ABC):
     """The config of an element rule (m2); a subclass is a frozen dataclass of checked fields."""
-
-    @property
-    def needs_chain(self) -> bool:
-        """Whether the rule needs a chain of layers, between which the group acts."""
-        return True
-
-    @property
-    def one_size(self) -> Size | None:
-        """The one size of network that the rule fits; None if it fits any."""
-        return None
 
     @abstractmethod
     def build(self, action: Action, generator: torch.Generator) -> ElementRule | None:
@@ -105,7 +98,7 @@ class NoElementConfig(ElementConfig):
 
     @property
     def needs_chain(self) -> bool:
-        """See :attr:`ElementConfig.needs_chain`; no."""
+        """See :attr:`RuleConfig.needs_chain`; no."""
         return False
 
     def build(self, action: Action, generator: torch.Generator) -> None:
@@ -178,9 +171,7 @@ def gradients(seen: Observation, site: LayerPair) -> Seen:
 
     Their difference is half the derivative of ||grad L||^2 along the orbit of a linear network.
     """
-    incoming = seen.layer_gradients[site.incoming].augmented()
-    outgoing = seen.layer_gradients[site.outgoing].weight
-    return Seen([incoming @ incoming.mT, outgoing.mT @ outgoing], [])
+    return Seen(_products(seen.layer_gradients, site), [])
 
 
 def balance(seen: Observation, site: LayerPair) -> Seen:
@@ -188,9 +179,7 @@ def balance(seen: Observation, site: LayerPair) -> Seen:
 
     Gradient flow conserves their difference where GL acts.
     """
-    incoming = seen.layers[site.incoming].augmented()
-    outgoing = seen.layers[site.outgoing].weight
-    return Seen([incoming @ incoming.mT, outgoing.mT @ outgoing], [])
+    return Seen(_products(seen.layers, site), [])
 
 
 def covariance(seen: Observation, site: LayerPair) -> Seen:
@@ -201,6 +190,11 @@ def covariance(seen: Observation, site: LayerPair) -> Seen:
 def preactivations(seen: Observation, site: LayerPair) -> Seen:
     """Return what :func:`covariance` gives, of z = W_{m-1} h + b, on which eq. 79 acts."""
     return _covariance(seen.layers[site.incoming](seen.inputs[site.incoming]))
+
+
+def _products(layers: Sequence[Layer], site: LayerPair) -> list[Tensor]:
+    incoming, outgoing = layers[site.incoming].augmented(), layers[site.outgoing].weight
+    return [incoming @ incoming.mT, outgoing.mT @ outgoing]
 
 
 def _covariance(h: Tensor) -> Seen:
@@ -234,19 +228,17 @@ def channels(features: Sequence[Feature], seen: Observation, site: LayerPair) ->
     return torch.cat((pairs, torch.stack(plain))) if plain else pairs
 
 
-def gate(seen: Observation, site: LayerPair, gain: float) -> Tensor:
-    """Return a factor of T that closes where the gradient has vanished, ``(*batch,)``.
-
-    It is tanh(gain * RMS(dL/dW_m) / tr C), with W_m the outgoing weight and C = h h^T.
+def site_gate(seen: Observation, site: LayerPair, gain: float) -> Tensor:
+    """Return the factor of T (:func:`metaopt.learned.units.gate`) of a site, ``(*batch,)``.
 
     Args:
         seen: what is seen of the chain.
         site: the two layers.
-        gain: above 0; the larger, the longer the gate stays open.
+        gain: of the gate.
     """
     outgoing = seen.layer_gradients[site.outgoing].weight
     trace = seen.inputs[site.outgoing].square().sum(dim=(-2, -1))
-    return torch.tanh(gain * outgoing.square().mean(dim=(-2, -1)).sqrt() / (trace + TINY))
+    return gate(gain, outgoing.square().mean(dim=(-2, -1)).sqrt(), trace)
 
 
 @final
@@ -257,40 +249,19 @@ class CoordinatewiseElement(ElementRule):
     as LSTM(update).
 
     Args:
-        hidden, layers: the size of the LSTM.
-        features: names of :data:`FEATURES`.
-        bound: above 0.
-        gain: of the gate on T; 0 for no gate.
+        config: its fields.
         generator: of the initial weights.
-
-    Raises:
-        UserError: for a bound or a gain out of range.
     """
 
-    def __init__(
-        self,
-        hidden: int,
-        layers: int,
-        features: Sequence[str],
-        bound: float,
-        gain: float,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, config: CoordinatewiseElementConfig, generator: torch.Generator) -> None:
         super().__init__()
-        if not bound > 0 or not gain >= 0:
-            raise UserError(
-                f"expected bound > 0 and gate >= 0 (0: no gate), "
-                f"got bound={bound}, gate={gain}: the defaults are 8 and 1000"
-            )
-        self.names = tuple(features)
-        self.features = [FEATURES[name][1] for name in features]
-        self.bound = bound
-        self.gain = gain
-        inputs = sum(FEATURES[name][0] for name in features)
-        self.lstm = LSTM(inputs, hidden, layers, 1, generator)
+        self.config = config
+        self.features = [FEATURES[name][1] for name in config.features]
+        inputs = sum(FEATURES[name][0] for name in config.features)
+        self.lstm = config.lstm(inputs, 1, generator)
         self.lstm.zero_head()
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`ElementRule.init_state`."""
         layers = chain.layers(parameters)
         entries = [
@@ -299,39 +270,38 @@ class CoordinatewiseElement(ElementRule):
         ]
         return self.lstm.init_state(sum(entries))
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
+    def propose(self, seen: Observation, state: RuleState) -> tuple[list[Element], RuleState]:
         """See :meth:`ElementRule.propose`."""
-        per_site = [channels(self.features, seen, site) for site in seen.chain.pairs]
-        x = torch.cat([tensor.flatten(start_dim=1) for tensor in per_site], dim=1)
-        output, following = self.lstm(x, state)
-        raw = unflatten(output[0], [tensor[0] for tensor in per_site])
-        return [
-            Element(self._bounded(seen, site, entries))
-            for site, entries in zip(seen.chain.pairs, raw, strict=True)
-        ], following
+        sites = seen.chain.pairs
+        entries, following = self._entries(
+            [channels(self.features, seen, site) for site in sites], state
+        )
+        gates = [site_gate(seen, site, self.config.gate)[..., None, None] for site in sites]
+        return [Element(t * own) for t, own in zip(entries, gates, strict=True)], following
 
-    def init_units(self, widths: Sequence[int]) -> State:
+    def init_units(self, widths: Sequence[int]) -> RuleState:
         """See :meth:`ElementRule.init_units`."""
         return self.lstm.init_state(sum(widths))
 
-    def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Element], State]:
+    def propose_units(
+        self, units: Sequence[Units], state: RuleState
+    ) -> tuple[list[Element], RuleState]:
         """See :meth:`ElementRule.propose_units`."""
-        x = torch.cat([self._diagonal(of) for of in units], dim=1)
+        entries, following = self._entries([self._diagonal(of) for of in units], state)
+        gain = self.config.gate
+        return [of.element(t, gain) for of, t in zip(units, entries, strict=True)], following
+
+    def _entries(self, shown: Sequence[Tensor], state: RuleState) -> tuple[list[Tensor], RuleState]:
+        """T of each site before the gate, from the channels ``(channels, *entries)`` of each."""
+        x = torch.cat([tensor.flatten(start_dim=1) for tensor in shown], dim=1)
         output, following = self.lstm(x, state)
-        raw = unflatten(output[0], [of.features for of in units])
-        return [
-            Element(
-                torch.where(of.empty, 0.0, torch.tanh(o) * (self.bound / o.numel()))
-                * (of.gate(self.gain) if self.gain else 1.0),
-                diagonal=True,
-            )
-            for of, o in zip(units, raw, strict=True)
-        ], following
+        raw = unflatten(output[0], [tensor[0] for tensor in shown])
+        return [torch.tanh(o) * (self.config.bound / o.shape[-1]) for o in raw], following
 
     def _diagonal(self, units: Units) -> Tensor:
         """The channels of the entries (i, i), ``(channels, k)``; "preactivations" are features."""
         logs, plain = [], []
-        for name in self.names:
+        for name in self.config.features:
             if name in ("gradients", "balance"):
                 logs += units.channel_pairs(name)
             else:
@@ -339,12 +309,6 @@ class CoordinatewiseElement(ElementRule):
                 logs += log_sign(c)
                 plain += [(c / (c.mean() + TINY)).clamp(-3.0, 3.0), torch.ones_like(c)]
         return torch.stack(logs + plain)
-
-    def _bounded(self, seen: Observation, site: LayerPair, output: Tensor) -> Tensor:
-        element = torch.tanh(output) * (self.bound / output.shape[-1])
-        if self.gain == 0:
-            return element
-        return element * gate(seen, site, self.gain)[..., None, None]
 
 
 @ELEMENT_RULES.register("coordinatewise")
@@ -358,44 +322,25 @@ class CoordinatewiseElementConfig(BoundedFields, ElementConfig):
 
     def build(self, action: Action, generator: torch.Generator) -> CoordinatewiseElement:
         """See :meth:`ElementConfig.build`."""
-        return CoordinatewiseElement(
-            self.hidden, self.layers, self.features, self.bound, self.gate, generator
-        )
+        return CoordinatewiseElement(self, generator)
 
 
 @final
-class FlatElement(ElementRule):
+class FlatElement(LSTMPerTask, ElementRule):
     """The paper's own m2: one LSTM over all coordinates gives T, which is scaled to a norm.
 
     It fits one network size, of two layers.
 
     Args:
-        hidden, layers: the size of the LSTM.
-        coordinates: the number of weights of a network.
-        width: k, the number of hidden units.
+        lstm: of as many inputs as a network has weights, and k^2 outputs, for k hidden units.
         norm: the Frobenius norm of T; 0 leaves it as it comes.
-        generator: of the initial weights.
     """
 
-    def __init__(
-        self,
-        hidden: int,
-        layers: int,
-        coordinates: int,
-        width: int,
-        norm: float,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.width = width
+    def __init__(self, lstm: LSTM, norm: float) -> None:
+        super().__init__(lstm)
         self.norm = norm
-        self.lstm = LSTM(coordinates, hidden, layers, width * width, generator)
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
-        """See :meth:`ElementRule.init_state`."""
-        return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
-
-    def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
+    def propose(self, seen: Observation, state: RuleState) -> tuple[list[Element], RuleState]:
         """See :meth:`ElementRule.propose`."""
         if len(seen.chain.pairs) != 1:
             raise UserError(
@@ -404,7 +349,8 @@ class FlatElement(ElementRule):
             )
         output, following = self.lstm(flat_gradient(seen, self.lstm), state)
         batch = seen.gradients[0].shape[: seen.batch_dims]
-        element = output.mT.reshape(*batch, self.width, self.width)
+        width = math.isqrt(len(output))
+        element = output.mT.reshape(*batch, width, width)
         if self.norm > 0:
             size = torch.linalg.matrix_norm(element, keepdim=True)
             element = element * (self.norm / (size + TINY))
@@ -428,5 +374,5 @@ class FlatElementConfig(FlatFields, ElementConfig):
 
     def build(self, action: Action, generator: torch.Generator) -> FlatElement:
         """See :meth:`ElementConfig.build`."""
-        width = self.flat_widths[1]
-        return FlatElement(self.hidden, self.layers, self.coordinates, width, self.norm, generator)
+        entries = self.flat_widths[1] ** 2
+        return FlatElement(self.lstm(self.coordinates, entries, generator), self.norm)

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from metaopt.checks import check_whole
 from metaopt.errors import UserError
+from metaopt.learned.lstm import LSTM
 
 MOST_HIDDEN, MOST_LAYERS, WIDEST = 1000, 100, 1000
 """The largest sizes that are built: a damaged or hostile file could ask for all memory."""
 
 Size = tuple[int, int, int]
 """The input, hidden and output width of a two-layer network."""
+
+
+class RuleConfig:
+    """The config of an update rule or of an element rule: what the rule asks of the tasks."""
+
+    @property
+    def needs_chain(self) -> bool:
+        """Whether the rule needs a chain of layers."""
+        return True
+
+    @property
+    def one_size(self) -> Size | None:
+        """The one size of network that the rule fits; None if it fits any."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,16 @@ class LSTMFields:
     def __post_init__(self) -> None:
         check_whole("hidden", self.hidden, 1, MOST_HIDDEN)
         check_whole("layers", self.layers, 1, MOST_LAYERS)
+
+    def lstm(self, inputs: int, outputs: int, generator: torch.Generator) -> LSTM:
+        """Return an LSTM of this size.
+
+        Args:
+            inputs: the number of its inputs.
+            outputs: the number of its outputs.
+            generator: of the initial weights.
+        """
+        return LSTM(inputs, self.hidden, self.layers, outputs, generator)
 
 
 @dataclass(frozen=True)

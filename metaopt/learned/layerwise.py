@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from metaopt.learned.fields import LSTMFields
-from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import Observation
-from metaopt.learned.update import UPDATE_RULES, State, UpdateConfig, UpdateRule
+from metaopt.learned.update import UPDATE_RULES, RuleState, UpdateConfig, UpdateRule
 from metaopt.symmetry.chain import LayerChain
 
 RATE = 3e-3  # of Adam, which the rule is where the head gives 0
@@ -38,18 +37,18 @@ class LayerwiseUpdate(UpdateRule):
     ``(1,)``, that of the LSTM, and two momenta and two mean squares, ``(tasks, coordinates)`` each.
 
     Args:
-        hidden, layers: the size of the LSTM.
+        config: its fields.
         generator: of the initial weights.
     """
 
     sees_layers: ClassVar[bool] = False
 
-    def __init__(self, hidden: int, layers: int, generator: torch.Generator) -> None:
+    def __init__(self, config: LayerwiseConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.lstm = LSTM(CHANNELS, hidden, layers, 3, generator)
+        self.lstm = config.lstm(CHANNELS, 3, generator)
         self.lstm.zero_head()
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`UpdateRule.init_state`."""
         tasks = parameters[0].shape[: chain.batch_dims].numel()
         coordinates = sum(parameter.numel() for parameter in parameters) // tasks
@@ -58,7 +57,7 @@ class LayerwiseUpdate(UpdateRule):
         columns = len(parameters) * tasks
         return [torch.zeros(1, device=device), *self.lstm.init_state(columns), *moments]
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+    def propose(self, seen: Observation, state: RuleState) -> tuple[list[Tensor], RuleState]:
         """See :meth:`UpdateRule.propose`."""
         own = 2 * len(self.lstm.layers)
         step, lstm_state = state[0] + 1, state[1 : 1 + own]
@@ -133,12 +132,12 @@ class LayerwiseConfig(LSTMFields, UpdateConfig):
 
     @property
     def needs_chain(self) -> bool:
-        """See :attr:`UpdateConfig.needs_chain`."""
+        """See :attr:`RuleConfig.needs_chain`; no."""
         return False
 
     def build(self, generator: torch.Generator) -> LayerwiseUpdate:
         """See :meth:`UpdateConfig.build`."""
-        return LayerwiseUpdate(self.hidden, self.layers, generator)
+        return LayerwiseUpdate(self, generator)
 
 
 def _rows(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:

@@ -21,13 +21,18 @@ from torch import Tensor
 
 from metaopt.checks import check_not_negative
 from metaopt.errors import check_names
-from metaopt.learned.element import ELEMENT_RULES, BoundedFields, ElementConfig, ElementRule, gate
-from metaopt.learned.lstm import LSTM
+from metaopt.learned.element import (
+    ELEMENT_RULES,
+    BoundedFields,
+    ElementConfig,
+    ElementRule,
+    site_gate,
+)
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
 from metaopt.learned.units import EMPTY, Units
-from metaopt.learned.update import State
+from metaopt.learned.update import RuleState
 from metaopt.symmetry import Action
-from metaopt.symmetry.chain import LayerChain, LayerPair
+from metaopt.symmetry.chain import Layer, LayerChain, LayerPair
 from metaopt.symmetry.element import MAX_DIRECTION, Element
 
 SMALLEST = 1e-7  # of lambda / c; a smaller one is whitened as if it were this large
@@ -84,17 +89,16 @@ def covariance(seen: Observation, site: LayerPair, spectrum: Spectrum) -> list[T
 
 def gradients(seen: Observation, site: LayerPair, spectrum: Spectrum) -> list[Tensor]:
     """Return channels of the square norms of the gradients on both sides along each direction."""
-    incoming = seen.layer_gradients[site.incoming].augmented()
-    return _energies(incoming, seen.layer_gradients[site.outgoing].weight, spectrum)
+    return _energies(seen.layer_gradients, site, spectrum)
 
 
 def balance(seen: Observation, site: LayerPair, spectrum: Spectrum) -> list[Tensor]:
     """Return channels of the square norms of the weights on both sides along each direction."""
-    incoming = seen.layers[site.incoming].augmented()
-    return _energies(incoming, seen.layers[site.outgoing].weight, spectrum)
+    return _energies(seen.layers, site, spectrum)
 
 
-def _energies(incoming: Tensor, outgoing: Tensor, spectrum: Spectrum) -> list[Tensor]:
+def _energies(layers: Sequence[Layer], site: LayerPair, spectrum: Spectrum) -> list[Tensor]:
+    incoming, outgoing = layers[site.incoming].augmented(), layers[site.outgoing].weight
     along_in = (spectrum.vectors.mT @ incoming).square().sum(dim=-1)
     along_out = (outgoing @ spectrum.vectors).square().sum(dim=-2)
     return [
@@ -126,88 +130,76 @@ class SpectralElement(ElementRule):
     The head starts at zero, so that LSTM(update,tele) starts as LSTM(update).
 
     Args:
-        hidden, layers: the size of the LSTM.
-        features: names of :data:`DIRECTION_FEATURES`.
-        stretch: the most that t_i moves besides whitening; at 1 meta-training explodes.
-        bound: a smooth bound of |t_i|.
-        gain: of the gate on T; 0 for no gate.
+        config: its fields; with a stretch of 1 meta-training explodes.
         preactivations: whether z = W_{m-1} h + b is decomposed, on which eq. 79 acts, instead of
             the features sigma(z).
         generator: of the initial weights.
     """
 
     def __init__(
-        self,
-        hidden: int,
-        layers: int,
-        features: Sequence[str],
-        stretch: float,
-        bound: float,
-        gain: float,
-        preactivations: bool,
-        generator: torch.Generator,
+        self, config: SpectralElementConfig, preactivations: bool, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.names = tuple(features)
-        self.features = [DIRECTION_FEATURES[name][1] for name in features]
-        self.stretch = stretch
-        self.bound = bound
-        self.gain = gain
+        self.config = config
+        self.features = [DIRECTION_FEATURES[name][1] for name in config.features]
         self.preactivations = preactivations
-        channels = sum(DIRECTION_FEATURES[name][0] for name in features)
-        self.lstm = LSTM(channels, hidden, layers, 2, generator)
+        channels = sum(DIRECTION_FEATURES[name][0] for name in config.features)
+        self.lstm = config.lstm(channels, 2, generator)
         self.lstm.zero_head()
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`ElementRule.init_state`."""
         layers = chain.layers(parameters)
         units = [layers[site.incoming].weight.shape[:-1].numel() for site in chain.pairs]
         return self.lstm.init_state(sum(units))
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
+    def propose(self, seen: Observation, state: RuleState) -> tuple[list[Element], RuleState]:
         """See :meth:`ElementRule.propose`."""
         sites = seen.chain.pairs
         spectra = [Spectrum.of(self._decomposed(seen, site), seen.x.dtype) for site in sites]
         channels = [
-            torch.stack([c for see in self.features for c in see(seen, site, spectrum)]).flatten(1)
+            torch.stack([c for see in self.features for c in see(seen, site, spectrum)])
             for site, spectrum in zip(sites, spectra, strict=True)
         ]
-        output, following = self.lstm(torch.cat(channels, dim=1), state)
-        like = [spectrum.log_values for spectrum in spectra]
-        whiten, stretch = (unflatten(row, like) for row in torch.tanh(output))
+        values, following = self._values(channels, [s.log_values for s in spectra], state)
+        gates = [site_gate(seen, site, self.config.gate)[..., None] for site in sites]
         return [
-            Element(
-                self._bounded(seen, site, self.stretch * p - 0.5 * o * spectrum.log_values),
-                spectrum.basis,
-            )
-            for site, spectrum, o, p in zip(sites, spectra, whiten, stretch, strict=True)
+            Element(t * own, spectrum.basis)
+            for t, own, spectrum in zip(values, gates, spectra, strict=True)
         ], following
 
-    def init_units(self, widths: Sequence[int]) -> State:
+    def init_units(self, widths: Sequence[int]) -> RuleState:
         """See :meth:`ElementRule.init_units`."""
         return self.lstm.init_state(sum(widths))
 
-    def propose_units(self, units: Sequence[Units], state: State) -> tuple[list[Element], State]:
+    def propose_units(
+        self, units: Sequence[Units], state: RuleState
+    ) -> tuple[list[Element], RuleState]:
         """See :meth:`ElementRule.propose_units`."""
         logs = [
             (of.features / (of.features.mean() + TINY)).clamp(min=SMALLEST).log() for of in units
         ]
-        x = torch.cat(
-            [self._unit_channels(of, log) for of, log in zip(units, logs, strict=True)], dim=1
-        )
+        channels = [self._unit_channels(of, log) for of, log in zip(units, logs, strict=True)]
+        values, following = self._values(channels, logs, state)
+        gain = self.config.gate
+        return [of.element(t, gain) for of, t in zip(units, values, strict=True)], following
+
+    def _values(
+        self, channels: Sequence[Tensor], logs: Sequence[Tensor], state: RuleState
+    ) -> tuple[list[Tensor], RuleState]:
+        """t of each site before the gate, from the channels and log(lambda / c) of each."""
+        x = torch.cat([tensor.flatten(start_dim=1) for tensor in channels], dim=1)
         output, following = self.lstm(x, state)
         whiten, stretch = (unflatten(row, logs) for row in torch.tanh(output))
-        elements = []
-        for of, log, o, p in zip(units, logs, whiten, stretch, strict=True):
-            t = self.bound * torch.tanh((self.stretch * p - 0.5 * o * log) / self.bound)
-            t = torch.where(of.empty, 0.0, t)
-            gated = t * of.gate(self.gain) if self.gain else t
-            elements.append(Element(gated, diagonal=True))
-        return elements, following
+        bound, most = self.config.bound, self.config.stretch
+        return [
+            bound * torch.tanh((most * p - 0.5 * o * log) / bound)
+            for o, p, log in zip(whiten, stretch, logs, strict=True)
+        ], following
 
     def _unit_channels(self, units: Units, log: Tensor) -> Tensor:
         channels: list[Tensor] = []
-        for name in self.names:
+        for name in self.config.features:
             if name == "covariance":
                 scale = (units.features.mean() + TINY).log()
                 channels += [log / 10.0, (scale / 10.0).expand_as(log)]
@@ -219,12 +211,6 @@ class SpectralElement(ElementRule):
         if not self.preactivations:
             return seen.double_inputs[site.outgoing]
         return seen.double_layers[site.incoming](seen.double_inputs[site.incoming])
-
-    def _bounded(self, seen: Observation, site: LayerPair, t: Tensor) -> Tensor:
-        bounded = self.bound * torch.tanh(t / self.bound)
-        if self.gain == 0:
-            return bounded
-        return bounded * gate(seen, site, self.gain)[..., None]
 
 
 @ELEMENT_RULES.register("spectral")
@@ -247,13 +233,4 @@ class SpectralElementConfig(BoundedFields, ElementConfig):
 
     def build(self, action: Action, generator: torch.Generator) -> SpectralElement:
         """See :meth:`ElementConfig.build`."""
-        return SpectralElement(
-            self.hidden,
-            self.layers,
-            self.features,
-            self.stretch,
-            self.bound,
-            self.gate,
-            action.on_preactivations,
-            generator,
-        )
+        return SpectralElement(self, action.on_preactivations, generator)

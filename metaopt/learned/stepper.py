@@ -160,7 +160,7 @@ def check_loose(meta: MetaOptimizer) -> None:
     Raises:
         UserError: if its m1 sees the features of layers.
     """
-    if "covariance" in meta.spec.inputs and meta.spec.update == "coordinatewise":
+    if meta.update.sees_features:
         raise UserError(
             "expected an m1 that sees gradients alone for parameters that are no chain of Linear "
             "layers, got one that sees the covariance of features: use another optimizer"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.observation import TINY, log_sign
 from metaopt.randomness import same_randomness
-from metaopt.symmetry import Site
+from metaopt.symmetry import Element, Site
 from metaopt.symmetry.functional import call_with
 
 EMPTY = 1e-12  # of C_ii, or of an eigenvalue, over the mean; up to it there is only rounding
@@ -67,13 +67,15 @@ class Units(NamedTuple):
         """The units without features, ``(k,)`` bool; nothing says how to scale a dead unit."""
         return self.features <= EMPTY * self.features.mean()
 
-    def gate(self, gain: float) -> Tensor:
-        """Return the factor of T as :func:`metaopt.learned.element.gate` has it, a scalar.
+    def element(self, t: Tensor, gain: float) -> Element:
+        """Return the diagonal T of a site, which is 0 for dead units.
 
         Args:
-            gain: above 0; the larger, the longer the gate stays open.
+            t: the entries before the gate, ``(k,)``.
+            gain: of the gate.
         """
-        return torch.tanh(gain * self.gradient_rms / (self.features.sum() + TINY))
+        open_by = gate(gain, self.gradient_rms, self.features.sum())
+        return Element(torch.where(self.empty, 0.0, t) * open_by, diagonal=True)
 
     def channel_pairs(self, feature: str) -> list[Tensor]:
         """Return the channels of a feature that is shown for both sides of a site.
@@ -86,6 +88,21 @@ class Units(NamedTuple):
         """
         energies = self.gradients if feature == "gradients" else self.weights
         return [channel for energy in energies for channel in log_sign(energy)]
+
+
+def gate(gain: float, gradient_rms: Tensor, trace: Tensor) -> Tensor:
+    """Return a factor of T that closes where the gradient has vanished, ``(*batch,)``.
+
+    It is tanh(gain * RMS(dL/dW_m) / tr C), with W_m the outgoing weight and C = h h^T.
+
+    Args:
+        gain: the larger, the longer the gate stays open; 0 for no gate, a factor of 1.
+        gradient_rms: RMS(dL/dW_m), ``(*batch,)``.
+        trace: tr C, ``(*batch,)``.
+    """
+    if gain == 0:
+        return torch.ones_like(trace)
+    return torch.tanh(gain * gradient_rms / (trace + TINY))
 
 
 def _energies(site: Site, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

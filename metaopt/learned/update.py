@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.errors import UserError, check_names
-from metaopt.learned.fields import FlatFields, LSTMFields, Size
+from metaopt.learned.fields import FlatFields, LSTMFields, RuleConfig
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, flatten, log_sign, unflatten
 from metaopt.registry import Registry
 from metaopt.symmetry.chain import LayerChain
 
-State = list[Tensor]
+RuleState = list[Tensor]
+"""The state of one rule, m1 or m2."""
 
 
 class UpdateRule(nn.Module, ABC):
@@ -26,12 +27,14 @@ class UpdateRule(nn.Module, ABC):
 
     Attributes:
         sees_layers: whether the rule asks for Gauss-Newton scales or features of layers.
+        sees_features: whether the rule cannot do without the features of layers.
     """
 
     sees_layers: ClassVar[bool] = True
+    sees_features: bool = False
 
     @abstractmethod
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """Return the state before the first step.
 
         Args:
@@ -40,7 +43,7 @@ class UpdateRule(nn.Module, ABC):
         """
 
     @abstractmethod
-    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+    def propose(self, seen: Observation, state: RuleState) -> tuple[list[Tensor], RuleState]:
         """Return f_t of each parameter, of its shape, and the next state.
 
         Args:
@@ -49,18 +52,8 @@ class UpdateRule(nn.Module, ABC):
         """
 
 
-class UpdateConfig(ABC):
+class UpdateConfig(RuleConfig, ABC):
     """The config of an update rule (m1); a subclass is a frozen dataclass of checked fields."""
-
-    @property
-    def needs_chain(self) -> bool:
-        """Whether the rule needs a chain of layers, for its Gauss-Newton scales or its features."""
-        return True
-
-    @property
-    def one_size(self) -> Size | None:
-        """The one size of network that the rule fits; None if it fits any."""
-        return None
 
     @abstractmethod
     def build(self, generator: torch.Generator) -> UpdateRule:
@@ -171,31 +164,23 @@ class CoordinatewiseUpdate(UpdateRule):
     f is minus the sum of the heads.
 
     Args:
-        hidden, layers: the size of the LSTM.
-        inputs: names of :data:`INPUTS`.
-        heads: names of :data:`HEADS`, each of which gets an output of the LSTM.
+        config: its fields; each head gets an output of the LSTM.
         generator: of the initial weights.
     """
 
-    def __init__(
-        self,
-        hidden: int,
-        layers: int,
-        inputs: Sequence[str],
-        heads: Sequence[str],
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, config: CoordinatewiseUpdateConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.inputs = [INPUTS[name][1] for name in inputs]
-        self.heads = [HEADS[head] for head in heads]
-        channels = sum(INPUTS[name][0] for name in inputs)
-        self.lstm = LSTM(channels, hidden, layers, len(heads), generator)
+        self.sees_features = "covariance" in config.inputs
+        self.inputs = [INPUTS[name][1] for name in config.inputs]
+        self.heads = [HEADS[head] for head in config.heads]
+        channels = sum(INPUTS[name][0] for name in config.inputs)
+        self.lstm = config.lstm(channels, len(config.heads), generator)
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`UpdateRule.init_state`."""
         return self.lstm.init_state(sum(parameter.numel() for parameter in parameters))
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+    def propose(self, seen: Observation, state: RuleState) -> tuple[list[Tensor], RuleState]:
         """See :meth:`UpdateRule.propose`."""
         gradient = flatten(seen.gradients)
         channels = [channel for see in self.inputs for channel in see(seen.numbers)]
@@ -231,7 +216,7 @@ class CoordinatewiseUpdateConfig(LSTMFields, UpdateConfig):
 
     @property
     def needs_chain(self) -> bool:
-        """See :attr:`UpdateConfig.needs_chain`."""
+        """See :attr:`RuleConfig.needs_chain`; for Gauss-Newton scales or features."""
         return not (
             HEADS_OF_ANY_NETWORK.issuperset(self.heads)
             and INPUTS_OF_ANY_NETWORK.issuperset(self.inputs)
@@ -239,30 +224,37 @@ class CoordinatewiseUpdateConfig(LSTMFields, UpdateConfig):
 
     def build(self, generator: torch.Generator) -> CoordinatewiseUpdate:
         """See :meth:`UpdateConfig.build`."""
-        return CoordinatewiseUpdate(self.hidden, self.layers, self.inputs, self.heads, generator)
+        return CoordinatewiseUpdate(self, generator)
+
+
+class LSTMPerTask(nn.Module):
+    """The part of a rule that is an LSTM with a column for each task.
+
+    Args:
+        lstm: the LSTM.
+    """
+
+    def __init__(self, lstm: LSTM) -> None:
+        super().__init__()
+        self.lstm = lstm
+
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
+        """See :meth:`UpdateRule.init_state`."""
+        return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
 
 
 @final
-class StepSizeUpdate(UpdateRule):
+class StepSizeUpdate(LSTMPerTask, UpdateRule):
     """m1 as one learned step size for each task, f = -eta_t * gradient, for LSTM(lr,tele).
 
     eta_t = exp(min(4 o, 4)) / (largest Gauss-Newton scale of the task). The LSTM sees the
     logarithms of the gradient's norm, of that scale and of their ratio, so that it knows no width.
 
     Args:
-        hidden, layers: the size of the LSTM.
-        generator: of the initial weights.
+        lstm: of three inputs and one output.
     """
 
-    def __init__(self, hidden: int, layers: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.lstm = LSTM(3, hidden, layers, 1, generator)
-
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
-        """See :meth:`UpdateRule.init_state`."""
-        return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
-
-    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+    def propose(self, seen: Observation, state: RuleState) -> tuple[list[Tensor], RuleState]:
         """See :meth:`UpdateRule.propose`."""
         norm, scale = _task_norm(seen.numbers), _largest_scale(seen.numbers)
         logs = torch.stack((norm + TINY, scale, norm / scale + TINY)).log() / 10.0
@@ -278,30 +270,18 @@ class StepSizeConfig(LSTMFields, UpdateConfig):
 
     def build(self, generator: torch.Generator) -> StepSizeUpdate:
         """See :meth:`UpdateConfig.build`."""
-        return StepSizeUpdate(self.hidden, self.layers, generator)
+        return StepSizeUpdate(self.lstm(3, 1, generator))
 
 
 @final
-class FlatUpdate(UpdateRule):
+class FlatUpdate(LSTMPerTask, UpdateRule):
     """The paper's own m1: one LSTM over all coordinates at once, which fits one network size.
 
     Args:
-        hidden, layers: the size of the LSTM.
-        coordinates: the number of weights of a network.
-        generator: of the initial weights.
+        lstm: of as many inputs and outputs as a network has weights.
     """
 
-    def __init__(
-        self, hidden: int, layers: int, coordinates: int, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-        self.lstm = LSTM(coordinates, hidden, layers, coordinates, generator)
-
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
-        """See :meth:`UpdateRule.init_state`."""
-        return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
-
-    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+    def propose(self, seen: Observation, state: RuleState) -> tuple[list[Tensor], RuleState]:
         """See :meth:`UpdateRule.propose`."""
         x = flat_gradient(seen.numbers, self.lstm)
         outputs, following = self.lstm(x, state)
@@ -321,11 +301,11 @@ class FlatUpdateConfig(FlatFields, UpdateConfig):
 
     def build(self, generator: torch.Generator) -> FlatUpdate:
         """See :meth:`UpdateConfig.build`."""
-        return FlatUpdate(self.hidden, self.layers, self.coordinates, generator)
+        return FlatUpdate(self.lstm(self.coordinates, self.coordinates, generator))
 
 
 @final
-class FlatStepSize(UpdateRule):
+class FlatStepSize(LSTMPerTask, UpdateRule):
     """The paper's own LSTM(lr, .): one LSTM over all coordinates gives a step size eta.
 
     Here eta = 1e-7 * 50000^sigmoid(output), in [1e-7, 5e-3]. The released code clamps the output to
@@ -333,22 +313,10 @@ class FlatStepSize(UpdateRule):
     has its own.
 
     Args:
-        hidden, layers: the size of the LSTM.
-        coordinates: the number of weights of a network.
-        generator: of the initial weights.
+        lstm: of as many inputs as a network has weights, and one output.
     """
 
-    def __init__(
-        self, hidden: int, layers: int, coordinates: int, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-        self.lstm = LSTM(coordinates, hidden, layers, 1, generator)
-
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
-        """See :meth:`UpdateRule.init_state`."""
-        return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
-
-    def propose(self, seen: Observation, state: State) -> tuple[list[Tensor], State]:
+    def propose(self, seen: Observation, state: RuleState) -> tuple[list[Tensor], RuleState]:
         """See :meth:`UpdateRule.propose`."""
         output, following = self.lstm(flat_gradient(seen.numbers, self.lstm), state)
         return _scaled(seen, 1e-7 * 5e4 ** torch.sigmoid(output[0])), following
@@ -361,7 +329,7 @@ class FlatStepSizeConfig(FlatFields, UpdateConfig):
 
     def build(self, generator: torch.Generator) -> FlatStepSize:
         """See :meth:`UpdateConfig.build`."""
-        return FlatStepSize(self.hidden, self.layers, self.coordinates, generator)
+        return FlatStepSize(self.lstm(self.coordinates, 1, generator))
 
 
 def flat_gradient(seen: Observation, lstm: LSTM) -> Tensor:

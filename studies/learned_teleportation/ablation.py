@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metaopt.learned.element import ElementRule
 from metaopt.learned.observation import TINY, Observation
-from metaopt.learned.update import State
+from metaopt.learned.update import RuleState
 from metaopt.symmetry.chain import LayerChain
 from metaopt.symmetry.element import Element
 
@@ -37,12 +37,12 @@ class Ablation(ElementRule):
         self.steps = steps
         self.random = random
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`ElementRule.init_state`."""
         count = torch.zeros(1, dtype=torch.long)
         return [count, *self.rule.init_state(chain, parameters)]
 
-    def propose(self, seen: Observation, state: State) -> tuple[list[Element], State]:
+    def propose(self, seen: Observation, state: RuleState) -> tuple[list[Element], RuleState]:
         """See :meth:`ElementRule.propose`; the elements are dense."""
         count, *inner = state
         proposed, following = self.rule.propose(seen, inner)

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.learned.baselines import GradientDirection
-from metaopt.learned.element import CoordinatewiseElement
+from metaopt.learned.element import CoordinatewiseElementConfig
 from metaopt.learned.observation import Observation
-from metaopt.learned.spectral import SpectralElement
-from metaopt.symmetry import Element
+from metaopt.learned.spectral import SpectralElementConfig
+from metaopt.symmetry import Element, make_action
 from metaopt.tasks import RegressionFamily
 from studies.learned_teleportation.ablation import Ablation
 
@@ -22,16 +22,18 @@ def observe(tasks: nn.Module) -> Observation:
     return Observation.of(tasks.chain, parameters, gradients, tasks.x)
 
 
+FIELDS = {"hidden": 5, "features": ("balance",), "bound": 8.0, "gate": 0.0}
 RULES = {
-    "entries": lambda drawn: CoordinatewiseElement(5, 1, ("balance",), 8.0, 0.0, drawn),
-    "directions": lambda drawn: SpectralElement(5, 1, ("balance",), 0.0, 8.0, 0.0, False, drawn),
+    "entries": CoordinatewiseElementConfig(**FIELDS),
+    "directions": SpectralElementConfig(**FIELDS),
 }
 
 
 @pytest.fixture(params=RULES)
 def trained_looking(request):
     """An m2 whose head is not zero."""
-    rule = RULES[request.param](torch.Generator().manual_seed(0))
+    action = make_action("post_activation")
+    rule = RULES[request.param].build(action, torch.Generator().manual_seed(0))
     nn.init.normal_(rule.lstm.head_weight, generator=torch.Generator().manual_seed(1))
     return rule
 
