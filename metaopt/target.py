@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from metaopt.errors import UserError
 from metaopt.symmetry.action import Action
-from metaopt.symmetry.actions import ACTIONS, make_action
+from metaopt.symmetry.actions import ACTIONS, action_of
 from metaopt.symmetry.auto import AUTO, Returns, choose_actions, for_all_data
 from metaopt.symmetry.chain import NO_CHAIN, ChainModule, LayerChain
 from metaopt.symmetry.finders import Sites, choose_sites, find_sites
@@ -82,7 +82,7 @@ class Target(ABC):
         """
         if action == AUTO:
             return choose_actions(self.sites, samples, returns)
-        own = action if isinstance(action, Action) else make_action(action)
+        own = action_of(action)
         if own.uses_inputs and self.chain == NO_CHAIN:
             return ()
         return tuple(
@@ -155,7 +155,7 @@ class Target(ABC):
             raise UserError(f"expected an action of {', '.join(choices)}, got {action!r}: name one")
         if isinstance(action, str) and action not in ACTIONS:
             return
-        own = action if isinstance(action, Action) else make_action(action)
+        own = action_of(action)
         name = type(own).__name__
         if own.uses_inputs and isinstance(self.sites.chain, str):
             raise UserError(
@@ -221,7 +221,7 @@ class TaskTarget(Target):
         """
         if action == AUTO:
             return choose_actions(self.sites, self.layer_input.h.shape[-1], Returns.YES)
-        own = action if isinstance(action, Action) else make_action(action)
+        own = action_of(action)
         return tuple(ActingSite(site, own) for site in self.sites.found)
 
     def orbit(self, names: Sequence[str], acting: Sequence[ActingSite], x: Tensor | None) -> Orbit:

@@ -229,7 +229,7 @@ ZOO = (
         chain=True),
     Case("tanh", three(lambda m, x: m.fc3(F.dropout(m.fc2(m.fc1(x).tanh()).tanh(), 0.1))), (7, 5),
         {"fc1 -> fc2": Expected(..., plain=True, homogeneous=False)},
-        {"fc2, fc3": "one-to-one but not positively homogeneous"}),
+        {"fc2, fc3": "tanh is not positively homogeneous"}),
     Case("softmax", mlp(nn.Softmax(-1)), (7, 5), left_out={"0, 2": "mixes over the units"}),
     Case("layer norm", mlp(nn.LayerNorm(6), nn.ReLU()), (7, 5), left_out={"0, 3": "LayerNorm"}),
     Case("group norm", lambda: nn.Sequential(conv(2, 4), nn.GroupNorm(2, 4), conv(4, 3),

@@ -89,14 +89,6 @@ def test_parameters_of_a_model_come_in_the_order_of_the_names():
     ]
 
 
-def test_a_chain_is_invertible_where_every_activation_between_layers_is():
-    def chain(*activations):
-        return LayerChain(activations, (False,) * len(activations))
-
-    assert chain(LeakyReLU(0.1), Identity(), LeakyReLU(0.0)).invertible
-    assert not chain(LeakyReLU(0.0), Identity()).invertible
-
-
 @pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
 def test_inputs_and_output_equal_the_naive_network(batch):
     parameters = drawn_parameters(batch)

@@ -313,6 +313,6 @@ def test_what_lies_between_is_named_where_something_does(between):
     model = nn.Sequential(nn.Linear(3, WIDTH), between, nn.Linear(WIDTH, 2)).double()
     (site,) = find_sites(model).found
     assert LinearAction().max_samples(site) == 0
-    message = f"expected nothing between two matrices.*{type(between).__name__} lies between"
+    message = f"expected a site for LinearAction.*{type(between).__name__} lies between"
     with pytest.raises(UserError, match=message):
         LinearAction().move(drawn_element(), site, dict(model.named_parameters()))

@@ -131,7 +131,7 @@ def test_a_unit_is_scaled_by_its_own_entry():
 @pytest.mark.parametrize(
     ("label", "width", "words"),
     [
-        ("GELU", 6, r"a positively homogeneous activation .*GELU.*: use the pre_activation action"),
+        ("GELU", 6, r"a site for RescalingAction, .*GELU is not positively homogeneous"),
         ("dropout", 5, r"element of shape \(6,\) for a site of width 6, got \(5,\)"),
     ],
 )

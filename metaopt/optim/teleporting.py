@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from metaopt.errors import UserError
 from metaopt.optim.buffers import POLICIES, check_transport, reset, transport
 from metaopt.optim.schedule import Schedule, as_predicate
-from metaopt.optim.state import check_own_state
 from metaopt.symmetry import ACTIONS, Action, Teleportation
 from metaopt.symmetry.action import check_transports
 from metaopt.symmetry.auto import AUTO, Returns, fingerprint, for_all_data
@@ -103,6 +102,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             check_transports(action)
         self.target = target
         self.action = action
+        self._exact_for_all_data = any(for_all_data(site) for site in target.sites.found)
         self.search = search or target.search
         if moves_by_group(self.search):
             self._check_place()
@@ -140,11 +140,6 @@ class TeleportingOptimizer(torch.optim.Optimizer):
                 f"expected a model with a place for a group to act, got none "
                 f"({self.target.sites.why()}): use the optimizer without teleportation"
             )
-
-    @property
-    def _exact_for_all_data(self) -> bool:
-        """Whether at some site a group keeps the function on all data."""
-        return any(for_all_data(site) is not None for site in self.target.sites.found)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes but hooks, as torch would keep only its own.
@@ -203,7 +198,14 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         Raises:
             UserError: if it is that of another kind of optimizer.
         """
-        self.base.load_state_dict(copy.deepcopy(check_own_state(state_dict)["base"]))
+        parts = ("base", "steps", "undone")
+        if not state_dict.keys() >= set(parts):
+            raise UserError(
+                f"expected a state of a TeleportingOptimizer, with {', '.join(parts)}, got one "
+                f"with {', '.join(map(str, state_dict))}: load a state of the base into the base, "
+                f"before it is wrapped"
+            )
+        self.base.load_state_dict(copy.deepcopy(state_dict["base"]))
         self.steps, self.undone = state_dict["steps"], state_dict["undone"]
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -286,7 +286,7 @@ class ClosedFormAction(Action):
     ) -> Moved:
         """Move the weights of a site by g = exp(T); see :meth:`Action.move`."""
         site = site if self._inputs(inputs) else site.without_outgoing_bias()
-        self._check_element(element, self.identity(site, weights))
+        self._check_element(element, site.incoming[0].read(weights).shape[:-1])
         matrices = SiteMatrices(site, weights, inputs, element.bounded())
         values = torch.where(
             per_task(matrices.trusted, element.values), element.values.double(), 0.0
@@ -308,10 +308,9 @@ class ClosedFormAction(Action):
             else:
                 kept = kept & (error <= self.max_defect)
         new: dict[str, Tensor] = {name: weights[name] for name in site.parameters}
-        for views, side in ((site.incoming, moved_in), (site.outgoing, moved_out)):
-            for view, matrix in zip(views, side, strict=True):
-                old = view.read_augmented(weights)
-                view.write_augmented(new, torch.where(kept[..., None, None], matrix, old))
+        views, old = (*site.incoming, *site.outgoing), matrices.given
+        for view, matrix, stays in zip(views, (*moved_in, *moved_out), old, strict=True):
+            view.write_augmented(new, torch.where(kept[..., None, None], matrix, stays))
         heads = range(site.head_dims)  # of a task one rejected head is enough to say so
         return Moved(
             new,
@@ -327,14 +326,14 @@ class ClosedFormAction(Action):
             )
         return inputs
 
-    def _check_element(self, element: Element, identity: Element) -> None:
+    def _check_element(self, element: Element, units: torch.Size) -> None:
+        """Refuse an element of another shape than the units, ``(*batch, k)``, ask for."""
         spectral = element.basis is not None
-        shape = identity.values.shape
-        shape = shape[:-1] if spectral and not self.diagonal else shape
+        shape = units if spectral or self.diagonal else (*units, units[-1])
         if element.diagonal != self.diagonal or element.values.shape != shape:
             raise UserError(
                 f"expected an element of shape {tuple(shape)} for a site of width "
-                f"{identity.width}, got {tuple(element.values.shape)}"
+                f"{units[-1]}, got {tuple(element.values.shape)}"
                 f"{' in a basis' if spectral else ''}: one for each task"
             )
 
@@ -352,6 +351,7 @@ class SiteMatrices:
             all.
 
     Attributes:
+        given: the augmented weights of all views as they are, the incoming ones first.
         incoming, outgoing: augmented weights [W b], one for each view of the site.
         trusted: ``(*batch,)`` bool, which tasks have finite weights, inputs and elements.
     """
@@ -364,12 +364,11 @@ class SiteMatrices:
         usable: Tensor | None = None,
     ) -> None:
         self.site = site
-        incoming, outgoing = (
-            [view.read_augmented(weights).double() for view in views]
-            for views in (site.incoming, site.outgoing)
-        )
-        trusted = sound(incoming[0]) if usable is None else usable & sound(incoming[0])
-        for matrix in (*incoming[1:], *outgoing):
+        views = (*site.incoming, *site.outgoing)
+        self.given = [view.read_augmented(weights) for view in views]
+        wide = [matrix.double() for matrix in self.given]
+        trusted = sound(wide[0]) if usable is None else usable & sound(wide[0])
+        for matrix in wide[1:]:
             trusted = trusted & sound(matrix)
         self.layer_input = inputs
         if inputs is not None:
@@ -377,9 +376,9 @@ class SiteMatrices:
             trusted = trusted & seen.finite & inputs.finite
             self.layer_input = seen
         self.trusted = trusted
-        mask = trusted[..., None, None]
-        self.incoming = [torch.where(mask, matrix, 0.0) for matrix in incoming]
-        self.outgoing = [torch.where(mask, matrix, 0.0) for matrix in outgoing]
+        masked = [torch.where(trusted[..., None, None], matrix, 0.0) for matrix in wide]
+        self.incoming = masked[: len(site.incoming)]
+        self.outgoing = masked[len(site.incoming) :]
 
     @property
     def activation(self) -> Activation:

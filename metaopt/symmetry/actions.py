@@ -182,22 +182,57 @@ class PreActivationAction(_ActsLinearly):
         )
 
 
+class _BothSides(_ActsLinearly):
+    """g on every incoming matrix and g^-1 on every outgoing one, which needs no features.
+
+    Biases of the incoming side move along. Where several matrices make or use the same features,
+    all of them move by the same g.
+    """
+
+    def max_samples(self, site: Site) -> float:
+        """Return infinity where the action can act, else 0."""
+        exact = self.diagonal or self.exact_inverse
+        return ALL_DATA if exact and self.obstacle(site) is None else 0
+
+    def propose(self, element: Element, matrices: SiteMatrices) -> Proposal:
+        """Return all moved matrices."""
+        if (why := self.obstacle(matrices.site)) is not None:
+            raise UserError(
+                f"expected a site for {type(self).__name__}, got another one ({why}): use another "
+                f"action"
+            )
+        g = self.exponential(element)
+        incoming = [g.times(matrix) for matrix in matrices.incoming]
+        outgoing = [matrices.after(g, view) for view in range(len(matrices.outgoing))]
+        return Proposal(incoming, outgoing, _all_true(matrices.incoming[0]))
+
+    def pull_back_matrices(
+        self, matrices: SiteMatrices, v_in: Sequence[Tensor], v_out: Sequence[Tensor]
+    ) -> Tensor:
+        """Return the gradient with respect to T: dW_{m-1} = T W_{m-1}, dW_m = -W_m T.
+
+        Of a diagonal T, its diagonal. See :meth:`ClosedFormAction.pull_back_matrices`.
+        """
+        into = [self._product(v, w) for v, w in zip(v_in, matrices.incoming, strict=True)]
+        weights = ([matrices.weight_of(m, i).mT for i, m in enumerate(side)]
+                   for side in (matrices.outgoing, v_out))  # fmt: skip
+        out_of = [self._product(w, v) for w, v in zip(*weights, strict=True)]
+        return torch.stack(into).sum(dim=0) - torch.stack(out_of).sum(dim=0)
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(dim=-1) if self.diagonal else a @ b.mT
+
+
 @final
 @ACTIONS.register("linear")
-class LinearAction(_ActsLinearly):
+class LinearAction(_BothSides):
     """The action of GL between two matrices with nothing between: incoming g W, outgoing W g^-1.
 
-    It is exact for all data. Biases of the incoming side move along. Where several matrices make or
-    use the same features, all of them move by the same g.
+    It is exact for all data.
     """
 
     group = "GL"
     exact_when = "nothing lies between the two matrices, and the exponential is exact"
-
-    def max_samples(self, site: Site) -> float:
-        """Return infinity if nothing lies between the matrices, else 0."""
-        alone = site.plain and site.between == Identity() and self.exact_inverse
-        return ALL_DATA if alone else 0
 
     def obstacle(self, site: Site) -> str | None:
         """Return what lies between the matrices; None if nothing does."""
@@ -205,29 +240,10 @@ class LinearAction(_ActsLinearly):
             return None
         return f"{_what_lies_between(site)} lies between the two layers"
 
-    def propose(self, element: Element, matrices: SiteMatrices) -> Proposal:
-        """Return all moved matrices."""
-        _check(self.obstacle(matrices.site), "nothing between two matrices for GL")
-        return _both_sides(self, element, matrices)
-
-    def pull_back_matrices(
-        self, matrices: SiteMatrices, v_in: Sequence[Tensor], v_out: Sequence[Tensor]
-    ) -> Tensor:
-        """Return the gradient with respect to T: dW_{m-1} = T W_{m-1}, dW_m = -W_m T.
-
-        See :meth:`ClosedFormAction.pull_back_matrices`.
-        """
-        into = [v @ w.mT for v, w in zip(v_in, matrices.incoming, strict=True)]
-        out_of = [
-            matrices.weight_of(w, index).mT @ matrices.weight_of(v, index)
-            for index, (v, w) in enumerate(zip(v_out, matrices.outgoing, strict=True))
-        ]
-        return torch.stack(into).sum(dim=0) - torch.stack(out_of).sum(dim=0)
-
 
 @final
 @ACTIONS.register("rescaling")
-class RescalingAction(_ActsLinearly):
+class RescalingAction(_BothSides):
     """The positive rescaling of hidden units by D = diag(exp(t)), which is exact for every input.
 
         W_{m-1} <- D W_{m-1},   b_{m-1} <- D b_{m-1},   W_m <- W_m D^-1.
@@ -240,55 +256,15 @@ class RescalingAction(_ActsLinearly):
     exact_when = "the activation is positively homogeneous (ReLU, LeakyReLU, identity)"
     diagonal = True
 
-    def max_samples(self, site: Site) -> float:
-        """Return infinity if positive scales pass through to the outgoing layer, else 0."""
-        return ALL_DATA if site.homogeneous else 0
-
     def obstacle(self, site: Site) -> str | None:
         """Return what positive scales do not pass through; None if there is no such thing."""
         if site.homogeneous:
             return None
         return f"{_what_lies_between(site)} is not positively homogeneous"
 
-    def propose(self, element: Element, matrices: SiteMatrices) -> Proposal:
-        """Return all moved matrices."""
-        _check(
-            self.obstacle(matrices.site),
-            "a positively homogeneous activation for rescaling",
-            "use the pre_activation action",
-        )
-        return _both_sides(self, element, matrices)
-
-    def pull_back_matrices(
-        self, matrices: SiteMatrices, v_in: Sequence[Tensor], v_out: Sequence[Tensor]
-    ) -> Tensor:
-        """Return the gradient with respect to t: dW_{m-1} = diag(t) W_{m-1}, dW_m = -W_m diag(t).
-
-        See :meth:`ClosedFormAction.pull_back_matrices`.
-        """
-        into = [(v * w).sum(dim=-1) for v, w in zip(v_in, matrices.incoming, strict=True)]
-        out_of = [
-            (matrices.weight_of(v, index) * matrices.weight_of(w, index)).sum(dim=-2)
-            for index, (v, w) in enumerate(zip(v_out, matrices.outgoing, strict=True))
-        ]
-        return torch.stack(into).sum(dim=0) - torch.stack(out_of).sum(dim=0)
-
-
-def _both_sides(action: ClosedFormAction, element: Element, matrices: SiteMatrices) -> Proposal:
-    """Apply g to every incoming matrix and g^-1 to every outgoing one."""
-    g = action.exponential(element)
-    incoming = [g.times(matrix) for matrix in matrices.incoming]
-    outgoing = [matrices.after(g, view) for view in range(len(matrices.outgoing))]
-    return Proposal(incoming, outgoing, _all_true(matrices.incoming[0]))
-
 
 def _what_lies_between(site: Site) -> str:
     return ", ".join(site.labels) or str(site.between)
-
-
-def _check(obstacle: str | None, expected: str, advice: str = "use another action") -> None:
-    if obstacle is not None:
-        raise UserError(f"expected {expected}, got another site ({obstacle}): {advice}")
 
 
 def _inverse(activation: Activation) -> Activation:
@@ -353,6 +329,12 @@ def make_action(name: str, **options: float | str) -> Action:
         raise UserError(
             f"expected options of the action {name!r}, got {options}: {error}"
         ) from None
+
+
+def exact_on_batch(site: Site) -> str:
+    """Return the text of ``Site.exact`` for a site where no group is exact for all data."""
+    most = max(make_action(name).max_samples(site) for name in ACTIONS)
+    return f"on a batch of at most {most:g} samples"
 
 
 def action_of(action: str | Action) -> Action:

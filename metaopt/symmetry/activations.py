@@ -77,13 +77,10 @@ class Elementwise:
     Attributes:
         name: the name that reports use. Two activations of one name count as equal.
         function: the activation, on tensors of any shape.
-        one_to_one: whether it takes each value at most once, as Tanh does. It may still leave out
-            values, and so have no inverse on the real line.
     """
 
     name: str
     function: Callable[[Tensor], Tensor] = field(compare=False, repr=False)
-    one_to_one: bool = False
     inverse: None = field(default=None, init=False)
     homogeneous: bool = field(default=False, init=False)
 

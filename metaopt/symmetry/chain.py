@@ -10,15 +10,16 @@ A sample is a *column*, as in the paper: h_m = sigma(W_m h_{m-1} + b_m), with h_
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from metaopt.symmetry.actions import exact_on_batch
 from metaopt.symmetry.activations import Activation, Identity
-from metaopt.symmetry.site import ALWAYS, Site, matrix_view
+from metaopt.symmetry.site import Site, matrix_view
 
 
 class Layer(NamedTuple):
@@ -102,9 +103,10 @@ class LayerChain:
         return tuple(LayerPair(m, m + 1) for m in range(len(self.activations) - 1))
 
     @property
-    def invertible(self) -> bool:
-        """Whether every activation between two layers has an inverse on the real line."""
-        return all(activation.inverse is not None for activation in self.activations[:-1])
+    def layer_names(self) -> tuple[tuple[str, str | None], ...]:
+        """The names of the weight and, where there is one, of the bias of each layer."""
+        names = iter(self.names)
+        return tuple((next(names), next(names) if biased else None) for biased in self.biased)
 
     def sites(self, parameters: Sequence[Tensor]) -> tuple[Site, ...]:
         """Return the site of each pair of layers.
@@ -170,28 +172,23 @@ class ChainModule(nn.Module):  # not an ABC, which ``higher`` cannot patch
 
 @lru_cache(maxsize=256)
 def _sites(chain: LayerChain, shapes: tuple[torch.Size, ...]) -> tuple[Site, ...]:
-    names = iter(chain.names)
-    own = [(next(names), next(names) if biased else None) for biased in chain.biased]
     found = []
     for pair in chain.pairs:
-        incoming, outgoing = (matrix_view(*own[m]) for m in pair)
+        incoming, outgoing = (matrix_view(*chain.layer_names[m]) for m in pair)
         between = chain.activations[pair.incoming]
         linear, scales = between == Identity(), between.homogeneous
-        found.append(
-            Site(
-                name=f"{incoming.parameter} -> {outgoing.parameter}",
-                incoming=(incoming,),
-                outgoing=(outgoing,),
-                between=between,
-                group="positive" if scales and not linear else "GL",
-                width=shapes[pair.incoming][0],
-                exact=ALWAYS if scales else "",
-                layers=(incoming.parameter, outgoing.parameter),
-                labels=() if linear else (str(between),),
-                fan_in=shapes[pair.incoming][1],
-                biased=(chain.biased[pair.incoming], chain.biased[pair.outgoing]),
-                plain=True,
-                homogeneous=scales,
-            )
+        site = Site(
+            name=f"{incoming.parameter} -> {outgoing.parameter}",
+            incoming=(incoming,),
+            outgoing=(outgoing,),
+            between=between,
+            group="positive" if scales and not linear else "GL",
+            width=shapes[pair.incoming][0],
+            layers=(incoming.parameter, outgoing.parameter),
+            labels=() if linear else (str(between),),
+            fan_in=shapes[pair.incoming][1],
+            plain=True,
+            homogeneous=scales,
         )
+        found.append(site if scales else replace(site, exact=exact_on_batch(site)))
     return tuple(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -146,6 +146,11 @@ def per_task(value: Tensor, like: Tensor) -> Tensor:
         like: ``(*batch, ...)``.
     """
     return value.reshape(value.shape + (1,) * (like.dim() - value.dim()))
+
+
+def choose(mask: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
+    """Return ``new`` for the tasks of the mask, ``(*batch,)``, and ``old`` for the others."""
+    return [torch.where(per_task(mask, a), a, b) for a, b in zip(new, old, strict=True)]
 
 
 def _in_basis(values: Tensor, basis: Tensor) -> Tensor:

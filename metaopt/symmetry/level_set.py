@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.symmetry.element import per_task
+from metaopt.symmetry.element import choose, per_task
 from metaopt.symmetry.objectives import LossFunction, per_task_sum
 from metaopt.symmetry.orbit import Orbit
 from metaopt.symmetry.search import SearchResult
@@ -67,12 +67,11 @@ class _Point(NamedTuple):
 
     def where(self, mask: Tensor, other: _Point) -> _Point:
         """Return this point for the tasks of the mask, and the other for the rest."""
-        pairs = (zip(a, b, strict=True) for a, b in zip(self[:2], other[:2], strict=True))
-        parameters, gradient = (
-            [torch.where(per_task(mask, a), a, b) for a, b in pair] for pair in pairs
+        return _Point(
+            choose(mask, self.parameters, other.parameters),
+            choose(mask, self.gradient, other.gradient),
+            *choose(mask, self[2:], other[2:]),
         )
-        loss, square = (torch.where(mask, a, b) for a, b in zip(self[2:], other[2:], strict=True))
-        return _Point(parameters, gradient, loss, square)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -94,7 +94,7 @@ class Orbit:
         """
         weights = named(self.names, parameters)
         rejected: Tensor | None = None
-        inputs = self._walk()
+        inputs = _Walk(self.chain, self.layer_input)
         for (site, action), element in zip(self.acting, elements, strict=True):
             moved = action.move(element, site, weights, inputs.at(site, weights))
             weights |= moved.weights
@@ -113,7 +113,7 @@ class Orbit:
             gradients: of the function, with respect to the parameters, in order.
         """
         weights, given = named(self.names, parameters), named(self.names, gradients)
-        inputs = self._walk()
+        inputs = _Walk(self.chain, self.layer_input)
         return [
             action.pull_back(given, site, weights, inputs.at(site, weights))
             for site, action in self.acting
@@ -136,29 +136,18 @@ class Orbit:
             buffers |= action.transport(element, site, buffers, squares)
         return [buffers[name] for name in self.names]
 
-    def _walk(self) -> _Walk:
-        return _Walk(self.names, self.chain, self.layer_input)
-
 
 class _Walk:
     """The inputs of the incoming layers of a chain's sites, each computed once on the way."""
 
-    def __init__(
-        self, names: Sequence[str], chain: LayerChain | None, layer_input: LayerInput | None
-    ) -> None:
+    def __init__(self, chain: LayerChain | None, layer_input: LayerInput | None) -> None:
         self.chain, self.layer_input, self.place = chain, layer_input, 0
         self.places: dict[str, int] = {}
         if chain is not None:
-            weights = [
-                name for name, own in zip(chain.names, _is_weight(chain), strict=True) if own
-            ]
-            self.places = {name: place for place, name in enumerate(weights)}
+            self.places = {name: place for place, (name, _) in enumerate(chain.layer_names)}
 
     def at(self, site: Site, weights: Mapping[str, Tensor]) -> LayerInput | None:
-        """Return the input of the site's incoming layer at these weights;
-
-        None if it is not known.
-        """
+        """Return the input of the site's incoming layer at these weights; None if unknown."""
         if self.chain is None or self.layer_input is None:
             return None
         place = self.places[site.incoming[0].parameter]
@@ -170,13 +159,6 @@ class _Walk:
             h = self.chain.activations[self.place](layer(x))
             self.layer_input, self.place = LayerInput(h), self.place + 1
         return self.layer_input
-
-
-def _is_weight(chain: LayerChain) -> Iterator[bool]:
-    for biased in chain.biased:
-        yield True
-        if biased:
-            yield False
 
 
 def chain_orbit(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.symmetry.element import Element, per_task
+from metaopt.symmetry.element import Element, choose, per_task
 from metaopt.symmetry.objectives import (
     LossFunction,
     Objective,
@@ -264,11 +264,6 @@ class GradientAscent:
             return largest
         ratio = torch.where(start < 0, start / self.max_ratio, start * self.max_ratio)
         return torch.minimum(ratio, largest)
-
-
-def choose(mask: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
-    """Return ``new`` for the tasks of the mask, ``(*batch,)``, and ``old`` for the others."""
-    return [torch.where(per_task(mask, a), a, b) for a, b in zip(new, old, strict=True)]
 
 
 def choose_elements(mask: Tensor, new: Sequence[Element], old: Sequence[Element]) -> list[Element]:

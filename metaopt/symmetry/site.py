@@ -156,8 +156,6 @@ class Site:
         layers: the names of the module that makes the features and of the one that uses them.
         labels: names for people of what lies between, in order.
         fan_in: how many inputs one unit of the incoming layer has: features, or channels * kernel.
-        biased: whether the layer that makes the features has a bias, and whether the one that uses
-            them has one.
         plain: whether nothing but the activation lies between two matrices.
         homogeneous: whether positive scales of units pass through to what uses the features.
         scaled: the name of the batch norm that is scaled instead of the incoming layer, if any.
@@ -175,7 +173,6 @@ class Site:
     layers: tuple[str, str] = ("", "")
     labels: tuple[str, ...] = ()
     fan_in: int = 0
-    biased: tuple[bool, bool] = (False, False)
     plain: bool = False
     homogeneous: bool = False
     scaled: str | None = None
@@ -186,6 +183,11 @@ class Site:
         """The names of all parameters that an action may move here, without repetition."""
         views = (*self.incoming, *self.outgoing)
         return tuple(dict.fromkeys(name for view in views for name in view.parameters))
+
+    @property
+    def biased(self) -> tuple[bool, bool]:
+        """Whether what makes the features has a bias, and whether what uses them has one."""
+        return self.incoming[0].bias is not None, self.outgoing[0].bias is not None
 
     @property
     def head_dims(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metaopt.symmetry.action import relative_change
 from metaopt.symmetry.chain import LayerChain
-from metaopt.symmetry.element import per_task
+from metaopt.symmetry.element import choose
 
 
 class Outputs(ABC):
@@ -127,11 +127,7 @@ class Teleportation:
         Args:
             where: ``(*batch,)`` bool.
         """
-        after = [
-            torch.where(per_task(where, moved), old, moved)
-            for old, moved in zip(self.before, self.after, strict=True)
-        ]
-        return replace(self, after=after, reverted=where)
+        return replace(self, after=choose(where, self.before, self.after), reverted=where)
 
 
 class OutputChange:

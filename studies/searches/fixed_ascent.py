@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.symmetry.element import Element
+from metaopt.symmetry.element import Element, choose
 from metaopt.symmetry.objectives import LossFunction, Objective, OfOrbit, gradient_norm, on_orbit
 from metaopt.symmetry.orbit import Orbit
-from metaopt.symmetry.search import SearchResult, choose, choose_elements, evaluate
+from metaopt.symmetry.search import SearchResult, choose_elements, evaluate
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from metaopt.symmetry.element import Element, per_task
+from metaopt.symmetry.element import Element, choose, per_task
 from metaopt.symmetry.objectives import LossFunction, per_task_sum
 from metaopt.symmetry.orbit import Orbit
-from metaopt.symmetry.search import Search, SearchResult, choose, choose_elements
+from metaopt.symmetry.search import Search, SearchResult, choose_elements
 
 
 class RandomMove:

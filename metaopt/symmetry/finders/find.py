@@ -73,9 +73,10 @@ def find_sites(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None)
         >>> print(find_sites(nn.Sequential(*layers)).report())
         Found: 2
           0 -> 2: 4 units, Tanh between
-            no rescaling: Tanh is not positively homogeneous
-            no post_activation: it is one-to-one, but has no inverse on the real line
             pre_activation: exact for a batch of at most 5 samples
+            no post_activation: Tanh has no inverse on the real line
+            no linear: Tanh lies between the two layers
+            no rescaling: Tanh is not positively homogeneous
           2 -> 4: 4 units, ReLU between
             rescaling: exact for all data
             pre_activation: exact for a batch of at most 5 samples

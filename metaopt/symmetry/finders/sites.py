@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from metaopt.symmetry.action import Action
 from metaopt.symmetry.actions import ACTIONS, make_action
-from metaopt.symmetry.activations import Elementwise
 from metaopt.symmetry.chain import LayerChain
-from metaopt.symmetry.site import LeftOut, Site
+from metaopt.symmetry.site import ALWAYS, LeftOut, Site
 
 LONGEST = 350  # characters of grouped reasons
 FEW = 3  # names that are listed where there are many
@@ -60,7 +59,8 @@ class Sites:
         lines = [f"Found: {len(self.found)}"]
         for site in self.found:
             between = ", ".join(site.labels) or "nothing"
-            lines.append(f"  {site.name}: {site.width} units, {between} between")
+            into = f"; scales go into {site.scaled}" if site.scaled else ""
+            lines.append(f"  {site.name}: {site.width} units, {between} between{into}")
             lines += [f"    {line}" for line in _fits(site)]
         if self.left_out:
             lines.append(f"Left out: {len(self.left_out)}")
@@ -131,26 +131,16 @@ def _above(name: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
-def exact_on_batch(site: Site) -> str:
-    """Return the text of ``Site.exact`` for a site where no group is exact for all data."""
-    most = max((make_action(name).max_samples(site) for name in ACTIONS), default=0)
-    return f"on a batch of at most {most:g} samples"
-
-
 def _fits(site: Site) -> list[str]:
+    """What the actions can do there, and where none keeps all data, why others cannot."""
     lines = []
-    if site.homogeneous:
-        where = f" (the scale goes into {site.scaled})" if site.scaled else ""
-        lines.append(f"rescaling: exact for all data{where}")
-    elif isinstance(site.between, Elementwise):
-        lines.append(f"no rescaling: {site.labels[0]} is not positively homogeneous")
-        if site.between.one_to_one:
-            lines.append(
-                "no post_activation: it is one-to-one, but has no inverse on the real line"
-            )
-    for name in ACTIONS:
-        most = make_action(name).max_samples(site)
-        if name != "rescaling" and most:
-            batch = "all data" if math.isinf(most) else f"a batch of at most {most:g} samples"
-            lines.append(f"{name}: exact for {batch}")
+    actions = {name: make_action(name) for name in ACTIONS}
+    for name, action in sorted(actions.items(), key=lambda item: -item[1].max_samples(site)):
+        most = action.max_samples(site)
+        if math.isinf(most):
+            lines.append(f"{name}: exact for all data")
+        elif most:
+            lines.append(f"{name}: exact for a batch of at most {most:g} samples")
+        elif site.exact != ALWAYS and (why := action.obstacle(site)):
+            lines.append(f"no {name}: {why}")
     return lines

@@ -138,22 +138,19 @@ def _leaky_relu(call: Call) -> Step | str:
     return Step(call.label, "activation", LeakyReLU(float(slope)))
 
 
-def _elementwise(one_to_one: bool) -> Reader:
-    def reader(call: Call) -> Step | str:
-        target, args, kwargs = call.node.target, call.node.args[1:], dict(call.node.kwargs)
-        if call.module is not None:
-            activation = Elementwise(repr(call.module), call.module, one_to_one)
-        else:
-            if any(isinstance(value, fx.Node) for value in (*args, *kwargs.values())):
-                return f"{call.label} lies between, with options computed in the forward"
-            kwargs.pop("input", None)
-            options = ", ".join(map(str, (*args, *(f"{k}={v}" for k, v in kwargs.items()))))
-            run: Any = getattr(Tensor, target) if isinstance(target, str) else target
-            function = partial(_called, run, args, kwargs)
-            activation = Elementwise(f"{call.label}({options})", function, one_to_one)
-        return Step(call.label, "activation", activation, homogeneous=False)
-
-    return reader
+def _elementwise(call: Call) -> Step | str:
+    target, args, kwargs = call.node.target, call.node.args[1:], dict(call.node.kwargs)
+    if call.module is not None:
+        activation = Elementwise(repr(call.module), call.module)
+    else:
+        if any(isinstance(value, fx.Node) for value in (*args, *kwargs.values())):
+            return f"{call.label} lies between, with options computed in the forward"
+        kwargs.pop("input", None)
+        options = ", ".join(map(str, (*args, *(f"{k}={v}" for k, v in kwargs.items()))))
+        run: Any = getattr(Tensor, target) if isinstance(target, str) else target
+        function = partial(_called, run, args, kwargs)
+        activation = Elementwise(f"{call.label}({options})", function)
+    return Step(call.label, "activation", activation, homogeneous=False)
 
 
 def _called(run: Any, args: Sequence[Any], kwargs: Mapping[str, Any], z: Tensor) -> Tensor:
@@ -224,10 +221,10 @@ def _table(*rows: tuple[Reader, Iterable[object]]) -> dict[object, Reader]:
     return {key: reader for reader, keys in rows for key in keys}
 
 
-_ONE_TO_ONE = (nn.Tanh, torch.tanh, "tanh", nn.Sigmoid, torch.sigmoid, "sigmoid", nn.Softplus,
+_ELEMENTWISE = (nn.Tanh, torch.tanh, "tanh", nn.Sigmoid, torch.sigmoid, "sigmoid", nn.Softplus,
     F.softplus, nn.ELU, F.elu, nn.SELU, F.selu, nn.CELU, F.celu, nn.LogSigmoid, F.logsigmoid,
-    nn.Softsign, F.softsign, nn.Tanhshrink, F.tanhshrink)  # fmt: skip
-_OTHER = (nn.GELU, F.gelu, nn.SiLU, F.silu, nn.Mish, F.mish, nn.Hardtanh, F.hardtanh, nn.ReLU6,
+    nn.Softsign, F.softsign, nn.Tanhshrink, F.tanhshrink,
+    nn.GELU, F.gelu, nn.SiLU, F.silu, nn.Mish, F.mish, nn.Hardtanh, F.hardtanh, nn.ReLU6,
     F.relu6, nn.Hardswish, F.hardswish, nn.Hardsigmoid, F.hardsigmoid, nn.Softshrink,
     F.softshrink, nn.Hardshrink, F.hardshrink, nn.Threshold)  # fmt: skip
 _MIXES = (nn.LayerNorm, F.layer_norm, nn.RMSNorm, F.rms_norm, nn.GroupNorm, F.group_norm,
@@ -239,8 +236,7 @@ STEPS: dict[object, Reader] = _table(
     (_leaky_relu, (nn.LeakyReLU, F.leaky_relu, F.leaky_relu_)),
     # Slopes that are learned or random do not depend on the size of what comes in.
     (_fixed("activation"), (nn.PReLU, F.prelu, torch.prelu, nn.RReLU, F.rrelu)),
-    (_elementwise(True), _ONE_TO_ONE),
-    (_elementwise(False), _OTHER),
+    (_elementwise, _ELEMENTWISE),
     (_batch_norm, (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)),
     (_fixed("dropout"), (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)),
     (_fixed("dropout"), (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)),

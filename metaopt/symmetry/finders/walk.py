@@ -7,9 +7,9 @@ from typing import Literal
 
 from torch import fx, nn
 
+from metaopt.symmetry.actions import exact_on_batch
 from metaopt.symmetry.activations import Identity
 from metaopt.symmetry.finders.layers import obstacle
-from metaopt.symmetry.finders.sites import exact_on_batch
 from metaopt.symmetry.finders.steps import Step, read
 from metaopt.symmetry.finders.trace import Trace, first_input
 from metaopt.symmetry.site import ALWAYS, LeftOut, MatrixView, Site, matrix_view
@@ -51,10 +51,9 @@ class _Path:
     def why_not(self) -> str:
         """Return what does not commute with a scale, and why no other action fits either."""
         worst = next(step for step in reversed(self.steps) if not step.homogeneous)
-        known = getattr(worst.activation, "one_to_one", False)
         return (
-            f"{worst.label} is {'one-to-one but ' if known else ''}not positively homogeneous, and "
-            "other actions need Linear layers with nothing but one activation between them"
+            f"{worst.label} is not positively homogeneous, and other actions need Linear layers "
+            f"with nothing but one activation between them"
         )
 
 
@@ -163,7 +162,6 @@ def _close(trace: Trace, incoming: str, path: _Path, node: fx.Node, value: fx.No
         layers=(incoming, outgoing),
         labels=tuple(step.label for step in path.steps if step.kind != "same"),
         fan_in=first.weight[0].numel(),
-        biased=(first.bias is not None, last.bias is not None),
         plain=plain,
         homogeneous=path.commutes,
         scaled=scaled,
