@@ -9,7 +9,7 @@ import torch
 from metaopt import LearnedOptimizer, UserError
 from metaopt.cli.common import pick_device
 from metaopt.evaluation.evaluate import evaluate
-from metaopt.evaluation.methods import known_methods, resolve
+from metaopt.evaluation.methods import BASELINES, TELEPORT_STEPS, known_methods, resolve
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.spec import ELEMENT_RULES, MetaOptimizerSpec
@@ -23,16 +23,27 @@ FAMILY = RegressionFamily(samples=4, input=5, hidden=3, output=2)
 LOOKS = {"lbfgs", "muon", "levenberg_marquardt", "shampoo", "soap"}
 """Of other libraries, or a task at a time: their steps look at values."""
 
+SEARCHES = {name for name in known_methods() if name.endswith("_tele") and name in BASELINES}
+"""Their step 5 teleports by a search, which asks whether all tasks have arrived."""
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.mark.parametrize("name", [name for name in known_methods() if name not in LOOKS])
 def test_no_step_of_a_method_asks_for_a_value(name):
     tasks = FAMILY.sample([1, 2]).to("meta")
-    run = rollout(tasks, resolve(name).optimizer(tasks), 4)
+    steps = min(TELEPORT_STEPS) if name in SEARCHES else 8
+    run = rollout(tasks, resolve(name).optimizer(tasks), steps)
     for tensor in (run.losses, run.grad_norms, run.invariance_errors, run.rejected):
-        assert tensor.shape == (5, 2)
+        assert tensor.shape == (steps + 1, 2)
         assert tensor.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", sorted(SEARCHES))
+def test_a_search_alone_asks_for_values(name):
+    tasks = FAMILY.sample([1, 2]).to("meta")
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        rollout(tasks, resolve(name).optimizer(tasks), max(TELEPORT_STEPS) + 1)
 
 
 def test_nor_on_minibatches():
