@@ -14,7 +14,7 @@ from interleaved import interleaved
 from trajectory import meta_loss, training_problem, windows
 
 from metaopt.cli.recipes import Recipe, load_recipe
-from metaopt.learned.meta_optimizer import MetaOptimizer
+from metaopt.learned.meta_optimizer import MetaOptimizer, StepInput
 from metaopt.symmetry import LayerInput
 from metaopt.tasks import Regression
 
@@ -42,9 +42,8 @@ def by_hand(recipe: Recipe, problem: Regression, meta: MetaOptimizer, steps: int
             gradients = torch.autograd.grad(
                 current.sum(), weights, retain_graph=True, create_graph=second_order
             )
-            weights, state, _ = meta.advance(
-                problem.chain, weights, gradients, layer_input, state, second_order
-            )
+            now = StepInput(weights, gradients, second_order=second_order)
+            weights, state, _ = meta.advance(problem.chain, layer_input, now, state)
             current = losses()
             after.append(current)
         done += len(after)

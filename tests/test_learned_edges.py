@@ -15,10 +15,10 @@ from metaopt.learned.checkpoint import read_checkpoint, write_checkpoint
 from metaopt.learned.element import CoordinatewiseElementConfig
 from metaopt.learned.forward_record import ForwardRecord, ForwardRecorder
 from metaopt.learned.loss_curvature import known_curvature
-from metaopt.learned.meta_optimizer import MetaOptimizerSpec
+from metaopt.learned.meta_optimizer import MetaOptimizerSpec, StepInput
 from metaopt.learned.observation import Observation, log_sign
 from metaopt.learned.spectral import Spectrum
-from metaopt.learned.stepper import StepInput, added, largest_so_far, loosely
+from metaopt.learned.stepper import largest_so_far, loosely
 from metaopt.learned.units import Units
 from metaopt.symmetry import Identity, LayerChain, LeakyReLU
 from metaopt.tasks import RegressionFamily
@@ -142,7 +142,7 @@ def test_the_scale_of_loose_parameters_is_a_hundred_gradients_over_their_norm_or
 
 def test_weights_of_few_digits_keep_their_dtype_in_a_step():
     own = [torch.ones(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.float64)]
-    stepped = added(StepInput(own, own), [torch.ones(3), torch.ones(3)], 0.5)
+    stepped = StepInput(own, own, rate=0.5).updated([torch.ones(3), torch.ones(3)])
     assert [p.dtype for p in stepped] == [torch.bfloat16, torch.float64]
     assert all((p == 1.5).all() for p in stepped)
 

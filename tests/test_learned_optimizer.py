@@ -143,6 +143,31 @@ def test_a_parameter_without_gradient_counts_as_one_with_a_zero_gradient():
     torch.testing.assert_close(*ends, rtol=0, atol=0)
 
 
+def test_an_update_leaves_a_parameter_without_gradient_whatever_m1_proposes():
+    tasks = make_tasks()
+    optimizer = LearnedOptimizer(tasks, build(element="none", heads=("plain",)))
+    tasks().sum().backward()
+    tasks.W2.grad = None
+    before = weights(tasks)
+    optimizer.step()
+    assert [torch.equal(*pair) for pair in zip(weights(tasks), before, strict=True)] == [
+        False,
+        True,
+    ]
+
+
+def test_a_teleportation_keeps_the_weights_before_it_of_a_parameter_without_gradient():
+    tasks = make_tasks()
+    optimizer = LearnedOptimizer(tasks, build())
+    tasks().sum().backward()
+    tasks.W2.grad = None
+    before = weights(tasks)
+    optimizer.step()
+    torch.testing.assert_close(optimizer.teleportation.before[1], before[1], rtol=0, atol=0)
+    assert not torch.equal(tasks.W2, before[1])
+    assert optimizer.teleportation.invariance_error().max() < 1e-6
+
+
 def test_steps_give_meta_parameters_no_gradient_and_leave_them_alone():
     meta = build()
     before = [p.detach().clone() for p in meta.parameters()]

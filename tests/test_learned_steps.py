@@ -5,7 +5,7 @@ import torch
 from learned_network_cases import build, distance, made, mlp
 
 from metaopt.learned.element import FlatElement, covariance
-from metaopt.learned.meta_optimizer import MetaOptimizerSpec
+from metaopt.learned.meta_optimizer import MetaOptimizerSpec, StepInput
 from metaopt.learned.observation import Observation
 from metaopt.learned.stepper import largest_so_far, loosely
 from metaopt.learned.trust import trusted, untried
@@ -22,7 +22,7 @@ def setting(meta):
     gradients = torch.autograd.grad(tasks().sum(), parameters)
     start = [p.detach() for p in parameters]
     state = meta.init_state(tasks.chain, start)
-    return tasks.chain, start, gradients, LayerInput(tasks.x), state
+    return tasks.chain, LayerInput(tasks.x), StepInput(start, gradients), state
 
 
 @pytest.mark.parametrize("element", ["spectral", "coordinatewise"])
@@ -50,10 +50,13 @@ def test_the_element_scale_of_a_step_is_a_factor_of_its_elements_alone(monkeypat
 @pytest.mark.parametrize("rate", [0.5, 1.0, 3.0])
 def test_the_rate_of_a_step_is_a_factor_of_its_update_alone(rate):
     meta = build(element="none")
-    given = setting(meta)
+    chain, x, now, state = setting(meta)
     with torch.no_grad():
-        whole, part = (meta.advance(*given, rate=factor).parameters for factor in (1.0, rate))
-    for start, one, other in zip(given[1], whole, part, strict=True):
+        whole, part = (
+            meta.advance(chain, x, now._replace(rate=factor), state).parameters
+            for factor in (1.0, rate)
+        )
+    for start, one, other in zip(now.parameters, whole, part, strict=True):
         torch.testing.assert_close(other - start, rate * (one - start), rtol=1e-4, atol=1e-6)
 
 
@@ -87,8 +90,8 @@ def test_a_flat_element_has_its_norm_however_small_it_is(norm):
         update="flat", element="flat", action="pre_activation", flat_widths=(3, 3, 2), norm=norm
     )
     assert isinstance(meta.element, FlatElement)
-    chain, start, gradients, layer_input, state = setting(meta)
-    seen = Observation.of(chain, start, gradients, layer_input.original)
+    chain, layer_input, now, state = setting(meta)
+    seen = Observation.of(chain, now.parameters, now.gradients, layer_input.original)
     (element,), _ = meta.element.propose(seen, state["element"])
     found = torch.linalg.matrix_norm(element.values).tolist()
     assert found == pytest.approx([norm] * 2, rel=1e-4)

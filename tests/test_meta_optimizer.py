@@ -13,11 +13,11 @@ from metaopt.learned.element import (
     CoordinatewiseElement,
     CoordinatewiseElementConfig,
 )
-from metaopt.learned.meta_optimizer import MetaOptimizer, Proposal
+from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.observation import Observation, flatten, log_sign
 from metaopt.learned.spec import ELEMENT_RULES, UPDATE_RULES, MetaOptimizerSpec
 from metaopt.learned.update import HEADS, CoordinatewiseUpdateConfig, StepSizeConfig
-from metaopt.symmetry import ChainModule, Identity, LayerChain, LeakyReLU, make_action
+from metaopt.symmetry import ChainModule, Element, Identity, LayerChain, LeakyReLU, make_action
 from metaopt.tasks import RegressionFamily
 
 INPUT, HIDDEN, OUTPUT, SAMPLES = 3, 4, 5, 2
@@ -71,10 +71,19 @@ def rule_generator() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
 
-def numbers(proposal: Proposal) -> list[Tensor]:
-    """All tensors of a proposal."""
-    bases = [element.basis for element in proposal.elements if element.basis is not None]
-    return [*proposal.update, *(element.values for element in proposal.elements), *bases]
+def propose(meta: MetaOptimizer, seen: Observation, state):
+    """f_t, T_t of each site, and the next state."""
+    update, following = meta.update.propose(seen, state["update"])
+    if meta.element is None:
+        return update, [], {"update": following}
+    elements, own = meta.element.propose(seen.numbers, state["element"])
+    return update, elements, {"update": following, "element": own}
+
+
+def numbers(update: list[Tensor], elements: list[Element]) -> list[Tensor]:
+    """All tensors of what is proposed."""
+    bases = [element.basis for element in elements if element.basis is not None]
+    return [*update, *(element.values for element in elements), *bases]
 
 
 @pytest.mark.parametrize(("update", "element"), RULES)
@@ -82,13 +91,13 @@ def test_propose_is_pure(update, element):
     meta = build(update=update, element=element)
     model = FAMILY.sample([1, 2])
     seen = observe(model)
-    _, state = meta.propose(seen, meta.init_state(model.chain, list(model.parameters())))
+    *_, state = propose(meta, seen, meta.init_state(model.chain, list(model.parameters())))
     kept = {name: [t.clone() for t in tensors] for name, tensors in state.items()}
     weights = {name: t.clone() for name, t in meta.state_dict().items()}
     gradients = [g.clone() for g in seen.gradients]
-    first, following = meta.propose(seen, state)
-    second, again = meta.propose(seen, state)
-    torch.testing.assert_close(numbers(first), numbers(second), rtol=0, atol=0)
+    *first, following = propose(meta, seen, state)
+    *second, again = propose(meta, seen, state)
+    torch.testing.assert_close(numbers(*first), numbers(*second), rtol=0, atol=0)
     torch.testing.assert_close(following, again, rtol=0, atol=0)
     torch.testing.assert_close(state, kept, rtol=0, atol=0)
     torch.testing.assert_close(dict(meta.state_dict()), weights, rtol=0, atol=0)
@@ -104,10 +113,10 @@ def test_shapes_on_tasks_that_are_not_square(update, element):
     meta = build(update=update, element=element)
     model = FAMILY.sample([1, 2, 3])
     start = meta.init_state(model.chain, list(model.parameters()))
-    proposal, following = meta.propose(observe(model), start)
-    assert [f.shape for f in proposal.update] == [p.shape for p in model.parameters()]
+    update, elements, following = propose(meta, observe(model), start)
+    assert [f.shape for f in update] == [p.shape for p in model.parameters()]
     expected = [] if element == "none" else [(3, HIDDEN, HIDDEN)]
-    assert [tuple(t.dense().shape) for t in proposal.elements] == expected
+    assert [tuple(t.dense().shape) for t in elements] == expected
     assert following.keys() == start.keys()
     for name in start:
         assert [t.shape for t in following[name]] == [t.shape for t in start[name]]
@@ -141,7 +150,7 @@ def test_flat_element_refuses_three_layers():
     weights = sum(p[0].numel() for p in model.parameters())
     meta = build(element="flat", flat_widths=(weights - 1, 1, 1))
     with pytest.raises(UserError, match="two-layer network"):
-        meta.propose(observe(model), meta.init_state(model.chain, list(model.parameters())))
+        propose(meta, observe(model), meta.init_state(model.chain, list(model.parameters())))
 
 
 NAIVE_HEADS = {

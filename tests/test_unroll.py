@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metaopt import LearnedOptimizer, UserError
-from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec, StepInput
 from metaopt.learned.observation import Observation
 from metaopt.symmetry import LayerInput
 from metaopt.tasks import Regression, RegressionFamily
@@ -72,7 +72,8 @@ def by_hand(problem, meta, steps, window, meta_loss, second_order):
         for _ in range(min(window, steps - start)):
             total = losses_at(problem, w).sum()
             gradients = torch.autograd.grad(total, w, retain_graph=True, create_graph=second_order)
-            w, state, _ = meta.advance(problem.chain, w, gradients, x, state, second_order)
+            now = StepInput(w, gradients, second_order=second_order)
+            w, state, _ = meta.advance(problem.chain, x, now, state)
             after.append(losses_at(problem, w))
         value = meta_loss(torch.stack(after))
         found = torch.autograd.grad(value, list(meta.parameters()))
@@ -264,9 +265,9 @@ def test_gradients_reach_the_networks_without_a_graph_of_their_own(monkeypatch):
     """In first order, their graph would only cost time and memory."""
     seen, real = [], MetaOptimizer.advance
 
-    def advance(self, chain, parameters, gradients, *rest):
-        seen.extend(gradients)
-        return real(self, chain, parameters, gradients, *rest)
+    def advance(self, chain, layer_input, now, *rest):
+        seen.extend(now.gradients)
+        return real(self, chain, layer_input, now, *rest)
 
     monkeypatch.setattr(MetaOptimizer, "advance", advance)
     problem = make_problem()

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.learned.forward_record import ForwardRecord
-from metaopt.learned.meta_optimizer import State
+from metaopt.learned.meta_optimizer import State, StepInput
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.learned.stepper import StepInput
 
 
 class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # type: ignore[misc]

@@ -12,31 +12,48 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.observation import Observation
 from metaopt.learned.spec import MetaOptimizerSpec as MetaOptimizerSpec
-from metaopt.symmetry import (
-    Element,
-    LayerChain,
-    LayerInput,
-    Teleportation,
-    chain_orbit,
-)
+from metaopt.symmetry import LayerChain, LayerInput, Teleportation, chain_orbit
 from metaopt.symmetry.teleportation import ChainOutputs
 
 State = dict[str, list[Tensor]]
 """The state by part: "update" of m1 and, where g is learned, "element" of m2."""
 
 
-class Proposal(NamedTuple):
-    """What m1 and m2 propose for one step.
+class StepInput(NamedTuple):
+    """What one step is made from.
 
     Attributes:
-        update: f_t of each parameter, of its shape.
-        elements: T_t of each site; none where g = I.
+        parameters: those that are stepped, in order; of a chain weight, bias, weight, ...
+        gradients: of the loss, summed over tasks; one for each parameter.
+        seen: the forward pass that was differentiated, where there is a record of one.
+        rate: the factor of the update f_t.
+        second_order: whether a meta-gradient goes through the gradients, which are then given with
+            their graph, and through the Gauss-Newton scales. Else both are constants.
+        absent: places of the parameters that have no gradient, for which f_t = 0.
     """
 
-    update: list[Tensor]
-    elements: Sequence[Element]
+    parameters: Sequence[Tensor]
+    gradients: Sequence[Tensor]
+    seen: ForwardRecord | None = None
+    rate: float = 1.0
+    second_order: bool = False
+    absent: frozenset[int] = frozenset()
+
+    def updated(self, update: Sequence[Tensor]) -> list[Tensor]:
+        """Return w + rate f in the dtype of w; a copy of w where there was no gradient.
+
+        Args:
+            update: f of each parameter.
+        """
+        return [
+            parameter.clone()
+            if index in self.absent
+            else parameter + (f if self.rate == 1.0 else self.rate * f).to(parameter.dtype)
+            for index, (parameter, f) in enumerate(zip(self.parameters, update, strict=True))
+        ]
 
 
 class Advanced(NamedTuple):
@@ -89,28 +106,12 @@ class MetaOptimizer(nn.Module):
             state["element"] = self.element.init_state(chain, parameters)
         return state
 
-    def propose(self, seen: Observation, state: State) -> tuple[Proposal, State]:
-        """Return f_t and T_t, from what is seen at w_t (eq. 19), and the next state.
-
-        Args:
-            seen: what is seen of a chain of layers.
-            state: the state before the step; it is not changed.
-        """
-        update, following = self.update.propose(seen, state["update"])
-        if self.element is None:
-            return Proposal(update, []), {"update": following}
-        elements, element_state = self.element.propose(seen.numbers, state["element"])
-        return Proposal(update, elements), {"update": following, "element": element_state}
-
     def advance(
         self,
         chain: LayerChain,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor],
         layer_input: LayerInput,
+        now: StepInput,
         state: State,
-        second_order: bool = False,
-        rate: float = 1.0,
         element_scale: float = 1.0,
     ) -> Advanced:
         """Return the outcome of one step, w <- g_t . (w + rate f_t), of a chain of layers.
@@ -119,29 +120,22 @@ class MetaOptimizer(nn.Module):
 
         Args:
             chain: the layers.
-            parameters: of the chain, in the order weight, bias, weight, ...
-            gradients: of the loss, summed over tasks; one for each parameter.
             layer_input: the chain's input x; pass the same object again while x stays the same.
+            now: what the step is made from.
             state: the state before the step; it is not changed.
-            second_order: whether a meta-gradient goes through the gradients, which are then given
-                with their graph, and through the Gauss-Newton scales. Else both are constants.
-            rate: the factor of f_t.
             element_scale: the factor of T_t.
         """
-        seen = Observation.of(chain, parameters, gradients, layer_input.original, second_order)
-        proposal, following = self.propose(seen, state)
-        updated = [
-            parameter + (step if rate == 1.0 else rate * step).to(parameter.dtype)
-            for parameter, step in zip(parameters, proposal.update, strict=True)
-        ]
+        x = layer_input.original
+        seen = Observation.of(chain, now.parameters, now.gradients, x, now.second_order)
+        update, following = self.update.propose(seen, state["update"])
+        updated = now.updated(update)
         if self.element is None:
-            return Advanced(updated, following, None)
-        elements = proposal.elements
+            return Advanced(updated, {"update": following}, None)
+        elements, element_state = self.element.propose(seen.numbers, state["element"])
         if element_scale != 1.0:
             elements = [element.scaled(element_scale) for element in elements]
         point = chain_orbit(chain, updated, layer_input, self.action).move(updated, elements)
-        outputs = ChainOutputs(chain, layer_input.original)
-        moved = Teleportation(outputs, updated, point.parameters, point.rejected)
+        moved = Teleportation(ChainOutputs(chain, x), updated, point.parameters, point.rejected)
         if self.spec.hold:
-            moved = moved.revert_rounding(parameters, self.spec.hold)
-        return Advanced(list(moved.after), following, moved)
+            moved = moved.revert_rounding(now.parameters, self.spec.hold)
+        return Advanced(list(moved.after), {"update": following, "element": element_state}, moved)

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metaopt.errors import UserError
 from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.loss_curvature import UNKNOWN, known_curvature, measured_curvature
-from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, State
+from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, State, StepInput
 from metaopt.learned.observation import Observation
-from metaopt.learned.stepper import (
-    StepInput,
-    Stepper,
-    added,
-    check_loose,
-    largest_so_far,
-    loosely,
-)
+from metaopt.learned.stepper import Stepper, check_loose, largest_so_far, loosely
 from metaopt.learned.trust import trusted, untried
 from metaopt.learned.units import Units, inner_inputs
 from metaopt.symmetry import LayerInput, RescalingAction, Teleportation
@@ -52,11 +44,10 @@ class ModuleStepper(Stepper):
     return where it is the one of the step before.
 
     Args:
-        model: the network.
+        target: the network, with the sites where a group may act.
         meta: the meta-optimizer that is going to step it.
         loss_fn: the loss, where it is known; see :class:`~metaopt.LearnedOptimizer`.
         action: "auto", "none", "rescaling", or the action that m2 was trained for.
-        sites: names of (incoming, outgoing) layers between which a group may act; None for all.
 
     Attributes:
         chain: the network as a chain of layers; ``NO_CHAIN`` where it is none.
@@ -65,23 +56,22 @@ class ModuleStepper(Stepper):
         counts: how many steps were taken with each action.
 
     Raises:
-        UserError: for an action, sites or a loss that do not fit the model, a model without
-            trainable parameters, or a meta-optimizer that cannot step it.
+        UserError: for an action or a loss that does not fit the model, a model without trainable
+            parameters, or a meta-optimizer that cannot step it.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        target: ModuleTarget,
         meta: MetaOptimizer,
         loss_fn: object,
         action: str,
-        sites: Sequence[tuple[str, str]] | None,
     ) -> None:
-        self.model = model
-        self.target = ModuleTarget(model, sites)
-        layers = {name for name, module in model.named_modules() if isinstance(module, LAYERS)}
+        self.target = target
+        modules = target.model.named_modules()
+        layers = {name for name, module in modules if isinstance(module, LAYERS)}
         self.homogeneous = tuple(  # m2 must see the features, which are what a layer is given
-            site for site in self.target.homogeneous if site.layers[1] in layers
+            site for site in target.homogeneous if site.layers[1] in layers
         )
         self.meta_action = meta.spec.action
         self.learns_element = meta.element is not None
@@ -92,18 +82,18 @@ class ModuleStepper(Stepper):
         self.layer_input: LayerInput | None = None
         check_loss_fn(loss_fn)
         self._check(action)
-        self.chain = self.target.whole_chain  # given sites restrict where a group acts alone
+        self.chain = target.whole_chain  # given sites restrict where a group acts alone
         if self.chain.names:
             self.names = self.chain.names
         else:
             check_loose(meta)
-            self.names = self.target.trainable()
+            self.names = target.trainable()
         if not self.names:
             raise UserError(
                 "expected a model with parameters that require a gradient, got none: unfreeze some"
             )
         self.rescales = self.learns_element and action in (AUTO, RESCALING) and self.homogeneous
-        self.parameters = self.target.parameters(self.names)
+        self.parameters = target.parameters(self.names)
         self.init_state(meta)  # refuses an m2 that cannot do it
 
     def _check(self, action: str) -> None:
@@ -129,33 +119,24 @@ class ModuleStepper(Stepper):
 
     def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
         """See :meth:`Stepper.advance`."""
-        parameters, seen = now.parameters, now.seen
+        seen = now.seen
+        x = None if seen is None else seen.x
         state, same = self._met(seen, state)
         trust = float(state["trust"][0][0])
-        rate = now.rate * trust
         unit = float(state["curvature"][0]) if state["curvature"] else UNKNOWN
         gradients = [gradient / unit for gradient in now.gradients]
-        x = None if seen is None else seen.x
+        now = now._replace(gradients=gradients, rate=now.rate * trust)
         layer_input = None if x is None else self._layer_input(x, same)
         action = self._choose(layer_input, x is not None, same)
         if layer_input is not None and action == self.meta_action and "element" in state:
-            moved = meta.advance(
-                self.chain,
-                parameters,
-                gradients,
-                layer_input,
-                state,
-                now.second_order,
-                rate,
-                trust,
-            )
+            moved = meta.advance(self.chain, layer_input, now, state, trust)
             return moved._replace(state=state | moved.state)
         following = dict(state)
         if "largest" in state:
-            observed, following["largest"] = loosely(parameters, gradients, state["largest"])
+            observed, following["largest"] = loosely(now.parameters, gradients, state["largest"])
         elif layer_input is not None:
             observed = Observation.of(
-                self.chain, parameters, gradients, layer_input.original, now.second_order
+                self.chain, now.parameters, gradients, layer_input.original, now.second_order
             )
         else:  # a chain whose input nobody saw
             raise UserError(
@@ -163,10 +144,10 @@ class ModuleStepper(Stepper):
                 "none: call the model itself, and backward on what you make of its output"
             )
         update, following["update"] = meta.update.propose(observed, state["update"])
-        updated = added(now, update, rate)
+        updated = now.updated(update)
         if action != RESCALING or meta.element is None or seen is None or x is None:
             return Advanced(updated, following, None)
-        units = self._units(parameters, gradients, seen)
+        units = self._units(now, seen)
         elements, following["units"] = meta.element.propose_units(units, state["units"])
         acting = [ActingSite(site, self._rescaling) for site in self.homogeneous]
         point = Orbit(self.names, acting).move(
@@ -233,12 +214,10 @@ class ModuleStepper(Stepper):
             return RESCALING, ""
         return NONE, f"no site can be rescaled, and {self.meta_action} is not exact"
 
-    def _units(
-        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], seen: ForwardRecord
-    ) -> list[Units]:
+    def _units(self, now: StepInput, seen: ForwardRecord) -> list[Units]:
         """What m2 sees of each homogeneous site, at the weights of the gradients."""
-        weights, own = named(self.names, parameters), named(self.names, gradients)
-        inputs = inner_inputs(self.model, self.names, parameters, seen, self.homogeneous)
+        weights, own = named(self.names, now.parameters), named(self.names, now.gradients)
+        inputs = inner_inputs(self.target.model, self.names, now.parameters, seen, self.homogeneous)
         return [Units.of(site, weights, own, inputs[site.layers[1]]) for site in self.homogeneous]
 
     def functional_form(self) -> ModuleStepper:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from metaopt.errors import UserError
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.forward_record import ForwardRecord, ForwardRecorder
-from metaopt.learned.meta_optimizer import MetaOptimizer, State
+from metaopt.learned.meta_optimizer import MetaOptimizer, State, StepInput
 from metaopt.learned.module_stepper import NONE, RESCALING, ModuleStepper
-from metaopt.learned.stepper import GradientStepper, StepInput, Stepper, TaskStepper
-from metaopt.symmetry import ChainModule, Teleportation, find_sites
+from metaopt.learned.stepper import GradientStepper, Stepper, TaskStepper
+from metaopt.symmetry import Teleportation
 from metaopt.symmetry.auto import AUTO
-from metaopt.target import TaskTarget, check_loss_fn
+from metaopt.target import ModuleTarget, Target, TaskTarget, check_loss_fn, target_of
 
 BATCH_DEPENDENT = ("curvature", "batch", "trust")  # parts of a state
 
@@ -79,7 +79,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     ) -> None:
         if not 0 <= lr < math.inf:
             raise UserError(f"expected an lr of 0 or more, got {lr}: 1 is as trained")
-        network = isinstance(model, nn.Module) and not isinstance(model, ChainModule)
+        target = target_of(model, sites) if isinstance(model, nn.Module) else None
+        network = target is not None and target.needs_batch
         if not network and (loss_fn is not None or action != AUTO or sites is not None):
             raise UserError(
                 f"expected loss_fn, action and sites of an nn.Module alone, got them for "
@@ -90,52 +91,47 @@ class LearnedOptimizer(torch.optim.Optimizer):
         )
         self.steppers: list[Stepper] = []
         self.model: nn.Module | None = None
-        if isinstance(model, nn.Module):
-            self.steppers.append(self._stepper(model, loss_fn, action, sites))
-            self.model = model if isinstance(self.steppers[0], ModuleStepper) else None
+        if target is not None:
+            self.steppers.append(self._stepper(target, loss_fn, action))
+            self.model = target.model if isinstance(self.steppers[0], ModuleStepper) else None
         self.teleportation: Teleportation | None = None
         self.recorder = ForwardRecorder(self.model)
         own_parameters = model.parameters() if isinstance(model, nn.Module) else model
         super().__init__(own_parameters, {"lr": lr})
         self._follow(self.steppers[0].parameters[0].device)
 
-    def _stepper(
-        self,
-        model: nn.Module,
-        loss_fn: object,
-        action: str,
-        sites: Sequence[tuple[str, str]] | None,
-    ) -> Stepper:
-        if isinstance(model, ChainModule):
-            return TaskStepper(TaskTarget(model))
-        if self.meta.element is not None or self.meta.update.sees_layers:
-            return ModuleStepper(model, self.meta, loss_fn, action, sites)
+    def _stepper(self, target: Target, loss_fn: object, action: str) -> Stepper:
+        if isinstance(target, TaskTarget):
+            return TaskStepper(target)
+        layers = self.meta.element is not None or self.meta.update.sees_layers
+        if isinstance(target, ModuleTarget) and layers:
+            return ModuleStepper(target, self.meta, loss_fn, action)
         check_loss_fn(loss_fn)
-        if sites is not None:
-            find_sites(model, sites)  # refuses what was not found, though m1 looks at no site
         choices = (AUTO, RESCALING, NONE)
         if action not in choices:
             raise UserError(f"expected an action of {', '.join(choices)}, got {action!r}: name one")
-        return GradientStepper([p for p in model.parameters() if p.requires_grad], self.meta)
+        return GradientStepper(target.parameters(target.trainable()), self.meta)
+
+    @property
+    def _kept(self) -> dict[Any, Any]:
+        """The state by key; keys that are no parameters pass through ``state_dict`` too."""
+        return self.state
 
     @property
     def learned_states(self) -> list[State]:
         """The state of the stepper of each group of parameters, which ``state_dict`` holds."""
-        kept: dict[Any, Any] = self.state  # keys that are no parameters pass through state_dict
-        states: list[State] = kept.setdefault("learned", [])
+        states: list[State] = self._kept.setdefault("learned", [])
         states.extend(stepper.init_state(self.meta) for stepper in self.steppers[len(states) :])
         return states
 
     @property
     def skipped(self) -> int:
         """How many steps were not taken, because a weight would not be finite."""
-        kept: dict[Any, Any] = self.state
-        return int(kept.get("skipped", 0))
+        return int(self._kept.get("skipped", 0))
 
     @skipped.setter
     def skipped(self, count: int) -> None:
-        kept: dict[Any, Any] = self.state
-        kept["skipped"] = count
+        self._kept["skipped"] = count
 
     @property
     def learned_state(self) -> State:
@@ -194,8 +190,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 parameter.copy_(value)
             following.append(advanced.state)
             self.teleportation = self.teleportation or advanced.teleportation
-        kept: dict[Any, Any] = self.state
-        kept["learned"] = following
+        self._kept["learned"] = following
 
     def _check_all_known(self) -> None:
         """Refuse a gradient of a parameter that was frozen when the optimizer was built."""
@@ -250,8 +245,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             )
         super().load_state_dict(state_dict)
         if loaded is not None:
-            kept: dict[Any, Any] = self.state
-            kept["learned"] = copy.deepcopy(loaded)
+            self._kept["learned"] = copy.deepcopy(loaded)
             self._follow(self.steppers[0].parameters[0].device)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -285,8 +279,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         own = next(self.meta.parameters()).device
         if own != device:
             self.meta = copy.deepcopy(self.meta).to(device)
-        kept: dict[Any, Any] = self.state
-        for state in kept.get("learned", []):
+        for state in self._kept.get("learned", []):
             for name, tensors in state.items():
                 if name not in BATCH_DEPENDENT:
                     state[name] = [tensor.to(device) for tensor in tensors]

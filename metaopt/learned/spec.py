@@ -69,8 +69,8 @@ class MetaOptimizerSpec(Settings):
         check_not_negative("hold", self.hold)
         if self.build_action().group != "GL":
             raise UserError(
-                f"expected an action of GL(k), such as post_activation or pre_activation, got "
-                f"{self.action!r}: name one of those two"
+                f"expected an action of the group GL, of which m2 proposes elements, such as "
+                f"post_activation, got {self.action!r}: name another"
             )
 
     @property

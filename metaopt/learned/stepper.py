@@ -4,39 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from metaopt.errors import UserError
-from metaopt.learned.forward_record import ForwardRecord
-from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, State
+from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, State, StepInput
 from metaopt.learned.observation import Observation
 from metaopt.symmetry.chain import NO_CHAIN
 from metaopt.target import TaskTarget
 
 STEPS_TO_MOVE = 100.0  # so many steps of gradient / Gauss-Newton scale are as long as w
 SMALLEST_RMS = 0.03  # of the entries of w that is assumed there, since biases start at 0
-
-
-class StepInput(NamedTuple):
-    """What one step is made from.
-
-    Attributes:
-        parameters, gradients: in the order of the stepper's parameters.
-        seen: the forward pass that was differentiated, where there is a record of one.
-        rate: the factor of the update f_t.
-        second_order: whether a meta-gradient goes through the gradients.
-        absent: places of the parameters that have no gradient, for which f_t = 0.
-    """
-
-    parameters: Sequence[Tensor]
-    gradients: Sequence[Tensor]
-    seen: ForwardRecord | None = None
-    rate: float = 1.0
-    second_order: bool = False
-    absent: frozenset[int] = frozenset()
 
 
 class Stepper(ABC):
@@ -97,15 +77,7 @@ class TaskStepper(Stepper):
 
     def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
         """See :meth:`Stepper.advance`."""
-        return meta.advance(
-            self.target.chain,
-            now.parameters,
-            now.gradients,
-            self.target.layer_input,
-            state,
-            now.second_order,
-            now.rate,
-        )
+        return meta.advance(self.target.chain, self.target.layer_input, now, state)
 
     def report(self) -> str:
         """See :meth:`Stepper.report`."""
@@ -146,9 +118,7 @@ class GradientStepper(Stepper):
         else:
             loose, largest = Observation.loose(now.parameters, now.gradients, []), state["largest"]
         update, following = meta.update.propose(loose, state["update"])
-        return Advanced(
-            added(now, update, now.rate), {"update": following, "largest": largest}, None
-        )
+        return Advanced(now.updated(update), {"update": following, "largest": largest}, None)
 
 
 def check_loose(meta: MetaOptimizer) -> None:
@@ -195,17 +165,3 @@ def loosely(
         scales.append(STEPS_TO_MOVE * most / size)
         following.append(most)
     return Observation.loose(parameters, gradients, scales), following
-
-
-def added(now: StepInput, update: Sequence[Tensor], rate: float) -> list[Tensor]:
-    """Return w + rate f in the dtype of w; w itself where there was no gradient.
-
-    Args:
-        now: the parameters w.
-        update: f of each parameter.
-        rate: the factor.
-    """
-    return [
-        parameter if index in now.absent else parameter + (rate * step).to(parameter.dtype)
-        for index, (parameter, step) in enumerate(zip(now.parameters, update, strict=True))
-    ]
