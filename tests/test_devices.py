@@ -67,7 +67,7 @@ def test_no_unrolled_step_asks_for_a_value(element, action, estimator):
     )
     for window in windows:
         assert {g.device.type for g in window.gradients} == {"meta"}
-        assert window.refused.device.type == "meta"
+        assert window.rejected.device.type == "meta"
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "cuda:-1", "gpu", "", "meta", "mps", "tpu:0"])

@@ -151,7 +151,7 @@ def test_xi_sums_the_perturbations_and_theta_may_move_between_windows(monkeypatc
             expected.append(xi[i] * slope / sigma**2)
         torch.testing.assert_close(flatten(window.gradients), torch.stack(expected).mean(dim=0))
         assert window.losses.shape == (count, 2 * pairs)
-        assert window.refused == sum((3, 3, 2)[:done]) * 2 * pairs
+        assert window.rejected == sum((3, 3, 2)[:done]) * 2 * pairs
         with torch.no_grad():
             meta.update.lstm.head_bias.add_(0.1)
 
@@ -166,7 +166,7 @@ def test_all_trajectories_of_pes_go_on_from_window_to_window_as_those_of_unroll(
     ):
         torch.testing.assert_close(own.losses, other.losses.repeat(1, 4), rtol=1e-5, atol=0)
         assert own.meta_loss.item() == pytest.approx(other.meta_loss.item(), rel=1e-5)
-        assert own.refused == 4 * other.refused
+        assert own.rejected == 4 * other.rejected
 
 
 # What every estimator keeps to.

@@ -17,7 +17,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -69,11 +69,14 @@ ESTIMATORS: Registry[type[Estimator]] = Registry("estimator")
 """Estimators of the meta-gradient by name, the values of ``--estimator``."""
 
 
-@ESTIMATORS.register("truncated")
-@final
-@dataclass(frozen=True)
-class Truncated(Estimator):
-    """Backpropagation through the steps of each window (algorithm 1)."""
+class Backpropagation(Estimator):
+    """Backpropagation through the steps of each window (algorithm 1).
+
+    Attributes:
+        second_order: whether it goes through the gradients that the steps are made of.
+    """
+
+    second_order: ClassVar[bool]
 
     def windows(
         self,
@@ -85,26 +88,25 @@ class Truncated(Estimator):
         generator: torch.Generator,
     ) -> Iterator[Window]:
         """Backpropagate through each window. See :meth:`Estimator.windows`."""
-        return unroll(problem, optimizer, steps, window, meta_loss)
+        return unroll(problem, optimizer, steps, window, meta_loss, self.second_order)
+
+
+@ESTIMATORS.register("truncated")
+@final
+@dataclass(frozen=True)
+class Truncated(Backpropagation):
+    """Backpropagation through the steps of each window (algorithm 1)."""
+
+    second_order: ClassVar[bool] = True
 
 
 @ESTIMATORS.register("first_order")
 @final
 @dataclass(frozen=True)
-class FirstOrder(Estimator):
+class FirstOrder(Backpropagation):
     """Backpropagation through each window that treats the tasks' gradients as constants."""
 
-    def windows(
-        self,
-        problem: TaskBatch,
-        optimizer: LearnedOptimizer,
-        steps: int,
-        window: int,
-        meta_loss: MetaLoss,
-        generator: torch.Generator,
-    ) -> Iterator[Window]:
-        """Backpropagate through each window to first order. See :meth:`Estimator.windows`."""
-        return unroll(problem, optimizer, steps, window, meta_loss, second_order=False)
+    second_order: ClassVar[bool] = False
 
 
 @ESTIMATORS.register("pes")
@@ -113,7 +115,17 @@ class FirstOrder(Estimator):
 class PersistentEvolution(Estimator):
     """Persistent evolution strategies, which compare losses at perturbed meta-parameters.
 
-    See :func:`persistent_evolution`.
+    Each pair of trajectories starts at the tasks' weights, and keeps its weights and LSTM states
+    from window to window. In a window it is stepped at theta + eps and at theta - eps, with a fresh
+    eps ~ N(0, pes_sigma^2). Let xi be the sum of the pair's eps so far. The estimate is
+
+        xi (L(theta + eps) - L(theta - eps)) / (2 pes_sigma^2),    mean over pairs.
+
+    Through xi it counts the effect of earlier windows on this window's meta-loss L. Summed over the
+    windows, at fixed theta, it is an unbiased gradient of the summed meta-loss of the whole
+    trajectory, smoothed by eps. What the networks take as input counts as a function of theta too.
+
+    Source: Vicol, Metz and Sohl-Dickstein (2021), arXiv 2112.13835.
 
     Attributes:
         pes_sigma: standard deviation of the perturbations of the meta-parameters.
@@ -136,85 +148,38 @@ class PersistentEvolution(Estimator):
         meta_loss: MetaLoss,
         generator: torch.Generator,
     ) -> Iterator[Window]:
-        """Compare the losses of pairs of trajectories. See :meth:`Estimator.windows`."""
-        return persistent_evolution(
-            problem,
-            optimizer,
-            steps,
-            window,
-            meta_loss,
-            sigma=self.pes_sigma,
-            pairs=self.pes_pairs,
-            generator=generator,
-        )
+        """Compare the losses of pairs of trajectories. See :meth:`Estimator.windows`.
 
-
-def persistent_evolution(
-    problem: TaskBatch,
-    optimizer: LearnedOptimizer,
-    steps: int,
-    window: int,
-    meta_loss: MetaLoss,
-    *,
-    sigma: float,
-    pairs: int,
-    generator: torch.Generator,
-) -> Iterator[Window]:
-    """Estimate meta-gradients by persistent evolution strategies.
-
-    Each pair of trajectories starts at the tasks' weights, and keeps its weights and LSTM states
-    from window to window. In a window it is stepped at theta + eps and at theta - eps, with a fresh
-    eps ~ N(0, sigma^2). Let xi be the sum of the pair's eps so far. The estimate is
-
-        xi (L(theta + eps) - L(theta - eps)) / (2 sigma^2),    mean over pairs.
-
-    Through xi it counts the effect of earlier windows on this window's meta-loss L. Summed over the
-    windows, at fixed theta, it is an unbiased gradient of the summed meta-loss of the whole
-    trajectory, smoothed by eps. What the networks take as input counts as a function of theta too.
-
-    Args:
-        problem: the batch of B tasks, at its initial weights.
-        optimizer: a fresh optimizer of the batch.
-        steps: length of the trajectory.
-        window: steps in a window, K.
-        meta_loss: the function of a window's losses, L.
-        sigma: standard deviation of the perturbations eps.
-        pairs: pairs of trajectories.
-        generator: the source of the perturbations.
-
-    Yields:
-        Windows whose meta-loss is the mean over all trajectories. Their losses stand side by side,
-        ``(K, 2 * pairs * B)``. Rejected teleportations are counted over all trajectories.
-
-    Source: Vicol, Metz and Sohl-Dickstein (2021), arXiv 2112.13835.
-    """
-    theta = meta_parameters(optimizer)
-    runs = [[copy.deepcopy((problem, optimizer)) for _ in range(2)] for _ in range(pairs)]
-    sums = [[torch.zeros_like(p) for p in theta] for _ in range(pairs)]
-    rejected = torch.zeros((), dtype=torch.long, device=problem.x.device)
-    for start in range(0, steps, window):
-        gradients = [torch.zeros_like(p) for p in theta]
-        losses: list[Tensor] = []
-        values: list[Tensor] = []
-        for pair, xi in zip(runs, sums, strict=True):
-            eps = [
-                sigma * torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
-                for p in theta
-            ]
-            for sign, (own_tasks, own_optimizer) in zip((1, -1), pair, strict=True):
-                _perturb(own_optimizer, theta, eps, sign)
-                count = min(window, steps - start)
-                run = rollout(
-                    own_tasks, own_optimizer, count, measure_invariance=False, first_step=start
-                )
-                losses.append(run.losses[1:])
-                values.append(meta_loss(losses[-1]))
-                rejected = rejected + run.rejected.sum()
-            difference = (values[-2] - values[-1]) / (2 * sigma * sigma)
-            for gradient, total, shift in zip(gradients, xi, eps, strict=True):
-                total += shift
-                gradient += difference * total / pairs
-        yield Window(torch.stack(values).mean(), gradients, torch.cat(losses, dim=1), rejected)
+        The meta-loss of a window is the mean over all trajectories. Their losses stand side by
+        side, ``(K, 2 * pes_pairs * B)``. Rejected teleportations are counted over all of them.
+        """
+        sigma, pairs, theta = self.pes_sigma, self.pes_pairs, meta_parameters(optimizer)
+        runs = [[copy.deepcopy((problem, optimizer)) for _ in range(2)] for _ in range(pairs)]
+        sums = [[torch.zeros_like(p) for p in theta] for _ in range(pairs)]
+        rejected = torch.zeros((), dtype=torch.long, device=problem.x.device)
+        for start in range(0, steps, window):
+            gradients = [torch.zeros_like(p) for p in theta]
+            losses: list[Tensor] = []
+            values: list[Tensor] = []
+            for pair, xi in zip(runs, sums, strict=True):
+                eps = [
+                    sigma * torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
+                    for p in theta
+                ]
+                for sign, (own_tasks, own_optimizer) in zip((1, -1), pair, strict=True):
+                    _perturb(own_optimizer, theta, eps, sign)
+                    count = min(window, steps - start)
+                    run = rollout(
+                        own_tasks, own_optimizer, count, measure_invariance=False, first_step=start
+                    )
+                    losses.append(run.losses[1:])
+                    values.append(meta_loss(losses[-1]))
+                    rejected = rejected + run.rejected.sum()
+                difference = (values[-2] - values[-1]) / (2 * sigma * sigma)
+                for gradient, total, shift in zip(gradients, xi, eps, strict=True):
+                    total += shift
+                    gradient += difference * total / pairs
+            yield Window(torch.stack(values).mean(), gradients, torch.cat(losses, dim=1), rejected)
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ def _pack(window: Window, floor: float) -> Tensor:
             window.meta_loss.double(),
             last.log().mean(),
             (~(last < SETTLED * floor)).any().double(),
-            window.refused.to(last),
+            window.rejected.to(last),
         )
     )
     return torch.cat((facts, *(g.detach().double().flatten() for g in window.gradients)))

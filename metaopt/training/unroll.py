@@ -25,14 +25,14 @@ class Window(NamedTuple):
         meta_loss: the meta-loss, a scalar.
         gradients: its gradients, one for each trained meta-parameter, in order.
         losses: ``(K, B)``, the losses of B tasks after each of K steps, detached.
-        refused: teleportations that were rejected so far in the trajectory, over all tasks, a
+        rejected: teleportations that were rejected so far in the trajectory, over all tasks, a
             scalar.
     """
 
     meta_loss: Tensor
     gradients: list[Tensor]
     losses: Tensor
-    refused: Tensor
+    rejected: Tensor
 
 
 def meta_parameters(optimizer: LearnedOptimizer) -> list[Tensor]:
