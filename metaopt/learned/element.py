@@ -11,8 +11,8 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from metaopt.checks import check_not_negative
-from metaopt.errors import UserError, check_names
+from metaopt.checks import check_names, check_not_negative
+from metaopt.errors import UserError
 from metaopt.learned.fields import FlatFields, LSTMFields, RuleConfig
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten

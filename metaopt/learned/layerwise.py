@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metaopt.learned.fields import LSTMFields
-from metaopt.learned.observation import Observation
+from metaopt.learned.observation import Observation, from_task_rows, task_rows
 from metaopt.learned.update import UPDATE_RULES, RuleState, UpdateConfig, UpdateRule
 from metaopt.symmetry.chain import LayerChain
 
@@ -61,7 +61,7 @@ class LayerwiseUpdate(UpdateRule):
         """See :meth:`UpdateRule.propose`."""
         own = 2 * len(self.lstm.layers)
         step, lstm_state = state[0] + 1, state[1 : 1 + own]
-        gradient = _rows(seen.gradients, seen.batch_dims)
+        gradient = task_rows(seen.gradients, seen.batch_dims)
         fast, slow, recent, long = state[1 + own :]
         square = gradient.square()
         moments = [
@@ -77,12 +77,7 @@ class LayerwiseUpdate(UpdateRule):
         rate, mix_slow, mix_gradient = _spread(output, sizes)
         mixed = directions[0] + mix_slow * directions[1] + mix_gradient * directions[2]
         update = -RATE * (3.0 * torch.tanh(rate)).exp() * mixed
-        pieces = [
-            piece.reshape(parameter.shape)
-            for piece, parameter in zip(
-                torch.split(update, sizes, dim=1), seen.parameters, strict=True
-            )
-        ]
+        pieces = from_task_rows(update, seen.parameters, seen.batch_dims)
         return pieces, [step, *following, *moments]
 
     def _channels(
@@ -96,7 +91,7 @@ class LayerwiseUpdate(UpdateRule):
         """What the LSTM sees, ``(channels, tensors * tasks)``, without a graph."""
         fast, slow, gradient = (direction.detach() for direction in directions)
         recent, long = (moment.detach() for moment in moments[2:])
-        weights = _rows(seen.numbers.parameters, seen.batch_dims)
+        weights = task_rows(seen.numbers.parameters, seen.batch_dims)
         products = torch.stack(
             (
                 fast.square(), slow.square(), fast * slow, gradient * slow, gradient.square(),
@@ -138,12 +133,6 @@ class LayerwiseConfig(LSTMFields, UpdateConfig):
     def build(self, generator: torch.Generator) -> LayerwiseUpdate:
         """See :meth:`UpdateConfig.build`."""
         return LayerwiseUpdate(self, generator)
-
-
-def _rows(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:
-    """All entries of a task in one row, ``(tasks, coordinates)``."""
-    tasks = tensors[0].shape[:batch_dims].numel()
-    return torch.cat([tensor.reshape(tasks, -1) for tensor in tensors], dim=1)
 
 
 def _directions(

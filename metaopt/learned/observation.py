@@ -209,6 +209,29 @@ def unflatten(row: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
+def task_rows(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:
+    """Return all entries of each task in one row, ``(tasks, coordinates)``.
+
+    Args:
+        tensors: in order.
+        batch_dims: how many leading dimensions of each count tasks.
+    """
+    tasks = tensors[0].shape[:batch_dims].numel()
+    return torch.cat([tensor.reshape(tasks, -1) for tensor in tensors], dim=1)
+
+
+def from_task_rows(rows: Tensor, like: Sequence[Tensor], batch_dims: int) -> list[Tensor]:
+    """Return rows as tensors: the inverse of :func:`task_rows`.
+
+    Args:
+        rows: ``(tasks, coordinates)``.
+        like: tensors of the shapes to give.
+        batch_dims: how many leading dimensions of each count tasks.
+    """
+    pieces = torch.split(rows, [tensor.shape[batch_dims:].numel() for tensor in like], dim=1)
+    return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+
+
 def log_sign(values: Tensor, p: float = 10.0) -> tuple[Tensor, Tensor]:
     """Return a logarithm and a sign of each value, which are what an LSTM is given of it.
 

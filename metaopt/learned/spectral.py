@@ -19,8 +19,7 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from metaopt.checks import check_not_negative
-from metaopt.errors import check_names
+from metaopt.checks import check_names, check_not_negative
 from metaopt.learned.element import (
     ELEMENT_RULES,
     BoundedFields,

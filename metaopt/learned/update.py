@@ -11,10 +11,19 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from metaopt.errors import UserError, check_names
+from metaopt.checks import check_names
+from metaopt.errors import UserError
 from metaopt.learned.fields import FlatFields, LSTMFields, RuleConfig
 from metaopt.learned.lstm import LSTM
-from metaopt.learned.observation import TINY, Observation, flatten, log_sign, unflatten
+from metaopt.learned.observation import (
+    TINY,
+    Observation,
+    flatten,
+    from_task_rows,
+    log_sign,
+    task_rows,
+    unflatten,
+)
 from metaopt.registry import Registry
 from metaopt.symmetry.chain import LayerChain
 
@@ -285,13 +294,8 @@ class FlatUpdate(LSTMPerTask, UpdateRule):
         """See :meth:`UpdateRule.propose`."""
         x = flat_gradient(seen.numbers, self.lstm)
         outputs, following = self.lstm(x, state)
-        columns = outputs.clamp(-1e7, 1e7).mT.split(
-            [gradient.shape[seen.batch_dims :].numel() for gradient in seen.gradients], dim=1
-        )
-        return [
-            column.reshape(gradient.shape)
-            for column, gradient in zip(columns, seen.gradients, strict=True)
-        ], following
+        rows = outputs.clamp(-1e7, 1e7).mT
+        return from_task_rows(rows, seen.gradients, seen.batch_dims), following
 
 
 @UPDATE_RULES.register("flat")
@@ -342,8 +346,7 @@ def flat_gradient(seen: Observation, lstm: LSTM) -> Tensor:
     Raises:
         UserError: if the network has another number of weights than the LSTM was built for.
     """
-    rows = torch.cat([g.flatten(start_dim=seen.batch_dims) for g in seen.gradients], dim=-1)
-    column = rows.reshape(-1, rows.shape[-1]).mT
+    column = task_rows(seen.gradients, seen.batch_dims).mT
     if column.shape[0] != lstm.inputs:
         raise UserError(
             f"expected a network of {lstm.inputs} weights for this flat LSTM, got one of "
