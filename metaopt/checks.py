@@ -1,8 +1,9 @@
-"""Checks of numbers in a config; each raises a :class:`UserError` of one line."""
+"""Checks of the values of a config; each raises a :class:`UserError` of one line."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 
 from metaopt.errors import UserError
 
@@ -22,6 +23,38 @@ def check_whole(name: str, value: object, low: int = 1, high: int | None = None)
     if not isinstance(value, int) or value < low or (high is not None and value > high):
         span = f"of {low} or more" if high is None else f"of {low} to {high}"
         raise UserError(f"expected {name} {span}, got {value}: give a whole number")
+
+
+def check_choice(what: str, value: object, known: Collection[str]) -> None:
+    """Check that a value is one of the known names.
+
+    Args:
+        what: what the name is of, with its article, such as "a loss".
+        value: the value to check.
+        known: the names that are allowed.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if value not in known:
+        raise UserError(f"expected {what} of {', '.join(known)}, got {value!r}: name one")
+
+
+def check_names(what: str, names: Sequence[str], known: Collection[str]) -> None:
+    """Check that a list of names has at least one, and only known ones.
+
+    Args:
+        what: what the names are of, for the message, such as "methods".
+        names: the names to check.
+        known: the names that are allowed.
+
+    Raises:
+        UserError: if there is no name, or an unknown one.
+    """
+    if not names or any(name not in known for name in names):
+        raise UserError(
+            f"expected {what} of {', '.join(known)}, got {list(names)}: name at least one"
+        )
 
 
 def check_positive(name: str, value: float, default: float) -> None:

@@ -1,8 +1,6 @@
-"""Errors whose messages are written for the people who use the package, and one common check."""
+"""Errors whose messages are written for the people who use the package."""
 
 from __future__ import annotations
-
-from collections.abc import Collection, Sequence
 
 
 class UserError(ValueError):
@@ -11,23 +9,6 @@ class UserError(ValueError):
     The message is one line in three parts: what was expected, what came, and what to do. Both
     scripts print it on stderr and exit with code 2.
     """
-
-
-def check_names(what: str, names: Sequence[str], known: Collection[str]) -> None:
-    """Check that a list of names has at least one, and only known ones.
-
-    Args:
-        what: what the names are of, for the message, such as "methods".
-        names: the names to check.
-        known: the names that are allowed.
-
-    Raises:
-        UserError: if there is no name, or an unknown one.
-    """
-    if not names or any(name not in known for name in names):
-        raise UserError(
-            f"expected {what} of {', '.join(known)}, got {list(names)}: name at least one"
-        )
 
 
 class Interrupted(Exception):

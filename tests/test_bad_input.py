@@ -96,7 +96,7 @@ def no_space_after(monkeypatch: pytest.MonkeyPatch, syncs: int) -> None:
         (evaluate, "--seeds 1,,2", "'1,,2'"),
         (evaluate, "--seeds -1", "-1"),
         (evaluate, "--seeds 3,1000000", "1000000"),
-        (evaluate, "--hidden 0", "hidden=0"),
+        (evaluate, "--hidden 0", "hidden of 1 to"),
         (evaluate, "--hidden 2.5", "2.5"),
         (evaluate, "--dtype float16", "'float16'"),
         (evaluate, "--threads -1", "threads"),

@@ -118,7 +118,7 @@ def test_square_sets_each_size_and_coordinates_counts_weights():
 @pytest.mark.parametrize("size", [0, -1])
 @pytest.mark.parametrize("name", SIZES)
 def test_each_size_must_be_positive(name, size):
-    with pytest.raises(UserError, match=f"got {name}={size}"):
+    with pytest.raises(UserError, match=f"{name} of 1 to .* got {size}:"):
         RegressionFamily(**{**SIZES, name: size})
 
 

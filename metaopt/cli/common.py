@@ -13,6 +13,7 @@ import docstring_parser
 import torch
 from jsonargparse import ArgumentParser
 
+from metaopt.checks import check_whole
 from metaopt.cli.configs import MODE, read_config
 from metaopt.cli.signals import ended_by_sigterm
 from metaopt.errors import Interrupted, UserError
@@ -241,10 +242,7 @@ def set_threads(threads: int) -> None:
     Raises:
         UserError: for a negative number, or one above 1024.
     """
-    if not 0 <= threads <= MOST_THREADS:
-        raise UserError(
-            f"expected threads of 0 to {MOST_THREADS}, got {threads}: 0 lets torch choose"
-        )
+    check_whole("threads", threads, 0, MOST_THREADS)
     if threads:
         torch.set_num_threads(threads)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from metaopt.checks import check_whole
 from metaopt.cli.common import (
     Parser,
     guarded,
@@ -126,8 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(1)
         return
     family = take(RegressionFamily, values)
-    if values.steps < 1:
-        raise UserError(f"expected --steps of 1 or more, got {values.steps}: 100 is usual")
+    check_whole("--steps", values.steps)
     methods = [resolve(name) for name in dict.fromkeys(names or default_methods())]
     seeds = check_seeds(parse_seeds(values.seeds, values.problems), "test")
     out = Path(values.out)

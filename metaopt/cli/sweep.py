@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from metaopt.checks import check_choice, check_whole
 from metaopt.cli.common import Parser, guarded, import_extensions, set_threads
-from metaopt.errors import UserError
 from metaopt.evaluation.methods import BASELINES
 from metaopt.evaluation.sweep import RATES, best, sweep
 from metaopt.tasks import RegressionFamily
@@ -42,14 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_threads()
     values = parser.parse_args(arguments)
     set_threads(values.threads)
-    if values.steps < 1:
-        raise UserError(f"expected --steps of 1 or more, got {values.steps}: 100 is usual")
+    check_whole("--steps", values.steps)
     names = [name for name in values.methods.split(",") if name]
-    unknown = [name for name in names if name not in BASELINES]
-    if unknown:
-        raise UserError(
-            f"expected methods of {', '.join(BASELINES)}, got {unknown[0]!r}: name some of these"
-        )
+    for name in names:
+        check_choice("methods", name, BASELINES)
     swept = list(
         tqdm(
             sweep(names, RegressionFamily(), values.problems, values.steps),

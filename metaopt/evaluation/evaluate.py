@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metaopt.checks import check_whole
 from metaopt.errors import UserError
 from metaopt.evaluation.methods import Method
 from metaopt.evaluation.progress import progress
@@ -63,8 +64,7 @@ def evaluate(
         UserError: for seeds of other tasks, or fewer batches than processes.
     """
     checked = check_seeds(seeds, "test")
-    if together < 0:
-        raise UserError(f"expected --together of 0 or more, got {together}: 0 for all at once")
+    check_whole("--together", together, 0)
     width = together or len(checked)
     parts = [checked[start : start + width] for start in range(0, len(checked), width)]
     if ranks.size > len(parts):

@@ -7,7 +7,6 @@ of the size that torch gives its layers. Learned optimizers for ordinary network
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metaopt.errors import UserError
+from metaopt.checks import check_choice, check_not_negative, check_whole
 from metaopt.symmetry.chain import LayerChain
 from metaopt.tasks.batch import TaskBatch, layer_shapes
 from metaopt.tasks.regression import DEEPEST, LARGEST
-from metaopt.tasks.seeds import check_range
+from metaopt.tasks.seeds import generators
 
 KINDS = ("classification", "regression")
 NONLINEAR: dict[str, Callable[[Tensor], Tensor]] = {
@@ -131,36 +130,19 @@ class MinibatchFamily:
     noise: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"expected a kind of {', '.join(KINDS)}, got {self.kind!r}: name one")
-        if self.activation not in NONLINEAR:
-            raise UserError(
-                f"expected an activation of {', '.join(NONLINEAR)}, got {self.activation!r}: "
-                f"name one"
-            )
-        for name, least in (("input", 1), ("hidden", 1), ("output", 1), ("depth", 2)):
-            most = DEEPEST if name == "depth" else LARGEST
-            if not least <= getattr(self, name) <= most:
-                raise UserError(
-                    f"expected {name} of {least} to {most}, got {getattr(self, name)}: "
-                    f"give a whole number"
-                )
+        check_choice("a kind", self.kind, KINDS)
+        check_choice("an activation", self.activation, NONLINEAR)
+        for name, least, most in (
+            ("input", 1, LARGEST),
+            ("hidden", 1, LARGEST),
+            ("output", 2 if self.kind == "classification" else 1, LARGEST),
+            ("depth", 2, DEEPEST),
+            ("samples", 2, LARGEST),
+            ("minibatch", 1, self.samples),
+        ):
+            check_whole(name, getattr(self, name), least, most)
         for name in ("weight_scale", "data_scale", "decay", "noise"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(
-                    f"expected {name} of 0 or more, got {getattr(self, name)}: give a number"
-                )
-        if self.kind == "classification" and self.output < 2:
-            raise UserError(f"expected 2 classes or more, got output={self.output}: name more")
-        if not 2 <= self.samples <= LARGEST:
-            raise UserError(
-                f"expected samples of 2 to {LARGEST}, got {self.samples}: give a whole number"
-            )
-        if not 1 <= self.minibatch <= self.samples:
-            raise UserError(
-                f"expected a minibatch of 1 to {self.samples} samples, got {self.minibatch}: "
-                f"choose another size"
-            )
+            check_not_negative(name, getattr(self, name))
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -181,9 +163,7 @@ class MinibatchFamily:
         Raises:
             UserError: for no seed, or one outside that range.
         """
-        drawn = [self._draw(torch.Generator().manual_seed(seed)) for seed in check_range(seeds)]
-        if not drawn:
-            raise UserError("expected at least one problem seed, got none: name a seed")
+        drawn = [self._draw(generator) for generator in generators(seeds)]
         weights, biases = (
             [torch.stack(layer) for layer in zip(*layers, strict=True)]
             for layers in ([d[0] for d in drawn], [d[1] for d in drawn])

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from metaopt.checks import check_choice, check_whole
 from metaopt.errors import UserError
 from metaopt.symmetry.activations import Identity, LeakyReLU
 from metaopt.symmetry.chain import LayerChain
 from metaopt.tasks.batch import TaskBatch, layer_shapes
-from metaopt.tasks.seeds import check_range
+from metaopt.tasks.seeds import generators
 
 LARGEST = 10**6  # units and samples, far beyond what is trained here
 DEEPEST = 1000
@@ -50,8 +51,7 @@ class Regression(TaskBatch):
         loss: str = "half_squared",
     ) -> None:
         super().__init__()
-        if loss not in LOSSES:
-            raise UserError(f"expected a loss of {', '.join(LOSSES)}, got {loss!r}: name one")
+        check_choice("a loss", loss, LOSSES)
         named = {f"W{m}": weight for m, weight in enumerate(weights, start=1)}
         for name, tensor in {**named, "X": x, "Y": y}.items():
             if not torch.isfinite(tensor).all():
@@ -123,32 +123,16 @@ class RegressionFamily:
 
     def __post_init__(self) -> None:
         for name in ("samples", "input", "hidden", "output"):
-            if not 1 <= getattr(self, name) <= LARGEST:
-                raise UserError(
-                    f"expected a positive size, got {name}={getattr(self, name)}: "
-                    f"use 1 to {LARGEST} for each of samples, input, hidden and output"
-                )
-        if not 2 <= self.depth <= DEEPEST:
-            raise UserError(
-                f"expected a depth of 2 to {DEEPEST} layers, got {self.depth}: "
-                "teleportation acts between two layers"
-            )
+            check_whole(name, getattr(self, name), 1, LARGEST)
+        check_whole("depth", self.depth, 2, DEEPEST)
         if not 1 / STEEPEST <= self.slope <= STEEPEST:  # its inverse is one too, in float32
             raise UserError(
                 f"expected a positive slope, from {1 / STEEPEST:g} to {STEEPEST:g}, got "
                 f"{self.slope}: the paper uses 0.1"
             )
-        if self.loss not in LOSSES:
-            raise UserError(f"expected a loss of {', '.join(LOSSES)}, got {self.loss!r}: name one")
-        if self.distribution not in DISTRIBUTIONS:
-            raise UserError(
-                f"expected a distribution of {', '.join(DISTRIBUTIONS)}, got "
-                f"{self.distribution!r}: name one"
-            )
-        if self.dtype not in DTYPES:
-            raise UserError(
-                f"expected a dtype of {', '.join(DTYPES)}, got {self.dtype!r}: name one"
-            )
+        check_choice("a loss", self.loss, LOSSES)
+        check_choice("a distribution", self.distribution, DISTRIBUTIONS)
+        check_choice("a dtype", self.dtype, DTYPES)
 
     @classmethod
     def square(cls, width: int, **options: float | str) -> RegressionFamily:
@@ -182,14 +166,11 @@ class RegressionFamily:
         Raises:
             UserError: for no seed, or one outside that range.
         """
-        drawn = [self._draw(seed) for seed in check_range(seeds)]
-        if not drawn:
-            raise UserError("expected at least one problem seed, got none: name a seed")
+        drawn = [self._draw(generator) for generator in generators(seeds)]
         *weights, x, y = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
         return Regression(weights, x, y, self.slope, self.loss)
 
-    def _draw(self, seed: int) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
+    def _draw(self, generator: torch.Generator) -> list[Tensor]:
         draw = DISTRIBUTIONS[self.distribution]
         shapes = [*self.shapes, (self.input, self.samples), (self.output, self.samples)]
         return [

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import torch
+
 from metaopt.errors import UserError
 
 TEST = range(0, 10**6)
@@ -22,16 +24,22 @@ ROLES = {"test": TEST, "validation": VALIDATION, "training": TRAINING}
 """The range of seeds of each role."""
 
 
-def check_range(seeds: Iterable[int]) -> Iterator[int]:
-    """Yield seeds, each once it is known that torch's generators take it.
+def generators(seeds: Iterable[int]) -> Iterator[torch.Generator]:
+    """Yield one generator a seed, to draw a task with.
+
+    Args:
+        seeds: integers from 0 to 2^63 - 1, at least one.
 
     Raises:
-        UserError: at the first seed outside 0 ... 2^63 - 1.
+        UserError: at the first seed outside that range, or at the end if there was none.
     """
+    seed = None
     for seed in seeds:
         if not 0 <= seed < TRAINING.stop:
             raise UserError(f"expected seeds in [0, 2^63), got {seed}: choose others")
-        yield seed
+        yield torch.Generator().manual_seed(seed)
+    if seed is None:
+        raise UserError("expected at least one problem seed, got none: name a seed")
 
 
 def check_seeds(seeds: Iterable[int], role: str) -> list[int]:

@@ -14,7 +14,8 @@ from typing import ClassVar, NamedTuple, TypeVar, final
 
 import torch
 
-from metaopt.errors import UserError, check_names
+from metaopt.checks import check_names, check_whole
+from metaopt.errors import UserError
 from metaopt.registry import Registry
 from metaopt.tasks import (
     FAMILIES,
@@ -137,16 +138,11 @@ class RegressionTasks(TaskDistribution):
     validation_families: tuple[str, ...] = ("width_40", "wide_hidden", "three_layers")
 
     def __post_init__(self) -> None:
-        for name in ("widths", "depths"):
-            sizes = getattr(self, name)
-            if not sizes or min(sizes) < 1 or (name == "widths" and max(sizes) > LARGEST):
-                raise UserError(
-                    f"expected positive {name}, got {list(sizes)}: "
-                    f"give whole numbers of 1 or more (widths: to {LARGEST})"
-                )
-        for name in ("slopes", "distributions"):
+        for name in ("widths", "depths", "slopes", "distributions"):
             if not getattr(self, name):
                 raise UserError(f"expected {name} to draw from, got none: name at least one")
+        for width in self.widths:
+            check_whole("widths", width, 1, LARGEST)
         if self.validation_families:
             check_names("validation_families", self.validation_families, FAMILIES)
         for depth, slope, distribution in product(self.depths, self.slopes, self.distributions):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from metaopt.checks import check_not_negative, check_positive, check_whole
+from metaopt.checks import check_choice, check_not_negative, check_positive, check_whole
 from metaopt.errors import UserError
 from metaopt.registry import Registry, Settings
 from metaopt.training.distributions import TASK_DISTRIBUTIONS, TaskDistribution
@@ -135,12 +135,8 @@ class TrainingSpec(Settings):
             raise UserError(
                 f"expected an average in [0, 1), got {self.average}: 0 takes no average"
             )
-        if self.schedule not in SCHEDULES:
-            raise UserError(
-                f"expected a schedule of {', '.join(SCHEDULES)}, got {self.schedule!r}: name one"
-            )
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"expected a seed in [0, 2^63), got {self.seed}: give a whole number")
+        check_choice("a schedule", self.schedule, SCHEDULES)
+        check_whole("seed", self.seed, 0, 2**63 - 1)
 
     @property
     def tasks(self) -> TaskDistribution:
@@ -159,8 +155,5 @@ class TrainingSpec(Settings):
 
     @property
     def shards(self) -> int:
-        """The number of parts that a batch is unrolled in;
-
-        a batch of fewer tasks has fewer parts.
-        """
+        """The number of parts that a batch is unrolled in, if it has as many tasks."""
         return -(-self.batch_size // self.micro_batch) if self.micro_batch else 1

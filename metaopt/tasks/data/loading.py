@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from metaopt.checks import check_choice
 from metaopt.errors import UserError
 from metaopt.tasks.data.download import cache_folder, fetch
 from metaopt.tasks.data.files import find
@@ -26,8 +27,7 @@ def load(name: str, data_dir: str | Path | None = None, download: bool = False) 
     Raises:
         UserError: for an unknown name, and for files that are missing or unusable.
     """
-    if name not in DATASETS:
-        raise UserError(f"expected a data set of {', '.join(DATASETS)}, got {name!r}: name one")
+    check_choice("a data set", name, DATASETS)
     description = DATASETS[name]
     folder = _folder(name, data_dir, download)
     folders = (folder, folder / description.subfolder)
