@@ -269,10 +269,7 @@ class ModuleTarget(Target):
 
     @property
     def whole_chain(self) -> LayerChain:
-        """The module as a chain of layers, whichever sites were given;
-
-        ``NO_CHAIN`` if it is none.
-        """
+        """The module as a chain of layers, or ``NO_CHAIN``, whichever sites were given."""
         return NO_CHAIN if isinstance(self._chain, str) else self._chain
 
     @property

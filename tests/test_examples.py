@@ -161,3 +161,30 @@ def _differentiated(problem: torch.nn.Module) -> torch.Tensor:
     total = problem().sum()
     total.backward()
     return total.detach()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval_meta.py", "--import", "docs.examples.add_optimizer",
+         "--methods", "lion,lion_tele,gd", "--problems", "2", "--steps", "6"],
+        ["train_meta.py", "--import", "docs.examples.add_problem", "--problems", "robust",
+         "--hidden", "3", "--trajectories", "2", "--batch_size", "1", "--steps", "4",
+         "--validation_problems", "1", "--validation_at", "[2]"],
+        ["train_meta.py", "--import", "docs.examples.add_action", "--action", "square",
+         "--trajectories", "2"],
+    ],
+    ids=["a method", "a distribution of tasks", "an action that m2 cannot propose for"],
+)  # fmt: skip
+def test_what_an_example_adds_can_be_named_on_the_command_line(
+    words: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, *words, "--out", str(tmp_path / "out")]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=DOCS.parent, check=False
+    )
+    if "square" in words:  # of another group: refused in one line
+        assert run.returncode == 2
+        assert "error: expected an action of the group GL" in run.stderr
+    else:
+        assert run.returncode == 0, run.stderr

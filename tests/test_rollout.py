@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from metaopt.errors import UserError
 from metaopt.evaluation.methods import BASELINES, Method, known_methods, resolve
 from metaopt.evaluation.rollout import Trajectory, rollout
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
@@ -209,3 +210,13 @@ def test_a_rejected_move_counts_as_none() -> None:
     trajectory = rollout(tasks, LearnedOptimizer(tasks, meta), 3)
     assert trajectory.rejected[1:].all()
     assert trajectory.invariance_errors.isnan().all()
+
+
+def test_a_step_that_does_not_call_its_closure_is_refused():
+    class Deaf(torch.optim.SGD):
+        def step(self, closure=None):
+            return None
+
+    tasks = RegressionFamily(3, 3, 3, 3).sample([1])
+    with pytest.raises(UserError, match="calls the closure, got Deaf"):
+        rollout(tasks, Deaf(tasks.parameters(), lr=0.1), 2)

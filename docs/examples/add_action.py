@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from metaopt import TeleportingOptimizer
 from metaopt.symmetry import (
+    ACTIONS,
     STEPS,
     Call,
     ClosedFormAction,
@@ -97,6 +98,10 @@ def square_step(call: Call) -> Step:
     return Step(call.label, "activation", Square(), homogeneous=False)
 
 
+STEPS[torch.square] = square_step  # or the network would not be seen as a chain
+ACTIONS.add("square", SquareAction)  # TeleportingOptimizer(..., action="square") knows it now
+
+
 def gradient_norm(model: nn.Module, loss: Tensor) -> float:
     """||grad L||^2."""
     return sum(float(g.square().sum()) for g in torch.autograd.grad(loss, list(model.parameters())))
@@ -104,7 +109,6 @@ def gradient_norm(model: nn.Module, loss: Tensor) -> float:
 
 def main() -> dict[str, float]:
     """Teleport a quadratic network to a larger gradient; the loss stays."""
-    STEPS[torch.square] = square_step  # or the network would not be seen as a chain
     torch.manual_seed(0)
     model, loss_fn = Quadratic(), nn.MSELoss()
     x, y = torch.randn(50, 6), torch.randn(50, 3)
@@ -112,7 +116,7 @@ def main() -> dict[str, float]:
         torch.optim.SGD(model.parameters(), 0.01),
         model,
         loss_fn,
-        action=SquareAction(),
+        action="square",
         search=GradientAscent(iterations=20, initial_step=0.2, max_ratio=4.0),
         buffers="transport",
     )

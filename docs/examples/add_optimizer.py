@@ -81,10 +81,12 @@ def lion_tele(problem: Regression, rate: float) -> torch.optim.Optimizer:
     )
 
 
-def register(family: RegressionFamily) -> None:
-    """Put both into the table, at rates that are chosen on validation problems."""
-    register_method("lion", lion, rate=1e-2)
-    register_method("lion_tele", lion_tele, rate=1e-2)
+register_method("lion", lion, rate=1e-2)
+register_method("lion_tele", lion_tele, rate=1e-2)
+
+
+def choose_rates(family: RegressionFamily) -> None:
+    """Give both the rate that is best on validation problems."""
     swept = list(sweep(["lion", "lion_tele"], family, 4, 50, rates=(1e-3, 1e-2, 1e-1)))
     for found in best(swept):
         BASELINES[found.method] = replace(BASELINES[found.method], rate=found.rate)
@@ -93,7 +95,7 @@ def register(family: RegressionFamily) -> None:
 def main() -> str:
     """The table of results on test problems, of problems smaller than the usual ones."""
     family = RegressionFamily.square(8)
-    register(family)
+    choose_rates(family)
     methods = [resolve(name) for name in ("lion", "lion_tele", "lion@0.001", "gd")]
     results = list(evaluate(methods, family, first_seeds("test", 4), steps=50))
     return as_text(summarise(results), steps=50)

@@ -81,6 +81,7 @@ class RobustFamily:
         return [*drawn[:3], torch.where(wild, 10 * drawn[3], drawn[3])]
 
 
+@TASK_DISTRIBUTIONS.register("robust")  # a config can name it now: problems: robust
 @dataclass(frozen=True)
 class RobustTasks(TaskDistribution):
     """What a learned optimizer can be trained on; its fields are keys of a config.
@@ -114,7 +115,6 @@ def final_losses(optimizer: str | None, steps: int = 60) -> Tensor:
 
 def trained() -> Trainer:
     """A learned optimizer after two batches of training on these problems: far too few."""
-    TASK_DISTRIBUTIONS.add("robust", RobustTasks)  # a config can name it now: problems: robust
     spec = TrainingSpec(
         problems="robust",
         trajectories=4,

@@ -69,10 +69,7 @@ def _single(kind: type[torch.optim.Optimizer], **options: Any) -> Build:
 
 
 def _from_extra(kind: str, **options: Any) -> Build:
-    """Build an optimizer of the library of the extra;
-
-    importing it takes seconds, so it comes late.
-    """
+    """Build an optimizer of the library of the extra, imported late: that takes seconds."""
     return lambda tasks, rate: _single(
         getattr(import_module("pytorch_optimizer"), kind), **options
     )(tasks, rate)

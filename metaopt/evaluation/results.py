@@ -245,10 +245,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def git_revision() -> str | None:
-    """Return the git revision of the checkout that this package runs from;
-
-    None if there is none.
-    """
+    """Return the git revision of the checkout that this package runs from, or None."""
     root = Path(__file__).parents[2]
     try:
         if Path(_git(root, "rev-parse", "--show-toplevel")) != root:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaopt.errors import UserError
 from metaopt.evaluation.clock import Clock
 from metaopt.evaluation.progress import Advance
 from metaopt.symmetry import Teleportation
@@ -95,6 +96,11 @@ def rollout(
         closure.fresh, closure.step = True, first_step + step
         with clock:
             optimizer.step(closure)
+        if closure.fresh:
+            raise UserError(
+                f"expected an optimizer whose step(closure) calls the closure, got "
+                f"{type(optimizer).__name__}, which does not: evaluate it at the start of step()"
+            )
         teleportation = getattr(optimizer, "teleportation", None)
         if teleportation is None:
             errors.append(nothing)

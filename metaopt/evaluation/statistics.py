@@ -86,7 +86,7 @@ def log_mean_bands(
 
 
 def _bootstrap(logs: NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """Return the percentile interval of the mean;
+    """Return the percentile interval of the mean.
 
     ``scipy.stats.bootstrap`` draws the same resamples.
     """

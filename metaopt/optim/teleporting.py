@@ -186,8 +186,9 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             base.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the base, with the numbers of steps and of reverted teleports."""
-        return {"base": self.base.state_dict(), "steps": self.steps, "undone": self.undone}
+        """Return the state of the base, with the numbers of steps and of teleports."""
+        counts = {"steps": self.steps, "undone": self.undone, "made": self.made}
+        return {"base": self.base.state_dict(), **counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
@@ -207,6 +208,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             )
         self.base.load_state_dict(copy.deepcopy(state_dict["base"]))
         self.steps, self.undone = state_dict["steps"], state_dict["undone"]
+        self.made = state_dict.get("made", 0)  # older states do not say
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, as the base does.
@@ -237,6 +239,11 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         """
         due = self.schedule(self.steps)
         if batch is not None:
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise UserError(
+                    f"expected a batch of two, (x, y), got {type(batch).__name__}: call "
+                    f"step(batch=(x, y))"
+                )
             self._note(batch[0])
         if due or self._optimizer_step_pre_hooks:
             return self._hooked_step(closure, batch, due)

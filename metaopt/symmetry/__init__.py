@@ -1,13 +1,6 @@
 """Symmetries: sites in a network, groups that act there, orbits, and searches along them."""
 
-from metaopt.symmetry.action import (
-    Action,
-    ClosedFormAction,
-    Moved,
-    Proposal,
-    SiteMatrices,
-    linear_transport,
-)
+from metaopt.symmetry.action import Action, Moved
 from metaopt.symmetry.actions import (
     ACTIONS,
     LinearAction,
@@ -18,6 +11,7 @@ from metaopt.symmetry.actions import (
 )
 from metaopt.symmetry.activations import Activation, Elementwise, Identity, LeakyReLU
 from metaopt.symmetry.chain import ChainModule, Layer, LayerChain
+from metaopt.symmetry.closed_form import ClosedFormAction, Proposal, SiteMatrices, linear_transport
 from metaopt.symmetry.element import Element, GroupElement
 from metaopt.symmetry.finders import (
     FINDERS,

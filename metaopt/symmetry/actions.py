@@ -10,15 +10,9 @@ from torch import Tensor
 
 from metaopt.errors import UserError
 from metaopt.registry import Registry
-from metaopt.symmetry.action import (
-    ALL_DATA,
-    Action,
-    ClosedFormAction,
-    Proposal,
-    SiteMatrices,
-    linear_transport,
-)
+from metaopt.symmetry.action import ALL_DATA, Action
 from metaopt.symmetry.activations import Activation, Identity, derivative
+from metaopt.symmetry.closed_form import ClosedFormAction, Proposal, SiteMatrices, linear_transport
 from metaopt.symmetry.element import Element
 from metaopt.symmetry.site import Site
 

@@ -72,9 +72,9 @@ class Element:
         return torch.diag_embed(self.values) if self.diagonal else self.values
 
     def bounded(self) -> Tensor:
-        """Return whether T is small enough to be exponentiated, ``(*batch,)`` bool;
+        """Return whether T is small enough to be exponentiated, ``(*batch,)`` bool.
 
-        False for NaN.
+        It is not where an entry is NaN.
         """
         values = self.values.detach().double()
         if self.basis is not None or self.diagonal:

@@ -231,10 +231,7 @@ def _point(parameters: Sequence[Tensor], loss: LossFunction) -> _Point:
 
 
 def _log_gradient(at: _Point, loss: LossFunction) -> list[Tensor]:
-    """Return q = H g / ||g||^2 in float64;
-
-    it is 0 where the loss is linear, not finite where g = 0.
-    """
+    """Return q = H g / ||g||^2 in float64: 0 where the loss is linear, not finite where g = 0."""
     own = _own(at.parameters)
     with torch.enable_grad():
         gradient = torch.autograd.grad(

@@ -84,11 +84,14 @@ def check_search(search: object) -> None:
     if search is None:
         return
     try:
+        if isinstance(search, type):
+            raise TypeError("a class")
         inspect.signature(search).bind(None, None, None)  # type: ignore[arg-type]
     except (TypeError, ValueError):
+        got = f"the class {search.__name__}" if isinstance(search, type) else type(search).__name__
         raise UserError(
-            f"expected a search, called with an orbit, parameters and a loss, got "
-            f"{type(search).__name__}: give an objective to one, GradientAscent(objective=...)"
+            f"expected a search, called with an orbit, parameters and a loss, got {got}: build "
+            f"one, or give an objective to one, GradientAscent(objective=...)"
         ) from None
 
 

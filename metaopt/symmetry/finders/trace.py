@@ -22,10 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metaopt.symmetry.finders.sharing import shared_parameters
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-"""The classes of modules that count as layers, with their subclasses;
-
-their inside is not traced.
-"""
+"""Classes of modules that count as layers, with their subclasses: they are not traced inside."""
 
 _SHAPES = {"size", "dim", "ndimension", "numel"}
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
