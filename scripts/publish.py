@@ -16,8 +16,9 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-from metaopt.evaluation.reference import FILE, parse_table
+from metaopt.evaluation.reference import FILE, WORST
 from metaopt.learned.checkpoint import read_checkpoint
 from metaopt.storage import write_atomically
 from metaopt.training.run import BEST
@@ -76,6 +77,32 @@ def narrowed(table: str, shown: str) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
+def parsed(table: str) -> dict[str, Any]:
+    """The README's table of methods as numbers, by method (or method@rate) and column."""
+    headings, _, *rows = (cells(line) for line in table.splitlines())
+    columns = {
+        name.removeprefix("step ").replace("worst at the last", WORST): index
+        for index, name in enumerate(headings)
+        if name.startswith(("step ", WORST))
+    }
+    methods = {}
+    for row in rows:
+        name, rate = row[0].strip("`"), row[1]
+        if rate == "all":  # the envelope of many
+            continue
+        key = name if rate == "–" else f"{name}@{rate}"
+        methods[key] = {column: number(row[index]) for column, index in columns.items()}
+    return {"problems": 64, "steps": 100, "methods": methods}
+
+
+def number(cell: str) -> float | None:
+    """The number of a cell; None if it is not finite, for which JSON has no number."""
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
 def show(studies: list[Path]) -> None:
     """Put tables and pictures where the pages show them; what a study lacks stays."""
     tables = {p.stem: p for folder in studies for p in (folder / "tables").glob("*.md")}
@@ -94,9 +121,10 @@ def show(studies: list[Path]) -> None:
         )
         write_atomically(page, text.encode())
         print(f"wrote {page.relative_to(ROOT)}")
-    if "<!-- table: methods -->" in (readme := (ROOT / "README.md").read_text()):
+    blocks = BLOCK.findall((ROOT / "README.md").read_text())
+    if table := next((block[2] for block in blocks if block[1] == "methods"), ""):
         path = ROOT / "metaopt" / "evaluation" / FILE
-        write_atomically(path, (json.dumps(parse_table(readme), indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(parsed(table), indent=1) + "\n").encode())
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from script_cases import load
 
+from metaopt.evaluation.reference import FILE, WORST, reference
 from metaopt.learned.checkpoint import pretrained_path
 from studies.recipes import SHIPPED
 
@@ -58,6 +59,17 @@ def test_a_study_is_shipped_and_shown_wherever_it_lies(publish, tmp_path, monkey
     assert picture.read_bytes() == b"picture"
     for page in publish.PAGES:
         assert page.read_text() == PAGE.format("| new |")
+
+
+def test_the_readmes_table_of_methods_is_kept_with_the_package(publish):
+    folder = publish.ROOT / "metaopt" / "evaluation"
+    folder.mkdir()
+    shutil.copy(SCRIPT.parents[1] / "README.md", publish.ROOT)
+    publish.show([])
+    kept = json.loads((folder / FILE).read_text())
+    assert kept == reference()
+    assert {"lstm_update_tele", "adam@0.7"} <= kept["methods"].keys()
+    assert set(kept["methods"]["lstm_update"]) == {"10", "20", "30", "50", "100", WORST}
 
 
 WIDE = (
