@@ -23,7 +23,14 @@ from metaopt.cli.verify import announced, verify
 from metaopt.errors import UserError
 from metaopt.evaluation.evaluate import Result, evaluate
 from metaopt.evaluation.methods import default_methods, known_methods, resolve
-from metaopt.evaluation.results import MANIFEST, RESULTS, STRANGE, previous, read_results, save
+from metaopt.evaluation.results import (
+    MANIFEST,
+    RESULTS,
+    previous,
+    read_results,
+    save,
+    understood,
+)
 from metaopt.evaluation.statistics import FLOOR
 from metaopt.evaluation.table import Line, as_text, summarise
 from metaopt.extras import MissingExtra, extra
@@ -180,13 +187,8 @@ def draw(out: Path, pictures: dict[str, Drawing], tensorboard: bool = False) -> 
         UserError: if the results are missing or damaged.
     """
     results, manifest = read_results(out)
-    try:
+    with understood(out):
         table, drawn = _drawn(results, manifest, pictures)
-    except STRANGE as error:
-        raise UserError(
-            f"expected results of eval_meta.py in {str(out)!r}, got others with right checksums "
-            f"({type(error).__name__}): evaluate again"
-        ) from None
     for name in (FIGURE, REPORT):
         if name in drawn:
             write_atomically(out / name, drawn[name])
@@ -216,16 +218,8 @@ def _drawn(
 def _check_nothing_else(values: Any) -> None:
     """Refuse flags that change the README's table: its tasks, its steps, its device."""
     default = build_parser().get_defaults()
-    free = {
-        "config",
-        "import",
-        "methods",
-        "threads",
-        "out",
-        "overwrite",
-        "verify_results",
-        "timeout",
-    }
+    free = {"config", "import", "methods", "threads", "timeout"}
+    free |= {"out", "overwrite", "verify_results"}
     other = [k for k, v in values.items() if k not in free and v != default[k]]
     if other:
         raise UserError(

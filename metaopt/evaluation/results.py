@@ -12,6 +12,7 @@ import math
 import platform
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -184,25 +185,28 @@ def _read(out: Path, results: str, name: str) -> tuple[list[Result], dict[str, A
             f"expected the results that {name} is of, got {str(path)!r}, which is missing, "
             f"damaged or of another run: take another copy or evaluate again"
         )
+    with understood(out):
+        parsed = _parsed(data, manifest)
+    return parsed, manifest
+
+
+@contextmanager
+def understood(out: Path) -> Iterator[None]:
+    """Use content of results inside this context, which may be some that :func:`save` never wrote.
+
+    Args:
+        out: the folder of the results, for the message.
+
+    Raises:
+        UserError: if it cannot be used.
+    """
     try:
-        return _parsed(data, manifest), manifest
-    except STRANGE as error:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
         raise UserError(
             f"expected results of eval_meta.py in {str(out)!r}, got others with right checksums "
-            f"({type(error).__name__}): evaluate again"
+            f"({type(e).__name__}): evaluate again"
         ) from None
-
-
-STRANGE = (
-    KeyError,
-    IndexError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-)
-"""What may be raised by content that :func:`save` never wrote, where it is used."""
 
 
 def _parsed(data: bytes, manifest: dict[str, Any]) -> list[Result]:

@@ -70,6 +70,9 @@ def _line(result: Result) -> Line:
     )
 
 
+INTERVAL = "95 % interval at the last"
+
+
 def headings(steps: int) -> list[str]:
     """Return the headings of the columns.
 
@@ -79,7 +82,7 @@ def headings(steps: int) -> list[str]:
     return [
         "method",
         *(f"step {t}" for t in reported_steps(steps)),
-        "95 % interval at the last",
+        INTERVAL,
         "worst problem",
         "not finite",
         "median invariance error",
@@ -94,7 +97,7 @@ def cells(line: Line) -> list[str]:
     return [
         line.method,
         *(number(mean.mean) for mean in line.means),
-        interval(last),
+        interval(last.low, last.high) or "–",
         number(line.worst),
         str(line.non_finite),
         number(line.median_invariance_error),
@@ -103,9 +106,9 @@ def cells(line: Line) -> list[str]:
     ]
 
 
-def interval(mean: GeometricMean) -> str:
-    """Return an interval as text, "[low, high]", or "–" if a task diverged."""
-    return f"[{number(mean.low)}, {number(mean.high)}]" if math.isfinite(mean.mean) else "–"
+def interval(low: float, high: float) -> str:
+    """Return an interval as text, "[low, high]"; "" if it is not finite, as a task diverged."""
+    return f"[{number(low)}, {number(high)}]" if math.isfinite(low) else ""
 
 
 def as_text(lines: Sequence[Line], steps: int) -> str:

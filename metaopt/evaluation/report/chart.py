@@ -13,7 +13,7 @@ from metaopt.evaluation.evaluate import Result
 from metaopt.evaluation.report.axis import Tick, log_limits, log_ticks, step_ticks
 from metaopt.evaluation.statistics import log_mean_bands
 from metaopt.evaluation.styles import method_styles
-from metaopt.evaluation.table import number
+from metaopt.evaluation.table import interval, number
 
 MOST_STEPS = 250  # drawn of a longer run, besides its last: the page stays small
 MARKS = 10  # on a line
@@ -115,7 +115,7 @@ def draw(results: Sequence[Result]) -> Chart:
                 _band(across, down(low), down(high)),
                 _marks(across, down(mean), i),
                 tuple(number(value if math.isfinite(value) else math.inf) for value in mean),
-                tuple(_interval(*ends) for ends in zip(low, high, strict=True)),
+                tuple(map(interval, low, high)),
             )
             for i, (result, style, (mean, low, high)) in enumerate(
                 zip(results, styles, bands, strict=True)
@@ -181,7 +181,3 @@ def _marks(x: Floats, y: Floats, method: int) -> tuple[tuple[str, str], ...]:
     return tuple(
         (f"{100 * x[i]:.4g}%", f"{100 * y[i]:.4g}%") for i in places if math.isfinite(y[i])
     )
-
-
-def _interval(low: float, high: float) -> str:
-    return f"[{number(low)}, {number(high)}]" if math.isfinite(low) else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from metaopt.evaluation.evaluate import Result
-from metaopt.evaluation.table import Line, interval, number, reported_steps
+from metaopt.evaluation.table import INTERVAL, Line, headings, interval, number
 
 
 class Cell(NamedTuple):
@@ -46,15 +46,7 @@ def columns(steps: int) -> list[str]:
     Args:
         steps: the last step.
     """
-    return [
-        "rate",
-        *(f"step {step}" for step in reported_steps(steps)),
-        "worst problem",
-        "not finite",
-        "median invariance error",
-        "rejected",
-        "ms a step",
-    ]
+    return ["rate", *(name for name in headings(steps)[1:] if name != INTERVAL)]
 
 
 def table_rows(results: Sequence[Result], lines: Sequence[Line]) -> list[Row]:
@@ -75,7 +67,7 @@ def _row(result: Result, line: Line) -> Row:
         result.method.learned,
         (
             _cell(math.nan if rate is None else rate),
-            *(_cell(mean.mean, interval(mean)) for mean in line.means),
+            *(_cell(mean.mean, interval(mean.low, mean.high)) for mean in line.means),
             _cell(line.worst),
             Cell(str(line.non_finite), "", str(line.non_finite)),
             _cell(line.median_invariance_error),
