@@ -2,12 +2,9 @@
 
 import math
 
-import pytest
 import torch
 
-from metaopt import UserError
 from metaopt.tasks.seeds import TEST, TRAINING, VALIDATION
-from metaopt.training import distributions
 from metaopt.training.distributions import RegressionTasks
 
 DRAWS = 200
@@ -66,19 +63,9 @@ def test_problems_are_as_the_fields_say():
     assert problem.W1.dtype == torch.float64
 
 
-def test_the_same_generator_draws_the_same_problems_with_training_seeds(monkeypatch):
-    seeds = []
-    check = distributions.check_seeds
-    monkeypatch.setattr(
-        distributions, "check_seeds", lambda s, role: seeds.extend(s) or check(s, role)
-    )
-    first, second = (RegressionTasks().draw(4, generator(3)).sample() for _ in range(2))
-    assert torch.equal(first.x, second.x)
-    assert seeds[: len(seeds) // 2] == seeds[len(seeds) // 2 :]
-    assert all(s in TRAINING and s not in TEST and s not in VALIDATION for s in seeds)
-
-
-def test_seeds_are_checked_where_they_are_drawn(monkeypatch):
-    monkeypatch.setattr(distributions, "integer", lambda generator, low, high: 0)
-    with pytest.raises(UserError, match="training seeds"):
-        RegressionTasks().draw(4, generator())
+def test_the_same_generator_draws_the_same_problems_with_training_seeds():
+    first, second = (RegressionTasks().draw(400, generator(3)) for _ in range(2))
+    assert first == second
+    assert torch.equal(first.sample().x, second.sample().x)
+    assert len(set(first.seeds)) == len(first.seeds)
+    assert all(s in TRAINING and s not in TEST and s not in VALIDATION for s in first.seeds)

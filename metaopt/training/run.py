@@ -38,17 +38,12 @@ PREVIOUS = "previous.safetensors"
 CURVES = "tensorboard"
 
 
-def never() -> int:
-    """Return 0: there is no signal to stop at."""
-    return 0
-
-
 def run_training(
     trainer: Trainer,
     out: Path,
     resume: bool,
     overwrite: bool,
-    stopped: Callable[[], int] = never,
+    stopped: Callable[[], int] = lambda: 0,
 ) -> bool:
     """Train to the end of the budget, and keep checkpoints in a folder.
 

@@ -60,16 +60,12 @@ def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
             is damaged.
     """
     facts = checkpoint.facts
-    if not isinstance(facts.get("training"), dict):
-        raise UserError(
-            "expected the last checkpoint of a run, got one without its training config: put "
-            "last.safetensors back, or use --overwrite"
-        )
-    if not isinstance(facts.get("spec"), dict):
-        raise UserError(
-            "expected the last checkpoint of a run, got one without its networks' config: put "
-            "last.safetensors back, or use --overwrite"
-        )
+    for key, whose in (("training", "training"), ("spec", "networks'")):
+        if not isinstance(facts.get(key), dict):
+            raise UserError(
+                f"expected the last checkpoint of a run, got one without its {whose} config: put "
+                "last.safetensors back, or use --overwrite"
+            )
     _check_same("networks", trainer.meta.spec.as_dict(), facts["spec"])
     _check_same("training", trainer.spec.as_dict(), {"micro_batch": 0} | facts["training"])
     try:
@@ -131,8 +127,7 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.best_score = math.inf if facts["best_score"] is None else facts["best_score"]
 
 
-def _check_same(what: str, now: dict[str, Any], then: dict[str, Any] | None) -> None:
-    then = then or {}
+def _check_same(what: str, now: dict[str, Any], then: dict[str, Any]) -> None:
     differing = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k))
     if differing:
         field = differing[0]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 import tarfile
 import zlib
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 from metaopt.errors import UserError
+from metaopt.extras import extra
 from metaopt.tasks.data.table import Description, Download
 
 
@@ -17,9 +16,11 @@ def cache_folder() -> Path:
     """Return the operating system's folder for caches, where downloads go by default.
 
     Raises:
-        UserError: if pooch is not installed.
+        MissingExtra: if pooch is not installed.
     """
-    return Path(_pooch().os_cache("metaopt"))
+    with extra("studies"):
+        import pooch
+    return Path(pooch.os_cache("metaopt"))
 
 
 def fetch(download: Download, description: Description, folder: Path) -> None:
@@ -31,10 +32,12 @@ def fetch(download: Download, description: Description, folder: Path) -> None:
         folder: where the data set lives.
 
     Raises:
+        MissingExtra: if pooch is not installed.
         UserError: if it cannot be downloaded, is another file than it should be, or cannot be
             written.
     """
-    pooch = _pooch()
+    with extra("studies"):
+        import pooch
     members = [f"{description.subfolder}/{name}" for name in download.files]
     try:
         pooch.retrieve(
@@ -50,14 +53,4 @@ def fetch(download: Download, description: Description, folder: Path) -> None:
         raise UserError(
             f"expected to download {download.url} into {str(folder)!r}, got "
             f"{type(error).__name__} ({reason}): try again, or put the file there by hand"
-        ) from None
-
-
-def _pooch() -> ModuleType:
-    try:
-        return import_module("pooch")
-    except ImportError:
-        raise UserError(
-            "expected the package pooch, of the extra 'studies', to download data, got none: "
-            "pip install pooch, or name a folder that has the files"
         ) from None
