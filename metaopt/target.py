@@ -66,8 +66,17 @@ class Target(ABC):
         return [self.model.get_parameter(name) for name in names]
 
     def trainable(self) -> tuple[str, ...]:
-        """Return the names of all parameters that require a gradient."""
-        return tuple(name for name, p in self.model.named_parameters() if p.requires_grad)
+        """Return the names of all parameters that require a gradient.
+
+        Raises:
+            UserError: if there are none.
+        """
+        names = tuple(name for name, p in self.model.named_parameters() if p.requires_grad)
+        if not names:
+            raise UserError(
+                "expected a model with parameters that require a gradient, got none: unfreeze some"
+            )
+        return names
 
     def acting(
         self, action: str | Action, samples: int | None, returns: Returns

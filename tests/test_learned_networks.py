@@ -233,6 +233,8 @@ BAD = {
     "lr": (mlp, {"lr": -1.0}, "expected an lr of 0 or more"),
     "lr nan": (mlp, {"lr": float("nan")}, "expected an lr of 0 or more"),
     "frozen": (lambda: mlp().requires_grad_(False), {}, "that require a gradient"),
+    "frozen, no m2": (lambda: mlp().requires_grad_(False),
+        {"meta": {"update": "layerwise", "element": "none"}}, "that require a gradient"),
     "flat m1": (conv_net, {"meta": {"update": "flat", "element": "flat"}}, "can rescale units"),
 }  # fmt: skip
 

@@ -88,10 +88,6 @@ class ModuleStepper(Stepper):
         else:
             check_loose(meta)
             self.names = target.trainable()
-        if not self.names:
-            raise UserError(
-                "expected a model with parameters that require a gradient, got none: unfreeze some"
-            )
         self.rescales = self.learns_element and action in (AUTO, RESCALING) and self.homogeneous
         self.parameters = target.parameters(self.names)
         self.init_state(meta)  # refuses an m2 that cannot do it
