@@ -31,6 +31,17 @@ class Parser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, parser_mode=MODE, **kwargs)
 
+    def add_flag(self, name: str, default: Any, meaning: str, kind: Any = None) -> None:
+        """Add a flag with a value.
+
+        Args:
+            name: the flag, with its dashes.
+            default: the default.
+            meaning: its help text.
+            kind: the type of its values; by default that of the default.
+        """
+        self.add_argument(name, type=kind or type(default), default=default, help=meaning)
+
     def add_switch(self, name: str, meaning: str) -> None:
         """Add a flag without a value that is off by default; in a config file it is true or false.
 
@@ -40,15 +51,54 @@ class Parser(ArgumentParser):
         """
         self.add_argument(name, type=bool, default=False, nargs="?", const=True, help=meaning)
 
+    def add_run(self, out: str, content: str, timeout: float = TIMEOUT) -> None:
+        """Add the flags that both scripts have: where and how they run.
+
+        They are ``--config``, ``--out``, ``--import``, ``--threads``, ``--device``, which
+        :func:`pick_device` takes, and ``--timeout``, which :func:`metaopt.launch.joined` takes.
+
+        Args:
+            out: the default of ``--out``.
+            content: what is written into that folder, for the help text.
+            timeout: the default of ``--timeout``, in seconds.
+        """
+        self.add_argument(
+            "--config",
+            action="config",
+            help="read flags from a YAML file, by their names without dashes; flags that "
+            "follow it win",
+        )
+        self.add_flag("--out", out, f"folder to write the {content} into")
+        self.add_import()
+        self.add_threads()
+        self.add_flag(
+            "--device",
+            "cpu",
+            "where to compute: cpu, cuda (the GPU of this process) or cuda:N (GPU number N)",
+        )
+        self.add_flag(
+            "--timeout",
+            timeout,
+            "seconds to wait for the slowest process, where torchrun started several",
+        )
+
     def add_import(self) -> None:
         """Add the flag ``--import``, which :func:`import_extensions` reads."""
-        self.add_argument(
+        self.add_flag(
             "--import",
-            type=str | list[str],
-            default="",
-            help="dotted name of a Python module of your own to import first; it can add methods, "
+            "",
+            "dotted name of a Python module of your own to import first; it can add methods, "
             "update rules, actions and more; may be repeated",
+            str | list[str],
         )
+
+    def add_threads(self) -> None:
+        """Add the flag ``--threads``, which :func:`set_threads` takes.
+
+        The default is 1. A second thread gains little on tensors of this size, and makes a run a
+        hundred times slower where another program uses the same core.
+        """
+        self.add_flag("--threads", 1, "CPU threads that torch uses; 0 lets torch choose")
 
     def add_settings(self, cls: type[Settings]) -> None:
         """Add a flag for each field of a config and of its components.
@@ -83,41 +133,6 @@ class Parser(ArgumentParser):
                 meaning += f" Used by {', '.join(owners[name])}."
             hint = get_type_hints(first[name])[name]
             group.add_argument(f"--{name}", type=hint, default=default, help=meaning)
-
-    def add_threads(self) -> None:
-        """Add the flag ``--threads``, which :func:`set_threads` takes.
-
-        The default is 1. A second thread gains little on tensors of this size, and makes a run a
-        hundred times slower where another program uses the same core.
-        """
-        self.add_argument(
-            "--threads",
-            type=int,
-            default=1,
-            help="CPU threads that torch uses; 0 lets torch choose",
-        )
-
-    def add_device(self) -> None:
-        """Add the flag ``--device``, which :func:`pick_device` takes."""
-        self.add_argument(
-            "--device",
-            type=str,
-            default="cpu",
-            help="where to compute: cpu, cuda (the GPU of this process) or cuda:N (GPU number N)",
-        )
-
-    def add_timeout(self, seconds: float = TIMEOUT) -> None:
-        """Add the flag ``--timeout``, which :func:`metaopt.launch.joined` takes.
-
-        Args:
-            seconds: the default.
-        """
-        self.add_argument(
-            "--timeout",
-            type=float,
-            default=seconds,
-            help="seconds to wait for the slowest process, where torchrun started several",
-        )
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a :class:`UserError` of one line, instead of a page of usage.

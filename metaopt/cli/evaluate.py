@@ -50,43 +50,33 @@ def build_parser() -> Parser:
         "optimizer was trained on. All start from the same weights. Writes results.jsonl, "
         "manifest.json, loss.png and report.html into --out, and prints a table of losses.",
     )
-    parser.add_argument(
-        "--config",
-        action="config",
-        help="read flags from a YAML file, by their names without dashes; flags that follow it win",
-    )
-    parser.add_argument(
+    # Processes meet once a method, and nothing is kept before the end: the timeout is long.
+    parser.add_run("runs/eval", "results", timeout=1800.0)
+    parser.add_flag(
         "--methods",
-        type=str | list[str],
-        default="",
-        help="methods to compare, separated by commas: a name, name@rate to set the learning rate, "
+        "",
+        "methods to compare, separated by commas: a name, name@rate to set the learning rate, "
         "or the path of a .safetensors checkpoint of your own; all learned methods and gd by "
         f"default. Names: {', '.join(known_methods())}",
+        str | list[str],
     )
-    parser.add_argument(
+    parser.add_flag(
         "--seeds",
-        type=str | int | list[int],
-        default="",
-        help="seeds of the test tasks, in [0, 10^6) and separated by commas, or 'paper' for the "
+        "",
+        "seeds of the test tasks, in [0, 10^6) and separated by commas, or 'paper' for the "
         "paper's five; by default those of the first --problems test tasks",
+        str | int | list[int],
     )
-    parser.add_argument(
+    parser.add_flag(
         "--problems",
-        type=int,
-        default=64,
-        help="number of test tasks where no --seeds are given: those of seeds 0, 1, 2, ...",
+        64,
+        "number of test tasks where no --seeds are given: those of seeds 0, 1, 2, ...",
     )
-    parser.add_argument(
-        "--steps", type=int, default=100, help="optimization steps of each method on each task"
-    )
-    parser.add_argument(
-        "--out", type=str, default="runs/eval", help="folder to write the results into"
-    )
-    parser.add_argument(
+    parser.add_flag("--steps", 100, "optimization steps of each method on each task")
+    parser.add_flag(
         "--together",
-        type=int,
-        default=0,
-        help="number of tasks that are stepped in one batch; 0 for all. Where torchrun started "
+        0,
+        "number of tasks that are stepped in one batch; 0 for all. Where torchrun started "
         "several processes, they share the batches",
     )
     parser.add_switch("--overwrite", "replace the results that are in --out")
@@ -103,10 +93,6 @@ def build_parser() -> Parser:
         "--tensorboard",
         "also write mean log10 losses as TensorBoard scalars, into --out/tensorboard",
     )
-    parser.add_threads()
-    parser.add_device()
-    parser.add_import()
-    parser.add_timeout(1800.0)  # processes meet once a method, and nothing is kept before the end
     parser.add_class_arguments(RegressionFamily)
     return parser
 

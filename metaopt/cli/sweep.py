@@ -28,16 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Find the best learning rate of each baseline on validation tasks.",
     )
     chosen = ",".join(name for name, method in BASELINES.items() if method.rate is not None)
-    parser.add_argument(
-        "--methods", type=str, default=chosen, help="baselines to sweep, separated by commas"
-    )
-    parser.add_argument("--problems", type=int, default=32, help="number of validation tasks")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=100,
-        help="optimization steps of each run; the last loss counts",
-    )
+    parser.add_flag("--methods", chosen, "baselines to sweep, separated by commas")
+    parser.add_flag("--problems", 32, "number of validation tasks")
+    parser.add_flag("--steps", 100, "optimization steps of each run; the last loss counts")
     parser.add_import()
     parser.add_threads()
     values = parser.parse_args(arguments)

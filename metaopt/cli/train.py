@@ -31,23 +31,9 @@ def build_parser() -> Parser:
         "network that proposes group elements. Configs that make the shipped optimizers are in "
         "configs/. Writes best.safetensors, last.safetensors and TensorBoard curves into --out.",
     )
-    parser.add_argument(
-        "--config",
-        action="config",
-        help="read flags from a YAML file, such as one of configs/; flags that follow it win",
-    )
-    parser.add_argument(
-        "--out",
-        type=str,
-        default="runs/train",
-        help="folder to write the checkpoints and curves into",
-    )
+    parser.add_run("runs/train", "checkpoints and curves")
     parser.add_switch("--resume", "go on with the run in --out; start it if there is none")
     parser.add_switch("--overwrite", "delete the run in --out and start anew")
-    parser.add_threads()
-    parser.add_device()
-    parser.add_timeout()
-    parser.add_import()
     parser.add_settings(TrainingSpec)
     parser.add_settings(MetaOptimizerSpec)
     return parser
