@@ -7,10 +7,45 @@ import torch
 from training_cases import assert_same, copies, make
 
 from metaopt import LearnedOptimizer
-from metaopt.evaluation.rollout import Trajectory, rollout
-from metaopt.tasks import RegressionFamily
+from metaopt.evaluation.rollout import rollout
+from metaopt.tasks import FAMILIES, Regression, RegressionFamily
 from metaopt.tasks.seeds import VALIDATION
-from metaopt.training import trainer as trainer_module
+from metaopt.training import TaskDistribution
+
+
+class GivenLosses(Regression):
+    """Tasks whose losses are given, ``(steps + 1, B)``, wherever the weights are."""
+
+    given: torch.Tensor
+
+    def forward(self, step=0):
+        return 0 * super().forward() + self.given[step]
+
+
+class Scripted(TaskDistribution):
+    """The tasks of another distribution, validated on two tasks of the next of given losses."""
+
+    def __init__(self, real, scripts):
+        self.real, self.scripts = real, scripts
+
+    def draw(self, batch_size, generator):
+        return self.real.draw(batch_size, generator)
+
+    def validation(self, count):
+        return [(self, 2)]
+
+    def sample(self, seeds):
+        tasks = RegressionFamily.square(3).sample(seeds)
+        tasks = GivenLosses([tasks.W1.detach(), tasks.W2.detach()], tasks.x, tasks.y)
+        tasks.given = self.scripts.pop(0)
+        return tasks
+
+
+def mean_logs(trainer, family, count):
+    """The mean log10 losses of the first validation tasks of a family, after steps 2 and 4."""
+    tasks = family.sample(range(VALIDATION.start, VALIDATION.start + count))
+    losses = rollout(tasks, LearnedOptimizer(tasks, trainer.averaged), 4).losses
+    return losses[[2, 4]].log10().mean(dim=1)
 
 
 @pytest.fixture
@@ -33,34 +68,25 @@ def test_validation_takes_the_first_validation_seeds_at_the_reference_width(samp
     assert sampled == [(20, [VALIDATION.start + i for i in range(3)])]
 
 
-def test_other_families_are_validated_on_a_quarter_as_many_and_count_as_much(monkeypatch):
-    drawn = []
-
-    def run(problem, optimizer, steps, **_):
-        drawn.append((problem.chain, problem.x.shape))
-        level = {20: 1e-4, 8: 1e-2}[problem.x.shape[1]] * len(problem.chain.pairs)
-        losses = torch.full((steps + 1, problem.batch), level, dtype=torch.float64)
-        return Trajectory(losses, losses, losses, losses.bool(), 0.0)
-
-    monkeypatch.setattr(trainer_module, "rollout", run)
-    fields = {"validation_problems": 8, "validation_families": ("width_8", "three_layers")}
-    score = make(**fields).validate()["score"]
-    assert [tuple(shape) for _, shape in drawn] == [(8, 20, 20), (2, 8, 8), (2, 20, 20)]
-    assert [len(chain.pairs) for chain, _ in drawn] == [1, 1, 2]
-    assert score == pytest.approx((-4 - 2 - 4 + math.log10(2)) / 3)
+def test_other_families_are_validated_on_a_quarter_as_many_and_count_as_much():
+    names = ("width_8", "three_layers")
+    trainer = make(validation_problems=8, validation_families=names)
+    families = {RegressionFamily.square(20): 8} | {FAMILIES[name]: 2 for name in names}
+    assert dict(trainer.tasks.validation(8)) == families
+    means = [mean_logs(trainer, family, count) for family, count in families.items()]
+    assert trainer.validate()["score"] == pytest.approx(torch.stack(means).mean().item(), abs=1e-5)
 
 
-def test_validation_score_is_the_mean_log10_loss_and_the_best_networks_are_kept(monkeypatch):
+def test_validation_score_is_the_mean_log10_loss_and_the_best_networks_are_kept():
     """Losses at steps 2 and 4 count; a lost problem counts as 1e38."""
-    runs = []
+    scripts = []
     for level in (1e-3, 1e-7, math.nan, 1e-5):
-        losses = torch.full((5, 2), 1e30, dtype=torch.float64)
+        losses = torch.full((5, 2), 1e30)
         losses[2], losses[4] = torch.tensor([1e-1, 1e-2]), torch.tensor([level, 1e-3])
-        runs.append(Trajectory(losses, losses, losses, losses.bool(), 0.0))
-    remaining = iter(runs)
-    monkeypatch.setattr(trainer_module, "rollout", lambda *a, **k: next(remaining))
+        scripts.append(losses)
     trainer, seen, scores = make(), [], []
-    for _ in runs:
+    trainer.tasks = Scripted(trainer.tasks, scripts)
+    while scripts:
         with torch.no_grad():
             trainer.averaged.update.lstm.head_bias.add_(1.0)
         seen.append(copies(trainer.averaged))
@@ -70,15 +96,12 @@ def test_validation_score_is_the_mean_log10_loss_and_the_best_networks_are_kept(
     assert_same(trainer.best, seen[1])
 
 
-def test_much_worse_networks_are_given_up_for_the_best_and_training_goes_on_at_half_rate(
-    monkeypatch,
-):
-    trainer, scores = make(rollback=0.5, learning_rate_update=1e-3, schedule="constant"), []
-    monkeypatch.setattr(trainer_module, "rollout", lambda *a, **k: scores.pop(0))
+def test_much_worse_networks_are_given_up_for_the_best_and_training_goes_on_at_half_rate():
+    trainer, scripts = make(rollback=0.5, learning_rate_update=1e-3, schedule="constant"), []
+    trainer.tasks = Scripted(trainer.tasks, scripts)
 
     def scored(score):
-        losses = torch.full((5, 2), 10.0**score, dtype=torch.float64)
-        scores.append(Trajectory(losses, losses, losses, losses.bool(), 0.0))
+        scripts.append(torch.full((5, 2), 10.0**score))
         trainer.train_batch()
         trainer.validate()
         return copies(trainer.averaged), {k: v.clone() for k, v in trainer.state().items()}
@@ -97,8 +120,5 @@ def test_much_worse_networks_are_given_up_for_the_best_and_training_goes_on_at_h
 def test_validation_reports_what_a_rollout_of_the_same_problems_gives():
     trainer = make()
     numbers = trainer.validate()
-    problem = RegressionFamily.square(20).sample([VALIDATION.start, VALIDATION.start + 1])
-    losses = rollout(problem, LearnedOptimizer(problem, trainer.meta), 4).losses
-    for step in (2, 4):
-        expected = losses[step].log10().mean().item()
-        assert numbers[f"log10_loss_at_{step}"] == pytest.approx(expected, abs=1e-5)
+    expected = mean_logs(trainer, RegressionFamily.square(20), 2).tolist()
+    assert [numbers[f"log10_loss_at_{t}"] for t in (2, 4)] == pytest.approx(expected, abs=1e-5)
