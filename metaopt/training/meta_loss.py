@@ -11,7 +11,7 @@ from typing import final
 
 from torch import Tensor
 
-from metaopt.errors import UserError
+from metaopt.checks import check_not_negative
 from metaopt.registry import Registry
 
 
@@ -46,11 +46,7 @@ class LogFields:
     log_floor: float = 1e-12
 
     def __post_init__(self) -> None:
-        if not self.log_floor >= 0:
-            raise UserError(
-                f"expected a log_floor of 0 or more, got {self.log_floor}: 1e-12 is below "
-                "float32's noise"
-            )
+        check_not_negative("log_floor", self.log_floor)
 
 
 @META_LOSSES.register("log")
