@@ -159,11 +159,13 @@ class Settings:
     Attributes:
         components: names of own fields that choose a component, with the registry of each.
         named: names of own fields that choose an entry without fields, with the registry of each.
+        unused: fields that may have any value where no chosen component has them.
         settings: fields of the library's components, and of the chosen ones, by name.
     """
 
     components: ClassVar[Mapping[str, Registry[Any]]] = {}
     named: ClassVar[Mapping[str, Registry[Any]]] = {}
+    unused: ClassVar[frozenset[str]] = frozenset()
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __init__(self, settings: Mapping[str, Any] | None = None, **given: Any) -> None:
@@ -246,11 +248,11 @@ class Settings:
             yield from (c for c in registry.values() if c is chosen or _of_library(c))
 
     def _check_components(self) -> None:
-        """Build the chosen configs; fields of others must have values that some config accepts."""
+        """Build the chosen configs; most fields of others need values that some config accepts."""
         used = set(self.own_defaults())
         for kind, registry in self.components.items():
             used |= defaults(type(self.chosen(registry, getattr(self, kind)))).keys()
-        for name in self.settings.keys() - used:
+        for name in self.settings.keys() - used - self.unused:
             complaints = [
                 _complaint(config, name, self.settings[name])
                 for config in self._held()

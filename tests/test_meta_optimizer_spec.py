@@ -5,6 +5,7 @@ import math
 import pytest
 
 from metaopt import UserError
+from metaopt.learned.checkpoint import load_meta_optimizer, save_meta_optimizer
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 
 BAD_SPECS = [
@@ -21,3 +22,19 @@ BAD_SPECS = [
 def test_bad_specs_raise_a_user_error_of_one_line(fields):
     with pytest.raises(UserError, match=r"^expected .*, got .*$"):
         MetaOptimizer(MetaOptimizerSpec(**fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"element": "none", "features": ()},
+        {"element": "whitening", "features": ("nope",)},
+        {"update": "layerwise", "element": "none", "heads": (), "inputs": (), "features": ()},
+    ],
+    ids=str,
+)
+def test_lists_of_names_that_no_rule_uses_may_stand_in_a_checkpoint(fields, tmp_path):
+    path = tmp_path / "unused.safetensors"
+    save_meta_optimizer(path, MetaOptimizer(MetaOptimizerSpec(hidden=4, **fields)), {})
+    spec = load_meta_optimizer(path).spec
+    assert {name: getattr(spec, name) for name in fields} == fields

@@ -233,6 +233,16 @@ def test_the_switches_of_the_command_line(cli, tmp_path):
     assert len(list((out / "tensorboard").iterdir())) == 1
 
 
+def test_an_action_that_cannot_act_on_the_tasks_is_refused_before_a_run_is_deleted(cli, tmp_path):
+    run_training(make_trainer(), tmp_path, resume=False, overwrite=False)
+    finished = contents(tmp_path)
+    code, message = cli(tmp_path, "--overwrite", **{**SHORT, "action": "linear"})
+    assert code == 2
+    assert message.startswith("error: expected an action that can act on problems='regression'")
+    assert message.count("\n") == 1
+    assert contents(tmp_path) == finished
+
+
 @pytest.mark.parametrize(
     ("flag", "value"),
     [("steps", "0"), ("steps", "many"), ("update", "nope"), ("colour", "red"), ("threads", "-1")],

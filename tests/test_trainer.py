@@ -34,6 +34,7 @@ def sampled(monkeypatch):
 
 def test_training_takes_training_seeds_only_and_does_not_repeat_them(sampled):
     trainer = make(trajectories=4)
+    sampled.clear()  # the action was checked on a task of each kind
     while not trainer.finished:
         trainer.train_batch()
     seeds = [seed for _, batch in sampled for seed in batch]

@@ -51,6 +51,7 @@ class MetaOptimizerSpec(Settings):
         "element": ELEMENT_RULES,
     }
     named: ClassVar[Mapping[str, Registry[Any]]] = {"action": ACTIONS}
+    unused: ClassVar[frozenset[str]] = frozenset({"inputs", "heads", "features"})
 
     update: str = "coordinatewise"
     element: str = "spectral"

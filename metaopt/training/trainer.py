@@ -18,6 +18,9 @@ from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.learned.spec import MetaOptimizerSpec
 from metaopt.ranks import ALONE, CPU, Ranks
+from metaopt.symmetry.action import Action
+from metaopt.symmetry.auto import Returns
+from metaopt.target import target_of
 from metaopt.tasks import TaskFamily, first_seeds
 from metaopt.training.shards import reduced_windows, split
 from metaopt.training.spec import SCHEDULES, TrainingSpec
@@ -275,3 +278,30 @@ def check_fit(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
     for rule in rules:
         if rule.one_size is not None:
             tasks.check_one_size(rule.one_size)
+    if tasks.chains and networks.element_config.needs_chain:
+        check_acts(networks.build_action(), networks.action, spec)
+
+
+def check_acts(action: Action, name: str, spec: TrainingSpec) -> None:
+    """Check that an action can act on tasks of each validation family, and on a training task.
+
+    Args:
+        action: the action.
+        name: its name, for the message.
+        spec: how the networks are trained, and on which tasks.
+
+    Raises:
+        UserError: if the action cannot act at a site where it would be used.
+    """
+    tasks = spec.tasks
+    drawn = tasks.draw(1, torch.Generator().manual_seed(spec.seed))
+    samples: list[tuple[TaskFamily, Sequence[int]]] = [(drawn.family, drawn.seeds[:1])]
+    samples += [(family, first_seeds("validation", 1)) for family, _ in tasks.validation(1)]
+    for family, seeds in samples:
+        acting = target_of(family.sample(seeds)).acting(action, None, Returns.UNKNOWN)
+        for site, own in acting:
+            if why := own.obstacle(site):
+                raise UserError(
+                    f"expected an action that can act on problems={spec.problems!r}, got {name!r} "
+                    f"for {site.name} ({why}): name another, such as post_activation"
+                )
