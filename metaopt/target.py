@@ -19,7 +19,7 @@ from metaopt.symmetry.actions import ACTIONS, action_of
 from metaopt.symmetry.auto import AUTO, Returns, choose_actions, for_all_data
 from metaopt.symmetry.chain import NO_CHAIN, ChainModule, LayerChain
 from metaopt.symmetry.finders import Sites, choose_sites, find_sites
-from metaopt.symmetry.finders.sites import grouped
+from metaopt.symmetry.finders.sites import grouped, shorten
 from metaopt.symmetry.functional import LossOnBatch, ModuleOutputs, NetworkLoss
 from metaopt.symmetry.inputs import LayerInput
 from metaopt.symmetry.objectives import LossFunction
@@ -201,7 +201,15 @@ class TaskTarget(Target):
         self.layer_input = LayerInput(model.x)
         parameters = list(model.parameters())
         self.names = tuple(name for name, _ in model.named_parameters())
-        own = dict(zip(model.chain.names, self.names, strict=False))
+        names = model.chain.names
+        if len(self.names) < len(names) or (
+            set(names) <= set(self.names) and names != self.names[: len(names)]
+        ):
+            raise UserError(
+                f"expected the {len(names)} parameters of the chain registered first and in its "
+                f"order, got {shorten(', '.join(self.names), 120)}: register them so"
+            )
+        own = dict(zip(names, self.names, strict=False))
         renamed = LayerChain(
             model.chain.activations,
             model.chain.biased,

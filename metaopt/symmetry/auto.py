@@ -24,18 +24,19 @@ class Returns(Enum):
     NO = "no"  # another one came before it
 
 
-def for_all_data(site: Site, names: Sequence[str] = tuple(ACTIONS)) -> ActingSite | None:
+def for_all_data(site: Site, names: Sequence[str] | None = None) -> ActingSite | None:
     """Return the largest group that keeps the function on all data at a site, or None.
 
     Args:
         site: the site.
-        names: names of the actions to choose from. GL is larger than positive scales.
+        names: names of the actions to choose from, by default all that are registered. GL is
+            larger than positive scales.
 
     Returns:
         The site with the action of the group; None if no group keeps the function on all data.
     """
     exact = [
-        action for action in map(make_action, names)
+        action for action in map(make_action, ACTIONS if names is None else names)
         if action.max_samples(site) == float("inf")
     ]  # fmt: skip
     exact.sort(key=lambda action: action.group != "GL")
@@ -46,7 +47,7 @@ def choose_actions(
     sites: Sites,
     samples: int | None,
     returns: Returns,
-    names: Sequence[str] = tuple(ACTIONS),
+    names: Sequence[str] | None = None,
 ) -> tuple[ActingSite, ...]:
     """Choose the sites where a group acts, and the action of each, as ``action="auto"`` does.
 
@@ -61,7 +62,8 @@ def choose_actions(
         samples: rows of the batch; None if there is no batch, and then only groups act that are
             exact for all data.
         returns: whether further steps are made on the same batch.
-        names: names of the actions to choose from, the preferred one first.
+        names: names of the actions to choose from, the preferred one first; by default all that
+            are registered, in that order.
 
     Returns:
         The sites that act, in the order of the data flow; none if no group is exact.
@@ -71,7 +73,7 @@ def choose_actions(
     ]
     stands_for_all = returns is Returns.YES or (returns is Returns.UNKNOWN and not everywhere)
     if samples is not None and stands_for_all:
-        for action in map(make_action, names):
+        for action in map(make_action, ACTIONS if names is None else names):
             if action.uses_inputs and sites.exact_everywhere(action, samples):
                 return tuple(ActingSite(site, action) for site in sites.found)
     return tuple(everywhere)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.symmetry.actions import exact_on_batch
-from metaopt.symmetry.activations import Activation, Identity
+from metaopt.symmetry.activations import Activation, Identity, identity_of
 from metaopt.symmetry.site import Site, matrix_view
 
 
@@ -115,7 +115,8 @@ class LayerChain:
             parameters: in the order of ``names``; only their shapes are looked at.
         """
         layers = self.layers(parameters)
-        return _sites(self, tuple(layer.weight.shape[-2:] for layer in layers))
+        shapes = tuple(layer.weight.shape[-2:] for layer in layers)
+        return _sites(self, shapes, tuple(map(identity_of, self.activations)))
 
     def layers(self, parameters: Sequence[Tensor]) -> list[Layer]:
         """Return the parameters, in the order weight, bias, weight, ..., as layers."""
@@ -171,7 +172,10 @@ class ChainModule(nn.Module):  # not an ABC, which ``higher`` cannot patch
 
 
 @lru_cache(maxsize=256)
-def _sites(chain: LayerChain, shapes: tuple[torch.Size, ...]) -> tuple[Site, ...]:
+def _sites(
+    chain: LayerChain, shapes: tuple[torch.Size, ...], functions: tuple[int, ...]
+) -> tuple[Site, ...]:
+    """The sites; chains with equal activations of other ``functions`` have entries of their own."""
     found = []
     for pair in chain.pairs:
         incoming, outgoing = (matrix_view(*chain.layer_names[m]) for m in pair)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metaopt.symmetry.activations import Activation
+from metaopt.errors import UserError
+from metaopt.symmetry.activations import Activation, identity_of
 
 ALWAYS = "always"
 """The value of ``Site.exact`` for a group that keeps the function on all data."""
@@ -51,6 +52,15 @@ class MatrixView:
     at: tuple[tuple[int, int], ...] = ()
     heads: tuple[int, ...] = ()
     bias: MatrixView | None = None
+
+    def __post_init__(self) -> None:
+        if self.shape is None and (
+            self.rows != (0,) or self.columns not in ((1,), ()) or self.at or self.heads
+        ):
+            raise UserError(
+                f"expected the shape of {self.parameter} beside rows, columns, at or heads, got "
+                f"none: give shape, and dims"
+            )
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -196,11 +206,12 @@ class Site:
 
     def without_outgoing_bias(self) -> Site:
         """Return the site without its outgoing bias, for actions that do not move that bias."""
-        return _without_outgoing_bias(self)
+        return _without_outgoing_bias(self, identity_of(self.between))
 
 
 @lru_cache(maxsize=1024)
-def _without_outgoing_bias(site: Site) -> Site:
+def _without_outgoing_bias(site: Site, function: int) -> Site:
+    """The site; sites with equal activations of other functions have entries of their own."""
     return replace(site, outgoing=tuple(replace(view, bias=None) for view in site.outgoing))
 
 

@@ -110,7 +110,7 @@ def choose_sites(model: nn.Module, everything: Sites, sites: Sequence[tuple[str,
     Raises:
         UserError: if one of them was not found; the message says why.
     """
-    known = {site.layers: site for site in everything.found}
+    known = dict.fromkeys(site.layers for site in everything.found)  # some may be the same
     first_names = {id(module): name for name, module in model.named_modules()}
     first_name = {
         name: first_names[id(module)]
@@ -128,9 +128,11 @@ def choose_sites(model: nn.Module, everything: Sites, sites: Sequence[tuple[str,
                 f"expected sites that were found, got {pair}, where {why}: name {_choices(known)}"
             )
     others = [
-        LeftOut(pair, "it is not among the given sites") for pair in known if pair not in pairs
+        LeftOut(site.layers, "it is not among the given sites")
+        for site in everything.found
+        if site.layers not in pairs
     ]
-    kept = tuple(site for pair, site in known.items() if pair in pairs)
+    kept = tuple(site for site in everything.found if site.layers in pairs)
     return Sites(kept, (*everything.left_out, *others), "sites were given")
 
 

@@ -51,7 +51,7 @@ class Sites:
         """
         if isinstance(self.chain, str) or len(self.found) != len(self.chain.pairs):
             return False
-        fits = [action.max_samples(site) >= samples for site in self.found]
+        fits = [action.max_samples(site) >= max(samples, 1) for site in self.found]
         return bool(fits) and all(fits)
 
     def report(self) -> str:
