@@ -235,3 +235,20 @@ def test_a_learned_optimizer_moves_nothing_where_no_pass_was_seen():
     assert optimizer.teleportation is None
     words = "no teleportation (no differentiated forward pass was seen): 1 steps"
     assert words in optimizer.report()
+
+
+def test_a_resumed_run_remembers_that_another_batch_came():
+    first, second = (data(5, seed=seed) for seed in (1, 2))
+    model = chain(nn.Tanh(), nn.Tanh())
+    optimizer = teleporting(model)
+    for batch in (first, second):
+        optimizer.step(batch=batch)
+    resumed = teleporting(model)
+    resumed.load_state_dict(optimizer.state_dict())
+    for each in (optimizer, resumed):
+        with pytest.raises(UserError, match="got several: name an action"):
+            each.teleport(*second)
+    older = {k: v for k, v in optimizer.state_dict().items() if k in ("base", "steps", "undone")}
+    fresh = teleporting(model)
+    fresh.load_state_dict(older)
+    fresh.teleport(*second)

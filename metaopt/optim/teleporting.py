@@ -186,9 +186,10 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             base.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the base, with the numbers of steps and of teleports."""
+        """Return the state of the base, its counts, and what "auto" saw."""
         counts = {"steps": self.steps, "undone": self.undone, "made": self.made}
-        return {"base": self.base.state_dict(), **counts}
+        batches = {"last_batch": self._last_batch, "other_came": self._other_came}
+        return {"base": self.base.state_dict(), **counts, **batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
@@ -208,7 +209,9 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             )
         self.base.load_state_dict(copy.deepcopy(state_dict["base"]))
         self.steps, self.undone = state_dict["steps"], state_dict["undone"]
-        self.made = state_dict.get("made", 0)  # older states do not say
+        self.made = state_dict.get("made", 0)  # older states do not say, here and below
+        self._last_batch = state_dict.get("last_batch")
+        self._other_came = state_dict.get("other_came", False)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, as the base does.
