@@ -225,6 +225,9 @@ class Nearly(ClosedFormAction):
     def max_samples(self, site):
         return 0
 
+    def obstacle(self, site):
+        return None  # it may act anywhere: what changes the output too much is rejected
+
     def propose(self, element, matrices):
         g = self.exponential(element)
         incoming = [g.times(matrix) for matrix in matrices.incoming]
