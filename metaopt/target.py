@@ -149,6 +149,10 @@ class Target(ABC):
     def report(self) -> str:
         """Return a text that says where a group can act, where not, and why."""
 
+    def obstacles(self, action: Action) -> list[tuple[Site, str]]:
+        """Return the sites where an action cannot act, each with the reason in words."""
+        return [(site, why) for site in self.sites.found if (why := action.obstacle(site))]
+
     def check_action(self, action: str | Action, choices: Sequence[str], advice: str) -> None:
         """Check that an action has a site to act at in this model.
 
@@ -176,7 +180,7 @@ class Target(ABC):
                 f"expected a model with two layers or more for {name}, got one: a group acts "
                 f"between two layers"
             )
-        obstacles = [(site, why) for site in self.sites.found if (why := own.obstacle(site))]
+        obstacles = self.obstacles(own)
         free = len(self.sites.found) - len(obstacles)
         if own.uses_inputs and obstacles:
             site, why = obstacles[0]

@@ -19,7 +19,6 @@ from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.learned.spec import MetaOptimizerSpec
 from metaopt.ranks import ALONE, CPU, Ranks
 from metaopt.symmetry.action import Action
-from metaopt.symmetry.auto import Returns
 from metaopt.target import target_of
 from metaopt.tasks import TaskFamily, first_seeds
 from metaopt.training.shards import reduced_windows, split
@@ -298,10 +297,8 @@ def check_acts(action: Action, name: str, spec: TrainingSpec) -> None:
     samples: list[tuple[TaskFamily, Sequence[int]]] = [(drawn.family, drawn.seeds[:1])]
     samples += [(family, first_seeds("validation", 1)) for family, _ in tasks.validation(1)]
     for family, seeds in samples:
-        acting = target_of(family.sample(seeds)).acting(action, None, Returns.UNKNOWN)
-        for site, own in acting:
-            if why := own.obstacle(site):
-                raise UserError(
-                    f"expected an action that can act on problems={spec.problems!r}, got {name!r} "
-                    f"for {site.name} ({why}): name another, such as post_activation"
-                )
+        for site, why in target_of(family.sample(seeds)).obstacles(action):
+            raise UserError(
+                f"expected an action that can act on problems={spec.problems!r}, got {name!r} "
+                f"for {site.name} ({why}): name another, such as post_activation"
+            )
