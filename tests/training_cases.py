@@ -1,10 +1,15 @@
 """Trainers small enough for tests."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+from metaopt.cli.common import guarded
+from metaopt.cli.train import HINT, main
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.spec import MetaOptimizerSpec
+from metaopt.training.run import BEST, LAST
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer
 
@@ -32,3 +37,19 @@ def copies(meta: MetaOptimizer) -> dict[str, Tensor]:
 
 def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     torch.testing.assert_close(dict(first), second, rtol=0, atol=0)
+
+
+def flags(out: Path, *switches: str, **changed: object) -> list[str]:
+    """Of a training by the command line that takes a part of a second."""
+    values = {"hidden": 4, **TINY, **changed, "out": out}
+    listed = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    return [*(part for k, v in listed.items() for part in (f"--{k}", str(v))), *switches]
+
+
+def command(out: Path, *switches: str, **changed: object) -> int:
+    """The exit code of ``train_meta.py`` with these flags, run in this process."""
+    return guarded(lambda _: main(flags(out, *switches, **changed)), HINT)()
+
+
+def results(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in (LAST, BEST)}

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 
 from metaopt.checks import check_whole
 from metaopt.cli.configs import MODE, read_config
-from metaopt.cli.signals import ended_by_sigterm
+from metaopt.cli.signals import ended_by_signals
 from metaopt.errors import Interrupted, UserError
 from metaopt.extensions import load_extensions
 from metaopt.ranks import TIMEOUT
@@ -223,7 +223,7 @@ def guarded(main: Callable[[Sequence[str] | None], None], hint: str = "") -> Cal
 
     def entry() -> int:
         try:
-            with ended_by_sigterm():
+            with ended_by_signals():
                 main(None)
         except UserError as error:
             return _complain(" ".join(str(error).split()))

@@ -1,4 +1,9 @@
-"""SIGINT and SIGTERM: they end a command with one line, or a run with a checkpoint."""
+"""Signals that ask a command to end: it ends with one line, or a run with a checkpoint.
+
+They are SIGINT and SIGTERM, and SIGHUP (the terminal is gone), SIGUSR1 (a cluster's warning) and
+SIGXCPU (the limit of processor time). The last three stay ignored where they were ignored at the
+start, as SIGHUP is under nohup. Windows has the first two alone.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,13 @@ from types import FrameType
 from metaopt.errors import Interrupted
 
 Handler = Callable[[int, FrameType | None], None]
+
+
+def ending() -> list[signal.Signals]:
+    """Return the signals besides SIGINT that end a command of this process."""
+    others = [getattr(signal, name, None) for name in ("SIGHUP", "SIGUSR1", "SIGXCPU")]
+    known = [s for s in others if s is not None and signal.getsignal(s) != signal.SIG_IGN]
+    return [signal.SIGTERM, *known]
 
 
 @contextmanager
@@ -35,19 +47,19 @@ def handling(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Raise :class:`Interrupted` on SIGTERM inside the context, so that open files are closed."""
+def ended_by_signals() -> Iterator[None]:
+    """Raise :class:`Interrupted` on a signal of :func:`ending`, so that open files are closed."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
 
-    with handling({signal.SIGTERM: end}):
+    with handling(dict.fromkeys(ending(), end)):
         yield
 
 
 @contextmanager
 def noted() -> Iterator[Callable[[], int]]:
-    """Note SIGINT and SIGTERM inside the context; only a second SIGINT ends at once.
+    """Note SIGINT and the signals of :func:`ending`; only a second SIGINT ends at once.
 
     Yields:
         A function that returns the number of the signal that came first, or 0.
@@ -60,5 +72,5 @@ def noted() -> Iterator[Callable[[], int]]:
             raise KeyboardInterrupt
         came = came or number
 
-    with handling({signal.SIGINT: note, signal.SIGTERM: note}):
+    with handling(dict.fromkeys((signal.SIGINT, *ending()), note)):
         yield lambda: came
