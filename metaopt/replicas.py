@@ -95,8 +95,8 @@ class Replicas:
             return loss
 
         def mean(values: Sequence[Tensor]) -> Tensor:
-            own = loss([_Shared.apply(value, self) for value in values])
-            together: Tensor = _Summed.apply(own, self)
+            own = loss([_Shared.apply(value, self) for value in values])  # type: ignore[no-untyped-call]
+            together: Tensor = _Summed.apply(own, self)  # type: ignore[no-untyped-call]
             return together / self.size
 
         return mean
@@ -122,7 +122,7 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _Summed.apply(gradients[0], ctx.replicas), None
+        return _Summed.apply(gradients[0], ctx.replicas), None  # type: ignore[no-untyped-call]
 
 
 class _Summed(torch.autograd.Function):
@@ -135,7 +135,7 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _Shared.apply(gradients[0], ctx.replicas), None
+        return _Shared.apply(gradients[0], ctx.replicas), None  # type: ignore[no-untyped-call]
 
 
 def replicas_of(model: nn.Module) -> Replicas:
@@ -149,12 +149,16 @@ def replicas_of(model: nn.Module) -> Replicas:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return ALONE
     parameters = {id(parameter) for parameter in model.parameters()}
-    for found in gc.get_objects():
-        if issubclass(type(found), DistributedDataParallel) and any(
-            id(parameter) in parameters for parameter in found.module.parameters()
-        ):
+    kinds = _with_subclasses(DistributedDataParallel)
+    for found in gc.get_referrers(*kinds):  # an object refers to its class
+        if type(found) in kinds and any(id(p) in parameters for p in found.module.parameters()):
             return Replicas(found.process_group)
     return ALONE
+
+
+def _with_subclasses(kind: type) -> list[type]:
+    subclasses: list[type] = kind.__subclasses__()
+    return [kind, *(own for sub in subclasses for own in _with_subclasses(sub))]
 
 
 def replicas_now() -> Replicas:

@@ -54,12 +54,17 @@ def test_a_copy_of_problem_and_optimizer_goes_on_alike_and_apart(build, duplicat
 
 
 def test_a_state_of_another_size_or_optimizer_is_refused():
-    optimizer = learned(FAMILY.sample([1, 2]))
-    optimizer.learned_state  # noqa: B018 - made on first use
-    for wrong in (learned(FAMILY.sample([1, 2, 3])), learned(FAMILY.sample([1, 2]), "none")):
-        wrong.learned_state  # noqa: B018
-        with pytest.raises(UserError, match="expected LSTM states of shapes"):
+    problem = FAMILY.sample([1, 2])
+    optimizer = learned(problem)
+    step(problem, optimizer)
+    before = copy.deepcopy(optimizer.state_dict())
+    for seeds, element in (([1, 2, 3], "coordinatewise"), ([1, 2], "spectral")):
+        other = FAMILY.sample(seeds)
+        wrong = learned(other, element)
+        step(other, wrong)
+        with pytest.raises(UserError, match="expected a state of this optimizer"):
             optimizer.load_state_dict(wrong.state_dict())
+        torch.testing.assert_close(optimizer.state_dict(), before, rtol=0, atol=0)
 
 
 def test_a_second_group_is_stepped_without_teleportation():

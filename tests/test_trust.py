@@ -168,7 +168,9 @@ def spiking(factor: float) -> tuple[list[torch.Tensor], float]:
 def test_a_step_of_a_network_is_multiplied_by_trust(monkeypatch, factor, expected):
     step, trust = spiking(factor)
     assert trust == expected
-    monkeypatch.setattr(module_stepper, "trusted", lambda before, gradient, same: untried())
+    monkeypatch.setattr(
+        module_stepper, "trusted", lambda before, gradient, same, replicas: untried()
+    )
     whole, _ = spiking(factor)
     torch.testing.assert_close(step, [expected * part for part in whole], rtol=1e-6, atol=1e-12)
     assert all(part.any() for part in step)

@@ -16,6 +16,7 @@ from metaopt.errors import UserError
 from metaopt.learned.fields import FlatFields, LSTMFields, RuleConfig
 from metaopt.learned.lstm import LSTM
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
+from metaopt.learned.state import Columns
 from metaopt.learned.units import Units, gate
 from metaopt.learned.update import LSTMPerTask, RuleState, flat_gradient
 from metaopt.registry import Registry
@@ -36,6 +37,19 @@ class ElementRule(nn.Module, ABC):
             parameters: of the chain, in order.
         """
 
+    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns] | None:
+        """Return how each tensor of the state is divided between the sites of the chain.
+
+        Args:
+            chain: as for :meth:`init_state`.
+            parameters: as for :meth:`init_state`.
+
+        Returns:
+            One entry for each tensor of the state; None, the default, if they are of all sites
+            together.
+        """
+        return None
+
     @abstractmethod
     def propose(self, seen: Observation, state: RuleState) -> tuple[Sequence[Element], RuleState]:
         """Return T_t of each site of the chain, and the next state.
@@ -46,7 +60,7 @@ class ElementRule(nn.Module, ABC):
         """
 
     def init_units(self, widths: Sequence[int]) -> RuleState:
-        """Return the state before the first call of :meth:`propose_units`.
+        """Return the state before the first call of :meth:`propose_units`: a column for each unit.
 
         Args:
             widths: the number of units of each site.
@@ -263,12 +277,17 @@ class CoordinatewiseElement(ElementRule):
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`ElementRule.init_state`."""
-        layers = chain.layers(parameters)
-        entries = [
-            layers[site.incoming].weight.shape[:-1].numel() * layers[site.incoming].weight.shape[-2]
-            for site in chain.pairs
-        ]
-        return self.lstm.init_state(sum(entries))
+        return self.lstm.init_state(sum(self._entries_of(chain, parameters)))
+
+    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
+        """See :meth:`ElementRule.columns`."""
+        return self.lstm.columns(self._entries_of(chain, parameters))
+
+    def _entries_of(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[int]:
+        """How many entries T has at each site, in all tasks."""
+        shapes = [layer.weight.shape for layer in chain.layers(parameters)]
+        into = [shapes[site.incoming] for site in chain.pairs]
+        return [shape[:-1].numel() * shape[-2] for shape in into]
 
     def propose(self, seen: Observation, state: RuleState) -> tuple[list[Element], RuleState]:
         """See :meth:`ElementRule.propose`."""

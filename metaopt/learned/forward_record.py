@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metaopt.replicas import ALONE, Replicas, replicas_now
+
 
 class ForwardRecord(NamedTuple):
     """What a forward pass was given and gave; tensors are detached.
@@ -18,6 +20,7 @@ class ForwardRecord(NamedTuple):
         output_gradient: dL/dF, of the output's shape, where the pass was differentiated.
         alone: whether no other pass went into the same gradients.
         cast_to: the dtype of autocast in this pass; None where it was off.
+        replicas: the processes that made this pass together, each with its part of the batch.
     """
 
     arguments: tuple[Any, ...]
@@ -26,6 +29,7 @@ class ForwardRecord(NamedTuple):
     output_gradient: Tensor | None = None
     alone: bool = True
     cast_to: torch.dtype | None = None
+    replicas: Replicas = ALONE
 
     @property
     def x(self) -> Tensor | None:
@@ -93,6 +97,7 @@ class _Hook:
             {name: _detached(value) for name, value in keywords.items()},
             output.detach().clone(),
             cast_to=torch.get_autocast_dtype(device) if on else None,
+            replicas=replicas_now(),
         )
 
         def differentiated(gradient: Tensor) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar, final
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from metaopt.learned.fields import LSTMFields
 from metaopt.learned.observation import Observation, from_task_rows, task_rows
+from metaopt.learned.state import Columns
 from metaopt.learned.update import UPDATE_RULES, RuleState, UpdateConfig, UpdateRule
 from metaopt.symmetry.chain import LayerChain
 
@@ -25,6 +27,7 @@ RATE = 3e-3  # of Adam, which the rule is where the head gives 0
 FAST, SLOW = 0.9, 0.99  # decays of the momenta
 SQUARES = (0.9, 0.999)  # decays of the mean square gradients
 CHANNELS = 9
+MOMENTS = ("momentum", "slow_momentum", "square", "slow_square")
 EPS = 1e-24  # of a mean square gradient: below it there is no direction
 
 
@@ -33,8 +36,9 @@ class LayerwiseUpdate(UpdateRule):
     """m1 over whole tensors: Adam with a step and a mix of momenta that an LSTM sets.
 
     f = -0.003 exp(3 tanh o_1) (m_fast + o_2 m_slow + o_3 gradient) / sqrt(v), which is Adam where
-    o = 0. It does not depend on the scale of the loss. The state is the number of the step,
-    ``(1,)``, that of the LSTM, and two momenta and two mean squares, ``(tasks, coordinates)`` each.
+    o = 0. It does not depend on the scale of the loss. The state is the number of the step of each
+    tensor, ``(tensors,)`` on the CPU, that of the LSTM, and two momenta and two mean squares,
+    ``(tasks, coordinates)`` each.
 
     Args:
         config: its fields.
@@ -55,12 +59,22 @@ class LayerwiseUpdate(UpdateRule):
         device = parameters[0].device
         moments = [torch.zeros(tasks, coordinates, device=device) for _ in range(4)]
         columns = len(parameters) * tasks
-        return [torch.zeros(1, device=device), *self.lstm.init_state(columns), *moments]
+        return [torch.zeros(len(parameters)), *self.lstm.init_state(columns), *moments]
+
+    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
+        """See :meth:`UpdateRule.columns`."""
+        tasks = parameters[0].shape[: chain.batch_dims].numel()
+        sizes = [parameter.numel() // tasks for parameter in parameters]
+        return [
+            Columns("step", 0, [1] * len(parameters)),
+            *self.lstm.columns([tasks] * len(parameters)),
+            *(Columns(name, 1, sizes) for name in MOMENTS),
+        ]
 
     def propose(self, seen: Observation, state: RuleState) -> tuple[list[Tensor], RuleState]:
         """See :meth:`UpdateRule.propose`."""
         own = 2 * len(self.lstm.layers)
-        step, lstm_state = state[0] + 1, state[1 : 1 + own]
+        steps, lstm_state = state[0] + 1, state[1 : 1 + own]
         gradient = task_rows(seen.gradients, seen.batch_dims)
         fast, slow, recent, long = state[1 + own :]
         square = gradient.square()
@@ -70,15 +84,18 @@ class LayerwiseUpdate(UpdateRule):
             recent.lerp(square, 1 - SQUARES[0]),
             long.lerp(square, 1 - SQUARES[1]),
         ]
-        directions = _directions(gradient, moments, step)
         sizes = [parameter.shape[seen.batch_dims :].numel() for parameter in seen.parameters]
+        step = steps[0]
+        if bool((steps != step).any()):  # some tensors had no gradient at some steps
+            step = torch.repeat_interleave(steps, torch.tensor(sizes)).to(gradient.device)
+        directions = _directions(gradient, moments, step)
         channels = self._channels(seen, directions, moments, step, sizes)
         output, following = self.lstm(channels, lstm_state)
         rate, mix_slow, mix_gradient = _spread(output, sizes)
         mixed = directions[0] + mix_slow * directions[1] + mix_gradient * directions[2]
         update = -RATE * (3.0 * torch.tanh(rate)).exp() * mixed
         pieces = from_task_rows(update, seen.parameters, seen.batch_dims)
-        return pieces, [step, *following, *moments]
+        return pieces, [steps, *following, *moments]
 
     def _channels(
         self,
@@ -88,7 +105,10 @@ class LayerwiseUpdate(UpdateRule):
         step: Tensor,
         sizes: Sequence[int],
     ) -> Tensor:
-        """What the LSTM sees, ``(channels, tensors * tasks)``, without a graph."""
+        """What the LSTM sees, ``(channels, tensors * tasks)``, without a graph.
+
+        The number of the step is a scalar, or ``(coordinates,)``.
+        """
         fast, slow, gradient = (direction.detach() for direction in directions)
         recent, long = (moment.detach() for moment in moments[2:])
         weights = task_rows(seen.numbers.parameters, seen.batch_dims)
@@ -105,6 +125,9 @@ class LayerwiseUpdate(UpdateRule):
         shapes = [parameter.shape[seen.batch_dims :] for parameter in seen.parameters]
         vector = weights.new_tensor([float(len(shape) == 1) for shape in shapes])
         many = weights.new_tensor([(size + 1) ** 0.1 / 3.0 for size in sizes])
+        starts = [0, *accumulate(sizes[:-1])]
+        age = (step if step.dim() == 0 else step[starts]).log10().to(weights.device)
+        age = age.expand(len(sizes))
         return torch.stack(
             (
                 ff.sqrt(),
@@ -115,7 +138,7 @@ class LayerwiseUpdate(UpdateRule):
                 (ww + 1e-6).log() / 4.0,
                 (vector.unsqueeze(1) * like).flatten(),
                 (many.unsqueeze(1) * like).flatten(),
-                torch.ones_like(ff) * step.log10() / 4.0,
+                (age.unsqueeze(1) * like).flatten() / 4.0,
             )
         )
 

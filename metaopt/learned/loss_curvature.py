@@ -7,16 +7,20 @@ Gradients divided by c have the size that the networks m1 and m2 were trained on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from metaopt.replicas import ALONE, Replicas
 
 UNKNOWN = 1.0  # until it is measured: that of a mean over a batch is less, so steps are short
 
 
-def known_curvature(loss_fn: object) -> Callable[[Tensor], float] | None:
+def known_curvature(loss_fn: object) -> KnownCurvature | None:
     """Return the largest second derivative of a loss in the model's output, where it is known.
 
     It is known for the squared error, the cross entropy (at most 1/2 for each sample), the binary
@@ -27,7 +31,7 @@ def known_curvature(loss_fn: object) -> Callable[[Tensor], float] | None:
         loss_fn: a module of ``torch.nn``, or the function that does the same.
 
     Returns:
-        A function of the output F; None where the curvature is not known.
+        A function of the output F and of dL/dF, if that is known; None where the curvature is not.
 
     >>> import torch
     >>> known_curvature(torch.nn.MSELoss())(torch.zeros(5, 2))
@@ -54,21 +58,37 @@ class KnownCurvature:
     Attributes:
         of_a_term: the largest second derivative of one term.
         mean: whether the loss is the mean of the terms, and not their sum.
-        classes: whether a term is of all classes of a sample, which are in dimension 1.
+        classes: whether a term is of all classes of a sample.
     """
 
     of_a_term: float
     mean: bool
     classes: bool
 
-    def __call__(self, output: Tensor) -> float:
-        """Return the largest second derivative for an output of this shape."""
+    def __call__(self, output: Tensor, gradient: Tensor | None = None) -> float:
+        """Return the largest second derivative for an output of this shape.
+
+        Args:
+            output: the model's output F.
+            gradient: dL/dF, of its shape; None if it is not known.
+        """
         if not self.mean:
             return self.of_a_term
         terms = output.numel()
-        if self.classes:
-            terms //= output.shape[1] if output.dim() > 1 else terms
+        if self.classes and output.dim():
+            terms //= output.shape[_class_dim(output, gradient)]
         return self.of_a_term / max(terms, 1)
+
+
+def _class_dim(output: Tensor, gradient: Tensor | None) -> int:
+    """The dimension of the classes: 1, as torch has it, or the last, if the user flattened F.
+
+    The gradient of a cross entropy sums to 0 over the classes of each sample.
+    """
+    if output.dim() < 3 or gradient is None:
+        return min(1, output.dim() - 1)
+    sums = [gradient.double().sum(dim=dim).abs().sum() for dim in (1, -1)]
+    return -1 if sums[1] < sums[0] else 1
 
 
 FUNCTIONS: dict[Callable[..., object], type[nn.Module]] = {
@@ -91,8 +111,11 @@ LARGEST: dict[type, Callable[[object], float]] = {
 
 
 def measured_curvature(
-    before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], known: float | None
-) -> float | None:
+    before: tuple[Tensor, Tensor],
+    after: tuple[Tensor, Tensor],
+    known: float,
+    replicas: Replicas = ALONE,
+) -> float:
     """Return the curvature of the loss between two passes of the same batch.
 
     That is <dg, dF> / ||dF||^2 with the changes of the output F and of its gradient g = dL/dF. It
@@ -102,17 +125,19 @@ def measured_curvature(
     Args:
         before: F and g of the first pass, of one shape.
         after: F and g of the second pass, of the same shape.
-        known: the measurement before; None if there was none.
+        known: the measurement before; 0 if there was none.
+        replicas: the processes that have other parts of the batch; their loss is the mean.
 
     Returns:
         The curvature; ``known`` where the output did not change, or where the change of g is not
         finite or says that the loss is not convex.
     """
-    change = after[0].double() - before[0].double()
-    size = change.square().sum()
-    if not size > 0:
+    change, turn = (
+        now.double() - then.to(now.device).double() for now, then in zip(after, before, strict=True)
+    )
+    sums = torch.stack(((turn * change).sum() / replicas.size, change.square().sum()))
+    product, size = replicas.sum(sums).tolist()
+    ratio = product / size if size > 0 else math.nan
+    if not 0 < ratio < math.inf:
         return known
-    ratio = float(((after[1].double() - before[1].double()) * change).sum() / size)
-    if not 0 < ratio < float("inf"):
-        return known
-    return ratio if known is None else max(ratio, known / 2)
+    return float(max(ratio, known / 2))

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from metaopt.learned.state import Columns
 
 BLOCK = 6400  # columns stepped at once: gates of (80, 6400) float32 are 2 MB
 
@@ -167,6 +170,15 @@ class LSTM(nn.Module):
         return [
             self.head_weight.new_zeros(self.hidden, columns) for _ in range(2 * len(self.layers))
         ]
+
+    def columns(self, sizes: Sequence[int]) -> list[Columns]:
+        """Return how the state is divided where the columns belong to several owners.
+
+        Args:
+            sizes: the number of columns of each owner.
+        """
+        names = (f"{kind}{layer}" for layer in range(1, len(self.layers) + 1) for kind in "hc")
+        return [Columns(name, 1, sizes) for name in names]
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return the outputs ``(outputs, N)`` and the next state.

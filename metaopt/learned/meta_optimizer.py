@@ -13,13 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.learned.forward_record import ForwardRecord
-from metaopt.learned.observation import Observation
+from metaopt.learned.observation import TINY, Observation
 from metaopt.learned.spec import MetaOptimizerSpec as MetaOptimizerSpec
-from metaopt.symmetry import LayerChain, LayerInput, Teleportation, chain_orbit
+from metaopt.learned.state import State as State
+from metaopt.symmetry import Element, LayerChain, LayerInput, Site, Teleportation, chain_orbit
 from metaopt.symmetry.teleportation import ChainOutputs
-
-State = dict[str, list[Tensor]]
-"""The state by part: "update" of m1 and, where g is learned, "element" of m2."""
 
 
 class StepInput(NamedTuple):
@@ -29,10 +27,14 @@ class StepInput(NamedTuple):
         parameters: those that are stepped, in order; of a chain weight, bias, weight, ...
         gradients: of the loss, summed over tasks; one for each parameter.
         seen: the forward pass that was differentiated, where there is a record of one.
-        rate: the factor of the update f_t.
+        rate: the factor of the update f_t; below 1 it is a factor of T_t too, so that 0 moves
+            nothing.
         second_order: whether a meta-gradient goes through the gradients, which are then given with
             their graph, and through the Gauss-Newton scales. Else both are constants.
         absent: places of the parameters that have no gradient, for which f_t = 0.
+        frozen: names of the parameters that stay where they are; no group acts at their sites.
+        weight_decay: by how much of the length of f_t the weights are drawn to 0.
+        trust: the factor of both f_t and T_t (:mod:`metaopt.learned.trust`).
     """
 
     parameters: Sequence[Tensor]
@@ -41,18 +43,51 @@ class StepInput(NamedTuple):
     rate: float = 1.0
     second_order: bool = False
     absent: frozenset[int] = frozenset()
+    frozen: frozenset[str] = frozenset()
+    weight_decay: float = 0.0
+    trust: float = 1.0
 
-    def updated(self, update: Sequence[Tensor]) -> list[Tensor]:
-        """Return w + rate f in the dtype of w; a copy of w where there was no gradient.
+    def updated(self, update: Sequence[Tensor], batch_dims: int = 0) -> list[Tensor]:
+        """Return w + rate trust (f - weight_decay ||f|| w / ||w||) in the dtype of w.
+
+        Where there was no gradient it is a copy of w. The decay is decoupled: it does not enter
+        what m1 sees. Its length is the fraction ``weight_decay`` of that of f, so it means the same
+        whatever step sizes m1 has learned.
 
         Args:
             update: f of each parameter.
+            batch_dims: how many leading dimensions of each parameter count tasks.
         """
         return [
             parameter.clone()
             if index in self.absent
-            else parameter + (f if self.rate == 1.0 else self.rate * f).to(parameter.dtype)
+            else parameter + self._step(parameter, f, batch_dims).to(parameter.dtype)
             for index, (parameter, f) in enumerate(zip(self.parameters, update, strict=True))
+        ]
+
+    def _step(self, parameter: Tensor, f: Tensor, batch_dims: int) -> Tensor:
+        if self.weight_decay:
+            length, size = (_norms(tensor, batch_dims) for tensor in (f, parameter.to(f.dtype)))
+            f = f - self.weight_decay * length / (size + TINY) * parameter.to(f.dtype)
+        factor = self.rate * self.trust
+        return f if factor == 1.0 else factor * f
+
+    def scaled(self, elements: Sequence[Element], sites: Sequence[Site]) -> list[Element]:
+        """Return T of each site, times trust and times a rate below 1; 0 where it is frozen.
+
+        Args:
+            elements: T of each site.
+            sites: where they act.
+        """
+        fixed = [not self.frozen.isdisjoint(site.parameters) for site in sites]
+        scale = min(self.rate, 1.0) * self.trust
+        return [
+            element.map(torch.zeros_like)
+            if stays or scale == 0
+            else element
+            if scale == 1
+            else element.scaled(scale)
+            for element, stays in zip(elements, fixed, strict=True)
         ]
 
 
@@ -112,7 +147,6 @@ class MetaOptimizer(nn.Module):
         layer_input: LayerInput,
         now: StepInput,
         state: State,
-        element_scale: float = 1.0,
     ) -> Advanced:
         """Return the outcome of one step, w <- g_t . (w + rate f_t), of a chain of layers.
 
@@ -123,19 +157,24 @@ class MetaOptimizer(nn.Module):
             layer_input: the chain's input x; pass the same object again while x stays the same.
             now: what the step is made from.
             state: the state before the step; it is not changed.
-            element_scale: the factor of T_t.
         """
         x = layer_input.original
         seen = Observation.of(chain, now.parameters, now.gradients, x, now.second_order)
         update, following = self.update.propose(seen, state["update"])
-        updated = now.updated(update)
+        updated = now.updated(update, chain.batch_dims)
         if self.element is None:
             return Advanced(updated, {"update": following}, None)
         elements, element_state = self.element.propose(seen.numbers, state["element"])
-        if element_scale != 1.0:
-            elements = [element.scaled(element_scale) for element in elements]
-        point = chain_orbit(chain, updated, layer_input, self.action).move(updated, elements)
+        orbit = chain_orbit(chain, updated, layer_input, self.action)
+        elements = now.scaled(elements, [site for site, _ in orbit.acting])
+        point = orbit.move(updated, elements)
         moved = Teleportation(ChainOutputs(chain, x), updated, point.parameters, point.rejected)
         if self.spec.hold:
             moved = moved.revert_rounding(now.parameters, self.spec.hold)
         return Advanced(list(moved.after), {"update": following, "element": element_state}, moved)
+
+
+def _norms(tensor: Tensor, batch_dims: int) -> Tensor:
+    """The norm of each task, with dimensions of 1 that broadcast."""
+    own = list(range(batch_dims, tensor.dim()))
+    return torch.linalg.vector_norm(tensor, dim=own, keepdim=True) if own else tensor.abs()

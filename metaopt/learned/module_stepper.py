@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.loss_curvature import UNKNOWN, known_curvature, measured_curvature
-from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, State, StepInput
+from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, StepInput
 from metaopt.learned.observation import Observation
-from metaopt.learned.stepper import Stepper, check_loose, largest_so_far, loosely
+from metaopt.learned.state import Columns, Kept, KeptState, State, kept_of
+from metaopt.learned.stepper import (
+    Stepper,
+    check_loose,
+    frozen_names,
+    kept_largest,
+    kept_of_element,
+    kept_of_update,
+    largest_so_far,
+    loosely,
+)
 from metaopt.learned.trust import trusted, untried
 from metaopt.learned.units import Units, inner_inputs
+from metaopt.replicas import ALONE, Replicas
 from metaopt.symmetry import LayerInput, RescalingAction, Teleportation
 from metaopt.symmetry.auto import AUTO, Returns, choose_actions, fingerprint
 from metaopt.symmetry.chain import NO_CHAIN
@@ -26,6 +39,11 @@ from metaopt.symmetry.site import named
 from metaopt.target import ModuleTarget, check_loss_fn
 
 RESCALING, NONE = "rescaling", "none"
+OF_THE_LOSS = ("curvature", "batch", "trust")
+"""Parts of a state that say what was seen of the loss, and of which batch."""
+
+NO_BATCH = torch.zeros(0, dtype=torch.float64)
+"""The fingerprint where there is no batch of the step before."""
 
 
 @final
@@ -90,7 +108,8 @@ class ModuleStepper(Stepper):
             self.names = target.trainable()
         self.rescales = self.learns_element and action in (AUTO, RESCALING) and self.homogeneous
         self.parameters = target.parameters(self.names)
-        self.init_state(meta)  # refuses an m2 that cannot do it
+        check_real(self.parameters, self.names)
+        self.init_state(meta, self.parameters)  # refuses an m2 that cannot do it
 
     def _check(self, action: str) -> None:
         choices = (AUTO, self.meta_action, RESCALING, NONE)
@@ -102,30 +121,63 @@ class ModuleStepper(Stepper):
         self.target.check_action(action, choices, "leave the action out")
         self.whole = bool(self.target.chain.pairs)  # whether m2's own group has a place to act
 
-    def init_state(self, meta: MetaOptimizer) -> State:
-        """See :meth:`Stepper.init_state`."""
-        state: State = {"update": meta.update.init_state(self.chain, self.parameters)}
-        if self.whole and meta.element is not None and self.action in (AUTO, self.meta_action):
-            state["element"] = meta.element.init_state(self.chain, self.parameters)
+    def init_state(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> State:
+        """See :meth:`Stepper.init_state`.
+
+        Part "last" is the last output and its gradient; it is not kept with the optimizer's state.
+        """
+        state: State = {"update": meta.update.init_state(self.chain, parameters)}
+        if self._moves_whole and meta.element is not None:
+            state["element"] = meta.element.init_state(self.chain, parameters)
         if self.rescales and meta.element is not None:
             state["units"] = meta.element.init_units([site.width for site in self.homogeneous])
         if self.chain == NO_CHAIN:
-            state["largest"] = largest_so_far(self.parameters)
-        return state | {"curvature": [], "batch": [], "trust": [untried()]}
+            state["largest"] = largest_so_far(parameters)
+        unmeasured = torch.zeros((), dtype=torch.float64)
+        return state | {
+            "curvature": [unmeasured], "batch": [NO_BATCH], "trust": [untried()], "last": []
+        }  # fmt: skip
+
+    def kept(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> KeptState:
+        """See :meth:`Stepper.kept`."""
+        rule = meta.element
+        parts = {"update": kept_of_update(meta, self.chain, parameters)}
+        if self._moves_whole and rule is not None:
+            parts["element"] = kept_of_element(rule, self.chain, parameters)
+        if self.rescales and rule is not None:
+            widths = [site.width for site in self.homogeneous]
+            owners = self.target.parameters([s.incoming[0].parameter for s in self.homogeneous])
+            start = partial(rule.init_units, widths)
+            columns = [Columns(f"{index}", 1, widths) for index in range(len(start()))]
+            parts["units"] = kept_of("m2_unit", columns, owners, start)
+        if self.chain == NO_CHAIN:
+            parts["largest"] = kept_largest(parameters)
+        return parts | {name: [Kept(name, parameters[:1])] for name in OF_THE_LOSS}
+
+    def frozen(self) -> frozenset[str]:
+        """See :meth:`Stepper.frozen`."""
+        return frozen_names(self.names, self.parameters)
+
+    @property
+    def _moves_whole(self) -> bool:
+        """Whether m2's own group may act."""
+        return self.whole and self.action in (AUTO, self.meta_action)
 
     def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
         """See :meth:`Stepper.advance`."""
         seen = now.seen
+        replicas = ALONE if seen is None else seen.replicas
         x = None if seen is None else seen.x
-        state, same = self._met(seen, state)
-        trust = float(state["trust"][0][0])
-        unit = float(state["curvature"][0]) if state["curvature"] else UNKNOWN
+        if x is not None and self.chain != NO_CHAIN:
+            x = replicas.rows(x)
+        state, same = self._met(seen, x, state)
+        unit = float(state["curvature"][0]) or UNKNOWN
         gradients = [gradient / unit for gradient in now.gradients]
-        now = now._replace(gradients=gradients, rate=now.rate * trust)
+        now = now._replace(gradients=gradients, trust=float(state["trust"][0][0]))
         layer_input = None if x is None else self._layer_input(x, same)
         action = self._choose(layer_input, x is not None, same)
         if layer_input is not None and action == self.meta_action and "element" in state:
-            moved = meta.advance(self.chain, layer_input, now, state, trust)
+            moved = meta.advance(self.chain, layer_input, now, state)
             return moved._replace(state=state | moved.state)
         following = dict(state)
         if "largest" in state:
@@ -134,6 +186,8 @@ class ModuleStepper(Stepper):
             observed = Observation.of(
                 self.chain, now.parameters, gradients, layer_input.original, now.second_order
             )
+        elif now.rate == 0:  # as tools step once to see what state there is
+            return Advanced([p.clone() for p in now.parameters], following, None)
         else:  # a chain whose input nobody saw
             raise UserError(
                 "expected a forward pass of the model that was differentiated before step(), got "
@@ -146,35 +200,46 @@ class ModuleStepper(Stepper):
         units = self._units(now, seen)
         elements, following["units"] = meta.element.propose_units(units, state["units"])
         acting = [ActingSite(site, self._rescaling) for site in self.homogeneous]
-        point = Orbit(self.names, acting).move(
-            updated, [element.scaled(trust) for element in elements]
-        )
+        point = Orbit(self.names, acting).move(updated, now.scaled(elements, self.homogeneous))
         outputs = self.target.outputs(self.names, x)
         move = Teleportation(outputs, updated, point.parameters, point.rejected)
         return Advanced(point.parameters, following, move)
 
-    def _met(self, seen: ForwardRecord | None, state: State) -> tuple[State, bool]:
-        """The state with what this pass says of the loss, and whether its batch came before."""
-        if seen is None or seen.x is None:
-            return state | {"batch": []}, False
-        mark = fingerprint(seen.x)
-        same = seen.alone and bool(state["batch"]) and torch.equal(mark, state["batch"][0])
-        curvature = state["curvature"]
-        output, gradient = seen.output, seen.output_gradient
-        if self.known is not None and output is not None:
-            curvature = [torch.tensor(self.known(output), dtype=torch.float64)]
-        if output is None or gradient is None:
-            return state | {"curvature": curvature, "batch": [mark]}, same
-        before = state["batch"][1:]
-        if self.known is None and same and before and before[0].shape == output.shape:
-            now = measured_curvature(
-                (before[0].to(output.device), before[1].to(output.device)),
-                (output, gradient),
-                float(curvature[0]) if curvature else None,
-            )
-            curvature = [] if now is None else [torch.tensor(now, dtype=torch.float64)]
-        trust = trusted(state["trust"][0], gradient, same)
-        following = {"curvature": curvature, "batch": [mark, output, gradient], "trust": [trust]}
+    def _met(
+        self, seen: ForwardRecord | None, x: Tensor | None, state: State
+    ) -> tuple[State, bool]:
+        """The state with what this pass says of the loss, and whether its batch came before.
+
+        Under DDP it is what the passes of all processes say, and the same in each.
+        """
+        if seen is None or x is None:
+            return state | {"batch": [NO_BATCH], "last": []}, False
+        replicas = seen.replicas
+        mark = fingerprint(x)
+        if replicas and self.chain == NO_CHAIN:
+            mark = torch.cat(replicas.gather(mark))
+        last, output, gradient = state["last"], seen.output, seen.output_gradient
+        measured = bool(last) and output is not None and last[0].shape == output.shape
+        flags = [seen.alone, output is not None, gradient is not None, measured]
+        alone, has_output, differentiated, measured = _all(replicas, flags)
+        same = alone and torch.equal(mark, state["batch"][0])
+        curvature = state["curvature"][0]
+        if self.known is not None and has_output:
+            assert output is not None
+            own = self.known(output, gradient) / replicas.size  # DDP's loss is the mean of theirs
+            curvature = replicas.largest(torch.tensor(own, dtype=torch.float64))
+        following: State = {"batch": [mark], "curvature": [curvature], "last": []}
+        if not has_output or not differentiated:
+            return state | following, same
+        assert output is not None
+        assert gradient is not None
+        if self.known is None:
+            following["last"] = [output, gradient]
+            if same and measured:
+                before = (last[0], last[1])
+                now = measured_curvature(before, (output, gradient), float(curvature), replicas)
+                following["curvature"] = [torch.tensor(now, dtype=torch.float64)]
+        following["trust"] = [trusted(state["trust"][0], gradient, same, replicas)]
         return state | following, same
 
     def _layer_input(self, x: Tensor, same: bool) -> LayerInput | None:
@@ -214,7 +279,8 @@ class ModuleStepper(Stepper):
         """What m2 sees of each homogeneous site, at the weights of the gradients."""
         weights, own = named(self.names, now.parameters), named(self.names, now.gradients)
         inputs = inner_inputs(self.target.model, self.names, now.parameters, seen, self.homogeneous)
-        return [Units.of(site, weights, own, inputs[site.layers[1]]) for site in self.homogeneous]
+        units = [Units.of(site, weights, own, inputs[site.layers[1]]) for site in self.homogeneous]
+        return [of._replace(features=seen.replicas.sum(of.features)) for of in units]
 
     def functional_form(self) -> ModuleStepper:
         """See :meth:`Stepper.functional_form`."""
@@ -231,3 +297,27 @@ class ModuleStepper(Stepper):
             )
         lines += [f"{what}: {count} steps" for what, count in sorted(self.counts.items())]
         return "\n".join(lines)
+
+
+def check_real(parameters: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Check that no parameter is complex.
+
+    Args:
+        parameters: in order.
+        names: their names.
+
+    Raises:
+        UserError: if one is.
+    """
+    for parameter, name in zip(parameters, names, strict=True):
+        if parameter.is_complex():
+            raise UserError(
+                f"expected real parameters for an optimizer that looks at layers, got {name} of "
+                f"{parameter.dtype}: use lstm_layerwise"
+            )
+
+
+def _all(replicas: Replicas, flags: Sequence[bool]) -> list[bool]:
+    """Whether each flag is set in all processes."""
+    gathered = replicas.gather(torch.tensor(flags))
+    return [bool(flag) for flag in torch.stack(gathered).all(dim=0)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from metaopt.errors import UserError
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.forward_record import ForwardRecord, ForwardRecorder
 from metaopt.learned.meta_optimizer import MetaOptimizer, State, StepInput
-from metaopt.learned.module_stepper import NONE, RESCALING, ModuleStepper
-from metaopt.learned.stepper import GradientStepper, Stepper, TaskStepper
+from metaopt.learned.module_stepper import NONE, OF_THE_LOSS, RESCALING, ModuleStepper
+from metaopt.learned.state import PerParameter
+from metaopt.learned.stepper import GradientStepper, Stepper, TaskStepper, as_real
 from metaopt.symmetry import Teleportation
 from metaopt.symmetry.auto import AUTO
 from metaopt.target import ModuleTarget, Target, TaskTarget, check_loss_fn, target_of
 
-BATCH_DEPENDENT = ("curvature", "batch", "trust")  # parts of a state
+DEFAULTS = {"lr": 1.0, "weight_decay": 0.0, "maximize": False, "skipped": 0}
+OF_OTHERS = ("betas", "momentum", "dampening", "eps", "alpha")  # options of torch's optimizers
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -36,7 +39,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             which are stepped without teleportation.
         optimizer: the name of a shipped optimizer, the path of a checkpoint, or a
             :class:`MetaOptimizer`.
-        lr: the factor of f_t, 0 or more, for learning-rate schedulers; 1 is as trained.
+        lr: the factor of f_t, 0 or more, for learning-rate schedulers; 1 is as trained. Below 1 it
+            is a factor of the elements T_t of m2 too, so that 0 moves nothing.
         loss_fn: the loss of a network, if it is ``torch.nn.MSELoss`` or another whose curvature is
             known (:func:`metaopt.learned.loss_curvature.known_curvature`). Without it the curvature
             is measured where the same batch comes twice in a row, and steps on changing batches
@@ -45,6 +49,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "auto" takes what is exact (:func:`metaopt.symmetry.auto.choose_actions`).
         sites: for a network, names of (incoming, outgoing) layers between which a group may act,
             instead of all that are found.
+        weight_decay: 0 or more, an option of a group too. It is decoupled: a step adds
+            ``-lr * weight_decay * rho * w`` to a tensor w, with rho = ||f_t|| / ||w||. So 0.01
+            draws the weights to 0 by 1 % of the length of each step, at any learned rate.
+        maximize: whether to raise the loss; an option of a group too.
 
     Attributes:
         teleportation: the move of the last step, or None.
@@ -72,13 +80,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self,
         model: nn.Module | Iterable[Any],
         optimizer: str | Path | MetaOptimizer,
-        lr: float = 1.0,
+        lr: float | Tensor = 1.0,
         loss_fn: object = None,
         action: str = AUTO,
         sites: Sequence[tuple[str, str]] | None = None,
+        *,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
     ) -> None:
-        if not 0 <= lr < math.inf:
-            raise UserError(f"expected an lr of 0 or more, got {lr}: 1 is as trained")
+        check_option("lr", lr)
+        check_option("weight_decay", weight_decay)
         target = target_of(model, sites) if isinstance(model, nn.Module) else None
         network = target is not None and target.needs_batch
         if not network and (loss_fn is not None or action != AUTO or sites is not None):
@@ -90,6 +101,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             optimizer if isinstance(optimizer, MetaOptimizer) else load_meta_optimizer(optimizer)
         )
         self.steppers: list[Stepper] = []
+        self._passing: list[dict[str, list[Tensor]] | None] = [None]  # parts that are not kept
         self.model: nn.Module | None = None
         if target is not None:
             self.steppers.append(self._stepper(target, loss_fn, action))
@@ -97,8 +109,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.teleportation: Teleportation | None = None
         self.recorder = ForwardRecorder(self.model)
         own_parameters = model.parameters() if isinstance(model, nn.Module) else model
-        super().__init__(own_parameters, {"lr": lr})
-        self._follow(self.steppers[0].parameters[0].device)
+        own = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(own_parameters, DEFAULTS | own)
+        self._per_parameter = PerParameter(self.state)
+        if not any(p.requires_grad for group in self.param_groups for p in group["params"]):
+            raise UserError("expected parameters that require a gradient, got none: unfreeze some")
+        self._follow(self.param_groups[0]["params"][0].device)
 
     def _stepper(self, target: Target, loss_fn: object, action: str) -> Stepper:
         if isinstance(target, TaskTarget):
@@ -110,33 +126,40 @@ class LearnedOptimizer(torch.optim.Optimizer):
         choices = (AUTO, RESCALING, NONE)
         if action not in choices:
             raise UserError(f"expected an action of {', '.join(choices)}, got {action!r}: name one")
-        return GradientStepper(target.parameters(target.trainable()), self.meta)
-
-    @property
-    def _kept(self) -> dict[Any, Any]:
-        """The state by key; keys that are no parameters pass through ``state_dict`` too."""
-        return self.state
+        target.trainable()  # refuses a model without any
+        return GradientStepper(list(target.model.parameters()), self.meta)
 
     @property
     def learned_states(self) -> list[State]:
-        """The state of the stepper of each group of parameters, which ``state_dict`` holds."""
-        states: list[State] = self._kept.setdefault("learned", [])
-        states.extend(stepper.init_state(self.meta) for stepper in self.steppers[len(states) :])
-        return states
-
-    @property
-    def skipped(self) -> int:
-        """How many steps were not taken, because a weight would not be finite."""
-        return int(self._kept.get("skipped", 0))
-
-    @skipped.setter
-    def skipped(self, count: int) -> None:
-        self._kept["skipped"] = count
+        """The state of the stepper of each group of parameters, as the rules take it."""
+        return [
+            self._state_of(index, stepper.stateful()) for index, stepper in enumerate(self.steppers)
+        ]
 
     @property
     def learned_state(self) -> State:
         """The state of the stepper of the first group of parameters."""
         return self.learned_states[0]
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were not taken, because a weight would not be finite."""
+        return sum(int(group.get("skipped", 0)) for group in self.param_groups)
+
+    def _state_of(self, index: int, parameters: Sequence[nn.Parameter]) -> State:
+        stepper = self.steppers[index]
+        start = partial(stepper.init_state, self.meta, parameters)
+        kept = self._per_parameter.read(stepper.kept(self.meta, parameters), start)
+        passing = self._passing[index]
+        if passing is None:
+            passing = {part: tensors for part, tensors in start().items() if part not in kept}
+            self._passing[index] = passing
+        return passing | kept
+
+    def _keep(self, index: int, parameters: Sequence[nn.Parameter], state: State) -> None:
+        kept = self.steppers[index].kept(self.meta, parameters)
+        self._per_parameter.write(kept, state)
+        self._passing[index] = {part: state[part] for part in state.keys() - kept.keys()}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -149,8 +172,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             What the closure returned; None without one.
 
         Raises:
-            UserError: if a parameter has a gradient that was frozen when the optimizer was built,
-                or if no forward pass was seen of a chain of Linear layers.
+            UserError: for a gradient that is sparse; for one of a parameter of a chain of layers
+                that was frozen when the optimizer was built; or if no forward pass was seen of such
+                a chain.
         """
         loss = None
         self.teleportation = None
@@ -165,44 +189,82 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _step(self, seen: ForwardRecord | None, scale: float) -> None:
-        following = []
-        states = self.learned_states
-        self._check_all_known()
-        device = self.steppers[0].parameters[0].device
-        if next(self.meta.parameters()).device != device:
-            self._follow(device)
-        for index, (stepper, group) in enumerate(
-            zip(self.steppers, self.param_groups, strict=True)
-        ):
-            gradients = [
-                torch.zeros_like(p) if p.grad is None else p.grad / scale if scale != 1 else p.grad
-                for p in stepper.parameters
-            ]
-            rate = float(group["lr"])
-            absent = frozenset(i for i, p in enumerate(stepper.parameters) if p.grad is None)
-            now = StepInput(stepper.parameters, gradients, seen, rate, absent=absent)
-            advanced = stepper.advance(self.meta, now, states[index])
-            if stepper.skips_not_finite and not _finite(advanced.parameters):
-                self.skipped = self.skipped + 1
-                following.append(states[index])  # as if it had not been asked for
+        self._check_gradients()
+        for index, group in enumerate(self.param_groups):
+            stepper = self.steppers[index]
+            parameters = stepper.active()
+            if not parameters:
                 continue
-            for parameter, value in zip(stepper.parameters, advanced.parameters, strict=True):
-                parameter.copy_(value)
-            following.append(advanced.state)
+            self._follow(parameters[0].device)
+            now = self._input(stepper, parameters, group, seen, scale)
+            advanced = stepper.advance(self.meta, now, self._state_of(index, parameters))
+            if stepper.skips_not_finite and not _finite(advanced.parameters):
+                group["skipped"] += 1
+                continue  # as if it had not been asked for
+            if now.rate:  # at 0, adding 0 could still turn -0.0 into 0.0
+                for parameter, value in zip(parameters, advanced.parameters, strict=True):
+                    as_real(parameter).copy_(value)
+            self._keep(index, parameters, advanced.state)
             self.teleportation = self.teleportation or advanced.teleportation
-        self._kept["learned"] = following
 
-    def _check_all_known(self) -> None:
-        """Refuse a gradient of a parameter that was frozen when the optimizer was built."""
-        if self.model is None:
-            return
+    def _input(
+        self,
+        stepper: Stepper,
+        parameters: Sequence[nn.Parameter],
+        group: dict[str, Any],
+        seen: ForwardRecord | None,
+        scale: float,
+    ) -> StepInput:
+        """What the step of a group is made from; parameters that are frozen now stay."""
+        divisor = -scale if group["maximize"] else scale
+        still = [p.grad is None or not p.requires_grad for p in parameters]
+        gradients = [
+            torch.zeros_like(as_real(p))
+            if p.grad is None
+            else as_real(p.grad)
+            if divisor == 1
+            else as_real(p.grad) / divisor
+            for p in parameters
+        ]
+        if group["maximize"] and seen is not None and seen.output_gradient is not None:
+            seen = seen._replace(output_gradient=-seen.output_gradient)
+        return StepInput(
+            [as_real(p) for p in parameters],
+            gradients,
+            seen,
+            float(group["lr"]),
+            absent=frozenset(index for index, stays in enumerate(still) if stays),
+            frozen=stepper.frozen(),
+            weight_decay=float(group["weight_decay"]),
+        )
+
+    def _check_options(self, groups: Iterable[dict[str, Any]]) -> None:
+        """Refuse options of another optimizer."""
+        for group in groups:
+            other = [name for name in OF_OTHERS if name in group]
+            if other and "skipped" not in group:
+                raise UserError(
+                    f"expected a state of a LearnedOptimizer, got one of an optimizer with "
+                    f"{', '.join(other)}: start from a fresh state"
+                )
+
+    def _check_gradients(self) -> None:
+        """Refuse gradients that cannot be stepped on."""
+        names = dict(self.model.named_parameters()) if self.model is not None else {}
         known = {id(p) for stepper in self.steppers for p in stepper.parameters}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in names.items():
             if parameter.grad is not None and id(parameter) not in known:
                 raise UserError(
                     f"expected parameters that were trainable when the optimizer was built, got a "
                     f"gradient of {name}, which was frozen: build the optimizer anew"
                 )
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.layout != torch.strided:
+                    raise UserError(
+                        f"expected dense gradients, got a sparse one of a parameter of shape "
+                        f"{tuple(parameter.shape)}: build its layer with sparse=False"
+                    )
 
     def _amp(self, seen: ForwardRecord | None) -> tuple[float, bool, ForwardRecord | None]:
         """The scale of the gradients, whether to skip, and what was seen without the scale."""
@@ -224,29 +286,93 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of the same meta-optimizer on a model of the same size.
 
+        Every entry keeps its own dtype.
+
         Args:
             state_dict: what :meth:`state_dict` gave; it is not changed.
 
         Raises:
             UserError: if it is a state of another optimizer, or of a model of another size.
         """
-        if any("weight_decay" in group for group in state_dict.get("param_groups", ())):
+        saved: dict[str, Any] = {}
+
+        def set_aside(_: Any, last: dict[str, Any]) -> dict[str, Any]:
+            self._check_options(last.get("param_groups", ()))
+            saved.update(last)
+            return {**last, "state": {}}
+
+        def put_back(_: Any) -> None:
+            self._restore(saved.get("state", {}), saved["param_groups"])
+
+        hooks = (  # around those of the user
+            self.register_load_state_dict_pre_hook(set_aside),
+            self.register_load_state_dict_post_hook(put_back, prepend=True),
+        )
+        before = {"state": self.state, "param_groups": self.param_groups, "_passing": self._passing}
+        try:
+            super().load_state_dict(state_dict)
+        except Exception:
+            self.__setstate__(before)
+            raise
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _restore(self, entries: dict[Any, Any], saved: list[dict[str, Any]]) -> None:
+        """Take the entries of a loaded state as they are, which torch would cast."""
+        ids = [key for group in saved for key in group["params"]]
+        own = [p for group in self.param_groups for p in group["params"]]
+        by_id = dict(zip(ids, own, strict=True))
+        entries = copy.deepcopy(entries)
+        before = entries.pop("learned", None)  # states before version 0.5 had no parameters
+        entries.pop("skipped", None)
+        for key, value in entries.items():
+            self.state[by_id.get(key, key)] = value
+        if before is not None:
+            self._restore_joint(before)
+        self._settle()
+
+    def _restore_joint(self, states: list[State]) -> None:
+        if len(states) != len(self.steppers):
             raise UserError(
-                "expected a state of a LearnedOptimizer, got one of an optimizer with "
-                "weight_decay, which it does not have: start from a fresh state"
+                f"expected the states of {len(self.steppers)} groups of parameters, got "
+                f"{len(states)}: load a state of an optimizer with the same groups"
             )
-        expected = [_shapes(stepper.init_state(self.meta)) for stepper in self.steppers]
-        loaded = state_dict.get("state", {}).get("learned")
-        if loaded is not None and [_shapes(state) for state in loaded] != expected:
-            raise UserError(
-                f"expected LSTM states of shapes {expected}, got "
-                f"{[_shapes(state) for state in loaded]}: load a state of the same optimizer on a "
-                f"model of the same size"
-            )
-        super().load_state_dict(state_dict)
-        if loaded is not None:
-            self._kept["learned"] = copy.deepcopy(loaded)
-            self._follow(self.steppers[0].parameters[0].device)
+        for index, (stepper, old) in enumerate(zip(self.steppers, states, strict=True)):
+            parameters = stepper.stateful()
+            start = stepper.init_state(self.meta, parameters)
+            state = dict(start)
+            for part, tensors in old.items():
+                if part in start and len(tensors) >= len(start[part]):
+                    state[part] = [
+                        tensor.repeat(len(begun)) if tensor.shape == (1,) else tensor
+                        for tensor, begun in zip(tensors, start[part], strict=False)
+                    ]
+                for tensor, begun in zip(state.get(part, ()), start.get(part, ()), strict=True):
+                    if part not in OF_THE_LOSS and tensor.shape != begun.shape:
+                        raise _other_state(part, tensor, begun)
+            self._keep(index, parameters, state)
+
+    def _settle(self) -> None:
+        """Check the entries of all parameters, and take each to the device where it is used."""
+        for stepper in self.steppers:
+            parameters = stepper.stateful()
+            if stepper.apart:
+                parameters = [p for p in stepper.parameters if self.state.get(p)]
+            kept = stepper.kept(self.meta, parameters) if parameters else {}
+            start = stepper.init_state(self.meta, parameters) if parameters else {}
+            known: dict[nn.Parameter, dict[str, Tensor]] = {}
+            for part, places in kept.items():
+                for place, begun in zip(places, start[part], strict=True):
+                    for owner, fresh in zip(place.owners, place.divide(begun), strict=True):
+                        known.setdefault(owner, {})[place.name] = fresh
+            for parameter in parameters:
+                entries, fresh_ones = self.state[parameter], known.get(parameter, {})
+                for name, entry in entries.items():
+                    own = fresh_ones.get(name)
+                    if own is None or (name not in OF_THE_LOSS and entry.shape != own.shape):
+                        raise _other_state(name, entry, own)
+                    entries[name] = entry.to(own.device)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters that are stepped by m1 (the update network), without teleportation.
@@ -255,44 +381,71 @@ class LearnedOptimizer(torch.optim.Optimizer):
             param_group: "params" and options, as torch's optimizers take them.
 
         Raises:
-            UserError: if m1 needs a chain of layers; nothing is added then.
+            UserError: for an option that cannot be used, or if m1 needs a chain of layers; nothing
+                is added then.
         """
         super().add_param_group(param_group)
-        if len(self.param_groups) > len(self.steppers):
-            try:
-                self.steppers.append(GradientStepper(self.param_groups[-1]["params"], self.meta))
-            except UserError:
-                self.param_groups.pop()
-                raise
+        group = self.param_groups[-1]
+        try:
+            check_option("lr", group["lr"])
+            check_option("weight_decay", group["weight_decay"])
+            if len(self.param_groups) > len(self.steppers):
+                self.steppers.append(GradientStepper(group["params"], self.meta))
+                self._passing.append(None)
+        except UserError:
+            self.param_groups.pop()
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what torch keeps, and what it would lose."""
-        own = ("meta", "steppers", "model", "teleportation")
+        own = ("meta", "steppers", "model", "teleportation", "_passing")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for group in self.param_groups:  # older states lack some
+            for name, value in DEFAULTS.items():
+                group.setdefault(name, value)
+        self._per_parameter = PerParameter(self.state)
+        if "_passing" not in state:  # a state was loaded
+            self._passing = [None for _ in self.steppers]
         self.recorder = ForwardRecorder(self.model)
 
     def _follow(self, device: torch.device) -> None:
         """Take m1, m2 and the states to the device of the parameters."""
-        own = next(self.meta.parameters()).device
-        if own != device:
+        if next(self.meta.parameters()).device != device:
             self.meta = copy.deepcopy(self.meta).to(device)
-        for state in self._kept.get("learned", []):
-            for name, tensors in state.items():
-                if name not in BATCH_DEPENDENT:
-                    state[name] = [tensor.to(device) for tensor in tensors]
+            self._settle()
+
+
+def check_option(name: str, value: object) -> None:
+    """Check an option that is a finite number of 0 or more.
+
+    Args:
+        name: of the option.
+        value: a number, or a tensor of one entry.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        got = f"a tensor of {value.numel()} entries" if isinstance(value, Tensor) else repr(value)
+        expected, advice = (
+            ("an lr", "1 is as trained") if name == "lr" else (f"a {name}", "0 is none")
+        )
+        raise UserError(f"expected {expected} of 0 or more, got {got[:80]}: {advice}")
+
+
+def _other_state(name: str, entry: Tensor, fresh: Tensor | None) -> UserError:
+    expected = "no such entry" if fresh is None else f"the shape {tuple(fresh.shape)}"
+    return UserError(
+        f"expected a state of this optimizer on a model of this size, got {name!r} of shape "
+        f"{tuple(entry.shape)} for {expected}: load a state of the same optimizer on a model of "
+        f"the same size"
+    )
 
 
 def _finite(tensors: Sequence[Tensor]) -> bool:
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
-
-
-def _shapes(state: State) -> dict[str, list[tuple[int, ...]]]:
-    """The shapes of all parts of a state that do not depend on the batch."""
-    return {
-        name: [tuple(tensor.shape) for tensor in tensors]
-        for name, tensors in state.items()
-        if name not in BATCH_DEPENDENT
-    }

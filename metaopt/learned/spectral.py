@@ -28,6 +28,7 @@ from metaopt.learned.element import (
     site_gate,
 )
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
+from metaopt.learned.state import Columns
 from metaopt.learned.units import EMPTY, Units
 from metaopt.learned.update import RuleState
 from metaopt.symmetry import Action
@@ -148,9 +149,16 @@ class SpectralElement(ElementRule):
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`ElementRule.init_state`."""
+        return self.lstm.init_state(sum(self._directions_of(chain, parameters)))
+
+    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
+        """See :meth:`ElementRule.columns`."""
+        return self.lstm.columns(self._directions_of(chain, parameters))
+
+    def _directions_of(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[int]:
+        """How many directions there are at each site, in all tasks."""
         layers = chain.layers(parameters)
-        units = [layers[site.incoming].weight.shape[:-1].numel() for site in chain.pairs]
-        return self.lstm.init_state(sum(units))
+        return [layers[site.incoming].weight.shape[:-1].numel() for site in chain.pairs]
 
     def propose(self, seen: Observation, state: RuleState) -> tuple[list[Element], RuleState]:
         """See :meth:`ElementRule.propose`."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import final
+from functools import partial
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from metaopt.errors import UserError
-from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, State, StepInput
+from metaopt.learned.element import ElementRule
+from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, StepInput
 from metaopt.learned.observation import Observation
-from metaopt.symmetry.chain import NO_CHAIN
+from metaopt.learned.state import Kept, KeptState, State, kept_of
+from metaopt.symmetry.chain import NO_CHAIN, LayerChain
 from metaopt.target import TaskTarget
 
 STEPS_TO_MOVE = 100.0  # so many steps of gradient / Gauss-Newton scale are as long as w
@@ -23,19 +26,43 @@ class Stepper(ABC):
     """Steps a group of parameters with a meta-optimizer; state goes in and comes out.
 
     Attributes:
-        parameters: those that are stepped, in order.
+        parameters: those that may be stepped, in order.
         skips_not_finite: whether a step is skipped that would make a weight infinite or NaN.
+        apart: whether each parameter can be stepped without the others.
     """
 
     parameters: list[nn.Parameter]
     skips_not_finite: bool = True
+    apart: bool = False
+
+    def active(self) -> list[nn.Parameter]:
+        """Return the parameters that a step now is made of: all of them, by default."""
+        return self.parameters
+
+    def stateful(self) -> list[nn.Parameter]:
+        """Return the parameters that have a state once they have been stepped."""
+        return self.parameters
+
+    def frozen(self) -> frozenset[str]:
+        """Return the names of the parameters where no group may act, because they are frozen."""
+        return frozenset()
 
     @abstractmethod
-    def init_state(self, meta: MetaOptimizer) -> State:
+    def init_state(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> State:
         """Return the state before the first step.
 
         Args:
             meta: the meta-optimizer, with which alone the state can be used.
+            parameters: those that are stepped, in order.
+        """
+
+    @abstractmethod
+    def kept(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> KeptState:
+        """Return where the parts of the state are kept that outlast the optimizer.
+
+        Args:
+            meta: the meta-optimizer, with which alone the state can be used.
+            parameters: those that are stepped, in order.
         """
 
     @abstractmethod
@@ -71,13 +98,25 @@ class TaskStepper(Stepper):
         self.target = target
         self.parameters = target.parameters(target.names)
 
-    def init_state(self, meta: MetaOptimizer) -> State:
+    def init_state(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> State:
         """See :meth:`Stepper.init_state`."""
-        return meta.init_state(self.target.chain, self.parameters)
+        return meta.init_state(self.target.chain, parameters)
+
+    def kept(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> KeptState:
+        """See :meth:`Stepper.kept`."""
+        chain = self.target.chain
+        update = kept_of_update(meta, chain, parameters)
+        if meta.element is None or not chain.pairs:
+            return {"update": update}
+        return {"update": update, "element": kept_of_element(meta.element, chain, parameters)}
 
     def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
         """See :meth:`Stepper.advance`."""
         return meta.advance(self.target.chain, self.target.layer_input, now, state)
+
+    def frozen(self) -> frozenset[str]:
+        """See :meth:`Stepper.frozen`."""
+        return frozen_names(self.target.chain.names, self.parameters)
 
     def report(self) -> str:
         """See :meth:`Stepper.report`."""
@@ -92,8 +131,11 @@ class GradientStepper(Stepper):
     norm of its gradient so far, over its own norm. So the first steps are short, and a step that
     overshoots makes the next ones shorter. An m1 that asks for no scale steps all networks so.
 
+    A parameter without a gradient, or a frozen one, is passed over, as torch's optimizers do. It
+    has no state until it is stepped for the first time.
+
     Args:
-        parameters: those that are stepped, in order.
+        parameters: those that may be stepped, in order.
         meta: the meta-optimizer that is going to step them.
 
     Raises:
@@ -103,22 +145,44 @@ class GradientStepper(Stepper):
     def __init__(self, parameters: Sequence[nn.Parameter], meta: MetaOptimizer) -> None:
         check_loose(meta)
         self.parameters = list(parameters)
+        divided = meta.update.columns(NO_CHAIN, list(map(as_real, self.parameters)))
+        self.apart = divided is not None  # else m1 has one state for all, which fits these alone
+        if not self.apart:
+            self.parameters = [p for p in self.parameters if p.requires_grad]
 
-    def init_state(self, meta: MetaOptimizer) -> State:
+    def active(self) -> list[nn.Parameter]:
+        """See :meth:`Stepper.active`."""
+        if not self.apart:
+            return self.parameters
+        return [p for p in self.parameters if p.requires_grad and p.grad is not None]
+
+    def init_state(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> State:
         """See :meth:`Stepper.init_state`."""
-        return {
-            "update": meta.update.init_state(NO_CHAIN, self.parameters),
-            "largest": largest_so_far(self.parameters),
-        }
+        state = {"update": meta.update.init_state(NO_CHAIN, list(map(as_real, parameters)))}
+        if meta.update.sees_layers:
+            state["largest"] = largest_so_far(parameters)
+        return state
+
+    def stateful(self) -> list[nn.Parameter]:
+        """See :meth:`Stepper.stateful`."""
+        return [p for p in self.parameters if p.requires_grad]
+
+    def kept(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> KeptState:
+        """See :meth:`Stepper.kept`."""
+        update = kept_of_update(meta, NO_CHAIN, parameters)
+        if not meta.update.sees_layers:
+            return {"update": update}
+        return {"update": update, "largest": kept_largest(parameters)}
 
     def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
         """See :meth:`Stepper.advance`."""
-        if meta.update.sees_layers:
-            loose, largest = loosely(now.parameters, now.gradients, state["largest"])
+        following = dict(state)
+        if "largest" in state:
+            loose, following["largest"] = loosely(now.parameters, now.gradients, state["largest"])
         else:
-            loose, largest = Observation.loose(now.parameters, now.gradients, []), state["largest"]
-        update, following = meta.update.propose(loose, state["update"])
-        return Advanced(now.updated(update), {"update": following, "largest": largest}, None)
+            loose = Observation.loose(now.parameters, now.gradients, [])
+        update, following["update"] = meta.update.propose(loose, state["update"])
+        return Advanced(now.updated(update), following, None)
 
 
 def check_loose(meta: MetaOptimizer) -> None:
@@ -137,9 +201,56 @@ def check_loose(meta: MetaOptimizer) -> None:
         )
 
 
+def frozen_names(names: Sequence[str], parameters: Sequence[nn.Parameter]) -> frozenset[str]:
+    """Return the names of the parameters that require no gradient."""
+    pairs = zip(names, parameters, strict=False)  # a batch of tasks may have others after its own
+    return frozenset(name for name, parameter in pairs if not parameter.requires_grad)
+
+
+def as_real(parameter: Tensor) -> Tensor:
+    """Return a complex parameter as pairs of real numbers, and any other as it is."""
+    return torch.view_as_real(parameter) if parameter.is_complex() else parameter
+
+
+def kept_of_update(
+    meta: MetaOptimizer, chain: LayerChain, parameters: Sequence[nn.Parameter]
+) -> list[Kept]:
+    """Return where the state of m1 is kept: that of each coordinate with its parameter.
+
+    Args:
+        meta: the meta-optimizer.
+        chain: the layers; ``NO_CHAIN`` where the parameters are none.
+        parameters: in order.
+    """
+    rule, real = meta.update, list(map(as_real, parameters))
+    start = partial(rule.init_state, chain, real)
+    return kept_of("m1", rule.columns(chain, real), parameters, start)
+
+
+def kept_of_element(
+    rule: ElementRule, chain: LayerChain, parameters: Sequence[nn.Parameter]
+) -> list[Kept]:
+    """Return where the state of m2 is kept: that of each site with the weight that comes in.
+
+    Args:
+        rule: m2.
+        chain: the layers.
+        parameters: of the chain, in order.
+    """
+    weights = [layer.weight for layer in chain.layers(parameters)]
+    incoming: list[Any] = [weights[pair.incoming] for pair in chain.pairs]
+    start = partial(rule.init_state, chain, parameters)
+    return kept_of("m2", rule.columns(chain, parameters), incoming, start)
+
+
 def largest_so_far(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Return the largest gradient norms before the first step: a scalar 0 for each parameter."""
     return [torch.zeros((), dtype=torch.float32, device=p.device) for p in parameters]
+
+
+def kept_largest(parameters: Sequence[nn.Parameter]) -> list[Kept]:
+    """Return where the largest gradient norms are kept: each with its parameter."""
+    return [Kept("largest_gradient", [parameter]) for parameter in parameters]
 
 
 def loosely(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metaopt.replicas import ALONE, Replicas
+
 WORSE = 2.0  # times the least level so far: above it trust is halved
 BACK = 1.1  # the factor by which trust comes back at a step
 LEAST = 1e-3  # trust
@@ -24,7 +26,7 @@ def untried() -> Tensor:
     return torch.tensor([1.0, torch.inf, torch.inf], dtype=torch.float64)
 
 
-def trusted(before: Tensor, gradient: Tensor, same: bool) -> Tensor:
+def trusted(before: Tensor, gradient: Tensor, same: bool, replicas: Replicas = ALONE) -> Tensor:
     """Return the state after a pass.
 
     Args:
@@ -32,12 +34,14 @@ def trusted(before: Tensor, gradient: Tensor, same: bool) -> Tensor:
         gradient: dL/dF at the output, samples in rows.
         same: whether the batch is the one of the step before. Levels of changing batches are
             averaged.
+        replicas: the processes whose outputs count too.
     """
     trust, level, least = before.tolist()
-    samples = (
-        gradient.shape[0] if gradient.dim() else 1
-    )  # of a mean, each has a share of 1 / samples
-    now = float((samples * gradient.double()).square().mean())
+    samples = gradient.shape[0] if gradient.dim() else 1  # of a mean, each has 1 / samples
+    squares = (samples * gradient.double()).square().sum()
+    count = squares.new_tensor(float(gradient.numel()))
+    total, entries = replicas.sum(torch.stack((squares, count))).tolist()
+    now = total / entries
     if not same and level != float("inf"):
         now = DECAY * level + (1 - DECAY) * now
     if now == 0:

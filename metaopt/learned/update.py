@@ -24,6 +24,7 @@ from metaopt.learned.observation import (
     task_rows,
     unflatten,
 )
+from metaopt.learned.state import Columns
 from metaopt.registry import Registry
 from metaopt.symmetry.chain import LayerChain
 
@@ -50,6 +51,22 @@ class UpdateRule(nn.Module, ABC):
             chain: the layers; ``NO_CHAIN`` where the parameters are none.
             parameters: in order, with ``chain.batch_dims`` leading dimensions that count tasks.
         """
+
+    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns] | None:
+        """Return how each tensor of the state is divided between the parameters.
+
+        A rule that says so can step any part of the parameters by itself, such as those that have a
+        gradient now.
+
+        Args:
+            chain: as for :meth:`init_state`.
+            parameters: as for :meth:`init_state`.
+
+        Returns:
+            One entry for each tensor of the state; None, the default, if they are of all parameters
+            together.
+        """
+        return None
 
     @abstractmethod
     def propose(self, seen: Observation, state: RuleState) -> tuple[list[Tensor], RuleState]:
@@ -188,6 +205,10 @@ class CoordinatewiseUpdate(UpdateRule):
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`UpdateRule.init_state`."""
         return self.lstm.init_state(sum(parameter.numel() for parameter in parameters))
+
+    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
+        """See :meth:`UpdateRule.columns`."""
+        return self.lstm.columns([parameter.numel() for parameter in parameters])
 
     def propose(self, seen: Observation, state: RuleState) -> tuple[list[Tensor], RuleState]:
         """See :meth:`UpdateRule.propose`."""
