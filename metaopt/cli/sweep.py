@@ -7,20 +7,24 @@ import math
 import sys
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
-from metaopt.checks import check_choice, check_whole
+from metaopt.checks import check_names, check_whole
 from metaopt.cli.common import Parser, guarded, import_extensions, set_threads
 from metaopt.evaluation.methods import BASELINES
-from metaopt.evaluation.sweep import RATES, best, sweep
+from metaopt.evaluation.progress import progress
+from metaopt.evaluation.sweep import RATES, diverged, lowest_rate, sweep
 from metaopt.tasks import RegressionFamily
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print one JSON line for each method: its best learning rate, and its losses at all rates.
 
+    A loss of null is of a run that diverged.
+
     Args:
         arguments: the command line; None for that of the process.
+
+    Raises:
+        UserError: at the end, for methods that diverged at all rates.
     """
     import_extensions(arguments)
     parser = Parser(
@@ -36,23 +40,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     values = parser.parse_args(arguments)
     set_threads(values.threads)
     check_whole("--steps", values.steps)
-    names = [name for name in values.methods.split(",") if name]
-    for name in names:
-        check_choice("methods", name, BASELINES)
-    swept = list(
-        tqdm(
-            sweep(names, RegressionFamily(), values.problems, values.steps),
-            total=len(names) * len(RATES),
-            unit="run",
-        )
-    )
-    for winner in best(swept):
-        losses = {
-            f"{r.rate:g}": r.loss if math.isfinite(r.loss) else None  # null: diverged
-            for r in swept
-            if r.method == winner.method
-        }
-        print(json.dumps({"method": winner.method, "best": winner.rate, "loss_at": losses}))
+    names = list(dict.fromkeys(name for name in values.methods.split(",") if name))
+    check_names("methods", names, BASELINES)
+    lost = []
+    with progress("sweep", len(names) * len(RATES)) as advance:
+        for name in names:
+            losses = {}
+            for run in sweep([name], RegressionFamily(), values.problems, values.steps):
+                losses[run.rate] = run.loss
+                advance()
+            shown = {f"{k:g}": v if math.isfinite(v) else None for k, v in losses.items()}
+            if set(shown.values()) == {None}:
+                lost.append(name)
+                continue
+            rate = lowest_rate(name, losses)
+            print(json.dumps({"method": name, "best": rate, "loss_at": shown}), flush=True)
+    if lost:
+        raise diverged(", ".join(lost), RATES)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
+from metaopt.errors import UserError
 from metaopt.evaluation.methods import BASELINES
 from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import geometric_mean
@@ -67,6 +69,36 @@ def best(swept: Sequence[Swept]) -> list[Swept]:
 
     Args:
         swept: what :func:`sweep` gave.
+
+    Raises:
+        UserError: if a method diverged at all of its rates.
     """
     names = dict.fromkeys(result.method for result in swept)
-    return [min((r for r in swept if r.method == name), key=lambda r: r.loss) for name in names]
+    own = {name: [r for r in swept if r.method == name] for name in names}
+    rates = {name: lowest_rate(name, {r.rate: r.loss for r in own[name]}) for name in names}
+    return [next(r for r in own[name] if r.rate == rates[name]) for name in names]
+
+
+def lowest_rate(name: str, losses: Mapping[float, float]) -> float:
+    """Return the learning rate with the lowest finite loss.
+
+    Args:
+        name: what is tuned, for the message.
+        losses: the loss at each rate; it is not finite where the run diverged.
+
+    Raises:
+        UserError: if no loss is finite.
+    """
+    finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
+    if not finite:
+        raise diverged(name, losses)
+    return min(finite, key=finite.__getitem__)
+
+
+def diverged(names: str, rates: Collection[float]) -> UserError:
+    """Return the error for methods that diverged at all of these learning rates."""
+    return UserError(
+        f"expected a learning rate at which {names[:80]} does not diverge, got a loss that is not "
+        f"finite at all {len(rates)} from {min(rates):g} to {max(rates):g}: take lower rates, "
+        "fewer steps or other tasks"
+    )

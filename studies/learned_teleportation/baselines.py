@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from metaopt.evaluation.methods import BASELINES
+from metaopt.evaluation.sweep import lowest_rate
 from metaopt.tasks import RegressionFamily
 from studies.learned_teleportation.curves import Curves, measure
 
@@ -90,7 +91,8 @@ class Baselines:
 
     def best_rate(self, name: str, step: int) -> float:
         """Return the rate with the lowest loss on validation tasks at a step."""
-        return min(self.rates[name], key=lambda rate: self.validation[name, rate].mean(step))
+        rates = self.rates[name]
+        return lowest_rate(name, {rate: self.validation[name, rate].mean(step) for rate in rates})
 
     def race(self, name: str, steps: int) -> Tuned:
         """Measure a method over many steps, at the rate that is best for them.
@@ -103,10 +105,9 @@ class Baselines:
         rates = self.rates[name]
         at = rates.index(self.best_rate(name, self.steps))
         few = self.validation_seeds[:RACED]
-        rate = min(
-            rates[max(at - 1, 0) : at + 2],
-            key=lambda rate: self.run(name, rate, few, "validation", steps).mean(steps),
-        )
+        near = rates[max(at - 1, 0) : at + 2]
+        losses = {rate: self.run(name, rate, few, "validation", steps).mean(steps) for rate in near}
+        rate = lowest_rate(name, losses)
         return Tuned(rate, self.run(name, rate, self.test_seeds, "test", steps))
 
     def tuned(self, name: str) -> Tuned:

@@ -26,6 +26,7 @@ from torch.nn import functional
 from metaopt.cli.common import set_threads
 from metaopt.cli.recipes import Recipe, load_recipe
 from metaopt.evaluation.rollout import rollout
+from metaopt.evaluation.sweep import lowest_rate
 from metaopt.learned.checkpoint import load_meta_optimizer, read_checkpoint
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
@@ -170,12 +171,11 @@ def family_table(
 
         last = extent.marks[-1]
         for baseline in extent.baselines:
-            rate = min(
-                extent.rates,
-                key=lambda r: float(
-                    np.log(at_marks(_baseline(baseline, r, last), "validation")).mean()
-                ),
-            )
+            scores = {
+                r: float(np.log(at_marks(_baseline(baseline, r, last), "validation")).mean())
+                for r in extent.rates
+            }
+            rate = lowest_rate(baseline, scores)
             losses = at_marks(_baseline(baseline, rate, last), "test")
             rows.append([family_name, f"{baseline} at {rate:g}", *map(_number, losses), ""])
         for name, meta, score in trained:
@@ -219,16 +219,12 @@ def image_table(out: Path, meta: MetaOptimizer, pair: Pair, others: Pair, extent
             build = _learned(meta)
             label = name
             if name != NAME:
-                rate = min(
-                    extent.rates,
-                    key=lambda r: np.log(
-                        at_marks(
-                            image_losses(
-                                make, _baseline(name, r, extent.steps), others, 1000, extent.steps
-                            )
-                        )
-                    ).mean(),
-                )
+                scores = {}
+                for r in extent.rates:
+                    build = _baseline(name, r, extent.steps)
+                    losses = at_marks(image_losses(make, build, others, 1000, extent.steps))
+                    scores[r] = float(np.log(losses).mean())
+                rate = lowest_rate(name, scores)
                 build, label = _baseline(name, rate, extent.steps), f"{name} at {rate:g}"
             curves = np.stack(
                 [

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from metaopt.evaluation.sweep import lowest_rate
 from metaopt.tasks.data import Dataset, standardized
 from studies.optimizers.image_runs import BASES, Pair, Plan, Run, Teleport, run, seconds_per_step
 
@@ -142,10 +143,9 @@ def best_rate(
     def loss(rate: float) -> float:
         plan = Plan(optimizer, rate, SWEEP_SEED, scale.sweep_epochs)
         ran = run(plan, train, validation, folder, f"sweep, {_name(train, validation)}")
-        last = ran.test[-1]
-        return last if last == last else float("inf")
+        return ran.test[-1]
 
-    return min(scale.rates, key=loss)
+    return lowest_rate(optimizer, {rate: loss(rate) for rate in scale.rates})
 
 
 def _name(train: Pair, test: Pair) -> str:
