@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, listed, shown, unknown
 
 
 def check_whole(name: str, value: object, low: int = 1, high: int | None = None) -> None:
@@ -22,7 +22,7 @@ def check_whole(name: str, value: object, low: int = 1, high: int | None = None)
     """
     if not isinstance(value, int) or value < low or (high is not None and value > high):
         span = f"of {low} or more" if high is None else f"of {low} to {high}"
-        raise UserError(f"expected {name} {span}, got {value}: give a whole number")
+        raise UserError(f"expected {name} {span}, got {shown(value)}: give a whole number")
 
 
 def check_choice(what: str, value: object, known: Collection[str]) -> None:
@@ -37,7 +37,7 @@ def check_choice(what: str, value: object, known: Collection[str]) -> None:
         UserError: if it is not.
     """
     if value not in known:
-        raise UserError(f"expected {what} of {', '.join(known)}, got {value!r}: name one")
+        raise UserError(unknown(what, value, known))
 
 
 def check_names(what: str, names: Sequence[str], known: Collection[str]) -> None:
@@ -51,10 +51,10 @@ def check_names(what: str, names: Sequence[str], known: Collection[str]) -> None
     Raises:
         UserError: if there is no name, or an unknown one.
     """
-    if not names or any(name not in known for name in names):
-        raise UserError(
-            f"expected {what} of {', '.join(known)}, got {list(names)}: name at least one"
-        )
+    for name in names:
+        check_choice(what, name, known)
+    if not names:
+        raise UserError(f"expected {what} of {listed(known)}, got none: name at least one")
 
 
 def check_positive(name: str, value: float, default: float) -> None:
@@ -69,7 +69,7 @@ def check_positive(name: str, value: float, default: float) -> None:
         UserError: if it is not.
     """
     if not 0 < value < math.inf:
-        raise UserError(f"expected a positive {name}, got {value}: the default is {default}")
+        raise UserError(f"expected a positive {name}, got {shown(value)}: the default is {default}")
 
 
 def check_not_negative(name: str, value: float) -> None:
@@ -83,4 +83,4 @@ def check_not_negative(name: str, value: float) -> None:
         UserError: if it is not.
     """
     if not 0 <= value < math.inf:
-        raise UserError(f"expected {name} of 0 or more, got {value}: 0 turns it off")
+        raise UserError(f"expected {name} of 0 or more, got {shown(value)}: 0 turns it off")

@@ -15,7 +15,9 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, cut, shown
+from metaopt.extras import SEARCHED_FOR_EXTENSIONS
+from metaopt.registry import all_or_nothing
 
 GROUP = "metaopt.extensions"
 """The group of entry points, each of which names a module, or a function that is then called."""
@@ -24,7 +26,9 @@ GROUP = "metaopt.extensions"
 def load_extensions(modules: Sequence[str] = ()) -> None:
     """Import the extensions of installed packages, then some modules.
 
-    The current folder is searched last.
+    The current folder is searched last, and for the extensions alone: a file in it is never taken
+    for an optional package of metaopt that is not installed. One that cannot be imported leaves
+    nothing registered.
 
     Args:
         modules: dotted names of modules.
@@ -33,19 +37,27 @@ def load_extensions(modules: Sequence[str] = ()) -> None:
         UserError: if a module cannot be imported, or if it adds a name that is taken.
     """
     for entry in entry_points(group=GROUP):
-        _import(f"the entry point {entry.name!r}", entry.load)
-    if modules and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+        _import(f"the entry point {shown(entry.name)}", entry.module, entry.load)
+    folder = os.getcwd()
+    if modules and folder not in sys.path:
+        sys.path.append(folder)
+        SEARCHED_FOR_EXTENSIONS.add(folder)
     for module in modules:
-        _import(f"the module {module!r}", partial(import_module, module))
+        _import(f"the module {shown(module)}", module, partial(import_module, module))
 
 
-def _import(asked: str, load: Callable[[], object]) -> None:
+def _import(asked: str, module: str, load: Callable[[], object]) -> None:
+    before = set(sys.modules)
     try:
-        load()
+        with all_or_nothing():
+            load()
     except (Exception, SystemExit) as error:  # whatever the code of others raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        package = module.partition(".")[0]
+        for name in set(sys.modules) - before:  # so that a second try registers all of it
+            if name.partition(".")[0] == package:
+                del sys.modules[name]
+        reason = cut(" ".join(f"{type(error).__name__}: {error}".split()), 130)
         raise UserError(
-            f"expected {asked[:80]} to be importable as an extension, got {reason[:150]}: mend or "
-            "install it, or leave it out"
+            f"expected {asked} to be importable as an extension, got {reason}: mend or install it, "
+            "or leave it out"
         ) from error

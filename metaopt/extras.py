@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, cut
 
 DISTRIBUTION = "metaopt-teleport"
 """The name of this project on the package index, where ``metaopt`` is another project."""
+
+SEARCHED_FOR_EXTENSIONS: set[str] = set()
+"""Folders on ``sys.path`` for the sake of extensions alone."""
 
 
 class MissingExtra(UserError, ImportError):
@@ -23,9 +27,21 @@ def installed(package: str) -> bool:
         package: its name when it is imported.
     """
     try:
-        return find_spec(package) is not None
+        with _without_extensions():
+            return find_spec(package) is not None
     except ImportError:  # of an import hook that refuses it
         return False
+
+
+@contextmanager
+def _without_extensions() -> Iterator[None]:
+    """Hide folders of extensions: a user's own scipy.py is no scipy."""
+    hidden = [folder for folder in sys.path if folder in SEARCHED_FOR_EXTENSIONS]
+    sys.path[:] = [folder for folder in sys.path if folder not in hidden]
+    try:
+        yield
+    finally:
+        sys.path += hidden
 
 
 @contextmanager
@@ -46,13 +62,14 @@ def extra(name: str) -> Iterator[None]:
 pip install 'metaopt-teleport[report]'
     """
     try:
-        yield
+        with _without_extensions():
+            yield
     except ImportError as error:
         package = (error.name or "").partition(".")[0]
         if package == "metaopt" or isinstance(error, MissingExtra):
             raise
         absent = isinstance(error, ModuleNotFoundError) and package
-        reason = " ".join(str(error).split())[:120]
+        reason = cut(" ".join(str(error).split()), 120)
         found = f"no package {package}" if absent else f"one that cannot be imported ({reason})"
         raise MissingExtra(
             f"expected the extra {name!r}, got {found}: pip install '{DISTRIBUTION}[{name}]'"

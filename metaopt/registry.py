@@ -9,13 +9,16 @@ the names of the chosen components, and the fields of all of them, each under it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Self, TypeVar
+from functools import cache
+from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, cut, shown, unknown
 
 Entry = TypeVar("Entry")
 Config = TypeVar("Config")
+Built = TypeVar("Built")
 
 LIBRARY = __name__.partition(".")[0]
 SETTINGS = "settings"
@@ -30,37 +33,72 @@ class UnknownComponent(UserError):
     """
 
     def __init__(self, kind: str, name: object, known: Sequence[str]) -> None:
-        self.kind, self.name = kind, _short(name)
+        self.kind, self.name = kind, shown(name)
         super().__init__(
-            f"expected {kind} of {', '.join(known)}, got {self.name}: name one of these, or "
-            "--import the module that registers it"
+            f"{unknown(kind, name, known, 'name one')}; or --import the module that registers it"
         )
 
 
 class Registry(dict[str, Entry]):
     """A dictionary of components of one kind by name, whose errors are made for users.
 
-    Asking for an unknown name raises a :class:`UserError` that lists the known ones.
+    Asking for an unknown name raises a :class:`UserError` that lists the known ones. A name that is
+    taken is not given to another component; delete it first.
 
     Args:
         kind: the flag, and the key of a config, whose values are these names.
+        accepts: says whether a component is one of this kind.
 
     Example:
-        >>> colours = Registry[int]("colour")
-        >>> colours.add("red", 0xFF0000)
-        >>> colours["blue"]
+        >>> losses = Registry("loss")
+        >>> losses.add("square", lambda error: error**2)
+        >>> losses["squares"]
         Traceback (most recent call last):
         ...
-        metaopt.registry.UnknownComponent: expected colour of red, got 'blue': name one of these, \
-or --import the module that registers it
+        metaopt.registry.UnknownComponent: expected loss of square, got 'squares': did you mean \
+square?; or --import the module that registers it
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, accepts: Callable[[Any], bool] = callable) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.accepts = kind, accepts
+        _ALL.append(self)
 
     def __missing__(self, name: str) -> Entry:
         raise UnknownComponent(self.kind, name, list(self))
+
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        if not (isinstance(name, str) and name.isidentifier()):
+            raise UserError(
+                f"expected a name of letters, digits and underscores for a {self.kind}, got "
+                f"{shown(name)}: choose another"
+            )
+        if name in self:
+            raise UserError(
+                f"expected a new name for a {self.kind}, got {shown(name)}, which is taken: choose "
+                "another, or delete it first"
+            )
+        if not self.accepts(entry):
+            raise UserError(
+                f"expected a component for the {self.kind} {shown(name)}, got {shown(entry)}: "
+                "register its class or function"
+            )
+        super().__setitem__(name, entry)
+
+    def update(self, *others: Any, **more: Entry) -> None:
+        """Register components under new names."""
+        for name, entry in dict(*others, **more).items():
+            self[name] = entry
+
+    def __ior__(self, others: Any) -> Self:  # type: ignore[override,misc]
+        self.update(others)
+        return self
+
+    def setdefault(self, name: str, entry: Any = None) -> Entry:
+        """Return the component of a name; register this one if the name is new."""
+        if name not in self:
+            self[name] = entry
+        return self[name]
 
     def add(self, name: str, entry: Entry) -> None:
         """Register a component under a new name.
@@ -70,18 +108,8 @@ or --import the module that registers it
             entry: the component.
 
         Raises:
-            UserError: if the name is taken, or is not a name.
+            UserError: if the name is taken, or is not a name, or if the entry is no component.
         """
-        if not (isinstance(name, str) and name.isidentifier()):
-            raise UserError(
-                f"expected a name of letters, digits and underscores for a {self.kind}, got "
-                f"{_short(name)}: choose another"
-            )
-        if name in self:
-            raise UserError(
-                f"expected a new name for a {self.kind}, got {name!r}, which is taken: choose "
-                "another"
-            )
         self[name] = entry
 
     def register(self, name: str) -> Callable[[Entry], Entry]:
@@ -101,6 +129,48 @@ or --import the module that registers it
         return decorate
 
 
+_ALL: list[Registry[Any]] = []
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """Forget what was registered inside this context, in all registries, if it raises."""
+    before = [(registry, dict(registry)) for registry in _ALL]
+    try:
+        yield
+    except BaseException:
+        for registry, entries in before:
+            registry.clear()
+            registry.update(entries)
+        raise
+
+
+def built(what: str, kind: type[Built], make: Callable[[], object]) -> Built:
+    """Return what an extension makes; its mistakes become a :class:`UserError` that names it.
+
+    Args:
+        what: what is made, with its name, such as "the update rule 'sign'".
+        kind: the class that it must be of.
+        make: makes it.
+
+    Raises:
+        UserError: if it cannot be made, or is of another class.
+    """
+    try:
+        made = make()
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # whatever the code of others raises
+        reason = cut(" ".join(f"{type(error).__name__}: {error}".split()), 150)
+        raise UserError(f"expected to build {cut(what, 80)}, got {reason}: mend it") from error
+    if not isinstance(made, kind):
+        raise UserError(
+            f"expected {cut(what, 80)} to be a {kind.__name__}, got {shown(made)}: mend what "
+            "builds it"
+        )
+    return made
+
+
 def defaults(config: type[Any]) -> dict[str, Any]:
     """Return the fields of a config with their defaults.
 
@@ -112,8 +182,9 @@ def defaults(config: type[Any]) -> dict[str, Any]:
     """
     if not (is_dataclass(config) and config.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise UserError(
-            f"expected a frozen dataclass of a component's fields, got {config.__name__}: "
-            "decorate it with @dataclass(frozen=True)"
+            "expected a frozen dataclass of a component's fields, got "
+            f"{cut(getattr(config, '__name__', repr(config)))}: decorate it with "
+            "@dataclass(frozen=True)"
         )
     return {f.name: _default(config, f) for f in fields(config)}
 
@@ -128,6 +199,25 @@ def _default(config: type[Any], of: Field[Any]) -> Any:
     )
 
 
+@cache
+def field_types(config: type[Any]) -> dict[str, Any]:
+    """Return the types of a config's fields.
+
+    Args:
+        config: a frozen dataclass.
+
+    Raises:
+        UserError: if a type cannot be found, such as one imported for type checkers alone.
+    """
+    try:
+        return get_type_hints(config)
+    except Exception as error:  # whatever the annotations of others raise
+        raise UserError(
+            f"expected types of the fields of {cut(config.__name__)} that can be found, got "
+            f"{cut(str(error), 120)}: import them in its module"
+        ) from error
+
+
 def merged(configs: Sequence[type[Any]]) -> dict[str, Any]:
     """Return the fields of several configs with their defaults; fields of one name are one field.
 
@@ -135,18 +225,25 @@ def merged(configs: Sequence[type[Any]]) -> dict[str, Any]:
         configs: frozen dataclasses.
 
     Raises:
-        UserError: if two configs give a field different defaults.
+        UserError: if two configs give a field different defaults or types.
     """
     together: dict[str, Any] = {}
+    types: dict[str, Any] = {}
     for config in configs:
         for name, default in defaults(config).items():
-            if name in together and together[name] != default:
+            kind = field_types(config)[name]  # type: ignore[arg-type]
+            before = together.setdefault(name, default), types.setdefault(name, kind)
+            if before != (default, kind):
                 raise UserError(
-                    f"expected the default {together[name]!r} of the shared field {name!r}, got "
-                    f"{default!r} in {config.__name__}: use it, or rename the field"
+                    f"expected {_described(*before)} of the shared field {shown(name)}, got "
+                    f"{_described(default, kind)} in {cut(config.__name__)}: use it, or rename the "
+                    "field"
                 )
-            together[name] = default
     return together
+
+
+def _described(default: object, kind: object) -> str:
+    return f"the default {shown(default)} and the type {cut(getattr(kind, '__name__', str(kind)))}"
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -174,10 +271,10 @@ class Settings:
             object.__setattr__(self, name, given.pop(name, default))
         held = merged([type(self), *self._held()])
         known = {k: v for k, v in held.items() if k not in own and k != SETTINGS}
-        if unknown := sorted(given.keys() - known.keys()):
+        if others := sorted(given.keys() - known.keys()):
             raise UserError(
                 f"expected fields of {type(self).__name__} and of its components, got "
-                f"{_short(unknown[0])}: leave it out"
+                f"{shown(others[0])}: leave it out"
             )
         before = {name: value for name, value in (settings or {}).items() if name in known}
         object.__setattr__(self, "settings", known | before | given)
@@ -226,7 +323,11 @@ class Settings:
             name: its name.
         """
         config, flat = registry[name], self._flat()
-        return config(**{name: flat[name] for name in defaults(config)})
+        return built(
+            f"the {registry.kind} {shown(name)}",
+            config,
+            lambda: config(**{key: flat[key] for key in defaults(config)}),
+        )
 
     def __getattr__(self, name: str) -> Any:
         held = self.__dict__.get("settings", {})  # none yet while this is unpickled
@@ -265,7 +366,7 @@ class Settings:
 def _complaint(config: type[Any], name: str, value: Any) -> UserError | None:
     """Return a config's error for one value of a field, with the others at their defaults."""
     try:
-        config(**{name: value})
+        built(f"the config {config.__name__}", config, lambda: config(**{name: value}))
     except UserError as error:
         return error
     return None
@@ -273,8 +374,3 @@ def _complaint(config: type[Any], name: str, value: Any) -> UserError | None:
 
 def _of_library(config: type[Any]) -> bool:
     return config.__module__.partition(".")[0] == LIBRARY
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -190,7 +190,8 @@ class Target(ABC):
         if not free:
             left_out = [LeftOut(site.layers, why) for site, why in obstacles]
             reason = grouped(left_out) or self.sites.why()
-            raise UserError(f"expected a site for {name}, got none ({reason}): {advice}")
+            line = f"expected a site for {name}, got none ({reason}): {advice}"
+            raise UserError(line, longest=599)
 
 
 @final

@@ -13,9 +13,11 @@ from metaopt.errors import UserError
 from metaopt.evaluation.methods import (
     BASELINES,
     TELEPORT_STEPS,
+    Method,
     default_methods,
     describe,
     known_methods,
+    register_method,
     resolve,
 )
 from metaopt.evaluation.rollout import Trajectory, rollout
@@ -217,14 +219,63 @@ def test_the_path_of_a_shipped_checkpoint_equals_its_name(name: str) -> None:
     assert "spec" in describe(method)["checkpoint"]
 
 
-@pytest.mark.parametrize("text", ["adamm", "", "Adam", "adamm@0.1"])
-def test_an_unknown_method_is_answered_with_the_known_ones(text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("adamm", "adam"),
+        ("Adam", "adam"),
+        ("adamm@0.1", "adam"),
+        ("lstm-update", "lstm_update"),
+        ("lstm_update_tel", "lstm_update_tele"),
+        ("", ""),
+        ("z" * 600, ""),
+    ],
+)
+def test_an_unknown_method_is_answered_with_the_one_that_is_meant(text: str, meant: str) -> None:
     with pytest.raises(UserError) as caught:
         resolve(text)
     message = str(caught.value)
-    assert repr(text.partition("@")[0]) in message
-    for name in ALL:
-        assert name in message
+    assert len(message) < 300
+    assert repr(text.partition("@")[0])[:20] in message
+    assert "gd, sgd, " in message
+    assert message.endswith(f": did you mean {meant}?" if meant else "or --import its module")
+
+
+@pytest.mark.parametrize("rate", [-1.0, 0, float("nan"), float("inf"), "0.1", True])
+def test_a_method_is_not_registered_with_a_rate_that_is_no_positive_number(rate: float) -> None:
+    with pytest.raises(UserError, match="positive learning rate of the method 'mine'"):
+        register_method("mine", lambda tasks, rate: torch.optim.SGD(tasks.parameters(), rate), rate)
+    assert "mine" not in BASELINES
+
+
+def test_a_shipped_method_is_not_replaced_by_whatever_way() -> None:
+    gd, adam = BASELINES["gd"], BASELINES["adam"]
+    ways: list[Callable[[], object]] = [
+        lambda: BASELINES.__setitem__("gd", adam),
+        lambda: BASELINES.update(gd=adam),
+        lambda: BASELINES.update({"gd": adam}),
+        lambda: BASELINES.__ior__({"gd": adam}),
+        lambda: BASELINES.add("gd", adam),
+    ]
+    for way in ways:
+        with pytest.raises(UserError, match="'gd', which is taken"):
+            way()
+    assert BASELINES.setdefault("gd", adam) is BASELINES["gd"] is gd
+
+
+@pytest.mark.parametrize("entry", [None, "adam", 3, torch.optim.SGD])
+def test_what_is_no_method_is_not_registered(entry: object) -> None:
+    with pytest.raises(UserError, match="expected a component for the method 'mine'"):
+        BASELINES.add("mine", entry)
+    assert "mine" not in BASELINES
+
+
+@pytest.mark.parametrize(
+    ("build", "named"), [(lambda tasks, rate: None, "None"), (lambda tasks, rate: 1 / 0, "Zero")]
+)
+def test_a_method_that_builds_no_optimizer_is_named(build: Build, named: str) -> None:
+    with pytest.raises(UserError, match=f"the method 'mine'.*got {named}"):
+        Method("mine", build).optimizer(SINGLE.sample([0]))
 
 
 @pytest.mark.parametrize("rate", ["x", "-1", "0", "nan", "inf", "1e999", ""])

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, shown, unknown
 from metaopt.evaluation.per_problem import PerProblemOptimizer
 from metaopt.extras import DISTRIBUTION, installed
 from metaopt.learned.checkpoint import (
@@ -22,7 +23,7 @@ from metaopt.learned.checkpoint import (
 )
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import LevenbergMarquardt, TeleportingOptimizer
-from metaopt.registry import Registry
+from metaopt.registry import Registry, built
 from metaopt.symmetry.search import GradientAscent
 from metaopt.tasks import Regression
 
@@ -48,13 +49,31 @@ class Method:
     learned: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        rate, known = self.rate, isinstance(self.rate, Real) and not isinstance(self.rate, bool)
+        if rate is not None and not (known and 0 < rate < math.inf):
+            raise UserError(
+                f"expected a positive learning rate of the method {shown(self.name)}, got "
+                f"{shown(rate)}: as in adam@0.1"
+            )
+        if not callable(self.build):
+            raise UserError(
+                f"expected a function that builds the method {shown(self.name)}, got "
+                f"{shown(self.build)}: give one of (task batch, rate)"
+            )
+
     def optimizer(self, problem: Regression) -> torch.optim.Optimizer:
         """Return a fresh optimizer of a batch of tasks.
 
         Args:
             problem: the batch of tasks.
         """
-        return self.build(problem, math.nan if self.rate is None else self.rate)
+        rate = math.nan if self.rate is None else self.rate
+        return built(
+            f"the method {shown(self.name)}",
+            torch.optim.Optimizer,
+            lambda: self.build(problem, rate),
+        )
 
 
 def _batched(kind: type[torch.optim.Optimizer], **options: Any) -> Build:
@@ -92,7 +111,7 @@ _ADAGRAD = _batched(torch.optim.Adagrad)
 _RMSPROP = _batched(torch.optim.RMSprop)
 _ADAM = _batched(torch.optim.Adam)
 
-BASELINES: Registry[Method] = Registry("method")
+BASELINES: Registry[Method] = Registry("method", lambda entry: isinstance(entry, Method))
 """All methods that learn nothing, by name."""
 
 
@@ -107,7 +126,8 @@ def register_method(name: str, build: Build, rate: float | None = None) -> None:
             NaN.
 
     Raises:
-        UserError: if the name is taken, or is not a name.
+        UserError: if the name is taken, or is not a name, if the rate is not a positive number, or
+            if ``build`` is no function.
     """
     if name in pretrained_names():
         raise UserError(
@@ -195,27 +215,25 @@ def resolve(text: str) -> Method:
             f"pip install '{DISTRIBUTION}[studies]'"
         )
     if name not in known_methods():
-        raise UserError(
-            f"expected a method of {', '.join(known_methods())}, or the path of a .safetensors "
-            f"checkpoint, got {name!r}: name one, or --import its module"
-        )
+        what, advice = "a method", "name one, a .safetensors file, or --import its module"
+        raise UserError(unknown(what, name, known_methods(), advice))
     if name not in BASELINES:
         if at:
             raise UserError(
-                f"expected {name!r} without a rate, as it learned its steps, got {text!r}: "
+                f"expected {name!r} without a rate, as it learned its steps, got {shown(text)}: "
                 "leave out the @"
             )
         return learned_method(name, pretrained_path(name))
     if not at:
         return BASELINES[name]
     if BASELINES[name].rate is None:
-        raise UserError(f"expected {name!r} without a rate, got {text!r}: leave out the @")
+        raise UserError(
+            f"expected {shown(name)} without a rate, got {shown(text)}: leave out the @"
+        )
     try:
         rate = float(rate_text)
     except ValueError:
         rate = math.nan
-    if not 0 < rate < math.inf:
-        raise UserError(f"expected a positive learning rate after @, got {text!r}: as in adam@0.1")
     return replace(BASELINES[name], name=text, rate=rate)
 
 
