@@ -97,7 +97,7 @@ def test_the_extras_are_those_of_the_documentation() -> None:
         EXTRAS["train"] | EXTRAS["report"] | {"pooch", "pytorch_optimizer"}
     )
     assert EXTRAS["studies"] < EXTRAS["test"]
-    assert EXTRAS["test"] | EXTRAS["docs"] < EXTRAS["dev"]
+    assert EXTRAS["test"] | EXTRAS["integrations"] | EXTRAS["docs"] < EXTRAS["dev"]
 
 
 @pytest.mark.parametrize(

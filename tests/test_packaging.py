@@ -94,7 +94,9 @@ def test_the_core_needs_three_packages_and_each_extra_what_setup_says(built):
     needed = [Requirement(line) for line in facts.get_all("Requires-Dist") or []]
     core = {requirement.name for requirement in needed if requirement.marker is None}
     assert core == {"torch", "numpy", "safetensors"}
-    assert facts.get_all("Provides-Extra") == ["train", "report", "studies", "test", "docs", "dev"]
+    assert facts.get_all("Provides-Extra") == [
+        "train", "report", "studies", "test", "integrations", "docs", "dev",
+    ]  # fmt: skip
     assert facts["Name"] == DISTRIBUTION
     urls = [line.split(", ")[1] for line in facts.get_all("Project-URL") or []]
     assert urls
