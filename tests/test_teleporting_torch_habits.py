@@ -8,7 +8,7 @@ import torch
 from teleporting_cases import BASES, LOSS, QUICK, data, mlp, train
 from torch import nn
 
-from metaopt import TeleportingOptimizer, UserError
+from metaopt import LearnedOptimizer, TeleportingOptimizer, UserError
 from metaopt.target import Batch
 
 
@@ -87,14 +87,50 @@ def test_squares_transported_are_squares_of_the_gradient_at_the_new_point():
         torch.testing.assert_close(sums, gradient.square(), rtol=1e-9, atol=1e-14)
 
 
+class Foreign(torch.optim.SGD):
+    """Makes a buffer of its own at its first step."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["slow"] = parameter.detach().clone()
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("base", "buffer"),
+    [
+        (torch.optim.Adadelta, "acc_delta"), (torch.optim.NAdam, "mu_product"),
+        (torch.optim.LBFGS, "old_dirs"), (torch.optim.Adamax, "exp_inf"),
+        (torch.optim.ASGD, "ax"), (torch.optim.Rprop, "prev"), (torch.optim.Adafactor, "row_var"),
+        (type("Own", (torch.optim.NAdam,), {}), "mu_product"),
+        (lambda p: LearnedOptimizer(p, "lstm_layerwise"), "LSTM"),
+    ],
+)  # fmt: skip
+def test_an_optimizer_with_buffers_that_nobody_can_transport_is_refused_at_once(base, buffer):
+    model = mlp()
+    with pytest.raises(UserError, match=rf"{buffer}.*use buffers='keep' or 'reset'"):
+        TeleportingOptimizer(base(model.parameters()), model, LOSS, buffers="transport")
+
+
+@pytest.mark.parametrize("base", [torch.optim.RAdam, torch.optim.AdamW, torch.optim.Adagrad])
+def test_the_table_of_buffers_knows_all_that_the_others_have(base):
+    model = mlp()
+    optimizer = TeleportingOptimizer(
+        base(model.parameters()), model, LOSS, buffers="transport", search=QUICK
+    )
+    train(model, optimizer, [data()] * 2)
+    assert not optimizer.teleport(*data()).stayed
+
+
 def test_buffers_that_nobody_knows_are_not_transported():
     model = mlp()
     optimizer = TeleportingOptimizer(
-        torch.optim.Adadelta(model.parameters()), model, LOSS, buffers="transport", search=QUICK
+        Foreign(model.parameters(), 0.1), model, LOSS, buffers="transport", search=QUICK
     )
     train(model, optimizer, [data()])
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    with pytest.raises(UserError, match=r"acc_delta.*use buffers='keep' or 'reset'"):
+    with pytest.raises(UserError, match=r"'slow' of Foreign.*use buffers='keep' or 'reset'"):
         optimizer.teleport(*data())
     assert str((model.state_dict(), optimizer.state_dict())) == str(before)
 

@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from metaopt.errors import UserError
-from metaopt.optim.buffers import POLICIES, check_transport, reset, transport
+from metaopt.errors import UserError, shown, unknown
+from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.optim.buffers import (
+    POLICIES,
+    AsNew,
+    check_kind,
+    check_transport,
+    reset,
+    transport,
+    with_inner,
+)
+from metaopt.optim.closure import ClosureLoss, ClosureOutputs, restored
+from metaopt.optim.gradient import Way, renew_gradients, transport_gradients
+from metaopt.optim.movable import Movable, check_memory, rate_of
 from metaopt.optim.schedule import Schedule, as_predicate
+from metaopt.optim.state import keep_dtypes, mark, with_counts, without_counts
+from metaopt.replicas import Replicas, replicas_of
 from metaopt.symmetry import ACTIONS, Action, Teleportation
 from metaopt.symmetry.action import check_transports
 from metaopt.symmetry.auto import AUTO, Returns, fingerprint, for_all_data
 from metaopt.symmetry.functional import LossOnBatch
+from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ActingSite, Orbit
-from metaopt.symmetry.search import Search, check_search, moves_by_group
+from metaopt.symmetry.search import Search, SearchResult, check_search, moves_by_group
 from metaopt.symmetry.teleportation import OutputChange
-from metaopt.target import Batch, check_loss_fn, given, target_of
+from metaopt.target import Batch, Target, check_loss_fn, given
+
+Closure = Callable[[], Any]
+
+
+class _Found(NamedTuple):
+    """A move that a search found, which is still to be made.
+
+    Attributes:
+        move: the move.
+        way: how it is made; its parameters are still where they were.
+        result: of the search.
+    """
+
+    move: Teleportation
+    way: Way
+    result: SearchResult
 
 
 class TeleportingOptimizer(torch.optim.Optimizer):
@@ -29,7 +62,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
     where the gradient is larger. Without teleportations the wrapper equals its base bit for bit.
 
     Args:
-        base: the optimizer to wrap; it must hold the parameters of ``model``.
+        base: the optimizer to wrap; parameters of ``model`` that it does not hold are not moved.
         model: any ``nn.Module`` of one input, or a batch of tasks of ``metaopt.tasks``.
         loss_fn: a function from (the model's output, y) to a scalar loss; tasks need none.
         action: "auto", a name of ``metaopt.symmetry.ACTIONS``, or an
@@ -37,13 +70,15 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             exact for all data. If no site has such a group, it takes GL, as long as GL is exact on
             the batch and no other batch came before. :meth:`report` lists the sites.
         schedule: the steps before which to teleport, counted from 0; see :data:`Schedule`. At such
-            a step the gradient is needed at the new point: give :meth:`step` a closure or a batch.
+            a step give :meth:`step` a closure or a batch. Parameters stay that are frozen then, or
+            whose learning rate is 0; where nothing can move, the teleport is skipped and counted.
         search: how the new point is found. By default it is gradient ascent, for a network up to
             twice the squared gradient norm; that often costs more than it brings, so compare with
             no teleports. :class:`~metaopt.symmetry.LevelSetTeleport` uses no group and so takes any
             model; it keeps the loss but not the outputs, and ignores ``action``.
         buffers: what happens to the base's buffers, such as momenta, at a teleport: "keep", "reset"
-            or "transport" (appendix G.1; see ``metaopt.optim.buffers``).
+            or "transport" (appendix G.1; see ``metaopt.optim.buffers``). Wrap a base that is no
+            optimizer of torch before its first step, so that "reset" knows what is new.
         sites: pairs of names (incoming layer, outgoing layer) of a network to use, instead of all
             sites.
         max_defect: largest relative change of a network's output that a teleport may make, on its
@@ -52,8 +87,13 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
     Attributes:
         teleportation: the move of the last step or call, or None.
-        made: number of teleports that stayed.
+        steps: number of steps. A step with a learning rate of 0 and no gradient but zeros, as
+            distributed checkpoints make it to set up a state, is not counted.
+        made: number of teleports that moved the weights.
         undone: number of teleports that were reverted because of their invariance error.
+        skipped: number of scheduled teleports for which nothing could move.
+        next_batch: the batch of the next step, for a wrapper whose ``step`` passes none on, such as
+            accelerate's; None again after that step.
 
     Raises:
         UserError: for options that do not fit the model or each other.
@@ -79,6 +119,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         sites: Sequence[tuple[str, str]] | None = None,
         max_defect: float = 0.1,
     ) -> None:
+        _check_base(base)
         if buffers not in POLICIES:
             raise UserError(f"expected buffers of {', '.join(POLICIES)}, got {buffers!r}: name one")
         if not max_defect > 0:
@@ -88,31 +129,28 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         check_search(search)
         check_loss_fn(loss_fn)
         times = as_predicate(schedule)
-        if isinstance(action, str) and action not in (AUTO, *ACTIONS):
+        if not isinstance(action, Action) and action not in [AUTO, *ACTIONS]:
+            raise UserError(unknown("an action", action, (AUTO, *ACTIONS)))
+        if sites is not None and not isinstance(sites, Iterable):
             raise UserError(
-                f"expected an action of {AUTO}, {', '.join(ACTIONS)}, got {action!r}: name one"
+                f"expected pairs of names as sites, got {shown(sites)}: give a list of (incoming, "
+                f"outgoing), or leave it out"
             )
-        target = target_of(model, sites)
+        self._movable = Movable(model, base, None if sites is None else list(sites))
+        target = self._movable.target
         if target.needs_batch and loss_fn is None:
             raise UserError(
                 f"expected a loss_fn for a {type(model).__name__}, got none: give a function of "
                 f"the model's output and y"
             )
-        if buffers == "transport" and isinstance(action, Action):
-            check_transports(action)
-        self.target = target
         self.action = action
-        self._exact_for_all_data = any(for_all_data(site) for site in target.sites.found)
         self.search = search or target.search
         if moves_by_group(self.search):
             self._check_place()
-        elif buffers == "transport":
-            raise UserError(
-                f"expected buffers 'keep' or 'reset' for {type(self.search).__name__}, got "
-                f"'transport': it moves by no group that buffers could follow"
-            )
-        held = {id(p) for group in base.param_groups for p in group["params"]}
-        if not held >= {id(p) for p in self.moving}:
+        if buffers == "transport":
+            self._check_buffers(base)
+        self._movable.update()
+        if not self._may_move():
             raise UserError(
                 "expected a base optimizer that holds the model's parameters, got one of others: "
                 "build it from model.parameters()"
@@ -124,12 +162,13 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         self.schedule = times
         self.buffers = buffers
         self.max_defect = max_defect
-        self.steps = 0
-        self.undone = 0
-        self.made = 0
         self.teleportation: Teleportation | None = None
-        self._last_batch: Tensor | None = None  # three numbers that tell it from another
+        self.next_batch: tuple[Any, Any] | None = None
+        self.steps = self.made = self.undone = self.skipped = 0
+        self._last_batch: list[float] | None = None  # three numbers that tell it from another
         self._other_came = False
+        self._new = [AsNew(optimizer) for optimizer in with_inner(base)]
+        mark(base)
 
     def _check_place(self) -> None:
         """Check that there is a site where a group can act."""
@@ -141,15 +180,42 @@ class TeleportingOptimizer(torch.optim.Optimizer):
                 f"({self.target.sites.why()}): use the optimizer without teleportation"
             )
 
+    def _check_buffers(self, base: torch.optim.Optimizer) -> None:
+        """Check that the buffers can be transported."""
+        if not moves_by_group(self.search):
+            raise UserError(
+                f"expected buffers 'keep' or 'reset' for {type(self.search).__name__}, got "
+                f"'transport': it moves by no group that buffers could follow"
+            )
+        if isinstance(self.action, Action):
+            check_transports(self.action)
+        check_kind(base)
+        check_transport(base, list(self.target.model.parameters()))
+
+    @property
+    def target(self) -> Target:
+        """The model with the sites that may be moved, as of the last look at it."""
+        return self._movable.target
+
+    @property
+    def _exact_for_all_data(self) -> bool:
+        return any(for_all_data(site) for site in self.target.sites.found)
+
+    def _may_move(self) -> bool:
+        """Whether there is anything that a teleport may move now."""
+        if moves_by_group(self.search):
+            return bool(self.target.sites.found and self.target.moving(self.action))
+        return bool(self._movable.names())
+
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes but hooks, as torch would keep only its own.
 
         The method ``step`` is left out too, since a learning-rate scheduler replaces it by one that
         steps the original.
         """
-        lost = ("_own_groups", "_own_state", "teleportation", "step")
+        lost = ("_own_groups", "_own_state", "teleportation", "next_batch", "step")
         kept = {k: v for k, v in self.__dict__.items() if k not in lost and "hook" not in k}
-        return {**kept, "teleportation": None}
+        return {**kept, "teleportation": None, "next_batch": None}
 
     @property  # type: ignore[override]
     def state(self) -> dict[Any, Any]:
@@ -174,7 +240,9 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         self._own_groups = groups  # torch's constructor fills them; the base's take over
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the base; its parameters are stepped and not teleported.
+        """Add a parameter group to the base.
+
+        Parameters of the model are teleported from then on, and others are only stepped.
 
         Args:
             param_group: as for any optimizer of torch.
@@ -182,17 +250,26 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         base = self.__dict__.get("base")
         if base is None:
             super().add_param_group(param_group)
-        else:
-            base.add_param_group(param_group)
+            return
+        base.add_param_group(param_group)
+        for new in self._new:
+            new.add(base.param_groups[-1]["params"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the base, its counts, and what "auto" saw."""
-        counts = {"steps": self.steps, "undone": self.undone, "made": self.made}
-        batches = {"last_batch": self._last_batch, "other_came": self._other_came}
-        return {"base": self.base.state_dict(), **counts, **batches}
+        """Return the state of the base; its first group has the counts, and what "auto" saw."""
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        mark(self.base)
+        counts = {name: getattr(self, own) for name, own in _KEPT.items()}
+        state = with_counts(self.base.state_dict(), counts)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state = after(self, state) or state
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned.
+        """Restore what :meth:`state_dict` returned, each entry in its own dtype.
+
+        States of earlier versions load, too.
 
         Args:
             state_dict: it is not changed.
@@ -200,18 +277,17 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         Raises:
             UserError: if it is that of another kind of optimizer.
         """
-        parts = ("base", "steps", "undone")
-        if not state_dict.keys() >= set(parts):
-            raise UserError(
-                f"expected a state of a TeleportingOptimizer, with {', '.join(parts)}, got one "
-                f"with {', '.join(map(str, state_dict))}: load a state of the base into the base, "
-                f"before it is wrapped"
-            )
-        self.base.load_state_dict(copy.deepcopy(state_dict["base"]))
-        self.steps, self.undone = state_dict["steps"], state_dict["undone"]
-        self.made = state_dict.get("made", 0)  # older states do not say, here and below
-        self._last_batch = state_dict.get("last_batch")
-        self._other_came = state_dict.get("other_came", False)
+        given = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            given = before(self, given) or given
+        state, counts = without_counts(given)
+        self.base.load_state_dict(state)
+        keep_dtypes(self.base, state)
+        mark(self.base)
+        for name, own in _KEPT.items():
+            setattr(self, own, counts[name])
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, as the base does.
@@ -221,93 +297,128 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         """
         self.base.zero_grad(set_to_none)
 
-    def step(
-        self,
-        closure: Callable[[], Any] | None = None,
-        batch: tuple[Tensor, Tensor] | None = None,
-    ) -> Any:
+    def step(self, closure: Closure | None = None, batch: tuple[Any, Any] | None = None) -> Any:
         """Teleport if the schedule says so, then take the base's step.
+
+        At a teleport with a batch, the gradients are taken along to the new point
+        (``metaopt.optim.gradient``). With a closure alone, the search evaluates the closure.
 
         Args:
             closure: evaluates the loss and its gradients anew, as for any optimizer of torch.
-            batch: (x, y), for a network: the batch to teleport on. Without a closure, the gradient
-                at the new point is computed on it and replaces what is in ``grad``. Give a closure
-                too if gradients are accumulated, scaled or clipped.
+            batch: (x, y), for a network: the batch to teleport on.
 
         Returns:
             The loss before the step, if there is a closure.
 
         Raises:
-            UserError: at a step that teleports, if what the gradient needs was not given.
+            UserError: at a step that teleports, if what the search needs was not given. Then
+                nothing has changed, and the step is not counted.
         """
-        due = self.schedule(self.steps)
+        if batch is None:
+            batch = self.next_batch
+        self.next_batch = None
+        if batch is not None and (not isinstance(batch, tuple | list) or len(batch) != 2):
+            raise UserError(
+                f"expected a batch of two, (x, y), got {type(batch).__name__}: call "
+                f"step(batch=(x, y))"
+            )
+        still = all(rate_of(group, wait=False) == 0 for group in self.param_groups)
+        if still and closure is None and not any(map(_has_gradient, self._everything())):
+            return self._step_base(closure)
         if batch is not None:
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise UserError(
-                    f"expected a batch of two, (x, y), got {type(batch).__name__}: call "
-                    f"step(batch=(x, y))"
-                )
             self._note(batch[0])
-        if due or self._optimizer_step_pre_hooks:
-            return self._hooked_step(closure, batch, due)
-        self.teleportation = None
+        if not self.schedule(self.steps):
+            self.steps += 1
+            self.teleportation = None
+            return self._step_base(closure)
+        self._movable.update(with_rate=True)
+        if not self._may_move():
+            self.steps += 1
+            self.skipped += 1
+            self.teleportation = None
+            return self._step_base(closure)
+        loss = self._teleport_at_step(closure, None if batch is None else Batch(*batch))
         self.steps += 1
-        loss = self.base.step(closure)
-        for hook in self._optimizer_step_post_hooks.values():
-            hook(self, (closure,), {})
+        self._step_base(closure)
         return loss
 
-    @torch.optim.Optimizer.profile_hook_step
-    def _hooked_step(
-        self,
-        closure: Callable[[], Any] | None,
-        batch: tuple[Tensor, Tensor] | None,
-        due: bool,
-    ) -> Any:
-        self.teleportation = None
-        if not due:
-            self.steps += 1
-            return self.base.step(closure)
-        on = None if batch is None else Batch(*batch)
+    def _step_base(self, closure: Closure | None) -> Any:
+        with _without_global_hooks():  # they have run for this optimizer
+            return self.base.step() if closure is None else self.base.step(closure)
+
+    def _teleport_at_step(self, closure: Closure | None, batch: Batch | None) -> Any:
+        """Teleport, and take the gradients along; return the loss before, if there is a closure."""
+        if closure is None:
+            self._check_given(batch)
+            with self._alone():
+                found = self._find(batch)
+            self._make(found)
+            self._renew_gradients(found, batch)
+            return None
+        with self._alone(), restored(self.model, self._everything()) as untouched:
+            with torch.enable_grad():
+                loss = closure()
+            if idle := loss is None and untouched():  # as frameworks pass it in a user's own loop
+                self._check_given(batch)
+            found = self._find(batch, closure=closure)
+        self._make(found)
+        if idle:
+            self._renew_gradients(found, batch)
+        elif not found.move.stayed.all():
+            transport_gradients(found.way)  # if the closure adds to what was there before
+        return loss
+
+    def _check_given(self, batch: Batch | None) -> None:
+        """Check that a step without a closure can teleport."""
         network = self.target.needs_batch
-        if (network and on is None) or (not network and closure is None):
+        if batch is None or not network:
             raise UserError(
                 f"expected {'batch=(x, y)' if network else 'a closure'} at a step that teleports, "
                 f"got none: the gradient is needed again at the new point"
+                f"{'; a closure does, too' * network}"
             )
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self.steps += 1
-        move = self._teleport(on)
-        if closure is None and on is not None and not bool(move.stayed.all()):
-            self._gradient(on)
-        self.base.step(closure)
-        return loss
 
-    def teleport(
-        self, x: Tensor | None = None, y: Tensor | None = None, held_out: Tensor | None = None
-    ) -> Teleportation:
+    def _renew_gradients(self, found: _Found, batch: Batch | None) -> None:
+        if found.move.stayed.all():
+            return
+        names, replicas = self._movable.names(), replicas_of(self.model)
+        with self._alone():
+            renew_gradients(
+                found.way,
+                names,
+                self.target.parameters(names),
+                lambda names: self._loss(names, batch, replicas),
+            )
+
+    def teleport(self, x: Any = None, y: Any = None, held_out: Any = None) -> Teleportation:
         """Teleport now, and treat the buffers as ``buffers`` says.
 
         Gradients that were computed before belong to the old point, so call ``zero_grad`` and
-        ``backward`` next.
+        ``backward`` next. A learning rate of 0 makes no difference here.
 
         Args:
             x: the batch, samples in rows; a batch of tasks needs none.
             y: the second argument of the loss function, for this batch.
-            held_out: other samples, on which the invariance error is checked too.
+            held_out: other samples, on which the invariance error is checked too, also for a
+                search that uses no group and so need not keep outputs.
 
         Returns:
             The move, with its invariance error.
+
+        Raises:
+            UserError: if nothing can be moved, or if the search cannot be made. Then nothing has
+                changed.
         """
+        self._movable.update()
         if x is not None:
             self._note(x)
-        return self._teleport(_batch_of(x, y), self._judges(held_out))
+        with self._alone():
+            found = self._find(_batch_of(x, y), self._judges(held_out))
+        self._make(found)
+        return found.move
 
     def teleport_on(
-        self, batches: Iterable[tuple[Tensor, Tensor]], held_out: Tensor | None = None
+        self, batches: Iterable[tuple[Any, Any]], held_out: Any = None
     ) -> list[Teleportation]:
         """Teleport once on each of several minibatches, each time from where the last ended.
 
@@ -327,62 +438,121 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             raise UserError(
                 "expected a network for minibatches, got tasks with their data: use teleport()"
             )
+        self._movable.update()
+        if self._watches:  # a batch that cannot be teleported on is refused before the first move
+            batches = list(batches)
+            for x, _ in batches:
+                self._note(x)
+                self._acting(x, replicas_of(self.model))
         origin = [parameter.detach().clone() for parameter in self.moving]
         judges = self._judges(held_out)
         moves = []
         for x, y in batches:
-            judges.append(OutputChange(self.target.outputs(self._names, x), origin))
-            moves.append(self._teleport(Batch(x, y), judges))
+            with self._alone():
+                if moves_by_group(self.search):
+                    judges.append(OutputChange(self.target.outputs(self._names, x), origin))
+                found = self._find(Batch(x, y), judges)
+            self._make(found)
+            moves.append(found.move)
         return moves
 
-    def _judges(self, held_out: Tensor | None) -> list[OutputChange]:
-        if held_out is None or not self.target.needs_batch or not moves_by_group(self.search):
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hide passes through the model from learned optimizers, which record them."""
+        recorders = [
+            own.recorder for own in with_inner(self.base) if isinstance(own, LearnedOptimizer)
+        ]
+        kept = [(recorder, recorder.last, recorder.passes) for recorder in recorders]
+        try:
+            yield
+        finally:
+            for recorder, last, passes in kept:
+                recorder.last, recorder.passes = last, passes
+
+    def _everything(self) -> list[nn.Parameter]:
+        """All parameters of the base and of the model."""
+        held = [parameter for group in self.param_groups for parameter in group["params"]]
+        return list({id(p): p for p in (*held, *self.model.parameters())}.values())
+
+    def _judges(self, held_out: Any) -> list[OutputChange]:
+        if held_out is None:
             return []
+        if not self.target.needs_batch:
+            raise UserError(
+                "expected no held_out for a batch of tasks, which has its own data, got some: "
+                "leave it out"
+            )
         return [OutputChange(self.target.outputs(self._names, held_out), self.moving)]
 
-    def _note(self, x: Tensor) -> None:
+    @property
+    def _watches(self) -> bool:
+        """Whether it matters for "auto" which batches came."""
+        return self.action == AUTO and self.target.needs_batch and not self._exact_for_all_data
+
+    def _note(self, x: Any) -> None:
         """Remember whether another batch came, if that matters for which group may act."""
-        if self.action != AUTO or not self.target.needs_batch or self._exact_for_all_data:
-            return
-        mark = fingerprint(x)
-        if self._last_batch is not None and not torch.equal(mark, self._last_batch):
-            self._other_came = True
-        self._last_batch = mark
+        if self._watches:
+            mark = fingerprint(x).tolist()
+            if self._last_batch is not None and mark != self._last_batch:
+                self._other_came = True
+            self._last_batch = mark
 
     @property
     def _names(self) -> tuple[str, ...]:
-        """The names of the parameters that teleports move, in order."""
+        """The names of the parameters that objectives see, in order."""
         if moves_by_group(self.search):
             return self.target.moving(self.action)
-        return self.target.trainable()
+        return self._movable.names()
 
     @property
     def moving(self) -> list[nn.Parameter]:
         """The parameters that teleports move, in the order in which objectives see them."""
+        self._movable.update()
         return self.target.parameters(self._names)
 
-    def orbit(self, x: Tensor | None = None, y: Tensor | None = None) -> Orbit:
+    def orbit(self, x: Any = None, y: Any = None) -> Orbit:
         """Return the orbit on a batch: the points that the parameters can be moved to.
 
         Args:
             x: the batch, samples in rows; a batch of tasks needs none.
             y: the second argument of the loss function, for this batch.
         """
-        return self._orbit(_batch_of(x, y))
+        self._movable.update()
+        batch = _batch_of(x, y)
+        if self.target.needs_batch:
+            given(batch)
+        return self._orbit(batch, replicas_of(self.model))
 
-    def _orbit(self, batch: Batch | None) -> Orbit:
+    def _orbit(self, batch: Batch | None, replicas: Replicas) -> Orbit:
         if not moves_by_group(self.search):
             return Orbit(self._names, ())
-        x = given(batch).x if self.target.needs_batch else None
-        return self.target.orbit(self._names, self._acting(x), x)
+        x = None if batch is None else batch.x
+        acting = self._acting(x, replicas)
+        if x is not None and any(action.uses_inputs for _, action in acting):
+            x = replicas.rows(x)  # then each process moves by the same features
+        return self.target.orbit(self._names, acting, x)
 
-    def _acting(self, x: Tensor | None) -> tuple[ActingSite, ...]:
-        samples = None if x is None else len(x)
-        returns = Returns.NO if self._other_came else Returns.UNKNOWN
-        acting = self.target.acting(self.action, samples, returns)
-        if acting:
+    def _acting(self, x: Any, replicas: Replicas) -> tuple[ActingSite, ...]:
+        samples, other = None, self._other_came
+        if x is not None and self.target.needs_batch:
+            samples = int(replicas.sum(torch.tensor([len(x)])))
+            if self._watches:
+                other = bool(replicas.largest(torch.tensor([float(other)])))
+        acting = self.target.acting(self.action, samples, Returns.NO if other else Returns.UNKNOWN)
+        needs_inputs = self.target.needs_batch and any(a.uses_inputs for _, a in acting)
+        if acting and not (needs_inputs and x is None):
             return acting
-        if self._other_came:
+        if not self._may_move():
+            raise UserError(
+                f"expected a site that may be moved, got none ({self.target.sites.why()}): "
+                f"unfreeze its layers, and give them to the base"
+            )
+        if x is None:
+            raise UserError(
+                "expected a group that is exact for all data for a closure alone, got one that "
+                "acts on a batch: give step(closure, batch=(x, y)), or action='rescaling'"
+            )
+        if other:
             raise UserError(
                 "expected one batch that stays, as no group is exact for all data of this model, "
                 "got several: name an action, such as action='pre_activation', to teleport on each"
@@ -394,49 +564,171 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
     def report(self) -> str:
         """Return where a group can act, where not and why, and the numbers of teleports."""
-        counts = f"Teleports made: {self.made}\nTeleports undone: {self.undone}"
-        return f"{self.target.report()}\n{counts}"
+        counts = {"made": self.made, "undone": self.undone, "skipped": self.skipped}
+        lines = [f"Teleports {name}: {count}" for name, count in counts.items()]
+        return "\n".join([self._movable.update().report(), *lines])
 
-    def _gradient(self, batch: Batch) -> None:
-        self.base.zero_grad()
-        with torch.enable_grad():  # through copies of the buffers: batch norms count it once
-            loss = self.target.loss(self._names, self.loss_fn, batch)(self.moving)
-            loss.backward()  # type: ignore[no-untyped-call]
+    def _loss(self, names: Sequence[str], batch: Batch | None, replicas: Replicas) -> LossFunction:
+        """The loss on the batch, of all processes together."""
+        loss = self.target.loss(names, self.loss_fn, batch)
+        return replicas.loss(_scalar(loss) if self.target.needs_batch else loss)
 
-    def _teleport(self, batch: Batch | None, judges: Sequence[OutputChange] = ()) -> Teleportation:
-        """Teleport on a batch; revert if the invariance error, or a judge's, is too large."""
-        names, parameters = self._names, self.moving
+    def _find(
+        self,
+        batch: Batch | None,
+        judges: Sequence[OutputChange] = (),
+        closure: Closure | None = None,
+    ) -> _Found:
+        """Search on a batch, or by a closure; nothing is moved.
+
+        The move is reverted if its invariance error, or a judge's, is too large.
+        """
+        names = self._names
+        parameters = self.target.parameters(names)
+        replicas = replicas_of(self.model)
+        if replicas and not self.target.needs_batch:
+            raise UserError(
+                "expected one process for tasks with their own data, got several under "
+                "DistributedDataParallel: give each process tasks of its own, without it"
+            )
+        check_memory(names, parameters)
         if self.buffers == "transport":
             check_transport(self.base, parameters)
         # What is kept must not alias the weights that are about to change.
         before = [parameter.detach().clone() for parameter in parameters]
-        orbit = self._orbit(batch)
-        result = self.search(orbit, before, self.target.loss(names, self.loss_fn, batch))
-        outputs = self.target.outputs(names, None if batch is None else batch.x)
+        led = batch is None and closure is not None and self.target.needs_batch
+        if not led and self.target.needs_batch:
+            given(batch)
+        orbit = self._orbit(batch, replicas)
+        closure_loss = (
+            ClosureLoss(closure, parameters, self._everything(), replicas)
+            if led and closure
+            else None
+        )
+        result = _of_the_first(
+            replicas, self.search(orbit, before, closure_loss or self._loss(names, batch, replicas))
+        )
+        if closure_loss is not None:
+            outputs: Any = ClosureOutputs(closure_loss, before, result.parameters)
+        else:
+            outputs = self.target.outputs(names, None if batch is None else batch.x)
         move = Teleportation(outputs, before, result.parameters, result.rejected)
-        if self.target.needs_batch and moves_by_group(self.search):
-            errors = [move.invariance_error()]
+        if self.target.needs_batch:
+            known = getattr(result, "confirmed", False) is True or not moves_by_group(self.search)
+            errors = [] if known else [move.invariance_error()]
             errors += [judge.invariance_error(move.after) for judge in judges]
-            if not all(error <= self.max_defect for error in errors):
-                self.undone += 1
-                self.teleportation = move.revert(torch.tensor(True))
-                return self.teleportation
-        if self.buffers == "reset":
-            reset(self.base, parameters)
-        elif self.buffers == "transport":  # before the weights move, as an action may refuse
-            transport(self.base, parameters, orbit, result.elements)
+            if errors:
+                worst = replicas.largest(torch.stack([error.double() for error in errors]).amax())
+                if not worst <= self.max_defect:
+                    move = move.revert(torch.tensor(True))
+        return _Found(move, Way(names, parameters, before, orbit, result.elements), result)
+
+    def _make(self, found: _Found) -> None:
+        """Move the weights as found, and treat the buffers; or count that it was reverted."""
+        move, way = found.move, found.way
         self.teleportation = move
-        self.made += 1
+        if move.reverted is not None:
+            self.undone += 1
+            return
+        if move.rejected.all():
+            return
+        if self.buffers == "transport":  # before the weights move, as an action may refuse
+            transport(self.base, way.parameters, way.orbit, way.steps)
         with torch.no_grad():
-            for parameter, value in zip(parameters, result.parameters, strict=True):
-                parameter.copy_(value)
-        return move
+            for parameter, value in zip(way.parameters, found.result.parameters, strict=True):
+                if not torch.equal(parameter, value):
+                    parameter.copy_(value)
+        if self.buffers == "reset":
+            for new in self._new:
+                reset(new.base, way.parameters, new)
+        self.made += 1
 
 
-def _batch_of(x: Tensor | None, y: Tensor | None) -> Batch | None:
+_COUNTS = ("steps", "made", "undone", "skipped")
+_KEPT = {name: name for name in _COUNTS} | {
+    "last_batch": "_last_batch",
+    "other_came": "_other_came",
+}
+
+
+def _batch_of(x: Any, y: Any) -> Batch | None:
     """Return a batch, or None unless both parts are given."""
     return None if x is None or y is None else Batch(x, y)
 
 
-# Torch would wrap a step in its profiler and hooks, which the base's own has already.
-TeleportingOptimizer.step.hooked = True  # type: ignore[attr-defined]
+def _check_base(base: object) -> None:
+    if not isinstance(base, torch.optim.Optimizer):
+        raise UserError(
+            f"expected an optimizer of torch as base, got {shown(base)}: build one, such as "
+            f"torch.optim.Adam(model.parameters())"
+        )
+    if any(isinstance(own, TeleportingOptimizer) for own in with_inner(base)):
+        raise UserError(
+            "expected a base that does not teleport, got a TeleportingOptimizer: wrap its base"
+        )
+
+
+def _scalar(loss: LossFunction) -> LossFunction:
+    """A loss, checked to be one number that can be differentiated."""
+
+    def checked(values: Sequence[Tensor]) -> Tensor:
+        value: Any = loss(values)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(
+                f"expected a loss_fn that returns one number, got {got}: take the mean over the "
+                f"samples, as reduction='mean' does"
+            )
+        wanted = torch.is_grad_enabled() and any(own.requires_grad for own in values)
+        if wanted and not value.requires_grad:
+            raise UserError(
+                "expected a loss that depends on the weights, got one without a gradient: do not "
+                "detach it, nor take its item()"
+            )
+        return value.reshape(())
+
+    return checked
+
+
+def _of_the_first(replicas: Replicas, result: SearchResult) -> SearchResult:
+    """The result of the first process, so that a search may draw random numbers."""
+    if not replicas:
+        return result
+
+    def first(tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [replicas.gather(tensor)[0] for tensor in tensors]
+
+    return replace(
+        result,
+        parameters=first(result.parameters),
+        rejected=replicas.gather(result.rejected)[0],
+        elements=[
+            [own.with_values(replicas.gather(own.values)[0]) for own in elements]
+            for elements in result.elements
+        ],
+    )
+
+
+def _has_gradient(parameter: nn.Parameter) -> bool:
+    gradient = parameter.grad
+    return gradient is not None and (gradient.layout != torch.strided or bool(gradient.any()))
+
+
+@contextmanager
+def _without_global_hooks() -> Iterator[None]:
+    """Hide the hooks that torch runs at the steps of all optimizers."""
+    kept = {name: getattr(_TORCH, name) for name in _GLOBAL_HOOKS}
+    if not any(kept.values()):
+        yield
+        return
+    for name, hooks in kept.items():
+        setattr(_TORCH, name, type(hooks)())
+    try:
+        yield
+    finally:
+        for name, hooks in kept.items():
+            setattr(_TORCH, name, hooks)
+
+
+_TORCH = import_module("torch.optim.optimizer")
+_GLOBAL_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
