@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +14,17 @@ from metaopt.errors import UserError
 from metaopt.extras import extra
 
 LOCK = ".lock"
+TEMPORARY = ".tmp"
+"""How the names of temporary files end."""
+
+
+def user_path(path: str | Path) -> Path:
+    """Return a path that a user gave; a ~ at its start is the home folder.
+
+    Args:
+        path: the path.
+    """
+    return Path(os.path.expanduser(path))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -30,6 +43,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_together(files: Mapping[Path, bytes], keep: Mapping[Path, Path] | None = None) -> None:
     """Replace several files, none of them before the new content of all is on disk.
 
+    Who may read and write them is as the process's umask says.
+
     Args:
         files: new contents by path; the folders must exist.
         keep: for a path, another path under which its old content stays.
@@ -38,27 +53,30 @@ def write_together(files: Mapping[Path, bytes], keep: Mapping[Path, Path] | None
         OSError: from the file system. All files are then as they were, unless it let only some
             of them be replaced.
     """
-    temporaries: dict[Path, str] = {}
+    temporaries: dict[Path, Path] = {}
     try:
         for path, data in files.items():
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            temporaries[path] = temporary
-            with os.fdopen(descriptor, "wb") as file:
+            temporaries[path] = _beside(path, secrets.token_hex(8))
+            with open(temporaries[path], "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
         for path, previous in (keep or {}).items():
             keep_previous(path, previous)
         for path, temporary in temporaries.items():
             os.replace(temporary, path)
     except BaseException:
         for temporary in temporaries.values():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
         raise
     for folder in {path.parent for path in files}:
         sync_folder(folder)
+
+
+def _beside(path: Path, part: str) -> Path:
+    """Return the path of a temporary file beside another; its name is never too long."""
+    name = os.fsencode(path.name)[:100].decode(errors="ignore")
+    return path.with_name(f".{name}.{part}{TEMPORARY}")
 
 
 def sync_folder(folder: Path) -> None:
@@ -91,7 +109,7 @@ def keep_previous(path: Path, previous: Path) -> None:
     """
     if not path.exists():
         return
-    aside = previous.with_name(f".{previous.name}.link")
+    aside = _beside(previous, "link")
     aside.unlink(missing_ok=True)
     try:
         os.link(path, aside)
@@ -110,7 +128,7 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
         names: the names of the files that were being written.
     """
     for name in names:
-        for stale in folder.glob(f".{name}.*"):
+        for stale in folder.glob(glob.escape(_beside(Path(name), "").stem) + "*" + TEMPORARY):
             stale.unlink()
 
 
@@ -130,18 +148,20 @@ def locked(folder: Path) -> Iterator[None]:
     with extra("train"):
         from filelock import FileLock, Timeout
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    path = folder / LOCK
+    path.touch()
+    lock = FileLock(path, mode=stat.S_IMODE(path.stat().st_mode))  # the umask's
     try:
         lock.acquire(timeout=0)
     except NotImplementedError:
         raise UserError(
             f"expected an --out on a file system with locks, got {str(folder)!r} on one without: "
-            f"choose another"
+            "choose another"
         ) from None
     except Timeout:
         raise UserError(
             f"expected an --out that no other run writes, got {str(folder)!r}, which one does "
-            f"now: wait for it, or choose another"
+            "now: wait for it, or choose another"
         ) from None
     try:
         yield

@@ -2,13 +2,21 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from metaopt import UserError, storage
-from metaopt.storage import keep_previous, locked, remove_leftovers, write_atomically
+from metaopt.storage import (
+    keep_previous,
+    locked,
+    remove_leftovers,
+    user_path,
+    write_atomically,
+)
 
 
 @pytest.fixture
@@ -41,8 +49,7 @@ class FullDisk:
 FAILURES = {
     "replace": fail,
     "fsync": fail,
-    "chmod": fail,
-    "fdopen": lambda descriptor, mode, real=os.fdopen: FullDisk(real(descriptor, mode)),
+    "open": lambda path, mode, real=open: FullDisk(real(path, mode)),
 }
 
 
@@ -53,7 +60,8 @@ def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(
 ):
     if old is not None:
         path.write_bytes(old)
-    monkeypatch.setattr(storage.os, step, FAILURES[step])
+    place = storage if step == "open" else storage.os
+    monkeypatch.setattr(place, step, FAILURES[step], raising=False)
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, b"new content")
     monkeypatch.undo()
@@ -100,18 +108,66 @@ def test_the_previous_file_is_copied_where_there_are_no_links(path, tmp_path, mo
 
 def test_a_killed_link_is_replaced(path, tmp_path):
     path.write_bytes(b"1")
-    (tmp_path / ".before.bin.link").write_bytes(b"stale")
+    (tmp_path / ".before.bin.link.tmp").write_bytes(b"stale")
     keep_previous(path, tmp_path / "before.bin")
     assert (tmp_path / "before.bin").read_bytes() == b"1"
-    assert not (tmp_path / ".before.bin.link").exists()
+    assert not (tmp_path / ".before.bin.link.tmp").exists()
 
 
 def test_leftovers_of_these_files_alone_are_removed(tmp_path):
-    names = (".a.bin.x1", ".a.bin.link", ".b.bin.x1", "a.bin", "a.bin.x1")
-    for name in names:
+    stale = (".a[1].bin.x1.tmp", ".a[1].bin.link.tmp")
+    others = (".a1.bin.x1.tmp", ".b.bin.x1.tmp", "a[1].bin", "a[1].bin.x1.tmp", ".a[1].bin.mine")
+    for name in (*stale, *others):
         (tmp_path / name).write_bytes(b"")
-    remove_leftovers(tmp_path, ("a.bin",))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".b.bin.x1", "a.bin", "a.bin.x1"]
+    remove_leftovers(tmp_path, ("a[1].bin",))
+    assert {p.name for p in tmp_path.iterdir()} == set(others)
+
+
+def test_leftovers_are_the_temporary_files_of_a_write(path, monkeypatch):
+    monkeypatch.setattr(storage.os, "replace", fail)
+    monkeypatch.setattr(storage.Path, "unlink", lambda *args, **options: None)  # it was killed
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"content")
+    monkeypatch.undo()
+    assert len(list(path.parent.iterdir())) == 1
+    remove_leftovers(path.parent, (path.name,))
+    assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o027, 0o002, 0o022])
+def test_files_are_for_those_that_the_umask_says(path, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_atomically(path, b"1")
+        keep_previous(path, tmp_path / "previous")
+        write_atomically(path, b"2")
+        with locked(tmp_path / "new"):
+            pass
+    finally:
+        os.umask(before)
+    for made in (path, tmp_path / "previous", tmp_path / "new" / ".lock"):
+        assert stat.S_IMODE(made.stat().st_mode) == 0o666 & ~mask
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o777 & ~mask
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "字" * 85, "é" * 127, "n" * 251 + ".bin"])
+def test_a_name_as_long_as_the_file_system_allows_is_written(tmp_path, name):
+    path = tmp_path / name
+    for content in (b"1", b"2"):
+        keep_previous(path, tmp_path / "p".ljust(255, "p"))
+        write_atomically(path, content)
+    assert path.read_bytes() == b"2"
+    assert (tmp_path / "p".ljust(255, "p")).read_bytes() == b"1"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_home_folder_is_meant_by_a_tilde_at_the_start_alone(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    monkeypatch.setenv("USERPROFILE", "/somewhere")
+    assert user_path("~/a") == user_path(Path("~") / "a") == Path("/somewhere/a")
+    assert user_path("~") == Path("/somewhere")
+    for path in ("a/~/b", "a~", "~nobody_of_this_name/a", ""):
+        assert user_path(path) == Path(path)
 
 
 HOLD = """
