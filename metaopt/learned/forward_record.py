@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import weakref
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from metaopt.replicas import ALONE, Replicas, replicas_now
+from metaopt.wrappers import is_compiled, layers_of_wrapping
 
 
 class ForwardRecord(NamedTuple):
@@ -47,10 +51,11 @@ class ForwardRecorder:
     """Keeps a record of the last forward pass of a model that was differentiated.
 
     A pass under ``no_grad`` leaves no record. Neither does a pass whose output is never
-    differentiated. The hook on the model is removed with the recorder.
+    differentiated. The hook is removed with the recorder. It is on what ``torch.compile`` returned,
+    if that was given, and else on the model inside all wrappers.
 
     Args:
-        model: the network; None records nothing.
+        model: the network, as the user gave it; None records nothing.
 
     Attributes:
         last: the record of the last differentiated pass.
@@ -60,10 +65,17 @@ class ForwardRecorder:
     def __init__(self, model: nn.Module | None) -> None:
         self.last: ForwardRecord | None = None
         self.passes = 0
+        self.replicas = ALONE
         if model is not None:
-            watch = _Hook(self, model)
-            handle = model.register_forward_hook(watch, with_kwargs=True)
+            watched = _watched(model)
+            watch = _Hook(self, watched)
+            handle = watched.register_forward_hook(watch, with_kwargs=True)
             weakref.finalize(self, handle.remove)
+            if compiled_before(watched):
+                torch.compiler.reset()  # code that was compiled without the hook would go on
+            for wrapper in layers_of_wrapping(model):
+                if isinstance(wrapper, DistributedDataParallel):
+                    self.replicas = Replicas(wrapper.process_group)
 
     def take(self) -> ForwardRecord | None:
         """Return the last pass that was differentiated since the last call, or None."""
@@ -97,7 +109,7 @@ class _Hook:
             {name: _detached(value) for name, value in keywords.items()},
             output.detach().clone(),
             cast_to=torch.get_autocast_dtype(device) if on else None,
-            replicas=replicas_now(),
+            replicas=replicas_now() or recorder.replicas,
         )
 
         def differentiated(gradient: Tensor) -> None:
@@ -111,6 +123,26 @@ class _Hook:
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
+
+
+def _watched(model: nn.Module) -> nn.Module:
+    """The module whose forward passes are recorded."""
+    layers = layers_of_wrapping(model)
+    return next((layer for layer in layers if is_compiled(layer)), layers[-1])
+
+
+def compiled_before(model: nn.Module) -> bool:
+    """Return whether ``torch.compile`` was given a module, so that it may not see new hooks.
+
+    Args:
+        model: the module.
+    """
+    if "torch._dynamo" not in sys.modules or is_compiled(model):
+        return False
+    if model._compiled_call_impl is not None:
+        return True
+    held = gc.get_referrers(model)
+    return any(isinstance(by, dict) and by.get("_orig_mod") is model for by in held)
 
 
 def _detached(value: Any) -> Any:

@@ -22,6 +22,7 @@ from metaopt.learned.stepper import GradientStepper, Stepper, TaskStepper, as_re
 from metaopt.symmetry import Teleportation
 from metaopt.symmetry.auto import AUTO
 from metaopt.target import ModuleTarget, Target, TaskTarget, check_loss_fn, target_of
+from metaopt.wrappers import unwrapped
 
 DEFAULTS = {"lr": 1.0, "weight_decay": 0.0, "maximize": False, "skipped": 0}
 OF_OTHERS = ("betas", "momentum", "dampening", "eps", "alpha")  # options of torch's optimizers
@@ -90,7 +91,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     ) -> None:
         check_option("lr", lr)
         check_option("weight_decay", weight_decay)
-        target = target_of(model, sites) if isinstance(model, nn.Module) else None
+        target = target_of(unwrapped(model), sites) if isinstance(model, nn.Module) else None
         network = target is not None and target.needs_batch
         if not network and (loss_fn is not None or action != AUTO or sites is not None):
             raise UserError(
@@ -105,7 +106,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.model: nn.Module | None = None
         if target is not None:
             self.steppers.append(self._stepper(target, loss_fn, action))
-            self.model = target.model if isinstance(self.steppers[0], ModuleStepper) else None
+            self.model = model if isinstance(self.steppers[0], ModuleStepper) else None
         self.teleportation: Teleportation | None = None
         self.recorder = ForwardRecorder(self.model)
         own_parameters = model.parameters() if isinstance(model, nn.Module) else model
@@ -205,6 +206,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 for parameter, value in zip(parameters, advanced.parameters, strict=True):
                     as_real(parameter).copy_(value)
             self._keep(index, parameters, advanced.state)
+            for parameter in parameters:  # tools ask for an entry of each parameter
+                self.state[parameter].setdefault("step", torch.zeros(()))
+            torch._foreach_add_([self.state[parameter]["step"] for parameter in parameters], 1)
             self.teleportation = self.teleportation or advanced.teleportation
 
     def _input(
@@ -250,7 +254,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _check_gradients(self) -> None:
         """Refuse gradients that cannot be stepped on."""
-        names = dict(self.model.named_parameters()) if self.model is not None else {}
+        names = {} if self.model is None else dict(unwrapped(self.model).named_parameters())
         known = {id(p) for stepper in self.steppers for p in stepper.parameters}
         for name, parameter in names.items():
             if parameter.grad is not None and id(parameter) not in known:
@@ -369,6 +373,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for parameter in parameters:
                 entries, fresh_ones = self.state[parameter], known.get(parameter, {})
                 for name, entry in entries.items():
+                    if name == "step":
+                        continue
                     own = fresh_ones.get(name)
                     if own is None or (name not in OF_THE_LOSS and entry.shape != own.shape):
                         raise _other_state(name, entry, own)
