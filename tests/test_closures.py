@@ -176,7 +176,7 @@ def test_a_group_that_acts_on_a_batch_needs_the_batch(action):
 
 def test_a_move_whose_loss_changes_is_reverted():
     def search(orbit, parameters, loss):
-        return SearchResult([1.5 * own for own in parameters], torch.tensor(False))
+        return SearchResult([9.0 * own for own in parameters], torch.tensor(False))
 
     model, batch = mlp(), data(6)
     optimizer = teleporting(model, search=search, rate=1e-30)
