@@ -79,3 +79,15 @@ def test_clipped_gradients_are_what_is_stepped_on(make):
     train(twin, other, [(x, y)] * 3)
     assert all(p.grad.abs().max() <= 0.01 for p in model.parameters())
     assert distance(model, twin) > 1e-6
+
+
+def test_only_a_scaler_is_told_that_it_says_its_scale():
+    """Lightning, which asks the same, clips no gradients of an optimizer that answers yes."""
+    model, optimizer, (x, y) = made(mlp)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(F.mse_loss(model(x), y)).backward()
+    told = []
+    optimizer.step = lambda: told.append((float(optimizer.grad_scale), bool(optimizer.found_inf)))
+    assert not getattr(optimizer, "_step_supports_amp_scaling", False)
+    scaler.step(optimizer)
+    assert told == [(scaler.get_scale(), False)]
