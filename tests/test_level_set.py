@@ -283,15 +283,16 @@ def test_each_teleport_counts_and_moves_every_free_parameter():
         assert torch.equal(moved[name], old) == (name == "0.bias"), name
 
 
-def test_a_large_change_of_the_outputs_is_not_reverted():
-    """``max_defect`` is of moves that keep the outputs."""
+def test_a_large_change_of_the_outputs_is_reverted_on_held_out_samples_alone():
+    """``max_defect`` is of moves that keep the outputs, unless one asks for it."""
     model, x, y = without_sites()
     optimizer = teleporting(model, max_defect=1e-9)
     before = parameters_of(model)
-    move = optimizer.teleport(x, y, held_out=x[:4])
-    assert move.reverted is None
+    assert optimizer.teleport(x, y, held_out=x[:4]).reverted
+    assert same(parameters_of(model), before)
+    assert optimizer.teleport(x, y).reverted is None
     assert not same(parameters_of(model), before)
-    assert (optimizer.made, optimizer.undone) == (1, 0)
+    assert (optimizer.made, optimizer.undone) == (1, 1)
 
 
 def momenta(optimizer):

@@ -25,7 +25,7 @@ from metaopt.symmetry import (
 from metaopt.symmetry.level_set import Stopped
 from metaopt.symmetry.metric import adaptive_metric
 from metaopt.symmetry.objectives import per_task_sum
-from metaopt.symmetry.search import evaluate
+from metaopt.symmetry.slope import EvaluatedSlope
 from studies.searches.fixed_ascent import FixedAscent
 from studies.searches.random_move import RandomMove
 
@@ -187,8 +187,9 @@ def test_slopes_that_are_not_finite_count_as_none():
         rising, falling, undefined, sound = values[0].unbind(dim=1)
         return rising.sqrt() - falling.sqrt() + (0 * undefined).sqrt() + sound.square()
 
-    point = evaluate(objective, [torch.tensor([[0.0, 0.0, 0.0, 3.0]])], None)
-    assert point.gradients()[0].tolist() == [[0.0, 0.0, 0.0, 6.0]]
+    slope = EvaluatedSlope(Line(), objective, None)
+    (gradient,) = slope.gradients(slope.at([torch.tensor([[0.0, 0.0, 0.0, 3.0]])]))
+    assert gradient.tolist() == [[0.0, 0.0, 0.0, 6.0]]
 
 
 # Level sets.

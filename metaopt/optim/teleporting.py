@@ -34,7 +34,13 @@ from metaopt.symmetry.auto import AUTO, Returns, fingerprint, for_all_data
 from metaopt.symmetry.functional import LossOnBatch
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ActingSite, Orbit
-from metaopt.symmetry.search import Search, SearchResult, check_search, moves_by_group
+from metaopt.symmetry.search import (
+    AGREEMENT,
+    Search,
+    SearchResult,
+    check_search,
+    moves_by_group,
+)
 from metaopt.symmetry.teleportation import OutputChange
 from metaopt.target import Batch, Target, check_loss_fn, given
 
@@ -614,7 +620,8 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             outputs = self.target.outputs(names, None if batch is None else batch.x)
         move = Teleportation(outputs, before, result.parameters, result.rejected)
         if self.target.needs_batch:
-            known = getattr(result, "confirmed", False) is True or not moves_by_group(self.search)
+            confirmed = getattr(result, "confirmed", False) and self.max_defect >= AGREEMENT
+            known = confirmed or not moves_by_group(self.search)
             errors = [] if known else [move.invariance_error()]
             errors += [judge.invariance_error(move.after) for judge in judges]
             if errors:

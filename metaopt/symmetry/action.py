@@ -47,12 +47,17 @@ class Action(ABC):
         uses_inputs: whether :meth:`move` and :meth:`pull_back` need the input of the site's
             incoming layer. Such an action keeps the function on that input alone.
         on_preactivations: whether g acts before the activation, on W_{m-1} h, and not after it.
+        linear: whether :meth:`move` multiplies the rows of incoming matrices and the columns of
+            outgoing ones by matrices that depend on T alone, and does nothing else. Where such an
+            action is exact for all data, a search follows gradients along the orbit by
+            :meth:`transport` and does not evaluate the network at each point.
     """
 
     group: ClassVar[str]
     exact_when: ClassVar[str]
     uses_inputs: ClassVar[bool] = False
     on_preactivations: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
 
     @abstractmethod
     def max_samples(self, site: Site) -> float:

@@ -183,6 +183,8 @@ class _BothSides(_ActsLinearly):
     all of them move by the same g.
     """
 
+    linear = True
+
     def max_samples(self, site: Site) -> float:
         """Return infinity where the action can act, else 0."""
         exact = self.diagonal or self.exact_inverse

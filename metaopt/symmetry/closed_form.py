@@ -171,7 +171,7 @@ class ClosedFormAction(Action):
         new: dict[str, Tensor] = {name: weights[name] for name in site.parameters}
         views, old = (*site.incoming, *site.outgoing), matrices.given
         for view, matrix, stays in zip(views, (*moved_in, *moved_out), old, strict=True):
-            view.write_augmented(new, torch.where(kept[..., None, None], matrix, stays))
+            view.write_augmented(new, _where(kept, matrix, stays))
         heads = range(site.head_dims)  # of a task one rejected head is enough to say so
         return Moved(
             new,
@@ -227,7 +227,8 @@ class SiteMatrices:
         self.site = site
         views = (*site.incoming, *site.outgoing)
         self.given = [view.read_augmented(weights) for view in views]
-        wide = [matrix.double() for matrix in self.given]
+        # Of one task the masks below copy nothing, and an action may work in place.
+        wide = [m.to(torch.float64, copy=m.dim() == 2) for m in self.given]
         trusted = sound(wide[0]) if usable is None else usable & sound(wide[0])
         for matrix in wide[1:]:
             trusted = trusted & sound(matrix)
@@ -237,7 +238,7 @@ class SiteMatrices:
             trusted = trusted & seen.finite & inputs.finite
             self.layer_input = seen
         self.trusted = trusted
-        masked = [torch.where(trusted[..., None, None], matrix, 0.0) for matrix in wide]
+        masked = [_where(trusted, matrix, matrix.new_zeros(())) for matrix in wide]
         self.incoming = masked[: len(site.incoming)]
         self.outgoing = masked[len(site.incoming) :]
 
@@ -329,6 +330,13 @@ def linear_transport(
     return moved
 
 
+def _where(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return ``new`` for the tasks of the mask, ``(*batch,)``, and ``old`` for the others."""
+    if mask.dim() or not mask:
+        return torch.where(mask[..., None, None], new, old)
+    return new  # one task: a copy would cost as much as the rest of its move
+
+
 def _all_finite(matrices: Sequence[Tensor]) -> Tensor:
-    finite = [matrix.isfinite().all(dim=-1).all(dim=-1) for matrix in matrices]
+    finite = [(matrix * 0).sum(dim=(-2, -1)) == 0 for matrix in matrices]  # else it is NaN
     return torch.stack(finite).all(dim=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -42,6 +42,47 @@ def on_orbit(objective: Objective | OfOrbit, orbit: Orbit) -> Objective:
         orbit: the orbit.
     """
     return objective.on(orbit) if isinstance(objective, OfOrbit) else objective
+
+
+class GradientForm(NamedTuple):
+    """An objective as a quadratic form of the gradient, sign * sum(metric * g^2).
+
+    Attributes:
+        sign: 1, or -1 for what a search lowers.
+        metric: one tensor for each parameter and of its shape; None for ones.
+    """
+
+    sign: float = 1.0
+    metric: Sequence[Tensor] | None = None
+
+    def roots(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Return sqrt(metric) * g, whose squared norm is the value without its sign.
+
+        Args:
+            gradients: one for each parameter, in order.
+        """
+        if self.metric is None:
+            return list(gradients)
+        return [a.sqrt() * g for a, g in zip(self.metric, gradients, strict=True)]
+
+
+@runtime_checkable
+class OfGradient(Protocol):
+    """An objective that is a quadratic form of the gradient, and so known where the gradient is."""
+
+    def form(self) -> GradientForm | None:
+        """Return the form; None if it is none."""
+
+
+def form_of(objective: Objective) -> GradientForm | None:
+    """Return an objective as a quadratic form of the gradient; None if it does not say so.
+
+    Args:
+        objective: the objective, on its orbit.
+    """
+    if objective is gradient_norm:
+        return GradientForm()
+    return objective.form() if isinstance(objective, OfGradient) else None
 
 
 def gradient_norm(parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
@@ -82,6 +123,10 @@ class MetricNorm:
         """
         return cls(tuple(adaptive_metric(optimizer, parameters, gradients)))
 
+    def form(self) -> GradientForm:
+        """Return the metric as a form. See :class:`OfGradient`."""
+        return GradientForm(metric=self.metric)
+
     def __call__(self, parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
         """Return g^T A g, ``(*batch,)``.
 
@@ -117,6 +162,11 @@ class Negated:
         """Return the negated objective for the points of ``orbit``."""
         return Negated(on_orbit(self.objective, orbit))
 
+    def form(self) -> GradientForm | None:
+        """Return the negated form of the objective, if it has one. See :class:`OfGradient`."""
+        form = form_of(self.objective) if callable(self.objective) else None
+        return None if form is None else form._replace(sign=-form.sign)
+
     def __call__(self, parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
         """Return the negated value, ``(*batch,)``.
 
@@ -135,13 +185,14 @@ class Negated:
 
 
 def value_and_gradient(
-    parameters: Sequence[Tensor], loss: LossFunction
+    parameters: Sequence[Tensor], loss: LossFunction, create_graph: bool = True
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return the losses ``(*batch,)``, and their gradients, which can be differentiated again.
 
     Args:
         parameters: in order.
         loss: the losses as a function of the parameters.
+        create_graph: False if the gradients need not be differentiated again, which is cheaper.
 
     Returns:
         The losses, and one gradient for each parameter.
@@ -149,7 +200,7 @@ def value_and_gradient(
     # Views: where a layer depends on an earlier one, the inner gradient must not lead there.
     own = [p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in parameters]
     losses = loss(own)
-    return losses, torch.autograd.grad(losses.sum(), own, create_graph=True)
+    return losses, torch.autograd.grad(losses.sum(), own, create_graph=create_graph)
 
 
 def per_task_sum(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:

@@ -14,18 +14,27 @@ from torch import Tensor
 from metaopt.errors import UserError
 from metaopt.symmetry.element import Element, choose, per_task
 from metaopt.symmetry.objectives import (
+    GradientForm,
     LossFunction,
     Objective,
     OfOrbit,
+    form_of,
     gradient_norm,
     on_orbit,
     per_task_sum,
+    value_and_gradient,
 )
 from metaopt.symmetry.orbit import Orbit
+from metaopt.symmetry.slope import EvaluatedSlope, Point, Slope, TransportedSlope
+from metaopt.symmetry.transported import follows_by_transport, gradient_blocks, move_along
 
 NEAR = 0.05
 """A search ends when this part of the way from its start to its bound is left: the rest would cost
 more than it brings."""
+
+AGREEMENT = 1e-2
+"""A search that followed gradients by transport evaluates everywhere instead if the loss or the
+objective at its end differ by more from what transport says, as a fraction of them."""
 
 TINY = 1e-6
 """A search ends at once when it starts this near to its bound, as a fraction of the bound."""
@@ -41,11 +50,14 @@ class SearchResult:
             rejected.
         elements: for each step of the search, T of each site; 0 where a task stayed. Empty if the
             search uses no group.
+        confirmed: whether the loss and its gradient were evaluated at the end, and are within
+            :data:`AGREEMENT` what they are after a move that keeps the function.
     """
 
     parameters: list[Tensor]
     rejected: Tensor
     elements: list[list[Element]] = field(default_factory=list)
+    confirmed: bool = field(default=False, kw_only=True)
 
 
 class Search(Protocol):
@@ -95,65 +107,13 @@ def check_search(search: object) -> None:
         ) from None
 
 
-class Point:
-    """Parameters with the value of an objective there, and its gradient, computed once when needed.
-
-    Args:
-        objective: the objective.
-        loss: the losses as a function of the parameters.
-        parameters: detached.
-        value: ``(*batch,)``, a function of ``leaves``; or detached, without leaves.
-        leaves: the parameters that ``value`` can be differentiated in.
-    """
-
-    def __init__(
-        self,
-        objective: Objective,
-        loss: LossFunction,
-        parameters: list[Tensor],
-        value: Tensor,
-        leaves: list[Tensor] | None = None,
-    ) -> None:
-        self.parameters = parameters
-        self.value = value.detach().double()
-        self._objective, self._loss = objective, loss
-        self._graph = None if leaves is None else (value, leaves)
-
-    def gradients(self) -> list[Tensor]:
-        """Return the objective's gradients, one for each parameter; 0 for what is not finite."""
-        if self._graph is None:
-            self._graph = _graph(self._objective, self.parameters, self._loss)
-        (value, leaves), self._graph = self._graph, None
-        ones = torch.ones_like(value)
-        gradients = torch.autograd.grad(value, leaves, ones, allow_unused=True)
-        return [
-            torch.zeros_like(leaf) if g is None else g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-            for g, leaf in zip(gradients, leaves, strict=True)
-        ]
-
-    def where(self, mask: Tensor, other: Point) -> Point:
-        """Return ``other`` for the tasks of the mask, ``(*batch,)``, else this point."""
-        if mask.all():
-            return other
-        if not mask.any():
-            return self
-        parameters = choose(mask, other.parameters, self.parameters)
-        value = torch.where(mask, other.value, self.value)
-        return Point(self._objective, self._loss, parameters, value)
-
-
-def evaluate(objective: Objective, parameters: Sequence[Tensor], loss: LossFunction) -> Point:
-    """Evaluate an objective at parameters."""
-    value, leaves = _graph(objective, parameters, loss)
-    return Point(objective, loss, [leaf.detach() for leaf in leaves], value, leaves)
-
-
-def _graph(
-    objective: Objective, parameters: Sequence[Tensor], loss: LossFunction
-) -> tuple[Tensor, list[Tensor]]:
+def _first_order(
+    parameters: Sequence[Tensor], loss: LossFunction
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the losses and their gradients, detached, which cannot be differentiated again."""
     with torch.enable_grad():
-        leaves = [parameter.detach().requires_grad_() for parameter in parameters]
-        return objective(leaves, loss), leaves
+        losses, gradients = value_and_gradient(parameters, loss, create_graph=False)
+    return losses.detach(), gradients
 
 
 def _shortened(start: Tensor, tried: Tensor, bound: Tensor) -> Tensor:
@@ -224,7 +184,46 @@ class GradientAscent:
     ) -> SearchResult:
         """Return where the ascent from ``parameters`` ends."""
         objective = on_orbit(self.objective, orbit)
-        here = evaluate(objective, parameters, loss)
+        if (form := form_of(objective)) is not None and follows_by_transport(orbit):
+            found = self._by_transport(form, orbit, parameters, loss)
+            if found is not None:
+                return found
+        slope = EvaluatedSlope(orbit, objective, loss)
+        end, rejected, way = self._climb(slope, slope.at(parameters))
+        return SearchResult(end.tensors, rejected, way)
+
+    def _by_transport(
+        self, form: GradientForm, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction
+    ) -> SearchResult | None:
+        """Climb on transported gradients, and evaluate the loss and its gradient at the end alone.
+
+        Returns:
+            None where that is not possible, or if what was evaluated is not what was transported.
+        """
+        start = [parameter.detach() for parameter in parameters]
+        before, gradients = _first_order(start, loss)
+        blocks = None if before.dim() else gradient_blocks(orbit, form.roots(gradients))
+        if blocks is None or not (form.metric is None or blocks.diagonal):
+            return None
+        slope = TransportedSlope(blocks, form.sign)
+        lowest = slope.at([block.matrix for block in blocks.blocks])
+        end, rejected, steps = self._climb(slope, lowest)
+        way = [blocks.of_sites(elements) for elements in steps]
+        if end is lowest:
+            return SearchResult(start, rejected, way)
+        with torch.no_grad():
+            move = move_along(orbit, start, way)
+        after, gradients = _first_order(move.parameters, loss)
+        value = form.sign * per_task_sum([r.double().square() for r in form.roots(gradients)], 0)
+        as_transported = (after - before).abs() <= AGREEMENT * before.abs()
+        as_transported &= (value - end.value).abs() <= AGREEMENT * end.value.abs()
+        as_transported &= (value > lowest.value) & (value <= self._bound(lowest.value))
+        if move.rejected or not as_transported:
+            return None
+        return SearchResult(move.parameters, rejected, way, confirmed=True)
+
+    def _climb(self, slope: Slope, here: Point) -> tuple[Point, Tensor, list[list[Element]]]:
+        """Return the highest point, which tasks were rejected, and the elements of each step."""
         bound = self._bound(here.value)
         size = torch.full_like(here.value, self.initial_step, dtype=torch.float64)
         rejected = torch.zeros_like(here.value, dtype=torch.bool)
@@ -235,22 +234,18 @@ class GradientAscent:
         for _ in range(self.iterations):
             if arrived.all():
                 break
-            directions = _units(orbit.pull_back(here.parameters, here.gradients()), arrived.dim())
+            directions = _units(slope.directions(here), arrived.dim())
             start = here
             accepted = [direction.map(torch.zeros_like) for direction in directions]
             climbing = ~arrived
             for _ in range(self.max_backtracks + 1):
                 elements = [direction.scaled(size * climbing) for direction in directions]
-                with torch.no_grad():
-                    move = orbit.move(start.parameters, elements)
-                tried = evaluate(objective, move.parameters, loss)
-                better = (
-                    climbing & ~move.rejected & (tried.value > start.value) & (tried.value <= bound)
-                )
+                tried, kept = slope.moved(start, elements)
+                better = climbing & ~kept & (tried.value > start.value) & (tried.value <= bound)
                 here = here.where(better, tried)
                 accepted = choose_elements(better, elements, accepted)
                 moved = moved | better
-                rejected = torch.where(climbing, move.rejected, rejected)
+                rejected = torch.where(climbing, kept, rejected)
                 climbing = climbing & ~better
                 shorter = size * _shortened(start.value, tried.value, bound)
                 size = torch.where(climbing, shorter, size)
@@ -258,7 +253,7 @@ class GradientAscent:
                     break
             arrived = arrived | climbing | (bound - here.value <= room)
             way.append(accepted)
-        return SearchResult(here.parameters, rejected & ~moved, way)
+        return here, rejected & ~moved, way
 
     def _bound(self, start: Tensor) -> Tensor:
         """Return the largest value to accept, finite, ``(*batch,)``."""

@@ -13,7 +13,8 @@ from metaopt.errors import UserError
 from metaopt.symmetry.element import Element, choose
 from metaopt.symmetry.objectives import LossFunction, Objective, OfOrbit, gradient_norm, on_orbit
 from metaopt.symmetry.orbit import Orbit
-from metaopt.symmetry.search import SearchResult, choose_elements, evaluate
+from metaopt.symmetry.search import SearchResult, choose_elements
+from metaopt.symmetry.slope import EvaluatedSlope
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,11 @@ class FixedAscent:
     ) -> SearchResult:
         """Climb from ``parameters`` on; see :class:`~metaopt.symmetry.search.Search`."""
         current = [parameter.detach() for parameter in parameters]
-        objective = on_orbit(self.objective, orbit)
+        slope = EvaluatedSlope(orbit, on_orbit(self.objective, orbit), loss)
         elements: list[list[Element]] = []
         moved = None
         for _ in range(self.iterations):
-            gradients = orbit.pull_back(current, evaluate(objective, current, loss).gradients())
-            steps = [gradient.scaled(self.rate) for gradient in gradients]
+            steps = [gradient.scaled(self.rate) for gradient in slope.directions(slope.at(current))]
             with torch.no_grad():
                 move = orbit.move(current, steps)
             reached = [parameter.detach() for parameter in move.parameters]
