@@ -13,7 +13,7 @@ from typing import NamedTuple, final
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, unknown
 from metaopt.symmetry.action import Action
 from metaopt.symmetry.actions import ACTIONS, action_of
 from metaopt.symmetry.auto import AUTO, Returns, choose_actions, for_all_data
@@ -165,7 +165,7 @@ class Target(ABC):
             UserError: for another name, or an action that fits no site.
         """
         if isinstance(action, str) and action not in choices:
-            raise UserError(f"expected an action of {', '.join(choices)}, got {action!r}: name one")
+            raise UserError(unknown("an action", action, choices))
         if isinstance(action, str) and action not in ACTIONS:
             return
         own = action_of(action)
@@ -191,7 +191,7 @@ class Target(ABC):
             left_out = [LeftOut(site.layers, why) for site, why in obstacles]
             reason = grouped(left_out) or self.sites.why()
             line = f"expected a site for {name}, got none ({reason}): {advice}"
-            raise UserError(line, longest=599)
+            raise UserError(line, longest=580)
 
 
 @final

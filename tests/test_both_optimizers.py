@@ -10,6 +10,7 @@ from teleporting_cases import LOSS, QUICK, data, mlp, train
 from torch import nn
 
 from metaopt import LearnedOptimizer, TeleportingOptimizer, UserError, list_pretrained
+from metaopt.errors import unknown
 from metaopt.symmetry import ACTIONS, LayerChain, find_sites
 
 
@@ -169,7 +170,7 @@ def test_a_chain_that_is_none_is_refused_in_the_same_words(name):
 @pytest.mark.parametrize("action", ["sideways", "", "Rescaling"])
 def test_an_unknown_action_is_refused_in_the_same_words(name, action):
     text = same_words(MODELS[name], action=action)
-    assert text == f"expected an action of auto, {', '.join(ACTIONS)}, got {action!r}: name one"
+    assert text == unknown("an action", action, ("auto", *ACTIONS))
 
 
 @pytest.mark.parametrize("name", MODELS)

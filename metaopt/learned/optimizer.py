@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, unknown
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.forward_record import ForwardRecord, ForwardRecorder
 from metaopt.learned.meta_optimizer import MetaOptimizer, State, StepInput
@@ -125,7 +125,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         check_loss_fn(loss_fn)
         choices = (AUTO, RESCALING, NONE)
         if action not in choices:
-            raise UserError(f"expected an action of {', '.join(choices)}, got {action!r}: name one")
+            raise UserError(unknown("an action", action, choices))
         target.trainable()  # refuses a model without any
         return GradientStepper(list(target.model.parameters()), self.meta)
 
