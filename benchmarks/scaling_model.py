@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from scipy.optimize import nnls
 
 from metaopt.cli.recipes import load_recipe
 from metaopt.evaluation.styles import LINE_STYLES, MARKERS
+from metaopt.learned.spec import MetaOptimizerSpec
 
 Numbers = dict[str, Any]
 LABELS = {
@@ -41,10 +43,14 @@ TITLES = {
 }
 
 
+@lru_cache
+def _networks(name: str) -> MetaOptimizerSpec:
+    return load_recipe(name).networks
+
+
 def _sizes(point: Numbers) -> tuple[int, int, int]:
     """Weights of the batch, layers of the LSTM, and its outputs."""
-    name = "lstm_update" if point["task"] == "update" else "lstm_update_tele"
-    spec = load_recipe(name).networks
+    spec = _networks("lstm_update" if point["task"] == "update" else "lstm_update_tele")
     return 2 * point["width"] ** 2 * point["batch"], spec.layers, len(spec.heads)
 
 
