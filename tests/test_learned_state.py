@@ -242,3 +242,9 @@ def test_joint_tensors_come_back_from_their_parts():
     half = copied.read(kept, begin)["update"][0]
     assert torch.equal(half[:, :2], joint[:, :2])
     assert not half[:, 2:].any()
+
+
+def test_to_look_at_a_state_makes_no_entries():
+    optimizer = LearnedOptimizer(mlp(), "lstm_layerwise")
+    assert optimizer.learned_state["update"]
+    assert not optimizer.state

@@ -94,13 +94,14 @@ class PerParameter:
             kept: where it is kept.
             start: makes the whole state before the first step.
         """
-        state = {part: [self._whole(own) for own in places] for part, places in kept.items()}
+        of = {key: self.entries.get(p, {}) for key, p in _owners(kept).items()}
+        state = {part: [self._whole(own, of) for own in places] for part, places in kept.items()}
         if all(tensor is not None for tensors in state.values() for tensor in tensors):
             return state  # type: ignore[return-value]
         fresh = start()
         return {
             part: [
-                self._completed(own, begun) if tensor is None else tensor
+                _completed(own, begun, of) if tensor is None else tensor
                 for own, begun, tensor in zip(places, fresh[part], state[part], strict=True)
             ]
             for part, places in kept.items()
@@ -113,19 +114,17 @@ class PerParameter:
             kept: where it is kept; other parts of the state are not.
             state: the state.
         """
+        of = {key: self.entries[p] for key, p in _owners(kept).items()}
         for part, places in kept.items():
             for own, joint in zip(places, state[part], strict=True):
                 views = own.divide(joint)
                 for owner, view in zip(own.owners, views, strict=True):
-                    self.entries[owner][own.name] = view
+                    of[id(owner)][own.name] = view
                 self._joint[own.name, id(own.owners[0])] = joint, views
 
-    def _entries(self, kept: Kept) -> list[Tensor | None]:
-        return [self.entries.get(owner, {}).get(kept.name) for owner in kept.owners]
-
-    def _whole(self, kept: Kept) -> Tensor | None:
+    def _whole(self, kept: Kept, of: dict[int, dict[str, Tensor]]) -> Tensor | None:
         """The tensor, or None if a part of it is missing."""
-        entries = self._entries(kept)
+        entries = [of[id(owner)].get(kept.name) for owner in kept.owners]
         joint, views = self._joint.get((kept.name, id(kept.owners[0])), (None, []))
         if len(views) == len(entries) and all(map(_same, views, entries)):
             return joint
@@ -134,10 +133,16 @@ class PerParameter:
             return None
         return torch.cat(parts, dim=kept.dim) if kept.sizes else parts[0]
 
-    def _completed(self, kept: Kept, begun: Tensor) -> Tensor:
-        pairs = zip(self._entries(kept), kept.divide(begun), strict=True)
-        parts = [own if entry is None else entry for entry, own in pairs]
-        return torch.cat(parts, dim=kept.dim) if kept.sizes else parts[0]
+
+def _owners(kept: KeptState) -> dict[int, nn.Parameter]:
+    """All owners by ``id``: to hash a parameter takes long, so it is done once for each."""
+    return {id(p): p for places in kept.values() for own in places for p in own.owners}
+
+
+def _completed(kept: Kept, begun: Tensor, of: dict[int, dict[str, Tensor]]) -> Tensor:
+    pairs = zip(kept.owners, kept.divide(begun), strict=True)
+    parts = [of[id(owner)].get(kept.name, own) for owner, own in pairs]
+    return torch.cat(parts, dim=kept.dim) if kept.sizes else parts[0]
 
 
 def _same(view: Tensor, entry: Tensor | None) -> bool:
