@@ -5,7 +5,17 @@ import math
 
 import pytest
 import torch
-from learned_network_cases import batch_for, build, equal, made, mlp, train, weights
+from learned_network_cases import (
+    Residual,
+    batch_for,
+    build,
+    distance,
+    equal,
+    made,
+    mlp,
+    train,
+    weights,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -283,3 +293,40 @@ def test_a_step_on_another_batch_is_the_same_whether_or_not_the_last_one_is_reme
     train(model, optimizer, [second])
     train(resumed, loaded, [second])
     assert equal(model, resumed)
+
+
+class Several(nn.Module):
+    """Gives what an ordinary network gives in another form, as published models do."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.net, self.form = Residual(), form
+
+    def forward(self, inputs, target=None):
+        out = self.net(inputs["x"] if isinstance(inputs, dict) else inputs)
+        loss = None if target is None else F.mse_loss(out, target)
+        return self.form(loss, out)
+
+
+FORMS = {
+    "tuple": (lambda loss, out: (loss, out), lambda given: given[0]),
+    "dict": (lambda loss, out: {"loss": loss, "logits": out}, lambda given: given["loss"]),
+    "nested": (lambda loss, out: {"a": [(loss, 3)], "b": (out, None)}, lambda g: g["a"][0][0]),
+}
+
+
+@pytest.mark.parametrize(("form", "loss_of"), FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("name", ["lstm_update", "lstm_update_tele"])
+def test_outputs_of_other_forms_are_seen_as_the_tensor_in_them(form, loss_of, name):
+    plain = Several(lambda loss, out: out)
+    model = Several(form)
+    model.load_state_dict(plain.state_dict())
+    x, y = batch_for(mlp)
+    train(plain, LearnedOptimizer(plain, name), [(x, y)] * 4)
+    optimizer = LearnedOptimizer(model, name)
+    for inputs in ({"x": x, "n": 1}, x, {"x": x}, x):
+        optimizer.zero_grad()
+        loss_of(model(inputs, target=y)).backward()
+        optimizer.step()
+    assert optimizer.learned_state["curvature"][0] > 0
+    assert distance(plain, model) < 1e-6

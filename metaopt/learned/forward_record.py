@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,8 @@ class ForwardRecord(NamedTuple):
 
     Attributes:
         arguments, keywords: what the network was called with.
-        output: the output F, where it is one tensor.
+        output: the output F: of several tensors the first one that is differentiable and no
+            scalar, such as the logits beside a loss.
         output_gradient: dL/dF, of the output's shape, where the pass was differentiated.
         alone: whether no other pass went into the same gradients.
         cast_to: the dtype of autocast in this pass; None where it was off.
@@ -38,8 +40,7 @@ class ForwardRecord(NamedTuple):
     @property
     def x(self) -> Tensor | None:
         """The first tensor among the arguments, which is taken to be the batch, or None."""
-        values = (*self.arguments, *self.keywords.values())
-        return next((value for value in values if isinstance(value, Tensor)), None)
+        return next(tensors_in((self.arguments, self.keywords)), None)
 
     def autocast(self) -> torch.autocast:
         """Return a context in which autocast is as it was in this pass."""
@@ -100,13 +101,14 @@ class _Hook:
         own = None if self._model is None else self._model()
         if recorder is None or model is not own or not torch.is_grad_enabled():
             return
-        if not isinstance(output, Tensor) or not output.requires_grad:
+        outputs = (part for part in tensors_in(output) if part.requires_grad and part.dim())
+        if (output := next(outputs, None)) is None:
             return
         device = output.device.type
         on = torch.is_autocast_enabled(device)
         seen = ForwardRecord(
-            tuple(map(_detached, arguments)),
-            {name: _detached(value) for name, value in keywords.items()},
+            _detached(arguments),
+            _detached(keywords),
             output.detach().clone(),
             cast_to=torch.get_autocast_dtype(device) if on else None,
             replicas=replicas_now() or recorder.replicas,
@@ -145,5 +147,23 @@ def compiled_before(model: nn.Module) -> bool:
     return any(isinstance(by, dict) and by.get("_orig_mod") is model for by in held)
 
 
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists and dictionaries, in their order.
+
+    Args:
+        value: what a model takes or gives; anything else than these is passed over.
+    """
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(part)
+
+
 def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+    """The same, with its tensors detached."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if type(value) in (list, tuple):
+        return type(value)(map(_detached, value))
+    return {k: _detached(v) for k, v in value.items()} if type(value) is dict else value

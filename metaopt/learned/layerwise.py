@@ -57,9 +57,10 @@ class LayerwiseUpdate(UpdateRule):
         tasks = parameters[0].shape[: chain.batch_dims].numel()
         coordinates = sum(parameter.numel() for parameter in parameters) // tasks
         device = parameters[0].device
-        moments = [torch.zeros(tasks, coordinates, device=device) for _ in range(4)]
-        columns = len(parameters) * tasks
-        return [torch.zeros(len(parameters)), *self.lstm.init_state(columns), *moments]
+        own = {"dtype": torch.float32, "device": device}
+        moments = [torch.zeros(tasks, coordinates, **own) for _ in range(4)]
+        steps = torch.zeros(len(parameters), dtype=torch.float32)
+        return [steps, *self.lstm.init_state(len(parameters) * tasks), *moments]
 
     def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
         """See :meth:`UpdateRule.columns`."""
@@ -119,7 +120,8 @@ class LayerwiseUpdate(UpdateRule):
                 weights.square(),
             )
         )  # fmt: skip
-        means = [part.mean(dim=-1) for part in torch.split(products, list(sizes), dim=-1)]
+        parts = torch.split(products, list(sizes), dim=-1)
+        means = [part.mean(dim=-1) if part.numel() else part.sum(dim=-1) for part in parts]
         ff, ss, fs, gs, gg, now, ever, ww = torch.stack(means, dim=1).flatten(start_dim=1)
         like = weights.new_ones(1, len(weights))
         shapes = [parameter.shape[seen.batch_dims :] for parameter in seen.parameters]

@@ -206,7 +206,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     as_real(parameter).copy_(value)
             self._keep(index, parameters, advanced.state)
             for parameter in parameters:  # tools ask for an entry of each parameter
-                self.state[parameter].setdefault("step", torch.zeros(()))
+                self.state[parameter].setdefault("step", _count(0))
             torch._foreach_add_([self.state[parameter]["step"] for parameter in parameters], 1)
             self.teleportation = self.teleportation or advanced.teleportation
 
@@ -341,6 +341,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         entries.pop("skipped", None)
         for key, value in entries.items():
             self.state[by_id.get(key, key)] = value
+            if key in by_id and "step" in value:  # a plain number, as torch's once were
+                value["step"] = _count(value["step"])
         if before is not None:
             self._restore_joint(before)
         self._settle()
@@ -451,6 +453,10 @@ def check_option(name: str, value: object) -> None:
             ("an lr", "1 is as trained") if name == "lr" else (f"a {name}", "0 is none")
         )
         raise UserError(f"expected {expected} of 0 or more, got {got[:80]}: {advice}")
+
+
+def _count(steps: float | Tensor) -> Tensor:
+    return torch.as_tensor(steps, dtype=torch.float32)
 
 
 def _other_state(name: str, entry: Tensor, fresh: Tensor | None) -> UserError:

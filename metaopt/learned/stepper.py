@@ -271,7 +271,7 @@ def loosely(
     for parameter, gradient, before in zip(parameters, gradients, largest, strict=True):
         norm = torch.linalg.vector_norm(gradient.detach().float())
         most = torch.maximum(before, torch.where(norm.isfinite(), norm, before))
-        smallest = SMALLEST_RMS * parameter.numel() ** 0.5
+        smallest = SMALLEST_RMS * max(parameter.numel(), 1) ** 0.5
         size = torch.linalg.vector_norm(parameter.detach().float()).clamp(min=smallest)
         scales.append(STEPS_TO_MOVE * most / size)
         following.append(most)

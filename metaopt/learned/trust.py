@@ -41,7 +41,7 @@ def trusted(before: Tensor, gradient: Tensor, same: bool, replicas: Replicas = A
     squares = (samples * gradient.double()).square().sum()
     count = squares.new_tensor(float(gradient.numel()))
     total, entries = replicas.sum(torch.stack((squares, count))).tolist()
-    now = total / entries
+    now = total / max(entries, 1)  # a batch may be empty
     if not same and level != float("inf"):
         now = DECAY * level + (1 - DECAY) * now
     if now == 0:
