@@ -19,6 +19,7 @@ from metaopt.errors import UserError
 from metaopt.ranks import ALONE, TIMEOUT, Ranks
 
 LAUNCH = ".launch"
+_PARENT = os.getppid()
 
 
 @contextmanager
@@ -71,6 +72,14 @@ def restarted(folder: Path) -> bool:
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     mark = folder / LAUNCH
     return again and mark.is_file() and mark.read_text() == _launch()
+
+
+def launcher_ended() -> bool:
+    """Return whether torchrun, which started this process, has ended before it.
+
+    It does so where it is killed, or gets a signal that it passes on to nobody, such as SIGUSR1.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _PARENT
 
 
 def _launch() -> str:

@@ -35,7 +35,12 @@ class Estimator(ABC):
     """An estimator of the meta-gradient of a trajectory.
 
     A subclass is a frozen dataclass, whose fields are flags of ``train_meta.py``.
+
+    Attributes:
+        draws: whether it draws random numbers. Each part of a batch has its own.
     """
+
+    draws: ClassVar[bool] = True
 
     @abstractmethod
     def windows(
@@ -76,6 +81,7 @@ class Backpropagation(Estimator):
         second_order: whether it goes through the gradients that the steps are made of.
     """
 
+    draws: ClassVar[bool] = False
     second_order: ClassVar[bool]
 
     def windows(

@@ -1,8 +1,9 @@
 """A batch of tasks in parts, called shards, that give one meta-gradient together.
 
-The shards depend on the config alone. Each is unrolled by itself, by whichever process has it.
-Their meta-gradients are added in a fixed order in float64. So one process gives the same bits as
-several processes, of which there may be as many as shards.
+The shards are part of a run: they depend on its config, and without ``micro_batch`` on the number
+of processes that it began with. Each is unrolled by itself, by whichever process has it. Their
+meta-gradients are added in a fixed order in float64. So the same shards give the same bits, however
+many processes share them.
 """
 
 from __future__ import annotations
@@ -61,7 +62,12 @@ class Reduced(NamedTuple):
 
 
 def reduced_windows(
-    drawn: Drawn, spec: TrainingSpec, meta: MetaOptimizer, ranks: Ranks, trajectory: int
+    drawn: Drawn,
+    parts: int,
+    spec: TrainingSpec,
+    meta: MetaOptimizer,
+    ranks: Ranks,
+    trajectory: int,
 ) -> Iterator[Reduced]:
     """Unroll the shards of this process window by window, and combine all shards.
 
@@ -69,6 +75,7 @@ def reduced_windows(
 
     Args:
         drawn: the batch of tasks.
+        parts: the number of shards, if there are as many tasks.
         spec: how to train.
         meta: the networks m1 and m2.
         ranks: the processes that share the shards.
@@ -78,7 +85,7 @@ def reduced_windows(
     Raises:
         UserError: if another process ends or is too slow.
     """
-    shards = split(drawn.seeds, spec.shards)
+    shards = split(drawn.seeds, parts)
     device = next(meta.parameters()).device
     estimator, meta_loss = spec.gradient_estimator, spec.window_loss
     own: list[Iterator[Window]] = []

@@ -51,8 +51,10 @@ class TrainingSpec(Settings):
         trajectories: the budget of the run. A trajectory is one run of the optimizer on one task of
             width 20. Smaller tasks count less and larger ones more, by their number of weights.
         batch_size: tasks of width 20 that are trained on together.
-        micro_batch: how many of these are unrolled together; 0 for all. The parts of a batch can be
-            shared by several processes, and the result does not depend on how many there are.
+        micro_batch: how many of these are unrolled together. The parts of a batch can be shared by
+            several processes, and the result does not depend on how many there are. 0 makes as many
+            parts as there are processes at the start of the run: one process unrolls all together,
+            and several give its result but for rounding.
         steps: steps of the optimizer in a trajectory. It ends earlier where all its losses are far
             below log_floor.
         window: steps between two meta-gradients, t_unroll in the paper.
@@ -153,7 +155,22 @@ class TrainingSpec(Settings):
         """The meta-loss of a window."""
         return self.chosen(META_LOSSES, self.meta_loss)
 
-    @property
-    def shards(self) -> int:
-        """The number of parts that a batch is unrolled in, if it has as many tasks."""
-        return -(-self.batch_size // self.micro_batch) if self.micro_batch else 1
+    def shards(self, processes: int) -> int:
+        """Return the number of parts that a batch is unrolled in, if it has as many tasks.
+
+        Args:
+            processes: how many there are at the start of the run; ``micro_batch`` goes before them.
+        """
+        return -(-self.batch_size // self.micro_batch) if self.micro_batch else processes
+
+    def rates(self, trajectories: int) -> list[float]:
+        """Return the learning rates of m1 and of m2, as the schedule has them.
+
+        Args:
+            trajectories: how much of the budget is spent.
+        """
+        schedule, progress = SCHEDULES[self.schedule], min(1.0, trajectories / self.trajectories)
+        return [
+            schedule(rate, self.learning_rate_final, progress)
+            for rate in (self.learning_rate_update, self.learning_rate_element)
+        ]

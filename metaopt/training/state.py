@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from metaopt.learned.checkpoint import META, Checkpoint, meta_tensors
 from metaopt.training.trainer import ADAM, RAW, Trainer
 
 COUNTERS = ("trajectories", "meta_steps", "skipped", "skipped_in_row", "rollbacks")
+ORIGIN = ("parts", "init_from", "budgets")
 BEST = "best/"
 BEST_STATE = "best_state/"
 
@@ -33,6 +35,7 @@ def pack(trainer: Trainer) -> Checkpoint:
         "training": trainer.spec.as_dict(),
         "best_score": best if math.isfinite(best) else None,
         **{name: getattr(trainer, name) for name in COUNTERS},
+        **trainer.origin,
     }
     return Checkpoint(tensors, facts)
 
@@ -44,6 +47,7 @@ def pack_best(trainer: Trainer) -> Checkpoint:
         "spec": trainer.meta.spec.as_dict(),
         "training": trainer.spec.as_dict(),
         "validation_score": trainer.best_score,
+        **trainer.origin,
     }
     return Checkpoint(tensors, facts)
 
@@ -52,7 +56,8 @@ def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Give a fresh trainer the state that :func:`pack` saved.
 
     Args:
-        trainer: a fresh trainer of the same config.
+        trainer: a fresh trainer of the same config. Its budget of trajectories may be another, as
+            long as it is not spent.
         checkpoint: what :func:`pack` returned.
 
     Raises:
@@ -67,7 +72,8 @@ def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
                 "last.safetensors back, or use --overwrite"
             )
     _check_same("networks", trainer.meta.spec.as_dict(), facts["spec"])
-    _check_same("training", trainer.spec.as_dict(), {"micro_batch": 0} | facts["training"])
+    now, then = trainer.spec.as_dict(), {"micro_batch": 0} | facts["training"]
+    _check_same("training", now, then | {"trajectories": now["trajectories"]})
     try:
         _check_facts(facts)
         _check_shapes(trainer, checkpoint)
@@ -77,6 +83,22 @@ def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
             f"expected the last checkpoint of a run, got a file without its state ({error}): "
             f"put last.safetensors back, or use --overwrite"
         ) from None
+    _change_budget(trainer, then["trajectories"])
+
+
+def _change_budget(trainer: Trainer, before: int) -> None:
+    """Check that the budget is not spent; remember an earlier one that decided the rates so far."""
+    spec, done = trainer.spec, trainer.trajectories
+    if spec.trajectories == before:
+        return
+    if spec.trajectories <= done:
+        raise UserError(
+            f"expected --trajectories above {done}, which the run has done, got "
+            f"{spec.trajectories}: give more, or another --out"
+        )
+    earlier = replace(spec, trajectories=before)
+    if any(earlier.rates(t) != spec.rates(t) for t in range(0, done, spec.batch_size)):
+        trainer.origin["budgets"] = [*trainer.origin.get("budgets", []), before]
 
 
 def _check_facts(facts: dict[str, Any]) -> None:
@@ -84,6 +106,13 @@ def _check_facts(facts: dict[str, Any]) -> None:
     for name in COUNTERS:
         if type(facts[name]) is not int or not 0 <= facts[name] < 2**63:
             raise ValueError(f"{name} = {facts[name]!r}")
+    budgets = [facts["training"].get("trajectories"), *facts.get("budgets", [])]
+    for count in (*budgets, facts.get("parts", 1)):
+        if type(count) is not int or not 1 <= count < 2**63:
+            raise ValueError(f"parts or trajectories = {count!r}")
+    begun = facts.get("init_from", {"source": "", "sha256": ""})
+    if [type(begun[key]) for key in ("source", "sha256")] != [str, str]:
+        raise ValueError(f"init_from = {begun!r}")
     score = facts["best_score"]
     if score is not None and not (isinstance(score, float) and math.isfinite(score)):
         raise ValueError(f"best_score = {score!r}")
@@ -124,6 +153,7 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.generator.set_state(checkpoint.tensors["generator"].to("cpu", torch.uint8))
     for name in COUNTERS:
         setattr(trainer, name, facts[name])
+    trainer.origin = {name: facts[name] for name in ORIGIN if name in facts}
     trainer.best_score = math.inf if facts["best_score"] is None else facts["best_score"]
 
 

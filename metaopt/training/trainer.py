@@ -11,18 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, shown
 from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.statistics import FLOOR
+from metaopt.learned.checkpoint import Checkpoint, build_meta_optimizer
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.learned.spec import MetaOptimizerSpec
 from metaopt.ranks import ALONE, CPU, Ranks
+from metaopt.registry import defaults
 from metaopt.symmetry.action import Action
 from metaopt.target import target_of
 from metaopt.tasks import TaskFamily, first_seeds
 from metaopt.training.shards import reduced_windows, split
-from metaopt.training.spec import SCHEDULES, TrainingSpec
+from metaopt.training.spec import TrainingSpec
 
 RAW = "raw/"
 ADAM = "adam/"
@@ -44,9 +46,13 @@ class Trainer:
             stay the same.
         device: the device of the networks and tasks.
 
+    Attributes:
+        origin: how the run came about, beside its configs; kept in checkpoints. "parts" is there
+            where the processes decided on them, "init_from" after :meth:`warm_start`, and "budgets"
+            are earlier ones, where the rates followed them.
+
     Raises:
-        UserError: if the networks do not fit the tasks, or if there are more processes than parts
-            of a batch.
+        UserError: if the networks do not fit the tasks.
     """
 
     def __init__(
@@ -57,14 +63,11 @@ class Trainer:
         device: torch.device = CPU,
     ) -> None:
         check_fit(networks, spec)
-        if ranks.size > spec.shards:
-            raise UserError(
-                f"expected a batch in {ranks.size} parts or more for {ranks.size} processes, got "
-                f"{spec.shards}: lower micro_batch, now {spec.micro_batch} of {spec.batch_size}"
-            )
         self.spec = spec
         self.tasks = spec.tasks
         self.ranks = ranks
+        several = spec.shards(ranks.size) != spec.shards(1)
+        self.origin: dict[str, Any] = {"parts": ranks.size} if several else {}
         self.meta = MetaOptimizer(networks, seed=spec.seed).to(device)
         self.generator = torch.Generator().manual_seed(spec.seed)
         element = [] if self.meta.element is None else list(self.meta.element.parameters())
@@ -83,9 +86,39 @@ class Trainer:
         self.rollbacks = 0
 
     @property
+    def parts(self) -> int:
+        """How many parts a batch is unrolled in, if it has as many tasks."""
+        return int(self.origin.get("parts", self.spec.shards(1)))
+
+    @property
     def finished(self) -> bool:
         """Whether the budget is spent."""
         return self.trajectories >= self.spec.trajectories
+
+    @property
+    def due(self) -> bool:
+        """Whether a validation follows the batch that was trained on last, as it is not the end."""
+        every, before = self.spec.validation_every, self.trajectories - self.spec.batch_size
+        return self.trajectories // every > before // every
+
+    def warm_start(self, checkpoint: Checkpoint, source: str) -> None:
+        """Take over the networks m1 and m2 of a checkpoint, in place of fresh ones.
+
+        What is no part of the networks may differ: ``damping``, ``exponential`` and ``hold``, and
+        without m2 the action.
+
+        Args:
+            checkpoint: of a meta-optimizer.
+            source: where it came from, for messages and for :attr:`origin`.
+
+        Raises:
+            UserError: if the networks differ, naming the fields.
+        """
+        networks = build_meta_optimizer(checkpoint, source)
+        check_same_networks(self.meta, networks, source)
+        for own in (self.meta, self.averaged):
+            own.load_state_dict(networks.state_dict())
+        self.origin["init_from"] = {"source": source, "sha256": checkpoint.facts["sha256"]}
 
     def train_batch(self) -> dict[str, float]:
         """Train on the next batch of tasks, and return the numbers to log.
@@ -106,7 +139,9 @@ class Trainer:
         values: list[float] = []
         norms: list[float] = []
         mean_log, rejected = math.nan, 0
-        for window in reduced_windows(drawn, self.spec, self.meta, self.ranks, self.trajectories):
+        for window in reduced_windows(
+            drawn, self.parts, self.spec, self.meta, self.ranks, self.trajectories
+        ):
             mean_log, rejected = window.mean_log, window.rejected
             norm = torch.linalg.vector_norm(
                 torch.stack([torch.linalg.vector_norm(g) for g in window.gradients])
@@ -162,7 +197,7 @@ class Trainer:
     def _mean_logs(self, family: TaskFamily, count: int) -> Tensor:
         """Return the mean log10 loss of a family's first validation tasks, ``(steps + 1,)``."""
         steps = max(self.spec.validation_at)
-        parts = split(first_seeds("validation", count), self.spec.shards)
+        parts = split(first_seeds("validation", count), self.parts)
         own = [self._losses(family, parts[k], steps) for k in self.ranks.own(len(parts))]
         gathered = self.ranks.gather(
             [losses.flatten() for losses in own], [(steps + 1) * len(part) for part in parts]
@@ -209,12 +244,9 @@ class Trainer:
         self.adam.load_state_dict({"state": moments, "param_groups": groups})
 
     def _set_rates(self) -> None:
-        schedule = SCHEDULES[self.spec.schedule]
-        progress = min(1.0, self.trajectories / self.spec.trajectories)
-        rates = (self.spec.learning_rate_update, self.spec.learning_rate_element)
+        rates = self.spec.rates(self.trajectories)
         for group, rate in zip(self.adam.param_groups, rates, strict=False):
-            scheduled = schedule(rate, self.spec.learning_rate_final, progress)
-            group["lr"] = scheduled * 0.5**self.rollbacks
+            group["lr"] = rate * 0.5**self.rollbacks
 
     def _step(self, gradients: list[Tensor], norm: float) -> None:
         scale = self.spec.clip / norm if 0 < self.spec.clip < norm else 1.0
@@ -279,6 +311,33 @@ def check_fit(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
             tasks.check_one_size(rule.one_size)
     if tasks.chains and networks.element_config.needs_chain:
         check_acts(networks.build_action(), networks.action, spec)
+
+
+def check_same_networks(own: MetaOptimizer, other: MetaOptimizer, source: str) -> None:
+    """Check that the networks of a run are of the same kind as those of a checkpoint.
+
+    Args:
+        own: the networks of the run.
+        other: the networks of the checkpoint.
+        source: where the checkpoint came from, for the message.
+
+    Raises:
+        UserError: if they differ, naming the fields.
+    """
+
+    def fields(meta: MetaOptimizer) -> dict[str, Any]:
+        spec, acting = meta.spec, () if meta.element is None else ("action",)
+        rules = [*defaults(type(spec.update_config)), *defaults(type(spec.element_config))]
+        return {name: getattr(spec, name) for name in ("update", "element", *acting, *rules)}
+
+    now, then = fields(own), fields(other)
+    for name in now | then:
+        if now.get(name) != then.get(name):
+            raise UserError(
+                f"expected a checkpoint with the networks of this run, whose {name} is "
+                f"{shown(now.get(name))}, got {shown(then.get(name))} in {shown(source)}: train "
+                "networks as there, or name another"
+            )
 
 
 def check_acts(action: Action, name: str, spec: TrainingSpec) -> None:
