@@ -9,7 +9,7 @@ from pathlib import Path
 from metaopt.cli.common import (
     Parser,
     guarded,
-    import_extensions,
+    parse,
     pick_device,
     set_threads,
     take,
@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the command line; None for that of the process.
     """
-    import_extensions(arguments)
-    values = build_parser().parse_args(arguments)
+    values = parse(build_parser, arguments)
     set_threads(values.threads)
     device = pick_device(values.device)
     networks, spec = take(MetaOptimizerSpec, values), take(TrainingSpec, values)
