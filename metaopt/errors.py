@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from difflib import get_close_matches
 
-LONGEST = 299
+LONGEST = 290
 """Characters of a message; one that gives grouped reasons may have twice as many."""
 
 
@@ -56,7 +56,8 @@ def shown(value: object) -> str:
 def nearest(given: object, known: Collection[str]) -> str:
     """Return the known name that is most like the given one, or "" if none is like it.
 
-    Capital letters, and dashes instead of underscores, make no difference.
+    Capital letters, and dashes instead of underscores, make no difference. The beginning of one
+    name alone stands for that name.
 
     Args:
         given: what a user gave.
@@ -68,7 +69,8 @@ def nearest(given: object, known: Collection[str]) -> str:
     """
     forms = {_form(name): name for name in known}
     form = _form(str(given)[:100])
-    found = get_close_matches(form, forms, 1) or [k for k in forms if form and k.startswith(form)]
+    longer = [name for name in forms if name.startswith(form)]
+    found = longer if form and len(longer) == 1 else get_close_matches(form, forms, 1)
     return forms[found[0]] if found else ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 
 from metaopt.errors import UserError, cut
@@ -18,6 +19,12 @@ SEARCHED_FOR_EXTENSIONS: set[str] = set()
 
 class MissingExtra(UserError, ImportError):
     """The error if an optional package is needed and cannot be imported; it names the extra."""
+
+
+def version() -> str:
+    """Return the version of this package."""
+    found: str = import_module(__package__).__version__
+    return found
 
 
 def installed(package: str) -> bool:

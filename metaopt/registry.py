@@ -34,9 +34,8 @@ class UnknownComponent(UserError):
 
     def __init__(self, kind: str, name: object, known: Sequence[str]) -> None:
         self.kind, self.name = kind, shown(name)
-        super().__init__(
-            f"{unknown(kind, name, known, 'name one')}; or --import the module that registers it"
-        )
+        line = unknown(kind, name, known, "name one.")
+        super().__init__(f"{line} Else --import the module that registers it")
 
 
 class Registry(dict[str, Entry]):
@@ -56,7 +55,7 @@ class Registry(dict[str, Entry]):
         Traceback (most recent call last):
         ...
         metaopt.registry.UnknownComponent: expected loss of square, got 'squares': did you mean \
-square?; or --import the module that registers it
+square? Else --import the module that registers it
     """
 
     def __init__(self, kind: str, accepts: Callable[[Any], bool] = callable) -> None:

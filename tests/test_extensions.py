@@ -280,7 +280,7 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         assert call(command, *arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
-        assert len(line) < (400 if "--methods" in arguments else 300)  # it lists them all
+        assert len(line) < 300
         return line
 
     return run

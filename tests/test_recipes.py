@@ -41,7 +41,7 @@ def test_a_recipe_that_is_not_there_is_named_with_those_that_are(source):
     with pytest.raises(UserError, match="lstm_update_tele") as caught:
         load_recipe(source)
     assert repr(source) in str(caught.value)
-    assert len(str(caught.value)) < 400
+    assert len(str(caught.value)) < 300
 
 
 def test_a_config_of_an_evaluation_is_no_recipe(tmp_path):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn
 
 import docstring_parser
 import torch
@@ -16,12 +17,18 @@ from jsonargparse import ArgumentParser
 from metaopt.checks import check_whole
 from metaopt.cli.configs import MODE, read_config
 from metaopt.cli.signals import ended_by_signals
-from metaopt.errors import Interrupted, UserError
+from metaopt.cli.streams import steady
+from metaopt.errors import LONGEST, Interrupted, UserError, cut, nearest, shown
 from metaopt.extensions import load_extensions
+from metaopt.extras import version
 from metaopt.ranks import TIMEOUT
-from metaopt.registry import Settings, defaults
+from metaopt.registry import Settings, defaults, field_types
+from metaopt.storage import user_path
 
 MOST_THREADS = 1024
+SEE_HELP = ": see --help"
+KINDS = {"'bool'": "true or false", "'int'": "a whole number", "'float'": "a number"}
+"""Types as jsonargparse names them, in words."""
 TOO_LARGE = "expected sizes that fit into memory, got larger ones: lower them"
 
 
@@ -29,7 +36,7 @@ class Parser(ArgumentParser):
     """A parser of flags and config files whose errors are a :class:`UserError` of one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, parser_mode=MODE, **kwargs)
+        super().__init__(*args, parser_mode=MODE, allow_abbrev=False, version=version(), **kwargs)
 
     def add_flag(self, name: str, default: Any, meaning: str, kind: Any = None) -> None:
         """Add a flag with a value.
@@ -83,7 +90,7 @@ class Parser(ArgumentParser):
         )
 
     def add_import(self) -> None:
-        """Add the flag ``--import``, which :func:`import_extensions` reads."""
+        """Add the flag ``--import``, which :func:`parse` reads."""
         self.add_flag(
             "--import",
             "",
@@ -131,7 +138,7 @@ class Parser(ArgumentParser):
                 meaning += f" Choices: {', '.join(known)}."
             if first[name] is not cls:
                 meaning += f" Used by {', '.join(owners[name])}."
-            hint = get_type_hints(first[name])[name]
+            hint = field_types(first[name])[name]  # type: ignore[arg-type]
             group.add_argument(f"--{name}", type=hint, default=default, help=meaning)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -141,11 +148,38 @@ class Parser(ArgumentParser):
             message: what is wrong.
             ex: the exception behind it, which is not shown.
         """
-        line = " ".join(str(message).split())
-        raise UserError(f"{line}; see --help") from None
+        line = " ".join(str(message).split()).removesuffix(SEE_HELP)
+        line = line.removeprefix('Parser key "config": ')
+        wrong = re.search(r'.*Parser key "([\w-]+)": (.*?)Got value: (.*)', line)
+        if wrong:
+            name, text, value = wrong.groups()
+            kind = next((words for key, words in KINDS.items() if key in text), "of its type")
+            line = f"expected {kind} as {name}, got {cut(value)}"
+        raise UserError(cut(line, LONGEST - len(SEE_HELP)) + SEE_HELP) from None
+
+    def check_known(self, names: Sequence[str], keys: bool = False) -> None:
+        """Check that this command has some flags.
+
+        Args:
+            names: the flags.
+            keys: whether they are keys of a config, which have no dashes.
+
+        Raises:
+            UserError: for one that it has not; the message says which one may have been meant.
+        """
+        dashes = "" if keys else "--"
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        known = [dashes + flag.removeprefix("--").removesuffix("+") for flag in flags]
+        for name in names:
+            if name.removesuffix("+") not in (*known, *self._option_string_actions):
+                meant = nearest(name, known)
+                raise UserError(
+                    f"expected {'keys of a config' if keys else 'flags'} that this command has, "
+                    f"got {shown(name)}: " + (f"did you mean {meant}?" if meant else "see --help")
+                )
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the values of all flags.
+        """Return the values of all flags; a ~ at the start of ``--out`` is the home folder.
 
         Raises:
             UserError: for a flag or value that is not known, a null in a config file where a value
@@ -161,15 +195,10 @@ class Parser(ArgumentParser):
             if value is None and self.get_default(name) is not None:
                 self.error(f"expected a value of {name}, got none: give one, or leave it out")
             if isinstance(value, str) and "\0" in value:
-                self.error(f"expected {name} without a NUL character, got {value!r}")
+                self.error(f"expected {name} without a NUL character, got {shown(value)}")
+        if "out" in values:
+            values.out = str(user_path(values.out))
         return values
-
-    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Read a config file; one that is not text raises a :class:`UserError`."""
-        try:
-            return super().parse_path(cfg_path, *args, **kwargs)
-        except UnicodeDecodeError:
-            self.error(f"expected a config in UTF-8 text, got {str(cfg_path)!r}")
 
 
 def _meanings(config: type[Any]) -> dict[str, str]:
@@ -182,70 +211,115 @@ def _meanings(config: type[Any]) -> dict[str, str]:
     return found
 
 
-def import_extensions(arguments: Sequence[str] | None) -> None:
-    """Import the modules that ``--import`` names, on the command line or in a config file.
+def parse(build: Callable[[], Parser], arguments: Sequence[str] | None) -> Any:
+    """Import the extensions that a command line and its configs name, and parse it.
 
-    Call it before the parser is built: the flags of the parser depend on what is registered.
+    The extensions come first, as the flags depend on what is registered.
 
     Args:
+        build: returns the parser.
         arguments: the command line; None for that of the process.
 
+    Returns:
+        The values of all flags. That of ``--import`` is a list of all modules.
+
     Raises:
-        UserError: if a module cannot be imported.
+        UserError: if a module cannot be imported, or a flag, a key or a value cannot be used.
     """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--import", action="append", default=[], dest="modules")
-    early.add_argument("--config", action="append", default=[])
-    try:
-        known, _ = early.parse_known_args(arguments)
-    except argparse.ArgumentError:  # a flag without its value: the parser of all flags says so
-        return
+    rest, configs, modules = _taken_apart(sys.argv[1:] if arguments is None else list(arguments))
+    load_extensions(modules)
+    parser = build()
+    for config in configs:
+        parser.check_known(list(config), keys=True)
+    parser.check_known([t.partition("=")[0] for t in rest if re.match(r"--?[^\W\d]", t)])
+    return parser.parse_args([*rest, f"--import={json.dumps(modules)}"])
+
+
+def _taken_apart(arguments: list[str]) -> tuple[list[str], list[dict[str, Any]], list[str]]:
+    """Return a command line with the texts of its configs, their values, and all modules."""
+    rest: list[str] = []
+    configs: list[dict[str, Any]] = []
     modules: list[str] = []
-    for path in known.config:
-        named = read_config(path).get("import")
-        listed = named if isinstance(named, list) else [named]
-        modules += [module for module in listed if isinstance(module, str)]
-    load_extensions([*modules, *known.modules])
+    while arguments:
+        token = arguments.pop(0)
+        flag, equals, value = token.partition("=")
+        if flag not in ("--config", "--import", "--import+") or not (
+            equals or (arguments and not arguments[0].startswith("--"))
+        ):
+            rest.append(token)  # of another flag, or without a value, as the parser will say
+            continue
+        value = value if equals else arguments.pop(0)
+        if flag != "--config":
+            modules.append(value)
+            continue
+        config, text = read_config(value)
+        named = config.pop("import", [])
+        for module in named if isinstance(named, list) else [named]:
+            if not isinstance(module, str):
+                raise UserError(
+                    f"expected names of modules to import, got {shown(module)} in the config: "
+                    "name some, or leave import out"
+                )
+            modules += [module] if module else []
+        configs.append(config)
+        rest.append(f"--config={text}")
+    return rest, configs, modules
 
 
-def guarded(main: Callable[[Sequence[str] | None], None], hint: str = "") -> Callable[[], int]:
+def guarded(
+    main: Callable[[Sequence[str] | None], None], hint: str = "", printed: bool = False
+) -> Callable[[], int]:
     """Return a main function as an entry point that reports errors in one line.
 
     A user's error ends with exit code 2, an interruption with 128 plus the number of the signal.
+    Nobody reading stdout or stderr is no error.
 
     Args:
         main: the function; it is called with None, for the command line of the process.
         hint: ends the advice to run again, for a command that can go on where it was.
+        printed: whether all that the command makes is what it prints.
 
     Returns:
         A function that returns the exit code.
     """
 
     def entry() -> int:
-        try:
-            with ended_by_signals():
-                main(None)
-        except UserError as error:
-            return _complain(" ".join(str(error).split()))
-        except OSError as error:
-            place = f" {error.filename!r}" if error.filename else ""
-            return _complain(
-                f"expected to read and write files, got {error.strerror or error}{place}: "
-                f"mend that and run again{hint}"
-            )
-        except MemoryError:
-            return _complain(TOO_LARGE)
-        except RuntimeError as error:
-            if "allocate memory" not in str(error):
-                raise
-            return _complain(TOO_LARGE)
-        except KeyboardInterrupt:
-            return _interrupted(signal.SIGINT, "", hint)
-        except Interrupted as end:
-            return _interrupted(end.signal, end.where, hint)
-        return 0
+        with steady() as out:
+            code = _code(main, hint)
+            out.flush()
+            if out.failure is None or isinstance(out.failure, BrokenPipeError):
+                return code
+            reason = getattr(out.failure, "strerror", None) or out.failure
+            line = f"expected to print all of the output, got {reason}: redirect it elsewhere"
+            return _complain(line) if printed else _say(line, code)
 
     return entry
+
+
+def _code(main: Callable[[Sequence[str] | None], None], hint: str) -> int:
+    """Run a command, and return its exit code."""
+    try:
+        with ended_by_signals():
+            main(None)
+    except UserError as error:
+        return _complain(str(error))
+    except OSError as error:
+        place = f" {error.filename!r}" if error.filename else ""
+        return _complain(
+            f"expected to read and write files, got {error.strerror or error}{place}: mend that "
+            f"and run again{hint}"
+        )
+    except MemoryError:
+        return _complain(TOO_LARGE)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        return _complain(TOO_LARGE)
+    except KeyboardInterrupt:
+        return _interrupted(signal.SIGINT, "", hint)
+    except Interrupted as end:
+        return _interrupted(end.signal, end.where, hint)
+    return 0
 
 
 def set_threads(threads: int) -> None:
@@ -312,10 +386,13 @@ def _fixed(value: Any) -> Any:
 
 
 def _interrupted(number: int, where: str, hint: str) -> int:
-    print(" ".join(f"interrupted {where}".split()) + f"; run again{hint}", file=sys.stderr)
-    return 128 + number
+    return _say(" ".join(f"interrupted {where}".split()) + f"; run again{hint}", 128 + number)
 
 
 def _complain(line: str) -> int:
-    print(f"error: {line}", file=sys.stderr)
-    return 2
+    return _say(f"error: {cut(' '.join(line.split()), LONGEST)}", 2)
+
+
+def _say(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code

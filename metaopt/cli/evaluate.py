@@ -14,13 +14,13 @@ from metaopt.checks import check_whole
 from metaopt.cli.common import (
     Parser,
     guarded,
-    import_extensions,
+    parse,
     pick_device,
     set_threads,
     take,
 )
 from metaopt.cli.verify import announced, verify
-from metaopt.errors import UserError
+from metaopt.errors import UserError, shown
 from metaopt.evaluation.evaluate import Result, evaluate
 from metaopt.evaluation.methods import default_methods, known_methods, resolve
 from metaopt.evaluation.results import (
@@ -103,8 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the command line; None for that of the process.
     """
-    import_extensions(arguments)
-    values = build_parser().parse_args(arguments)
+    values = parse(build_parser, arguments)
     set_threads(values.threads)
     if values.tensorboard:
         _summary_writer()  # or say now that it is missing
@@ -248,7 +247,7 @@ def parse_seeds(asked: str | int | list[int], problems: int) -> list[int]:
         return list(dict.fromkeys(int(seed) for seed in text.split(",")))
     except ValueError:
         raise UserError(
-            f"expected --seeds as whole numbers separated by commas, got {text!r}: as in 0,5,7"
+            f"expected --seeds as whole numbers separated by commas, got {shown(text)}: as in 0,5,7"
         ) from None
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from metaopt.cli.common import import_extensions, take
+from metaopt.cli.common import parse, take
 from metaopt.cli.train import build_parser
-from metaopt.errors import UserError
+from metaopt.errors import UserError, unknown
 from metaopt.learned.spec import MetaOptimizerSpec
-from metaopt.storage import is_file
+from metaopt.storage import is_file, user_path
 from metaopt.training.spec import TrainingSpec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -53,15 +53,11 @@ def load_recipe(source: str | Path) -> Recipe:
         >>> load_recipe("lstm_layerwise").networks.update_config
         LayerwiseConfig(hidden=16, layers=1)
     """
-    path = Path(source) if str(source).endswith(".yaml") else CONFIGS / f"{source}.yaml"
+    path = user_path(source) if str(source).endswith(".yaml") else CONFIGS / f"{source}.yaml"
     if not is_file(path):
-        raise UserError(
-            f"expected the path of a YAML config, or one of {', '.join(recipe_names())}, got "
-            f"{str(source)!r}: name one"
-        )
-    arguments = ["--config", str(path)]
-    import_extensions(arguments)
-    values = build_parser().parse_args(arguments)
+        known = "the path of a YAML config, or one"
+        raise UserError(unknown(known, str(source), recipe_names()))
+    values = parse(build_parser, ["--config", str(path)])
     return Recipe(take(MetaOptimizerSpec, values), take(TrainingSpec, values))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from metaopt.cli.streams import steady
 from metaopt.extras import MissingExtra, extra
 
 
@@ -19,11 +20,12 @@ def evaluate() -> int:
 
 
 def _run(module: str) -> int:
-    try:
-        with extra("train"):
-            command = import_module(module)
-    except MissingExtra as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    code: int = command.entry()
-    return code
+    with steady():
+        try:
+            with extra("train"):
+                command = import_module(module)
+        except MissingExtra as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        code: int = command.entry()
+        return code

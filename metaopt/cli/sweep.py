@@ -8,11 +8,26 @@ import sys
 from collections.abc import Sequence
 
 from metaopt.checks import check_names, check_whole
-from metaopt.cli.common import Parser, guarded, import_extensions, set_threads
+from metaopt.cli.common import Parser, guarded, parse, set_threads
 from metaopt.evaluation.methods import BASELINES
 from metaopt.evaluation.progress import progress
 from metaopt.evaluation.sweep import RATES, diverged, lowest_rate, sweep
 from metaopt.tasks import RegressionFamily
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command."""
+    parser = Parser(
+        prog="python -m metaopt.cli.sweep",
+        description="Find the best learning rate of each baseline on validation tasks.",
+    )
+    chosen = ",".join(name for name, method in BASELINES.items() if method.rate is not None)
+    parser.add_flag("--methods", chosen, "baselines to sweep, separated by commas")
+    parser.add_flag("--problems", 32, "number of validation tasks")
+    parser.add_flag("--steps", 100, "optimization steps of each run; the last loss counts")
+    parser.add_import()
+    parser.add_threads()
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,18 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: at the end, for methods that diverged at all rates.
     """
-    import_extensions(arguments)
-    parser = Parser(
-        prog="python -m metaopt.cli.sweep",
-        description="Find the best learning rate of each baseline on validation tasks.",
-    )
-    chosen = ",".join(name for name, method in BASELINES.items() if method.rate is not None)
-    parser.add_flag("--methods", chosen, "baselines to sweep, separated by commas")
-    parser.add_flag("--problems", 32, "number of validation tasks")
-    parser.add_flag("--steps", 100, "optimization steps of each run; the last loss counts")
-    parser.add_import()
-    parser.add_threads()
-    values = parser.parse_args(arguments)
+    values = parse(build_parser, arguments)
     set_threads(values.threads)
     check_whole("--steps", values.steps)
     names = list(dict.fromkeys(name for name in values.methods.split(",") if name))
@@ -60,4 +64,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main)())
+    sys.exit(guarded(main, printed=True)())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, unknown
 from metaopt.evaluation.evaluate import Result, evaluate
 from metaopt.evaluation.methods import known_methods, resolve
 from metaopt.evaluation.reference import (
@@ -75,12 +75,10 @@ def announced(results: Iterable[Result], count: int, loud: bool = True) -> list[
 
 def _chosen(asked: Sequence[str], table: list[str]) -> list[str]:
     by_name = {key.partition("@")[0]: key for key in table}
-    unknown = [name for name in asked if name not in by_name and name not in table]
-    if unknown:
-        raise UserError(
-            f"expected methods of the README's table, {', '.join(by_name)}, got {unknown[0]!r}: "
-            f"name one, or leave --methods out"
-        )
+    for name in asked:
+        if name not in by_name and name not in table:
+            what, advice = "methods of the README's table, one", "name one, or leave --methods out"
+            raise UserError(unknown(what, name, by_name, advice))
     chosen = [by_name.get(name, name) for name in asked] or table
     absent = [key for key in chosen if key.partition("@")[0] not in known_methods()]
     if absent:
