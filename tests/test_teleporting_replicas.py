@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from metaopt import TeleportingOptimizer, UserError
-from metaopt.symmetry import GradientAscent, LevelSetTeleport
+from metaopt.symmetry import GradientAscent, LevelSetTeleport, gradient_norm
 from metaopt.tasks import RegressionFamily
 
 STEPS = 5
@@ -24,7 +24,9 @@ OPTIONS = {
     "features": {"action": "post_activation", "buffers": "reset"},
     "pre-activations": {"action": "pre_activation", "buffers": "transport"},
     "level set": {"search": LevelSetTeleport(iterations=2)},
-    "second order": {"search": GradientAscent(iterations=2, objective=lambda w, loss: loss(w))},
+    "second order": {
+        "search": GradientAscent(iterations=2, objective=lambda w, f: gradient_norm(w, f).sqrt())
+    },
 }
 BASES = {
     "sgd": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, final
+from threading import get_ident
+from typing import Any, NamedTuple, final
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from metaopt.randomness import same_randomness
 from metaopt.replicas import Replicas
 from metaopt.symmetry.teleportation import Outputs
 
-STEP = 1e-3
+STEP = 3e-3
 """How far a central difference reaches, as a fraction of the weights."""
 
 
@@ -70,13 +72,59 @@ def _write(tensor: Tensor, value: Tensor) -> None:
         tensor.copy_(value)
 
 
+class _Backward(NamedTuple):
+    """What a closure called ``backward`` on.
+
+    Attributes:
+        roots: the tensors.
+        weights: the gradients that it was given with each; None for 1.
+        gradients: what was in ``grad`` of each parameter after the last call.
+    """
+
+    roots: list[Tensor]
+    weights: list[Tensor | None]
+    gradients: list[Tensor | None]
+
+
+@contextmanager
+def _watching(parameters: Sequence[nn.Parameter], keep_graph: bool) -> Iterator[_Backward]:
+    """Record the calls of ``backward`` in this thread, and keep their graphs if that is wanted."""
+    seen, original, thread = _Backward([], [], []), torch.autograd.backward, get_ident()
+    inside: list[bool] = []
+
+    def backward(tensors: Any, grad_tensors: Any = None, *rest: Any, **options: Any) -> None:
+        if get_ident() != thread or inside:  # of another thread, or of a checkpoint within
+            original(tensors, grad_tensors, *rest, **options)
+            return
+        roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        weights = grad_tensors if isinstance(grad_tensors, tuple | list) else [grad_tensors]
+        seen.roots.extend(roots)
+        seen.weights.extend(weights if len(weights) == len(roots) else [None] * len(roots))
+        inside.append(True)
+        try:
+            if keep_graph and rest:
+                rest = (True, *rest[1:])
+            elif keep_graph:
+                options["retain_graph"] = True
+            original(tensors, grad_tensors, *rest, **options)
+        finally:
+            inside.pop()
+        seen.gradients[:] = [
+            None if p.grad is None else p.grad.detach().clone() for p in parameters
+        ]
+
+    with patch.object(torch.autograd, "backward", backward):
+        yield seen
+
+
 @final
 class ClosureLoss:
     """The loss of a closure as a function of some parameters, differentiable twice.
 
-    The second derivative is a central difference of two gradients, a thousandth of the weights
-    apart. So it smoothes over the kinks of a ReLU. Each evaluation draws the same random numbers.
-    Use it inside of :func:`restored`.
+    Its gradient is what the closure's last ``backward`` left, so before it is clipped. For the
+    second derivative the graph of that ``backward`` is kept. Where it cannot be differentiated
+    again, as that of a compiled model, the second derivative is a central difference of gradients.
+    Each evaluation draws the same random numbers. Use it inside of :func:`restored`.
 
     Args:
         closure: computes the loss, and leaves its gradient in the parameters.
@@ -96,7 +144,8 @@ class ClosureLoss:
         self.closure, self.replicas = closure, replicas
         self.parameters, self.everything = list(parameters), list(everything)
         self.seed = torch.random.initial_seed()
-        self._last: tuple[list[Tensor], Tensor, list[Tensor]] | None = None
+        self.twice_differentiable = True
+        self._known: list[tuple[list[Tensor], Tensor, list[Tensor]]] = []  # the first and the last
 
     def __call__(self, values: Sequence[Tensor]) -> Tensor:
         """Return the loss, a scalar."""
@@ -104,35 +153,56 @@ class ClosureLoss:
         return loss
 
     def at(self, values: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Return the loss and its gradients at some values; the last ones are remembered.
+        """Return the loss and its gradients at some values.
 
         Args:
             values: one tensor for each parameter.
         """
-        if self._last is not None and all(map(torch.equal, self._last[0], values)):
-            return self._last[1:]
+        for known in self._known:
+            if all(map(torch.equal, known[0], values)):
+                return known[1:]
+        loss, seen = self._evaluate(values)
+        gradients = [
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip(self.parameters, seen.gradients, strict=True)
+        ]
+        kept = [value.detach().clone() for value in values]
+        self._known = [*self._known[:1], (kept, self.replicas.mean(loss), gradients)]
+        return self._known[-1][1:]
+
+    def _evaluate(
+        self, values: Sequence[Tensor], keep_graph: bool = False
+    ) -> tuple[Tensor, _Backward]:
         with torch.no_grad():
             for parameter, value in zip(self.parameters, values, strict=True):
                 _write(parameter, value)
         for parameter in self.everything:
             parameter.grad = None
-        with same_randomness(self.seed), torch.enable_grad():
+        with (
+            same_randomness(self.seed),
+            torch.enable_grad(),
+            _watching(self.parameters, keep_graph) as seen,
+        ):
             loss = number(self.closure()).to(self.parameters[0].device)
-        gradients = [
-            torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
-            for p in self.parameters
-        ]
-        kept = [value.detach().clone() for value in values]
-        self._last = kept, self.replicas.mean(loss), gradients
-        return self._last[1:]
+        if not seen.roots:  # it computes gradients in a way of its own
+            seen.gradients[:] = [
+                None if p.grad is None else p.grad.detach().clone() for p in self.parameters
+            ]
+        return loss, seen
 
     def product(self, values: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
-        """Return the Hessian times a direction, as a central difference of gradients.
+        """Return the Hessian times a direction.
 
         Args:
             values: where, one tensor for each parameter.
             direction: one tensor for each parameter.
         """
+        if self.twice_differentiable:
+            seen = self._evaluate(values, keep_graph=True)[1]
+            try:
+                return self._differentiated(seen, direction)
+            except RuntimeError:  # of an operation without second derivative, for example
+                self.twice_differentiable = False
         size = _norm(direction)
         if not 0 < size < float("inf"):
             return [torch.zeros_like(d) for d in direction]
@@ -142,6 +212,18 @@ class ClosureLoss:
             for sign in (1, -1)
         )
         return [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
+
+    def _differentiated(self, seen: _Backward, direction: Sequence[Tensor]) -> list[Tensor]:
+        """The product from the graph of a closure's backward; the mean over the processes."""
+        if not seen.roots:
+            raise RuntimeError("no call of backward was seen")
+        options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(
+                seen.roots, self.parameters, seen.weights, create_graph=True, **options
+            )
+            products = torch.autograd.grad(gradients, self.parameters, direction, **options)
+        return [self.replicas.mean(product) for product in products]
 
 
 def number(loss: Any) -> Tensor:

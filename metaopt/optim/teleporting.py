@@ -95,7 +95,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         teleportation: the move of the last step or call, or None.
         steps: number of steps. A step with a learning rate of 0 and no gradient but zeros, as
             distributed checkpoints make it to set up a state, is not counted.
-        made: number of teleports that moved the weights.
+        made: number of teleports that were neither rejected nor reverted.
         undone: number of teleports that were reverted because of their invariance error.
         skipped: number of scheduled teleports for which nothing could move.
         next_batch: the batch of the next step, for a wrapper whose ``step`` passes none on, such as
@@ -366,7 +366,8 @@ class TeleportingOptimizer(torch.optim.Optimizer):
                 loss = closure()
             if idle := loss is None and untouched():  # as frameworks pass it in a user's own loop
                 self._check_given(batch)
-            found = self._find(batch, closure=closure)
+            leads = batch is None and self.target.needs_batch
+            found = self._find(batch, closure=closure if leads else None)
         self._make(found)
         if idle:
             self._renew_gradients(found, batch)
@@ -585,7 +586,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         judges: Sequence[OutputChange] = (),
         closure: Closure | None = None,
     ) -> _Found:
-        """Search on a batch, or by a closure; nothing is moved.
+        """Search on a batch, or by a closure that leads; nothing is moved.
 
         The move is reverted if its invariance error, or a judge's, is too large.
         """
@@ -602,32 +603,27 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             check_transport(self.base, parameters)
         # What is kept must not alias the weights that are about to change.
         before = [parameter.detach().clone() for parameter in parameters]
-        led = batch is None and closure is not None and self.target.needs_batch
-        if not led and self.target.needs_batch:
+        led = ClosureLoss(closure, parameters, self._everything(), replicas) if closure else None
+        if self.target.needs_batch and led is None:
             given(batch)
         orbit = self._orbit(batch, replicas)
-        closure_loss = (
-            ClosureLoss(closure, parameters, self._everything(), replicas)
-            if led and closure
-            else None
+        loss = led or self._loss(names, batch, replicas)
+        result = _of_the_first(replicas, self.search(orbit, before, loss))
+        outputs = (
+            self.target.outputs(names, None if batch is None else batch.x)
+            if led is None
+            else ClosureOutputs(led, before, result.parameters)
         )
-        result = _of_the_first(
-            replicas, self.search(orbit, before, closure_loss or self._loss(names, batch, replicas))
-        )
-        if closure_loss is not None:
-            outputs: Any = ClosureOutputs(closure_loss, before, result.parameters)
-        else:
-            outputs = self.target.outputs(names, None if batch is None else batch.x)
         move = Teleportation(outputs, before, result.parameters, result.rejected)
         if self.target.needs_batch:
             confirmed = getattr(result, "confirmed", False) and self.max_defect >= AGREEMENT
             known = confirmed or not moves_by_group(self.search)
             errors = [] if known else [move.invariance_error()]
             errors += [judge.invariance_error(move.after) for judge in judges]
-            if errors:
-                worst = replicas.largest(torch.stack([error.double() for error in errors]).amax())
-                if not worst <= self.max_defect:
-                    move = move.revert(torch.tensor(True))
+            errors.append(torch.zeros((), device=before[0].device))
+            worst = replicas.largest(torch.stack([error.double() for error in errors]).amax())
+            if not worst <= self.max_defect:
+                move = move.revert(torch.tensor(True))
         return _Found(move, Way(names, parameters, before, orbit, result.elements), result)
 
     def _make(self, found: _Found) -> None:
