@@ -226,6 +226,16 @@ def test_a_scheduled_teleport_of_a_frozen_model_is_skipped_and_counted():
     assert moved(model, before) == ["4.weight", "4.bias"]
 
 
+def test_a_search_without_a_group_needs_a_parameter_that_may_move():
+    model, search = mlp(), LevelSetTeleport(iterations=1)
+    optimizer = teleporting(model, search=search)
+    model.requires_grad_(False)
+    with pytest.raises(UserError, match="expected parameters that may be moved, got none"):
+        optimizer.teleport(*data(6))
+    with pytest.raises(UserError, match="that require a gradient, got none: unfreeze some"):
+        teleporting(model, search=search)
+
+
 def test_a_refused_step_is_not_counted_and_changes_nothing():
     model = nn.Sequential(nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 3)).double()
     optimizer = teleporting(model, schedule=range(9), rate=1e-3)
@@ -364,6 +374,8 @@ def test_a_loss_of_one_entry_is_a_loss():
         ({"action": ["rescaling"]}, r"expected an action of auto, .*, got \['rescaling'\]"),
         ({"action": None}, "expected an action of auto, .*, got None"),
         ({"action": "rescalling"}, "got 'rescalling': did you mean rescaling"),
+        ({"max_defect": "small"}, "expected a positive max_defect, got 'small'"),
+        ({"buffers": ["keep"]}, "expected buffers of keep, reset, transport, got"),
         ({"schedule": 2.5}, "expected steps of 0 or more in the schedule, got 2.5"),
     ],
 )

@@ -238,12 +238,16 @@ def number(loss: Any) -> Tensor:
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return loss.detach().reshape(())
     if isinstance(loss, int | float):
-        return torch.tensor(float(loss))
+        return torch.tensor(float(loss), dtype=torch.float64)
     got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss)
     raise UserError(
         f"expected a closure that returns its loss, one number, at a step that teleports, got "
         f"{getattr(got, '__name__', got)}: return the loss that it called backward() on"
     )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or torch.equal(one, other)  # NaN does not equal itself
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
@@ -257,7 +261,7 @@ class _Loss(torch.autograd.Function):
     def forward(ctx: Any, loss: ClosureLoss, *values: Tensor) -> Tensor:
         ctx.loss = loss
         ctx.save_for_backward(*values)
-        return loss.at(values)[0]
+        return loss.at(values)[0].clone()  # what is kept must not have this node, which has it
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
@@ -298,7 +302,7 @@ class ClosureOutputs(Outputs):
     def __call__(self, parameters: Sequence[Tensor]) -> Tensor:
         """Return the loss at one of the two ends, ``(1, 1)``."""
         for values, loss in self._ends:
-            if all(map(torch.equal, values, parameters)):
+            if all(map(_same, values, parameters)):
                 return loss.double().reshape(1, 1)
         raise UserError(
             "expected the weights before or after the move of a closure, got others: give "

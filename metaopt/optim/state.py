@@ -40,8 +40,11 @@ def with_counts(state: dict[str, Any], counts: dict[str, Any]) -> dict[str, Any]
     """
     if not state.get("param_groups"):  # a wrapper whose state has another form
         return {**state, KEY: counts}
-    first, *others = state["param_groups"]
-    return {**state, "param_groups": [{**first, KEY: counts}, *others]}
+    groups = [
+        {**group, KEY: counts} if KEY in group else group  # the first, wherever it is listed
+        for group in state["param_groups"]
+    ]
+    return {**state, "param_groups": groups}
 
 
 def without_counts(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -59,9 +62,10 @@ def without_counts(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
         batch = copied.get("last_batch")
         copied["last_batch"] = batch.tolist() if isinstance(batch, Tensor) else batch
         return base, {**EARLIER, **copied}
-    for part in (copied, *copied.get("param_groups", ())):  # groups may be in another order
-        if part.get(KEY) is not None:
-            return copied, {**EARLIER, **part.pop(KEY)}
+    parts = (copied, *copied.get("param_groups", ()))  # groups may be in another order
+    found = [part.pop(KEY) for part in parts if part.get(KEY) is not None]
+    if found:
+        return copied, {**EARLIER, **found[0]}
     raise UserError(
         f"expected a state of a TeleportingOptimizer, with {KEY!r} in its first group, got one "
         f"with {', '.join(map(str, state))}: load a state of the base into the base, before it is "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import wraps
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,8 @@ from metaopt.symmetry.teleportation import OutputChange
 from metaopt.target import Batch, Target, check_loss_fn, given
 
 Closure = Callable[[], Any]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class _Found(NamedTuple):
@@ -59,6 +62,42 @@ class _Found(NamedTuple):
     move: Teleportation
     way: Way
     result: SearchResult
+
+
+_TORCH = import_module("torch.optim.optimizer")
+_HOOKS_OF_ALL = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+
+
+def _hooks_of_all() -> dict[str, Any]:
+    """The hooks that torch runs at the steps of all optimizers."""
+    return {name: getattr(_TORCH, name) for name in _HOOKS_OF_ALL}
+
+
+@contextmanager
+def _without_hooks_of_all() -> Iterator[None]:
+    """Hide these hooks from a base, as they have run for the optimizer around it."""
+    kept = _hooks_of_all()
+    for name, hooks in kept.items():
+        setattr(_TORCH, name, type(hooks)())
+    try:
+        yield
+    finally:
+        for name, hooks in kept.items():
+            setattr(_TORCH, name, hooks)
+
+
+def _hooked_if_needed(step: Callable[P, R]) -> Callable[P, R]:
+    """A step with torch's hooks, without what they cost where there are none."""
+    hooked = torch.optim.Optimizer.profile_hook_step(step)
+
+    @wraps(step)
+    def stepping(*args: P.args, **keywords: P.kwargs) -> R:
+        optimizer: Any = args[0]
+        own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        return (hooked if own or any(_hooks_of_all().values()) else step)(*args, **keywords)
+
+    stepping.hooked = True  # type: ignore[attr-defined]
+    return stepping
 
 
 class TeleportingOptimizer(torch.optim.Optimizer):
@@ -128,9 +167,9 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         _check_base(base)
         if buffers not in POLICIES:
             raise UserError(f"expected buffers of {', '.join(POLICIES)}, got {buffers!r}: name one")
-        if not max_defect > 0:
+        if not isinstance(max_defect, int | float) or not max_defect > 0:
             raise UserError(
-                f"expected a positive max_defect, got {max_defect}: inf reverts nothing"
+                f"expected a positive max_defect, got {shown(max_defect)}: inf reverts nothing"
             )
         check_search(search)
         check_loss_fn(loss_fn)
@@ -153,6 +192,8 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         self.search = search or target.search
         if moves_by_group(self.search):
             self._check_place()
+        else:
+            target.trainable()
         if buffers == "transport":
             self._check_buffers(base)
         self._movable.update()
@@ -303,6 +344,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         """
         self.base.zero_grad(set_to_none)
 
+    @_hooked_if_needed
     def step(self, closure: Closure | None = None, batch: tuple[Any, Any] | None = None) -> Any:
         """Teleport if the schedule says so, then take the base's step.
 
@@ -349,7 +391,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         return loss
 
     def _step_base(self, closure: Closure | None) -> Any:
-        with _without_global_hooks():  # they have run for this optimizer
+        with _without_hooks_of_all() if any(_hooks_of_all().values()) else nullcontext():
             return self.base.step() if closure is None else self.base.step(closure)
 
     def _teleport_at_step(self, closure: Closure | None, batch: Batch | None) -> Any:
@@ -532,6 +574,11 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
     def _orbit(self, batch: Batch | None, replicas: Replicas) -> Orbit:
         if not moves_by_group(self.search):
+            if not self._may_move():
+                raise UserError(
+                    "expected parameters that may be moved, got none: unfreeze some, and give them "
+                    "to the base"
+                )
             return Orbit(self._names, ())
         x = None if batch is None else batch.x
         acting = self._acting(x, replicas)
@@ -715,23 +762,3 @@ def _of_the_first(replicas: Replicas, result: SearchResult) -> SearchResult:
 def _has_gradient(parameter: nn.Parameter) -> bool:
     gradient = parameter.grad
     return gradient is not None and (gradient.layout != torch.strided or bool(gradient.any()))
-
-
-@contextmanager
-def _without_global_hooks() -> Iterator[None]:
-    """Hide the hooks that torch runs at the steps of all optimizers."""
-    kept = {name: getattr(_TORCH, name) for name in _GLOBAL_HOOKS}
-    if not any(kept.values()):
-        yield
-        return
-    for name, hooks in kept.items():
-        setattr(_TORCH, name, type(hooks)())
-    try:
-        yield
-    finally:
-        for name, hooks in kept.items():
-            setattr(_TORCH, name, hooks)
-
-
-_TORCH = import_module("torch.optim.optimizer")
-_GLOBAL_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
