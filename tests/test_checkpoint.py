@@ -11,12 +11,14 @@ from safetensors.torch import save
 
 import metaopt
 from metaopt import LearnedOptimizer, UserError
+from metaopt.evaluation import resolve
 from metaopt.learned import checkpoint
 from metaopt.learned.checkpoint import (
     META,
     build_meta_optimizer,
     checkpoint_bytes,
     load_meta_optimizer,
+    pretrained_card,
     pretrained_names,
     pretrained_path,
     read_checkpoint,
@@ -226,6 +228,27 @@ def test_an_unknown_name_lists_the_known_ones():
     for call in (load_meta_optimizer, pretrained_path):
         with pytest.raises(UserError, match=re.escape(", ".join(pretrained_names()))):
             call("lstm_nope")
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_checkpoint_is_named(tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    save_meta_optimizer(Path("~/x.safetensors"), MetaOptimizer(SPEC), {})
+    assert (tmp_path / "x.safetensors").is_file()
+    tasks = RegressionFamily.square(4).sample([0])
+    for read in (read_checkpoint, load_meta_optimizer, lambda p: LearnedOptimizer(tasks, p)):
+        for source in ("~/x.safetensors", Path("~/x.safetensors")):
+            read(source)
+    resolve("~/x.safetensors").optimizer(tasks)
+
+
+@pytest.mark.parametrize("name", ["lstm_updat", "z" * 600])
+def test_a_name_that_is_not_shipped_is_answered_shortly(name):
+    for call in (load_meta_optimizer, pretrained_card):
+        with pytest.raises(UserError) as caught:
+            call(name)
+        assert len(str(caught.value)) < 300
+        assert ("did you mean lstm_update?" in str(caught.value)) == (name == "lstm_updat")
 
 
 def test_building_ignores_tensors_of_a_trainer(path):

@@ -1,5 +1,6 @@
 """What is built from the checkout has everything that the package reads, and its two commands."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,31 @@ def test_the_wheel_has_the_two_commands(built):
         "metaopt-train": "metaopt.cli.start:train",
         "metaopt-eval": "metaopt.cli.start:evaluate",
     }
+
+
+FROM_A_ZIP = """
+import sys
+from metaopt.cli.start import evaluate, train
+from metaopt.evaluation.reference import reference
+assert ".whl" in sys.modules["metaopt"].__file__
+assert reference()["methods"]
+import metaopt
+assert all(metaopt.pretrained_card(name) for name in metaopt.list_pretrained())
+sizes = ["--problems", "2", "--steps", "2", "--methods", "gd,lstm_update"]
+sys.argv = ["metaopt-eval", *sizes, "--out", "out"]
+sys.exit(evaluate())
+"""
+
+
+def test_the_package_works_from_inside_a_zip(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    done = subprocess.run(
+        [sys.executable, "-c", FROM_A_ZIP], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(wheel)}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = {"results.jsonl", "manifest.json", "loss.png", "report.html"}
+    assert names <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_the_sdist_has_what_it_takes_to_test_and_to_build(built):

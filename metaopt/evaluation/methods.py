@@ -17,9 +17,8 @@ from metaopt.evaluation.per_problem import PerProblemOptimizer
 from metaopt.extras import DISTRIBUTION, installed
 from metaopt.learned.checkpoint import (
     build_meta_optimizer,
+    named_checkpoint,
     pretrained_names,
-    pretrained_path,
-    read_checkpoint,
 )
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import LevenbergMarquardt, TeleportingOptimizer
@@ -176,18 +175,18 @@ def default_methods() -> list[str]:
     return [*pretrained_names(), "gd"]
 
 
-def learned_method(name: str, path: str | Path) -> Method:
+def learned_method(name: str, source: str | Path) -> Method:
     """Return a method that steps with the learned optimizer of a checkpoint.
 
     Args:
         name: its name in the results.
-        path: the checkpoint.
+        source: the path of the checkpoint, or the name of a shipped one.
 
     Raises:
         UserError: if the checkpoint cannot be used.
     """
-    checkpoint = read_checkpoint(path)
-    meta = build_meta_optimizer(checkpoint, str(path))
+    checkpoint = named_checkpoint(source)
+    meta = build_meta_optimizer(checkpoint, str(source))
     return Method(
         name,
         lambda tasks, rate: LearnedOptimizer(tasks, meta),
@@ -223,7 +222,7 @@ def resolve(text: str) -> Method:
                 f"expected {name!r} without a rate, as it learned its steps, got {shown(text)}: "
                 "leave out the @"
             )
-        return learned_method(name, pretrained_path(name))
+        return learned_method(name, name)
     if not at:
         return BASELINES[name]
     if BASELINES[name].rate is None:

@@ -10,18 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, unknown
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.registry import UnknownComponent
-from metaopt.storage import is_file, write_together
+from metaopt.storage import is_file, user_path, write_together
 
 FORMAT = "metaopt"
 VERSION = 1
@@ -64,6 +65,7 @@ def write_checkpoint(
     Raises:
         OSError: as the file system gives it, for example where the disk is full.
     """
+    path = user_path(path)
     kept = {} if keep is None else {path: keep}
     write_together({path: checkpoint_bytes(tensors, facts)}, kept)
 
@@ -81,7 +83,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint file and verify its checksum.
 
     Args:
-        path: the file.
+        path: the file; a ~ at its start is the home folder.
 
     Returns:
         Its tensors, on the CPU, and its facts.
@@ -90,15 +92,43 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         UserError: if the file is missing, truncated, damaged or no checkpoint, or has a version
             that this code does not know.
     """
-    path = Path(path)
+    path = user_path(path)
     if not is_file(path):
         raise UserError(
             f"expected a checkpoint file, got {str(path)!r}, which does not exist: check the path"
         )
+    return parse_checkpoint(path.read_bytes(), str(path))
+
+
+def named_checkpoint(source: str | Path) -> Checkpoint:
+    """Return the checkpoint of a shipped meta-optimizer, or of a ``.safetensors`` file.
+
+    Args:
+        source: the name of a shipped one, or the path of a file.
+
+    Raises:
+        UserError: for an unknown name, or a file that cannot be used.
+    """
+    if str(source).endswith(".safetensors"):
+        return read_checkpoint(source)
+    return parse_checkpoint(_shipped(str(source), ".safetensors").read_bytes(), str(source))
+
+
+def parse_checkpoint(data: bytes, source: str) -> Checkpoint:
+    """Return what the content of a checkpoint file holds, and verify its checksum.
+
+    Args:
+        data: the content.
+        source: where it came from, for messages.
+
+    Raises:
+        UserError: if it is truncated, damaged or no checkpoint, or has a version that this code
+            does not know.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        tensors = load(data)
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
         header = json.loads(metadata[FORMAT])
         canonical = json.dumps(header, sort_keys=True) == metadata[FORMAT]
         digest = str(header.pop("sha256"))
@@ -106,17 +136,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError
     ) as error:  # fmt: skip
         raise UserError(
-            f"expected a metaopt checkpoint, got {str(path)!r}, which is truncated, damaged or "
+            f"expected a metaopt checkpoint, got {source!r}, which is truncated, damaged or "
             f"no checkpoint: take another copy ({type(error).__name__})"
         ) from None
     if header.get("version") != VERSION:
         raise UserError(
             f"expected a checkpoint of version {VERSION}, got {header.get('version')!r} in "
-            f"{str(path)!r}: use the metaopt release that wrote it"
+            f"{source!r}: use the metaopt release that wrote it"
         )
     if not canonical or _digest(tensors, header) != digest:
         raise UserError(
-            f"expected the checksum {digest[:12]} in {str(path)!r}, got another: the file is "
+            f"expected the checksum {digest[:12]} in {source!r}, got another: the file is "
             f"damaged, take another copy"
         )
     return Checkpoint(tensors, header | {"sha256": digest})
@@ -144,9 +174,7 @@ def load_meta_optimizer(source: str | Path) -> MetaOptimizer:
     Raises:
         UserError: for an unknown name, or a file that cannot be used.
     """
-    if not str(source).endswith(".safetensors"):
-        source = pretrained_path(str(source))
-    return build_meta_optimizer(read_checkpoint(source), str(source))
+    return build_meta_optimizer(named_checkpoint(source), str(source))
 
 
 def build_meta_optimizer(checkpoint: Checkpoint, source: str) -> MetaOptimizer:
@@ -190,17 +218,20 @@ def pretrained_names() -> list[str]:
 
 
 def pretrained_path(name: str) -> Path:
-    """Return the path of the file of a shipped meta-optimizer.
+    """Return the path of the file of a shipped meta-optimizer, if the package is no zip.
 
     Raises:
         UserError: for a name that is not shipped.
     """
+    return Path(str(_shipped(name, ".safetensors")))
+
+
+def _shipped(name: str, ending: str) -> Traversable:
+    """Return a file of a shipped meta-optimizer, which may be inside a zip."""
     if name not in pretrained_names():
-        raise UserError(
-            f"expected a shipped optimizer of {', '.join(pretrained_names())}, or the path of a "
-            f".safetensors file, got {name!r}: name one of them"
-        )
-    return Path(str(resources.files("metaopt.learned") / "pretrained" / f"{name}.safetensors"))
+        what, advice = "a shipped optimizer", "name one, or the path of a .safetensors file"
+        raise UserError(unknown(what, name, pretrained_names(), advice))
+    return resources.files("metaopt.learned") / "pretrained" / f"{name}{ending}"
 
 
 def pretrained_card(name: str) -> str:
@@ -218,7 +249,7 @@ def pretrained_card(name: str) -> str:
     >>> pretrained_card("lstm_update").splitlines()[0]
     '# lstm_update'
     """
-    return pretrained_path(name).with_suffix(".md").read_text(encoding="utf-8")
+    return _shipped(name, ".md").read_text(encoding="utf-8")
 
 
 def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ import contextlib
 import math
 import os
 import shlex
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,8 @@ from metaopt.launch import note_start
 from metaopt.learned.checkpoint import (
     Checkpoint,
     checkpoint_bytes,
-    pretrained_path,
+    named_checkpoint,
+    parse_checkpoint,
     read_checkpoint,
     write_checkpoint,
 )
@@ -132,15 +132,7 @@ def _last(
         return (out / LAST).read_bytes()
 
     data = trainer.ranks.from_first(prepare)
-    return _parsed(data) if data else None
-
-
-def _parsed(data: bytes) -> Checkpoint:
-    """Return a checkpoint from the content of its file, which other processes may not see."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / LAST
-        copy.write_bytes(data)
-        return read_checkpoint(copy)
+    return parse_checkpoint(data, LAST) if data else None
 
 
 def _read(out: Path) -> Checkpoint:
@@ -162,13 +154,13 @@ def _warm_start(trainer: Trainer, source: str) -> None:
     """Begin with the networks of a checkpoint, which the first process reads."""
 
     def read() -> bytes:
-        path = Path(source) if source.endswith(".safetensors") else pretrained_path(source)
-        trainer.warm_start(read_checkpoint(path), source)
-        return path.read_bytes()
+        checkpoint = named_checkpoint(source)
+        trainer.warm_start(checkpoint, source)
+        return checkpoint_bytes(*checkpoint)
 
     data = trainer.ranks.from_first(read)
     if not trainer.ranks.first:
-        trainer.warm_start(_parsed(data), source)
+        trainer.warm_start(parse_checkpoint(data, source), source)
 
 
 def _go_on(trainer: Trainer, out: Path, last: Checkpoint, init_from: str) -> None:
@@ -210,7 +202,7 @@ def _change_length(trainer: Trainer, out: Path, before: int) -> str:
 
     previous = trainer.ranks.from_first(read)
     if previous:
-        unpack(trainer, _parsed(previous))
+        unpack(trainer, parse_checkpoint(previous, PREVIOUS))
         if trainer.ranks.first:
             os.replace(out / PREVIOUS, out / LAST)
     elif done < spec.validation_every:  # there was no other
