@@ -88,16 +88,28 @@ def test_a_batch_reaches_the_optimizer_inside(accelerator):
 
 @every_optimizer
 def test_a_saved_state_goes_on_to_the_same_weights(accelerator, build, tmp_path):
-    model = network()
-    prepared, optimizer, batches = accelerator.prepare(model, build(model), loader(3))
-    through(accelerator, prepared, optimizer, batches)
-    accelerator.save_state(tmp_path)
-    ends = []
-    for _ in range(2):
-        through(accelerator, prepared, optimizer, batches)
-        ends.append({name: value.clone() for name, value in model.state_dict().items()})
-        accelerator.load_state(tmp_path)
-    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
+    """In a fresh accelerator, with a scheduler."""
+
+    def prepared():
+        own = type(accelerator)(cpu=True)
+        model = network()
+        optimizer = build(model)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+        return own, *own.prepare(model, optimizer, loader(3), scheduler)
+
+    def epoch(own, model, optimizer, batches, scheduler):
+        for batch in batches:
+            through(own, model, optimizer, [batch])
+            scheduler.step()
+
+    whole, resumed = prepared(), prepared()
+    epoch(*whole)
+    whole[0].save_state(tmp_path)
+    epoch(*whole)
+    resumed[0].load_state(tmp_path)
+    epoch(*resumed)
+    assert_equal(resumed[1], whole[1])
+    assert resumed[2].param_groups[0]["lr"] == whole[2].param_groups[0]["lr"]
 
 
 @pytest.mark.parametrize("accelerator", [{"gradient_accumulation_steps": 2}], indirect=True)

@@ -64,9 +64,10 @@ def trainer(transformers, tmp_path):
             str(tmp_path), per_device_train_batch_size=5, use_cpu=True, report_to=[],
             disable_tqdm=True, **{"num_train_epochs": 1, "save_strategy": "no", **options},
         )  # fmt: skip
-        return InOrder(
-            model, arguments, train_dataset=data or dataset(), optimizers=(optimizer, None)
-        )
+        how = {"optimizers": (optimizer, None)}
+        if isinstance(optimizer, dict):
+            how = {"optimizer_cls_and_kwargs": (LearnedOptimizer, optimizer)}
+        return InOrder(model, arguments, train_dataset=data or dataset(), **how)
 
     return trainer
 
@@ -92,6 +93,15 @@ def test_the_model_that_gives_its_loss_may_be_given_itself(trainer, build):
     trainer(model, optimizer).train()
     assert_moved(model.net, network())
     assert optimizer.skipped == 0
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_the_trainer_may_build_it_with_weight_decay_of_the_weights_alone(trainer, name):
+    model = Classifier()
+    run = trainer(model, {"optimizer": name, "lr": 1.0}, weight_decay=0.1)
+    run.train()
+    assert [group["weight_decay"] for group in run.optimizer.param_groups] == [0.1, 0.0]
+    assert_moved(model, Classifier())
 
 
 def test_scheduled_teleports_with_clipping_equal_those_of_a_plain_loop(trainer):

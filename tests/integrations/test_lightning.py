@@ -184,3 +184,34 @@ def test_accumulated_gradients_are_stepped_on_once(classifier, fit, build):
 
         optimizer.step(closure) if index % 2 else closure()
     assert_equal(module.net, model)
+
+
+@every_optimizer
+def test_fabric_equals_a_plain_loop_and_goes_on_from_its_checkpoint(lightning, build, tmp_path):
+    """Its ``step`` takes a closure alone."""
+    fabric = lightning.Fabric(accelerator="cpu")
+    model, plain = network(), network()
+    inner, other = build(model), build(plain)
+    prepared, optimizer = fabric.setup(model, inner)
+
+    def epoch():
+        for x, y in loader(3):
+            optimizer.zero_grad()
+            fabric.backward(LOSS(prepared(x), y))
+            if build is teleporting:
+                inner.next_batch = (x, y)
+            optimizer.step()
+
+    epoch()
+    for x, y in loader(3):
+        other.zero_grad()
+        LOSS(plain(x), y).backward()
+        other.step(**({"batch": (x, y)} if build is teleporting else {}))
+    assert_equal(model, plain)
+    state = {"model": prepared, "optimizer": optimizer}
+    fabric.save(tmp_path / "state.ckpt", state)
+    epoch()
+    whole = {name: value.clone() for name, value in model.state_dict().items()}
+    fabric.load(tmp_path / "state.ckpt", state)
+    epoch()
+    torch.testing.assert_close(model.state_dict(), whole, rtol=0, atol=0)
