@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from numbers import Integral, Real
 
 from metaopt.errors import UserError, listed, shown, unknown
 
@@ -20,7 +21,7 @@ def check_whole(name: str, value: object, low: int = 1, high: int | None = None)
     Raises:
         UserError: if it is not.
     """
-    if not isinstance(value, int) or value < low or (high is not None and value > high):
+    if not isinstance(value, Integral) or value < low or (high is not None and value > high):
         span = f"of {low} or more" if high is None else f"of {low} to {high}"
         raise UserError(f"expected {name} {span}, got {shown(value)}: give a whole number")
 
@@ -68,7 +69,7 @@ def check_positive(name: str, value: float, default: float) -> None:
     Raises:
         UserError: if it is not.
     """
-    if not 0 < value < math.inf:
+    if not isinstance(value, Real) or not 0 < value < math.inf:
         raise UserError(f"expected a positive {name}, got {shown(value)}: the default is {default}")
 
 
@@ -82,5 +83,5 @@ def check_not_negative(name: str, value: float) -> None:
     Raises:
         UserError: if it is not.
     """
-    if not 0 <= value < math.inf:
+    if not isinstance(value, Real) or not 0 <= value < math.inf:
         raise UserError(f"expected {name} of 0 or more, got {shown(value)}: 0 turns it off")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from cases import LINEAR, mixed_signs, naive_leaky
@@ -15,6 +16,7 @@ from metaopt.symmetry import (
     LayerChain,
     LayerInput,
     LeakyReLU,
+    Negated,
     Teleportation,
     chain_orbit,
     gradient_norm,
@@ -305,17 +307,77 @@ def test_biases_move_along():
     assert torch.equal(moved_b2, b2)
 
 
+@pytest.mark.parametrize("name", ACTIONS)
+def test_steps_along_old_directions_rise_and_keep_the_bound(name):
+    """With as many steps, four fifths of the gain at the least, and no task below its start."""
+    setup = setting(FAMILY.sample(range(8)), name)
+    _, parameters, _, loss = setup
+    before = gradient_norm(parameters, loss)
+    gains = []
+    for steps in (1, 5):
+        ascent = GradientAscent(10, 0.1, max_ratio=3.0, steps_per_gradient=steps)
+        after = gradient_norm(climbed(ascent, *setup, make_action(name)).after, loss)
+        assert (after >= before).all()
+        assert (after <= 3.0 * before).all()
+        gains.append((after / before).log().mean())
+    assert gains[1] > 0.8 * gains[0]
+
+
+def test_a_direction_is_kept_for_some_steps_and_made_anew_where_it_is_too_old():
+    """The objective turns after the third step, where the old direction falls."""
+
+    class Counting(Recorder):
+        pulled = 0
+
+        def pull_back(self, *arguments):
+            self.pulled += 1
+            return super().pull_back(*arguments)
+
+    def turning(parameters, loss):
+        at = parameters[0].sum(dim=(-2, -1))
+        return -(at - start - 3.5 * step).abs()
+
+    setup = setting(FAMILY.sample([0]))
+    direct = Recorder(make_action("rescaling"))
+    start = setup[1][0].sum(dim=(-2, -1))
+    one = GradientAscent(1, 0.01, 0, objective=lambda p, _: p[0].sum(dim=(-2, -1)))
+    step = climbed(one, *setup, direct).after[0].sum(dim=(-2, -1)) - start
+    action = Counting(make_action("rescaling"))
+    ascent = GradientAscent(6, 0.01, 0, objective=turning, steps_per_gradient=6)
+    climbed(ascent, *setup, action)
+    signs = [int((values * direct.elements[0]).sum().sign()) for values in action.elements]
+    assert action.pulled == 2
+    assert signs[:4] == [1, 1, 1, 1]
+    assert -1 in signs
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "message"),
     [
-        {"iterations": 0},
-        {"max_backtracks": -1},
-        {"initial_step": 0.0},
-        {"initial_step": float("nan")},
+        ({"iterations": 0}, "expected iterations of 1 or more, got 0"),
+        ({"iterations": 1.5}, "expected iterations of 1 or more, got 1.5: give a whole number"),
+        ({"max_backtracks": -1}, "expected max_backtracks of 0 or more, got -1"),
+        ({"max_backtracks": None}, "expected max_backtracks of 0 or more, got None"),
+        ({"steps_per_gradient": 0}, "expected steps_per_gradient of 1 or more, got 0"),
+        ({"initial_step": 0.0}, "expected a positive initial_step, got 0.0: the default is 0.1"),
+        ({"initial_step": float("nan")}, "expected a positive initial_step, got nan"),
+        ({"initial_step": "0.1"}, "expected a positive initial_step, got '0.1'"),
+        ({"max_value": None}, "expected a number as max_value and max_ratio > 1, got None"),
+        ({"max_ratio": "2"}, "expected a number as max_value and max_ratio > 1, got inf and '2'"),
+        ({"objective": None}, "expected an objective, .* got None: leave it out"),
+        ({"objective": 3.0}, "expected an objective, .* got 3.0"),
+        ({"objective": Negated}, "expected an objective, .* got <class"),
     ],
 )
-def test_bad_options_are_refused(options):
-    with pytest.raises(
-        UserError, match="iterations >= 1, max_backtracks >= 0 and initial_step > 0"
-    ):
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
         GradientAscent(**options)
+
+
+def test_only_an_objective_can_be_negated():
+    with pytest.raises(UserError, match=r"expected an objective, .* got None"):
+        Negated(None)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    assert GradientAscent(iterations=np.int64(3), initial_step=np.float32(0.5)).iterations == 3

@@ -9,7 +9,6 @@ Hessian-vector product. With q = H g / ||g||^2, the gradient of what is maximise
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -18,6 +17,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from metaopt.checks import check_not_negative, check_positive, check_whole
 from metaopt.errors import UserError
 from metaopt.symmetry.element import choose, per_task
 from metaopt.symmetry.objectives import LossFunction, per_task_sum
@@ -113,18 +113,13 @@ class LevelSetTeleport:
     stationary: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or self.max_backtracks < 0 or self.corrections < 0:
-            raise UserError(
-                f"expected iterations >= 1, max_backtracks >= 0 and corrections >= 0, got "
-                f"{self.iterations}, {self.max_backtracks} and {self.corrections}: the "
-                f"defaults are 50, 20 and 1"
-            )
-        if not (0 < self.rho < math.inf and 0 < self.tolerance < math.inf):
-            raise UserError(
-                f"expected rho > 0 and tolerance > 0, got {self.rho} and {self.tolerance}: the "
-                f"defaults are 0.1 and 1e-4"
-            )
-        if not (1 <= self.growth < math.inf and 0 <= self.stationary < 1):
+        for name, low in (("iterations", 1), ("max_backtracks", 0), ("corrections", 0)):
+            check_whole(name, getattr(self, name), low)
+        for name in ("rho", "tolerance"):
+            check_positive(name, getattr(self, name), getattr(type(self), name))
+        for name in ("growth", "stationary"):
+            check_not_negative(name, getattr(self, name))
+        if self.growth < 1 or self.stationary >= 1:
             raise UserError(
                 f"expected growth >= 1 and 0 <= stationary < 1, got {self.growth} and "
                 f"{self.stationary}: the defaults are 2 and 1e-6"

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, shown
 from metaopt.symmetry.metric import adaptive_metric
 from metaopt.symmetry.orbit import Orbit
 
@@ -55,15 +55,39 @@ class GradientForm(NamedTuple):
     sign: float = 1.0
     metric: Sequence[Tensor] | None = None
 
-    def roots(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Return sqrt(metric) * g, whose squared norm is the value without its sign.
+    def value(self, gradients: Sequence[Tensor], batch_dims: int) -> Tensor:
+        """Return the value, ``(*batch,)``.
 
         Args:
             gradients: one for each parameter, in order.
+            batch_dims: how many leading dimensions count tasks.
+
+        Raises:
+            UserError: if the gradients have other shapes than the metric.
+        """
+        squares = [g.square() for g in gradients]
+        if self.metric is not None:
+            self._check(gradients)
+            squares = [a * square for a, square in zip(self.metric, squares, strict=True)]
+        return self.sign * per_task_sum(squares, batch_dims)
+
+    def roots(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Return sqrt(metric) * g, whose squared norm is the value without its sign.
+
+        The arguments and errors are those of :meth:`value`.
         """
         if self.metric is None:
             return list(gradients)
+        self._check(gradients)
         return [a.sqrt() * g for a, g in zip(self.metric, gradients, strict=True)]
+
+    def _check(self, gradients: Sequence[Tensor]) -> None:
+        metric, own = ([tuple(t.shape) for t in side] for side in (self.metric or (), gradients))
+        if metric != own:
+            raise UserError(
+                f"expected parameters of the metric's shapes {shown(metric)}, got {shown(own)}: "
+                f"build it from the parameters that move"
+            )
 
 
 @runtime_checkable
@@ -93,7 +117,7 @@ def gradient_norm(parameters: Sequence[Tensor], loss: LossFunction) -> Tensor:
         loss: the losses as a function of the parameters.
     """
     losses, gradients = value_and_gradient(parameters, loss)
-    return per_task_sum([g.square() for g in gradients], losses.dim())
+    return GradientForm().value(gradients, losses.dim())
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,15 +161,24 @@ class MetricNorm:
         Raises:
             UserError: if the parameters have other shapes than the metric.
         """
-        metric, own = ([tuple(t.shape) for t in side] for side in (self.metric, parameters))
-        if metric != own:
-            raise UserError(
-                f"expected parameters of the metric's shapes {metric}, got {own}: build it from "
-                f"the parameters that move"
-            )
         losses, gradients = value_and_gradient(parameters, loss)
-        terms = [a * g.square() for a, g in zip(self.metric, gradients, strict=True)]
-        return per_task_sum(terms, losses.dim())
+        return self.form().value(gradients, losses.dim())
+
+
+def check_objective(objective: object) -> None:
+    """Check that an object is an objective.
+
+    Args:
+        objective: the object.
+
+    Raises:
+        UserError: if it cannot be called, and is no :class:`OfOrbit`.
+    """
+    if isinstance(objective, type) or not (callable(objective) or isinstance(objective, OfOrbit)):
+        raise UserError(
+            f"expected an objective, a function of the parameters and the loss function, got "
+            f"{shown(objective)}: leave it out for the squared gradient norm"
+        )
 
 
 @dataclass(frozen=True)
@@ -157,6 +190,9 @@ class Negated:
     """
 
     objective: Objective | OfOrbit
+
+    def __post_init__(self) -> None:
+        check_objective(self.objective)
 
     def on(self, orbit: Orbit) -> Negated:
         """Return the negated objective for the points of ``orbit``."""
@@ -201,6 +237,20 @@ def value_and_gradient(
     own = [p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in parameters]
     losses = loss(own)
     return losses, torch.autograd.grad(losses.sum(), own, create_graph=create_graph)
+
+
+def first_order(
+    parameters: Sequence[Tensor], loss: LossFunction
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the losses and their gradients, detached, which cannot be differentiated again.
+
+    Args:
+        parameters: in order.
+        loss: the losses as a function of the parameters.
+    """
+    with torch.enable_grad():
+        losses, gradients = value_and_gradient(parameters, loss, create_graph=False)
+    return losses.detach(), gradients
 
 
 def per_task_sum(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:

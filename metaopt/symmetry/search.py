@@ -6,23 +6,26 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from metaopt.errors import UserError
+from metaopt.checks import check_positive, check_whole
+from metaopt.errors import UserError, shown
 from metaopt.symmetry.element import Element, choose, per_task
 from metaopt.symmetry.objectives import (
     GradientForm,
     LossFunction,
     Objective,
     OfOrbit,
+    check_objective,
+    first_order,
     form_of,
     gradient_norm,
     on_orbit,
     per_task_sum,
-    value_and_gradient,
 )
 from metaopt.symmetry.orbit import Orbit
 from metaopt.symmetry.slope import EvaluatedSlope, Point, Slope, TransportedSlope
@@ -107,15 +110,6 @@ def check_search(search: object) -> None:
         ) from None
 
 
-def _first_order(
-    parameters: Sequence[Tensor], loss: LossFunction
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the losses and their gradients, detached, which cannot be differentiated again."""
-    with torch.enable_grad():
-        losses, gradients = value_and_gradient(parameters, loss, create_graph=False)
-    return losses.detach(), gradients
-
-
 def _shortened(start: Tensor, tried: Tensor, bound: Tensor) -> Tensor:
     """Return the factor that a rejected step is shortened by, ``(*batch,)``: a half or less.
 
@@ -145,6 +139,11 @@ class GradientAscent:
     its bound is left. The search ends when all tasks are done. No task ends below its start or at
     infinity.
 
+    If the objective is a quadratic form of the gradient (see :class:`OfGradient`) and all actions
+    are linear and exact for all data, one network is evaluated at the start and at the end alone:
+    between them its gradients follow by transport. If the two evaluations do not agree with that,
+    the search is made anew with an evaluation of each point.
+
     Attributes:
         iterations: largest number of steps.
         initial_step: Frobenius norm of the first T that is tried, the same for each task.
@@ -154,6 +153,9 @@ class GradientAscent:
             task that starts above it stays. For the default objective this is a squared norm.
         max_ratio: largest value, as a multiple of the value of each task at the start. A negative
             value rises towards 0, so for it the bound is the fraction 1 / max_ratio.
+        steps_per_gradient: how many steps are made along one G where the objective has to be
+            evaluated at each point. Above 1 the search costs less. If no step along an old G rises,
+            G is computed anew in the next iteration.
 
     Source: eq. 3 of the paper; the backtracking and the bounds are this library's.
     """
@@ -164,19 +166,20 @@ class GradientAscent:
     objective: Objective | OfOrbit = gradient_norm
     max_value: float = math.inf
     max_ratio: float = math.inf
+    steps_per_gradient: int = 1
 
     def __post_init__(self) -> None:
-        usable = 0 < self.initial_step < float("inf")
-        if self.iterations < 1 or self.max_backtracks < 0 or not usable:
+        for name, low in (("iterations", 1), ("max_backtracks", 0), ("steps_per_gradient", 1)):
+            check_whole(name, getattr(self, name), low)
+        check_positive("initial_step", self.initial_step, type(self).initial_step)
+        check_objective(self.objective)
+        bounds = self.max_value, self.max_ratio
+        numbers = all(isinstance(bound, Real) and not math.isnan(bound) for bound in bounds)
+        if not numbers or not self.max_ratio > 1:
+            value, ratio = map(shown, bounds)
             raise UserError(
-                f"expected iterations >= 1, max_backtracks >= 0 and initial_step > 0, got "
-                f"{self.iterations}, {self.max_backtracks} and {self.initial_step}: "
-                "the defaults are 10, 8 and 0.1"
-            )
-        if math.isnan(self.max_value) or not self.max_ratio > 1:
-            raise UserError(
-                f"expected a number as max_value and max_ratio > 1, got {self.max_value} and "
-                f"{self.max_ratio}: inf is no bound"
+                f"expected a number as max_value and max_ratio > 1, got {value} and {ratio}: "
+                "inf is no bound"
             )
 
     def __call__(
@@ -189,7 +192,7 @@ class GradientAscent:
             if found is not None:
                 return found
         slope = EvaluatedSlope(orbit, objective, loss)
-        end, rejected, way = self._climb(slope, slope.at(parameters))
+        end, rejected, way = self._climb(slope, slope.at(parameters), self.steps_per_gradient)
         return SearchResult(end.tensors, rejected, way)
 
     def _by_transport(
@@ -201,19 +204,19 @@ class GradientAscent:
             None where that is not possible, or if what was evaluated is not what was transported.
         """
         start = [parameter.detach() for parameter in parameters]
-        before, gradients = _first_order(start, loss)
+        before, gradients = first_order(start, loss)
         blocks = None if before.dim() else gradient_blocks(orbit, form.roots(gradients))
         if blocks is None or not (form.metric is None or blocks.diagonal):
             return None
         slope = TransportedSlope(blocks, form.sign)
         lowest = slope.at([block.matrix for block in blocks.blocks])
-        end, rejected, steps = self._climb(slope, lowest)
+        end, rejected, steps = self._climb(slope, lowest, 1)
         way = [blocks.of_sites(elements) for elements in steps]
         if end is lowest:
             return SearchResult(start, rejected, way)
         with torch.no_grad():
             move = move_along(orbit, start, way)
-        after, gradients = _first_order(move.parameters, loss)
+        after, gradients = first_order(move.parameters, loss)
         value = form.sign * per_task_sum([r.double().square() for r in form.roots(gradients)], 0)
         as_transported = (after - before).abs() <= AGREEMENT * before.abs()
         as_transported &= (value - end.value).abs() <= AGREEMENT * end.value.abs()
@@ -222,7 +225,9 @@ class GradientAscent:
             return None
         return SearchResult(move.parameters, rejected, way, confirmed=True)
 
-    def _climb(self, slope: Slope, here: Point) -> tuple[Point, Tensor, list[list[Element]]]:
+    def _climb(
+        self, slope: Slope, here: Point, steps_per_gradient: int
+    ) -> tuple[Point, Tensor, list[list[Element]]]:
         """Return the highest point, which tasks were rejected, and the elements of each step."""
         bound = self._bound(here.value)
         size = torch.full_like(here.value, self.initial_step, dtype=torch.float64)
@@ -231,26 +236,32 @@ class GradientAscent:
         room = torch.maximum(NEAR * (bound - here.value), TINY * bound.abs())
         arrived = bound - here.value <= room
         way: list[list[Element]] = []
+        left = 0  # further steps along the same directions
         for _ in range(self.iterations):
             if arrived.all():
                 break
-            directions = _units(slope.directions(here), arrived.dim())
-            start = here
+            start, climbing, fresh, full = here, ~arrived, left == 0, size
+            if fresh:
+                directions = _units(slope.directions(start), arrived.dim())
+                left = steps_per_gradient
+            left -= 1
             accepted = [direction.map(torch.zeros_like) for direction in directions]
-            climbing = ~arrived
             for _ in range(self.max_backtracks + 1):
                 elements = [direction.scaled(size * climbing) for direction in directions]
-                tried, kept = slope.moved(start, elements)
+                tried, kept = slope.moved(start, elements, last=left > 0)
                 better = climbing & ~kept & (tried.value > start.value) & (tried.value <= bound)
                 here = here.where(better, tried)
                 accepted = choose_elements(better, elements, accepted)
                 moved = moved | better
                 rejected = torch.where(climbing, kept, rejected)
                 climbing = climbing & ~better
-                shorter = size * _shortened(start.value, tried.value, bound)
-                size = torch.where(climbing, shorter, size)
                 if not climbing.any():
                     break
+                shorter = size * _shortened(start.value, tried.value, bound)
+                size = torch.where(climbing, shorter, size)
+            if climbing.any() and not fresh:  # the directions were too old for some
+                left, size = 0, torch.where(climbing, full, size)
+                climbing = torch.zeros_like(climbing)
             arrived = arrived | climbing | (bound - here.value <= room)
             way.append(accepted)
         return here, rejected & ~moved, way

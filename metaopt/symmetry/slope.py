@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metaopt.symmetry.element import Element, choose
-from metaopt.symmetry.objectives import LossFunction, Objective
+from metaopt.symmetry.objectives import LossFunction, Objective, first_order, form_of
 from metaopt.symmetry.orbit import Orbit
 from metaopt.symmetry.transported import Blocks
 
@@ -52,8 +52,16 @@ class Slope(Protocol):
     def directions(self, point: Point) -> list[Element]:
         """Return the gradient of the objective with respect to T, at T = 0, of each site."""
 
-    def moved(self, point: Point, elements: Sequence[Element]) -> tuple[Point, Tensor]:
-        """Return the point exp(T).w, and which tasks were rejected there, ``(*batch,)`` bool."""
+    def moved(
+        self, point: Point, elements: Sequence[Element], last: bool = False
+    ) -> tuple[Point, Tensor]:
+        """Return the point exp(T).w, and which tasks were rejected there, ``(*batch,)`` bool.
+
+        Args:
+            point: w.
+            elements: T, as in ``directions``.
+            last: whether no directions will be asked for at the new point, as far as is known.
+        """
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,12 @@ class EvaluatedSlope:
     objective: Objective
     loss: LossFunction
 
-    def at(self, parameters: Sequence[Tensor]) -> Point:
-        """Return the point of some parameters."""
+    def at(self, parameters: Sequence[Tensor], last: bool = False) -> Point:
+        """Return the point of some parameters; see :meth:`Slope.moved` for ``last``."""
+        if last and (form := form_of(self.objective)) is not None:
+            tensors = [parameter.detach() for parameter in parameters]
+            losses, gradients = first_order(tensors, self.loss)
+            return Point(tensors, form.value(gradients, losses.dim()))
         value, leaves = self._graph(parameters)
         return Point([leaf.detach() for leaf in leaves], value, leaves)
 
@@ -89,11 +101,13 @@ class EvaluatedSlope:
         """Pull the objective's gradients back. See :class:`Slope`."""
         return self.orbit.pull_back(point.tensors, self.gradients(point))
 
-    def moved(self, point: Point, elements: Sequence[Element]) -> tuple[Point, Tensor]:
+    def moved(
+        self, point: Point, elements: Sequence[Element], last: bool = False
+    ) -> tuple[Point, Tensor]:
         """Move the parameters, and evaluate the objective there. See :class:`Slope`."""
         with torch.no_grad():
             move = self.orbit.move(point.tensors, elements)
-        return self.at(move.parameters), move.rejected
+        return self.at(move.parameters, last), move.rejected
 
     def _graph(self, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         with torch.enable_grad():
@@ -123,7 +137,9 @@ class TransportedSlope:
         """Pull the gradient back on itself. See :class:`Slope`."""
         return [e.scaled(self.sign) for e in self.gradient.pull_back(point.tensors)]
 
-    def moved(self, point: Point, elements: Sequence[Element]) -> tuple[Point, Tensor]:
+    def moved(
+        self, point: Point, elements: Sequence[Element], last: bool = False
+    ) -> tuple[Point, Tensor]:
         """Transport the gradient. See :class:`Slope`."""
         reached = self.at(self.gradient.transport(point.tensors, elements))
         bounded = torch.stack([element.bounded().all() for element in elements]).all()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from metaopt.errors import UserError
+from metaopt.checks import check_positive, check_whole
 from metaopt.symmetry.element import Element, choose
-from metaopt.symmetry.objectives import LossFunction, Objective, OfOrbit, gradient_norm, on_orbit
+from metaopt.symmetry.objectives import (
+    LossFunction,
+    Objective,
+    OfOrbit,
+    check_objective,
+    gradient_norm,
+    on_orbit,
+)
 from metaopt.symmetry.orbit import Orbit
 from metaopt.symmetry.search import SearchResult, choose_elements
 from metaopt.symmetry.slope import EvaluatedSlope
@@ -28,18 +34,19 @@ class FixedAscent:
         iterations: steps of ascent.
         rate: of the objective's gradient.
         objective: what is climbed, ||grad L||^2 by default.
+        steps_per_gradient: steps along one gradient of the objective; 1 in the released code.
     """
 
     iterations: int = 10
     rate: float = 1e-4
     objective: Objective | OfOrbit = gradient_norm
+    steps_per_gradient: int = 1
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or not 0 < self.rate < math.inf:
-            raise UserError(
-                f"expected iterations of 1 or more and a positive rate, got {self.iterations} and "
-                f"{self.rate}: the defaults are 10 and 1e-4"
-            )
+        check_whole("iterations", self.iterations)
+        check_whole("steps_per_gradient", self.steps_per_gradient)
+        check_positive("rate", self.rate, type(self).rate)
+        check_objective(self.objective)
 
     def __call__(
         self, orbit: Orbit, parameters: Sequence[Tensor], loss: LossFunction
@@ -49,14 +56,16 @@ class FixedAscent:
         slope = EvaluatedSlope(orbit, on_orbit(self.objective, orbit), loss)
         elements: list[list[Element]] = []
         moved = None
-        for _ in range(self.iterations):
-            steps = [gradient.scaled(self.rate) for gradient in slope.directions(slope.at(current))]
+        for step in range(self.iterations):
+            if step % self.steps_per_gradient == 0:
+                gradients = slope.directions(slope.at(current))
+                steps = [gradient.scaled(self.rate) for gradient in gradients]
             with torch.no_grad():
                 move = orbit.move(current, steps)
             reached = [parameter.detach() for parameter in move.parameters]
             current = choose(move.rejected, current, reached)
             moved = ~move.rejected if moved is None else moved | ~move.rejected
-            zeros = [step.map(torch.zeros_like) for step in steps]
+            zeros = [element.map(torch.zeros_like) for element in steps]
             elements.append(choose_elements(move.rejected, zeros, steps))
         assert moved is not None
         return SearchResult(current, ~moved, elements)
