@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +18,10 @@ from metaopt.cli.common import (
 )
 from metaopt.cli.signals import noted
 from metaopt.errors import Interrupted
-from metaopt.launch import joined, restarted
+from metaopt.launch import joined, launcher_ended, restarted
 from metaopt.learned.spec import MetaOptimizerSpec
-from metaopt.training.run import LAST, run_training
+from metaopt.training.progress import note
+from metaopt.training.run import BEST, LAST, run_training
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer
 
@@ -32,8 +35,18 @@ def build_parser() -> Parser:
         "configs/. Writes best.safetensors, last.safetensors and TensorBoard curves into --out.",
     )
     parser.add_run("runs/train", "checkpoints and curves")
-    parser.add_switch("--resume", "go on with the run in --out; start it if there is none")
+    parser.add_switch(
+        "--resume",
+        "go on with the run in --out; start it if there is none; a larger --trajectories makes the "
+        "run longer",
+    )
     parser.add_switch("--overwrite", "delete the run in --out and start anew")
+    parser.add_flag(
+        "--init_from",
+        "",
+        "begin with the networks of a shipped optimizer, by its name, or of a checkpoint, by the "
+        "path of its .safetensors file; they need the same update and element as this run",
+    )
     parser.add_settings(TrainingSpec)
     parser.add_settings(MetaOptimizerSpec)
     return parser
@@ -54,12 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = Path(values.out)
     again = restarted(out)  # with what this same command had saved before it failed
     resume, overwrite = values.resume or again, values.overwrite and not again
-    with joined(device, values.timeout) as ranks, noted() as stopped:
+    with joined(device, values.timeout) as ranks, noted() as came:
+
+        def stopped() -> int:
+            return came() or (signal.SIGTERM if launcher_ended() else 0)
+
         trainer = Trainer(networks, spec, ranks, device)
         if resume and ranks.first and not (out / LAST).exists():
-            print(f"no checkpoint to resume in {str(out)!r}: starting anew", file=sys.stderr)
+            note(f"no checkpoint to resume in {str(out)!r}: starting anew")
         try:
-            done_before = run_training(trainer, out, resume, overwrite, stopped)
+            done_before = run_training(trainer, out, resume, overwrite, stopped, values.init_from)
         except Interrupted as end:
             if ranks.first:
                 raise
@@ -70,7 +87,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"the run in {out} was finished already; nothing was trained")
     print(f"best validation score (mean log10 loss): {trainer.best_score:.3f}")
     print(f"skipped meta-steps: {trainer.skipped} of {trainer.skipped + trainer.meta_steps}")
-    print(f"checkpoints: {out}/best.safetensors, {out}/last.safetensors")
+    print(f"checkpoints: {out / BEST}, {out / LAST}")
+    print(f"to evaluate it: {shlex.join(evaluation(out, values['import']))}")
+
+
+def evaluation(out: Path, modules: Sequence[str]) -> list[str]:
+    """Return the command that evaluates a run, as one types it where this command was typed.
+
+    Args:
+        out: the folder of the run.
+        modules: the extensions that the run needs.
+    """
+    script = Path(sys.argv[0])
+    command = ["metaopt-eval"]
+    if script.name == "train_meta.py":
+        command = [sys.orig_argv[0], str(script.with_name("eval_meta.py"))]
+    for module in modules:
+        command += ["--import", module]
+    return [*command, "--methods", f"{out / BEST},adam", "--out", str(out / "eval")]
 
 
 HINT = " with --resume to go on from the last checkpoint"
