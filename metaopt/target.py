@@ -27,6 +27,7 @@ from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.search import GradientAscent, Search
 from metaopt.symmetry.site import LeftOut, Site
 from metaopt.symmetry.teleportation import ChainOutputs, Outputs
+from metaopt.wrappers import unwrapped
 
 
 class Batch(NamedTuple):
@@ -351,12 +352,14 @@ def target_of(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) 
 
     Args:
         model: any ``nn.Module``, or a :class:`~metaopt.symmetry.ChainModule` such as a batch of
-            tasks, which holds its own data.
+            tasks, which holds its own data. Of a compiled module, DDP's and their like the model
+            inside is looked at.
         sites: pairs of names (incoming layer, outgoing layer) of a module to use, instead of all.
 
     Raises:
         UserError: if the module has sites of its own, or if one of ``sites`` was not found.
     """
+    model = unwrapped(model)
     if isinstance(model, ChainModule):
         if sites is not None:
             raise UserError(

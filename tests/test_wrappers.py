@@ -8,7 +8,7 @@ from learned_network_cases import Residual, batch_for, equal, mlp, train
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from metaopt import LearnedOptimizer
+from metaopt import LearnedOptimizer, TeleportingOptimizer
 from metaopt.learned.forward_record import compiled_before
 from metaopt.wrappers import is_compiled, layers_of_wrapping, unwrapped
 
@@ -95,6 +95,18 @@ def test_wrappers_are_seen_through_in_any_order():
     assert unwrapped(own) is own, "a module of a user's may have any names"
     assert is_compiled(compiled(model))
     assert not is_compiled(own)
+
+
+@pytest.mark.parametrize("wrap", [compiled, nn.DataParallel, AveragedModel])
+def test_a_teleport_of_a_wrapped_model_is_that_of_the_model_inside(wrap):
+    def moved(build):
+        model = build(mlp())
+        base = torch.optim.SGD(model.parameters(), 0.1)
+        optimizer = TeleportingOptimizer(base, model, nn.MSELoss())
+        assert optimizer.teleport(*BATCH).stayed.logical_not().all()
+        return unwrapped(model)
+
+    assert equal(moved(wrap), moved(lambda model: model))
 
 
 def test_only_what_was_compiled_is_compiled_again():

@@ -90,7 +90,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     ) -> None:
         check_option("lr", lr)
         check_option("weight_decay", weight_decay)
-        target = target_of(unwrapped(model), sites) if isinstance(model, nn.Module) else None
+        target = target_of(model, sites) if isinstance(model, nn.Module) else None
         network = target is not None and target.needs_batch
         if not network and (loss_fn is not None or action != AUTO or sites is not None):
             raise UserError(
@@ -103,7 +103,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.steppers: list[Stepper] = []
         self._passing: list[dict[str, list[Tensor]] | None] = [None]  # parts that are not kept
         self.model: nn.Module | None = None
-        if target is not None:
+        if target is not None and isinstance(model, nn.Module):
             self.steppers.append(self._stepper(target, loss_fn, action))
             self.model = model if isinstance(self.steppers[0], ModuleStepper) else None
         self.teleportation: Teleportation | None = None

@@ -28,10 +28,7 @@ def _nothing_compiled_before():
 @BACKENDS
 @pytest.mark.parametrize("given", ORDERS.values(), ids=ORDERS)
 @every_optimizer
-def test_a_compiled_model_is_trained_as_the_model_it_wraps(backend, given, build, request):
-    if build is teleporting and given is ORDERS["before"]:
-        mark = pytest.mark.xfail(strict=True, reason="the wrapper is not seen through yet")
-        request.applymarker(mark)
+def test_a_compiled_model_is_trained_as_the_model_it_wraps(backend, given, build):
     model, plain = network(), network()
     compiled = torch.compile(model, backend=backend)
     optimizer, other = build(given(model, compiled)), build(plain)

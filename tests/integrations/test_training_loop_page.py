@@ -81,7 +81,6 @@ def test_the_code_of_a_section_runs(heading, tmp_path, capsys):
         wait_for(lambda: all(curve in record.read_bytes() for curve in curves))
 
 
-@pytest.mark.xfail(strict=True, reason="TeleportingOptimizer does not see through DDP yet")
 def test_the_copies_of_two_processes_stay_equal(tmp_path):
     (source,) = CODED[DDP]
     (tmp_path / "ddp.py").write_text(source)
