@@ -1,8 +1,7 @@
 """Share a job between processes: which part each one computes, and how results are exchanged.
 
-A job is cut into shards. The shards do not depend on the number of processes, and results are
-gathered in the order of the shards. So a sum over them is the same, bit for bit, however many
-processes computed its terms.
+A job is cut into shards, and results are gathered in the order of the shards. So a sum over the
+same shards is the same, bit for bit, however many processes computed its terms.
 """
 
 from __future__ import annotations

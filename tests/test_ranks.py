@@ -1,5 +1,6 @@
 """Processes that share one job: the same shards, whoever has them, and one end where one fails."""
 
+import re
 import threading
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from training_cases import make, results
 from metaopt import UserError
 from metaopt.evaluation.evaluate import evaluate
 from metaopt.evaluation.methods import resolve
-from metaopt.learned.checkpoint import read_checkpoint
+from metaopt.learned.checkpoint import read_checkpoint, save_meta_optimizer
 from metaopt.ranks import ALONE, Ranks
 from metaopt.tasks import RegressionFamily
 from metaopt.training import run as run_module
@@ -107,7 +108,7 @@ def trained(ranks: Ranks, **fields):
 def test_any_number_of_processes_trains_the_same_bits(estimator):
     """Widths differ, so that some batches have fewer problems than there are processes."""
     state, numbers = trained(ALONE, estimator=estimator)
-    for size in (3, 7):
+    for size in (2, 5):
         for other, own in Threads(size).run(lambda r: trained(r, estimator=estimator)):
             assert own == numbers
             assert state.keys() == other.keys()
@@ -146,7 +147,7 @@ def test_evaluation_in_batches_is_the_same_for_any_number_of_processes():
 
 
 PARTS = {
-    "batch_size": 5, "trajectories": 10, "widths": (12, 16), "validation_every": 5, "steps": 2,
+    "batch_size": 5, "trajectories": 10, "widths": (16, 24), "validation_every": 5, "steps": 2,
     "window": 2, "validation_at": (1, 2),
 }  # fmt: skip
 
@@ -162,14 +163,16 @@ def test_without_micro_batch_processes_differ_by_rounding_alone():
             assert all(tensor.isfinite().all() for tensor in state.values())
 
 
-def ran(size: int, out: Path, capsys, resume: bool = False, **fields) -> list[str]:
+def ran(
+    size: int, out: Path, capsys, resume: bool = False, init_from: str = "", **fields
+) -> list[str]:
     """Train in a folder, by threads; return the notes on parts and on what has nothing to do."""
-    trainer = make(**{**PARTS, **fields})
-    run = partial(run_training, out=out, resume=resume, overwrite=False)
+    trainer = make({"element": "none"}, **{**PARTS, **fields})
+    run = partial(run_training, out=out, resume=resume, overwrite=False, init_from=init_from)
     capsys.readouterr()
     Threads(size).run(lambda r: run(shared(trainer, r))) if size > 1 else run(trainer)
     said = capsys.readouterr().err.splitlines()
-    return [line for line in said if line.startswith("parts of") or "nothing to do" in line]
+    return [line for line in said if re.match("parts of|a batch has|.* nothing to do", line)]
 
 
 def test_a_given_micro_batch_leaves_the_same_bytes_with_any_number_of_processes(tmp_path, capsys):
@@ -217,6 +220,27 @@ def test_a_run_of_one_process_says_nothing_of_parts_and_records_none(tmp_path, c
     (stays, idle) = ran(2, tmp_path, capsys, resume=True, trajectories=15)
     assert stays.startswith("parts of a batch: 1, as at the start of the run; with 2 processes")
     assert idle.startswith("1 of 2 processes have nothing to do")
+
+
+def test_more_processes_than_a_batch_has_tasks_are_told_that_they_wait(tmp_path, capsys):
+    assert len(ran(5, tmp_path / "five", capsys)) == 1
+    (_, line) = ran(6, tmp_path / "six", capsys)
+    assert line.startswith("a batch has 5 tasks of width 20")
+
+
+def test_processes_begin_with_a_checkpoint_and_make_a_run_longer_together(tmp_path, capsys):
+    """The validation at the end of the first run, at 10, is taken back by both."""
+    source = tmp_path / "source.safetensors"
+    save_meta_optimizer(source, make({"element": "none"}, seed=5).meta, {})
+    fields = {"micro_batch": 2, "schedule": "constant", "validation_every": 15}
+    run = partial(ran, capsys=capsys, init_from=str(source), **fields)
+    run(1, tmp_path / "whole", trajectories=20)
+    for second in (1, 2):
+        out = tmp_path / str(second)
+        run(2, out, trajectories=10)
+        run(second, out, resume=True, trajectories=20)
+        assert results(out) == results(tmp_path / "whole")
+    assert read_checkpoint(tmp_path / "whole" / LAST).facts["init_from"]["source"] == str(source)
 
 
 def test_an_estimator_that_draws_says_that_parts_draw_their_own(tmp_path, capsys):

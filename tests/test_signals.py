@@ -6,6 +6,7 @@ import signal
 import pytest
 from training_cases import command, results
 
+from metaopt import launch
 from metaopt.cli.common import guarded
 from metaopt.cli.signals import ending
 from metaopt.learned.checkpoint import read_checkpoint
@@ -57,6 +58,16 @@ def test_a_signal_ends_a_training_with_a_checkpoint_that_resumes_to_the_same_byt
     monkeypatch.undo()
     assert command(tmp_path, "--resume") == 0
     assert results(tmp_path) == undisturbed
+
+
+def test_the_end_of_torchrun_ends_a_training_with_a_checkpoint(monkeypatch, tmp_path):
+    """It was killed, or got a signal that it does not pass on."""
+    assert not launch.launcher_ended()
+    monkeypatch.setattr(launch, "_PARENT", -1)
+    assert not launch.launcher_ended()  # of a shell
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert command(tmp_path) == 128 + signal.SIGTERM
+    assert read_checkpoint(tmp_path / LAST).facts["trajectories"] == 1
 
 
 @pytest.mark.parametrize("name", ENDING[2:])

@@ -4,6 +4,8 @@ import pytest
 import torch
 from training_cases import assert_same, command, make, results
 
+from metaopt import UserError
+from metaopt.cli.recipes import load_recipe
 from metaopt.learned.checkpoint import (
     load_meta_optimizer,
     pretrained_path,
@@ -134,3 +136,10 @@ def test_a_run_may_begin_with_its_own_best(source, tmp_path):
     own = str(tmp_path / BEST)
     assert command(tmp_path, "--overwrite", init_from=own, trajectories=1) == 0
     assert read_checkpoint(tmp_path / LAST).facts["init_from"]["source"] == own
+
+
+def test_a_recipe_begins_with_fresh_networks(tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text("init_from: lstm_update_tele\n")
+    with pytest.raises(UserError, match=r"got init_from 'lstm_update_tele' in .*: leave it out"):
+        load_recipe(config)

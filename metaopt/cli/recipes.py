@@ -7,7 +7,7 @@ from pathlib import Path
 
 from metaopt.cli.common import parse, take
 from metaopt.cli.train import build_parser
-from metaopt.errors import UserError, unknown
+from metaopt.errors import UserError, shown, unknown
 from metaopt.learned.spec import MetaOptimizerSpec
 from metaopt.storage import is_file, user_path
 from metaopt.training.spec import TrainingSpec
@@ -58,6 +58,11 @@ def load_recipe(source: str | Path) -> Recipe:
         known = "the path of a YAML config, or one"
         raise UserError(unknown(known, str(source), recipe_names()))
     values = parse(build_parser, ["--config", str(path)])
+    if values.init_from:
+        raise UserError(
+            f"expected a recipe, which begins with fresh networks, got init_from "
+            f"{shown(values.init_from)} in {shown(str(source))}: leave it out"
+        )
     return Recipe(take(MetaOptimizerSpec, values), take(TrainingSpec, values))
 
 

@@ -231,6 +231,11 @@ def _say_parts(trainer: Trainer, resumed: bool) -> None:
             f"parts of a batch: {parts}, one a process; other numbers of processes differ {draws}, "
             f"with --micro_batch {max(1, spec.batch_size // parts)} they do not"
         )
+    if parts > spec.batch_size:
+        note(
+            f"a batch has {spec.batch_size} tasks of width 20, or as many weights in others: where "
+            "it has fewer tasks than parts, processes wait; a larger --batch_size gives them work"
+        )
     if size > parts:
         note(
             f"{size - parts} of {size} processes have nothing to do, as a batch is in {parts} "
