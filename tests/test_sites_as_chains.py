@@ -56,3 +56,36 @@ def test_a_chain_may_start_with_a_view_and_end_with_an_activation():
 )
 def test_what_is_no_chain_says_why(label, words):
     assert words in as_chain(case_called(label).build())
+
+
+class Positions(nn.Module):
+    """Gives (batch, positions, classes), or the same in another shape."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.body, self.shape = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)), shape
+
+    def forward(self, x):
+        return self.shape(self.body(x))
+
+
+SHAPES = {
+    "flatten": lambda out: out.flatten(0, 1),
+    "function": lambda out: torch.flatten(out, 0, -2),
+    "view": lambda out: out.view(-1, out.size(-1)),
+    "reshape": lambda out: out.reshape(-1, 4),
+    "twice": lambda out: out.unsqueeze(0).flatten(0, 2),
+    "module": nn.Unflatten(-1, (2, 2)),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_shape_of_the_output_does_not_matter(shape):
+    plain = as_chain(Positions(lambda out: out))
+    chain = as_chain(Positions(shape))
+    assert (chain.names, chain.activations) == (plain.names, plain.activations)
+
+
+def test_a_shape_between_layers_does():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Unflatten(-1, (2, 2)), nn.Linear(2, 3))
+    assert as_chain(model) == "Unflatten between layers is not part of a chain"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import fx, nn
 
 from metaopt.symmetry.activations import Activation, Identity
@@ -13,14 +14,20 @@ from metaopt.symmetry.finders.sites import first_few
 from metaopt.symmetry.finders.steps import read
 from metaopt.symmetry.finders.trace import Trace, trace
 
+_RESHAPES = {
+    "flatten", "unflatten", "reshape", "view", "squeeze", "unsqueeze",
+    torch.flatten, torch.unflatten, torch.reshape, torch.squeeze, torch.unsqueeze,
+}  # fmt: skip
+
 
 def as_chain(model: nn.Module) -> LayerChain | str:
     """Return a model as a chain of layers, or in plain words why it is none.
 
     A chain consists of Linear layers, with one fixed elementwise activation, or none, after each.
-    It may flatten its input first. Its forward pass is the same in training and in evaluation mode.
-    It has no other parameters and no frozen ones. The output of the chain on ``x.flatten(1).mT`` is
-    ``model(x).mT``.
+    It may flatten its input first, and give its output in another shape, as a language model does
+    that lays all positions out as rows. Its forward pass is the same in training and in evaluation
+    mode. It has no other parameters and no frozen ones. The output of the chain on
+    ``x.flatten(1).mT`` is ``model(x).mT``, up to its shape.
 
     Args:
         model: any module.
@@ -58,6 +65,7 @@ def _read(trace: Trace) -> LayerChain | str:
     names: list[str] = []
     activations: list[Activation] = []
     biased: list[bool] = []
+    reshaped = ""
     while True:
         users = trace.users(value)
         if len(users) != 1 or value in trace.kept:
@@ -67,7 +75,11 @@ def _read(trace: Trace) -> LayerChain | str:
             if node.args[0] is not value:
                 return "the forward returns more than one tensor"
             break
-        if trace.is_layer(node):
+        if names and _reshapes(trace, node):
+            reshaped = trace.label(node)
+        elif reshaped:
+            return f"{reshaped} between layers is not part of a chain"
+        elif trace.is_layer(node):
             name = str(node.target)
             module = trace.model.get_submodule(name)
             if reason := obstacle(trace, name):
@@ -86,6 +98,12 @@ def _read(trace: Trace) -> LayerChain | str:
             f"parameters outside the chain: {first_few(sorted(others))}" if others else "no layers"
         )
     return LayerChain(tuple(activations), tuple(biased), names=tuple(names))
+
+
+def _reshapes(trace: Trace, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(trace.module(node), nn.Flatten | nn.Unflatten)
+    return node.target in _RESHAPES
 
 
 def _step(trace: Trace, node: fx.Node, value: fx.Node, activations: list[Activation]) -> str | None:
