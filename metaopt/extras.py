@@ -71,9 +71,11 @@ pip install 'metaopt-teleport[report]'
     try:
         with _without_extensions():
             yield
-    except ImportError as error:
-        package = (error.name or "").partition(".")[0]
-        if package == "metaopt" or isinstance(error, MissingExtra):
+    except UserError:
+        raise
+    except (ImportError, OSError, ValueError) as error:  # the last two of its own config files
+        package = (getattr(error, "name", None) or "").partition(".")[0]
+        if package == "metaopt":
             raise
         absent = isinstance(error, ModuleNotFoundError) and package
         reason = cut(" ".join(str(error).split()), 120)

@@ -29,6 +29,7 @@ from metaopt.evaluation.methods import BASELINES, default_methods, resolve
 from metaopt.evaluation.results import (
     MANIFEST,
     RESULTS,
+    git_revision,
     rows,
     save,
 )
@@ -197,6 +198,24 @@ def test_the_figure_takes_a_method_name_as_it_is(name: str) -> None:
     made = results("gd")
     named = [Result(replace(made[0].method, name=name), made[0].trajectory)]
     assert loss_figure(named, "title").startswith(b"\x89PNG")
+
+
+def test_the_revision_is_that_of_the_checkout_whatever_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = git_revision()
+    git = ["git", "-C", str(tmp_path), "-c", "user.email=a@b", "-c", "user.name=a"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    for name, value in {
+        "GIT_DIR": tmp_path / ".git", "GIT_WORK_TREE": tmp_path, "GIT_INDEX_FILE": tmp_path / "no",
+        "GIT_COMMON_DIR": tmp_path / ".git", "GIT_CEILING_DIRECTORIES": "/",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+        found = git_revision()
+        assert found == own
+        assert found is None or not head.stdout.startswith(found.removesuffix("-dirty"))
 
 
 def test_the_command_leaves_results_manifest_figure_and_report(

@@ -107,7 +107,8 @@ def test_what_is_imported_is_installed_by_an_extra(folder: str, having: set[str]
     own = {"metaopt", "studies", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
     own |= {path.stem for path in (ROOT / "scripts").glob("*.py")}
     known = own | having | EXTRAS[""] | set(sys.stdlib_module_names)
-    brought = {"markupsafe", "packaging", "nbformat"}  # by jinja2, pytest and nbclient
+    # by jinja2, pytest, nbclient and matplotlib
+    brought = {"markupsafe", "packaging", "nbformat", "fontTools"}
     for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = []
@@ -212,6 +213,9 @@ def test_an_import_error_of_another_kind_is_told_as_it_is() -> None:
     broken = pytest.raises(MissingExtra, match=r"got one that cannot be imported \(cannot import")
     with broken, extra("report"):
         from math import no_such_name  # noqa: F401
+    for error in (OSError("no cache"), UnicodeDecodeError("utf-8", b"", 0, 1, "its own config")):
+        with pytest.raises(MissingExtra, match="no cache|its own config"), extra("report"):
+            raise error
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'metaopt.no"), extra("report"):
         import_module("metaopt.no_such")
     assert installed("torch")

@@ -21,6 +21,7 @@ from metaopt.cli.common import (
 )
 from metaopt.cli.verify import announced, verify
 from metaopt.errors import UserError, shown
+from metaopt.evaluation.curves import remove_curves, summary_writer, write_curves
 from metaopt.evaluation.evaluate import Result, evaluate
 from metaopt.evaluation.methods import default_methods, known_methods, resolve
 from metaopt.evaluation.results import (
@@ -31,7 +32,6 @@ from metaopt.evaluation.results import (
     save,
     understood,
 )
-from metaopt.evaluation.statistics import FLOOR
 from metaopt.evaluation.table import Line, as_text, summarise
 from metaopt.extras import MissingExtra, extra
 from metaopt.launch import joined, note_start, restarted
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     values = parse(build_parser, arguments)
     set_threads(values.threads)
     if values.tensorboard:
-        _summary_writer()  # or say now that it is missing
+        summary_writer()  # or say now that it is missing
     if values.redraw:
         draw(Path(values.out), drawing(), values.tensorboard)
         return
@@ -132,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = announced(running, len(methods), loud=ranks.first)
         if ranks.first:
             save(out, results, seeds, family, values.steps)
+            remove_curves(out)
             try:
                 pictures = drawing()
             except MissingExtra as missing:
@@ -180,6 +181,7 @@ def draw(out: Path, pictures: dict[str, Drawing], tensorboard: bool = False) -> 
         else:
             (out / name).unlink(missing_ok=True)
     if tensorboard:
+        remove_curves(out)
         write_curves(out, results)
     print(table)
     for name in (RESULTS, MANIFEST, *drawn):
@@ -214,14 +216,15 @@ def _check_nothing_else(values: Any) -> None:
 
 
 def _take(out: Path, overwrite: bool, held: ExitStack) -> bytes:
-    """Lock the folder for this run; refuse one with results that must not be replaced."""
+    """Lock the folder for this run; refuse one with files that must not be replaced."""
     held.enter_context(locked(out))
     written = (RESULTS, MANIFEST, FIGURE, REPORT)
     remove_leftovers(out, (*written, previous(RESULTS), previous(MANIFEST)))
-    if (out / RESULTS).exists() and not overwrite:
+    held_there = [name for name in written if (out / name).exists()]
+    if held_there and not overwrite:
         raise UserError(
-            f"expected an --out without results, got {str(out)!r}, which holds some: add "
-            f"--overwrite to replace them, or choose another folder"
+            f"expected an --out without results, got {str(out)!r}, which holds {held_there[0]}: "
+            "add --overwrite to replace them, or choose another folder"
         )
     note_start(out)
     return b""
@@ -249,28 +252,6 @@ def parse_seeds(asked: str | int | list[int], problems: int) -> list[int]:
         raise UserError(
             f"expected --seeds as whole numbers separated by commas, got {shown(text)}: as in 0,5,7"
         ) from None
-
-
-def write_curves(out: Path, results: Sequence[Result]) -> None:
-    """Write the mean log10 loss over tasks of each method as TensorBoard scalars.
-
-    Args:
-        out: the folder of the results.
-        results: of all methods, one TensorBoard run each.
-    """
-    for result in results:
-        folder = out / "tensorboard" / result.method.name.replace("/", "_")
-        with _summary_writer()(str(folder)) as writer:
-            logs = result.trajectory.losses.clamp(min=FLOOR).log10().mean(dim=1)
-            for step, value in enumerate(logs.tolist()):
-                writer.add_scalar("log10_loss", value, step)
-
-
-def _summary_writer() -> Any:
-    """Return the class ``SummaryWriter``, which needs the package tensorboard."""
-    with extra("train"):
-        from torch.utils.tensorboard import SummaryWriter
-    return SummaryWriter
 
 
 entry = guarded(main)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from metaopt.extras import MissingExtra, extra
 
 Advance = Callable[[], object]
 """A function without arguments, to be called after each step."""
@@ -22,11 +25,18 @@ def progress(name: str, total: int, shown: bool = True) -> Iterator[Advance]:
         A function to call after each step.
     """
     try:
-        from tqdm import tqdm
-    except ImportError:  # of the extra "train"
+        with extra("train"):
+            from tqdm import tqdm
+    except MissingExtra:
         shown = False
-    if not shown:
+    if not (shown and on_terminal()):
         yield lambda: None
         return
-    with tqdm(total=total, desc=name, unit="step", leave=False, disable=None) as bar:
+    with tqdm(total=total, desc=name, unit="step", leave=False) as bar:
         yield bar.update
+
+
+def on_terminal() -> bool:
+    """Return whether stderr is a terminal; False where it is closed."""
+    stream = sys.stderr
+    return stream is not None and not stream.closed and stream.isatty()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -250,9 +251,9 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 def git_revision() -> str | None:
     """Return the git revision of the checkout that this package runs from, or None."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).resolve().parents[2]
     try:
-        if Path(_git(root, "rev-parse", "--show-toplevel")) != root:
+        if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() != root:
             return None  # installed inside somebody else's checkout
         return _git(root, "describe", "--always", "--dirty")
     except (OSError, subprocess.SubprocessError):
@@ -260,8 +261,17 @@ def git_revision() -> str | None:
 
 
 def _git(root: Path, *arguments: str) -> str:
+    """Run git on a checkout, whatever repository the environment names."""
     command = ["git", "-C", str(root), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name.startswith("GIT_CONFIG_")
+    }
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=10, check=True,
+        env={**own, "GIT_OPTIONAL_LOCKS": "0"},
+    )  # fmt: skip
     return done.stdout.strip()
 
 

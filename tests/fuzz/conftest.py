@@ -29,6 +29,13 @@ settings.register_profile("soak", print_blob=True, **COMMON)
 
 
 @pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a ~ stands for is no folder of a user's."""
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+
+
+@pytest.fixture(autouse=True)
 def _one_thread():
     """Whatever --threads was tried."""
     yield

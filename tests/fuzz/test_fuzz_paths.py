@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from test_fuzz_config import TINY
 
 from metaopt.cli import evaluate, train
+from metaopt.storage import user_path
 
 COMMANDS = pytest.mark.parametrize("module", [train, evaluate], ids=lambda m: m.__name__)
 SENTINELS = ("mine", "a/mine", "a/b/mine", "a/b/c/mine", "a/b/c/results.jsonl", "a/other/mine")
@@ -43,7 +44,7 @@ def run_in(module: ModuleType, out: str, root: Path) -> None:
     """All that was there before is there after; what is new is in ``out``."""
     Path("config.yaml").write_text(yaml.safe_dump({"out": out}))
     before = snapshot(root)
-    folder = None if "\0" in out else Path.cwd() / out
+    folder = None if "\0" in out else Path.cwd() / user_path(out)
     flags = TINY[module].split()
     code = call(module.main, [*flags, "--config", "config.yaml"], out=folder, git=True)
     after = snapshot(root)

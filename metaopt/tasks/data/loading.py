@@ -7,6 +7,7 @@ from pathlib import Path
 
 from metaopt.checks import check_choice
 from metaopt.errors import UserError
+from metaopt.storage import user_path
 from metaopt.tasks.data.download import cache_folder, fetch
 from metaopt.tasks.data.files import find
 from metaopt.tasks.data.images import Dataset
@@ -57,9 +58,9 @@ def load(name: str, data_dir: str | Path | None = None, download: bool = False) 
 
 def _folder(name: str, data_dir: str | Path | None, download: bool) -> Path:
     if data_dir is not None:
-        return Path(data_dir)
+        return user_path(data_dir)
     if above := os.environ.get(VARIABLE):
-        return Path(above, name)
+        return user_path(above) / name
     if download:
         return cache_folder() / name
     raise UserError(
