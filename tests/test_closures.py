@@ -6,6 +6,7 @@ import pytest
 import torch
 from teleporting_cases import LOSS, QUICK, convolutional, data, mlp, norm
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from metaopt import TeleportingOptimizer, UserError
 from metaopt.optim.closure import ClosureLoss, restored
@@ -83,9 +84,24 @@ def own_gradients(model, optimizer, batch):
     return closure
 
 
-@pytest.mark.parametrize("make", [closure_of, own_gradients])
-@pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
-def test_where_no_second_derivative_is_known_differences_lead_nearby(search, make):
+def recomputing(model, optimizer, batch):
+    """A closure whose backward calls another one inside, as an old checkpoint does."""
+
+    def closure():
+        optimizer.zero_grad()
+        hidden = model[:4](batch.x)
+        loss = LOSS(checkpoint(model[4:], hidden, use_reentrant=True), batch.y)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+CALLS = [(make, name) for make in (closure_of, own_gradients) for name in SEARCHES]
+
+
+@pytest.mark.parametrize(("make", "search"), [*CALLS, (recomputing, "ascent")])
+def test_where_no_second_derivative_is_known_differences_lead_nearby(make, search):
     class Smooth(nn.Module):
         def __init__(self, function):
             super().__init__()
@@ -97,7 +113,7 @@ def test_where_no_second_derivative_is_known_differences_lead_nearby(search, mak
     gains = []
     for function in (torch.tanh, Once.apply):
         model, batch = mlp().append(Smooth(function)), data(6)
-        optimizer = teleporting(model, search=search, rate=1e-30)
+        optimizer = teleporting(model, search=SEARCHES[search], rate=1e-30)
         before = norm(model, batch)
         optimizer.step((closure_of if function is torch.tanh else make)(model, optimizer, batch))
         assert optimizer.made == 1

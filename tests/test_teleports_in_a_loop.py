@@ -86,7 +86,20 @@ def test_the_gradient_of_another_loss_is_kept_and_that_of_the_batch_renewed(acti
     assert torch.equal(extra.detach(), torch.zeros(3))
     own = gradients_of(model, batch)
     torch.testing.assert_close(bias.grad, own[-1] + 3, rtol=1e-9, atol=1e-12)
-    assert (model[0].weight.grad - own[0]).abs().min() > 1e-4
+    rest = model[0].weight.grad - own[0]
+    assert rest.abs().min() > 1e-4
+    assert (rest - 0.01).abs().max() > 1e-4, "it was not transported"
+
+
+def test_forward_hooks_see_two_passes_where_the_group_is_exact_for_all_data():
+    model, batch, seen = mlp(), data(6), []
+    optimizer = teleporting(model, action="rescaling")
+    backward(model, batch)
+    hook = model.register_forward_hook(lambda *_: seen.append(model.training))
+    optimizer.step(batch=batch)
+    hook.remove()
+    assert optimizer.made == 1
+    assert seen == [True, True]
 
 
 def test_without_any_gradient_that_of_the_batch_is_taken():

@@ -90,25 +90,20 @@ class _Backward(NamedTuple):
 def _watching(parameters: Sequence[nn.Parameter], keep_graph: bool) -> Iterator[_Backward]:
     """Record the calls of ``backward`` in this thread, and keep their graphs if that is wanted."""
     seen, original, thread = _Backward([], [], []), torch.autograd.backward, get_ident()
-    inside: list[bool] = []
 
     def backward(tensors: Any, grad_tensors: Any = None, *rest: Any, **options: Any) -> None:
-        if get_ident() != thread or inside:  # of another thread, or of a checkpoint within
+        if get_ident() != thread:
             original(tensors, grad_tensors, *rest, **options)
             return
         roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         weights = grad_tensors if isinstance(grad_tensors, tuple | list) else [grad_tensors]
         seen.roots.extend(roots)
         seen.weights.extend(weights if len(weights) == len(roots) else [None] * len(roots))
-        inside.append(True)
-        try:
-            if keep_graph and rest:
-                rest = (True, *rest[1:])
-            elif keep_graph:
-                options["retain_graph"] = True
-            original(tensors, grad_tensors, *rest, **options)
-        finally:
-            inside.pop()
+        if keep_graph and rest:
+            rest = (True, *rest[1:])
+        elif keep_graph:
+            options["retain_graph"] = True
+        original(tensors, grad_tensors, *rest, **options)
         seen.gradients[:] = [
             None if p.grad is None else p.grad.detach().clone() for p in parameters
         ]

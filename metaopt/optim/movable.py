@@ -50,13 +50,12 @@ class Movable:
         Args:
             with_rate: whether parameters stay, too, whose learning rate is 0.
         """
-        changed = self._requiring != self._that_require_a_gradient()
-        if changed:
+        if self._requiring != self._that_require_a_gradient():
             self._requiring = self._that_require_a_gradient()
             chain = None if self._chosen is None else "sites were given"
             self._whole = _without(target_of(self.model), self._not_chosen, chain)
         staying = self._reasons(with_rate)
-        if changed or staying != self._staying:
+        if staying != self._staying:  # also where something was frozen or unfrozen
             self._staying = staying
             self.target = _without(self._whole, self._why_it_stays)
         return self.target
