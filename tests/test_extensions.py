@@ -406,8 +406,15 @@ BROKEN = {
     "a flag of another": (UPDATE_RULE.replace("sign_rate", "out"), "'out'"),
     "another default": (UPDATE_RULE.replace("sign_rate: float = 0.01", "hidden: int = 5"), "5"),
     "no default": (ESTIMATOR.replace("noise: float = 0.1", "noise: float"), "noise"),
+    "another type": (UPDATE_RULE.replace("sign_rate: float = 0.01", "bound: int = 1"), "'bound'"),
     "not frozen": (ESTIMATOR.replace("(frozen=True)", ""), "Noisy"),
-}
+    "nothing": ("from metaopt.symmetry import ACTIONS\nACTIONS.add('bad', None)", "'bad'"),
+    "in the place of another": (
+        "from metaopt.evaluation import BASELINES\nBASELINES['gd'] = BASELINES['adam']", "'gd'"
+    ),
+    "no rate": (METHOD.replace("rate=1e-3", "rate=float('nan')"), "nan"),
+    "a negative rate": (METHOD.replace("rate=1e-3", "rate=-1"), "-1"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -417,6 +424,46 @@ def test_a_broken_extension_is_one_line(case, complaint):
         write(text)
     assert named in complaint(train, "--import", "mine")
     assert not Path("run").exists()
+
+
+RAISES = "raise RuntimeError('out of order')"
+POST_INIT = f"\n\n    def __post_init__(self):\n        {RAISES}"
+MISTAKES = {
+    "update rule": ("return SignUpdate(self.sign_rate)", (RAISES, "return None")),
+    "element rule": ("return Stretch()", (RAISES, "return None")),
+    "action": (
+        '@ACTIONS.register("nearly")',
+        (
+            f"@ACTIONS.register('nearly')\ndef raises():\n    {RAISES}\n",
+            "@ACTIONS.register('nearly')\ndef nothing():\n    return None\n",
+        ),
+    ),
+    "estimator": ("noise: float = 0.1", (f"noise: float = 0.1{POST_INIT}",)),
+    "meta-loss": ("power: float = 0.5", (f"power: float = 0.5{POST_INIT}",)),
+    "task distribution": ("one_width: int = 4", (f"one_width: int = 4{POST_INIT}",)),
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "mistake"), [(what, new) for what, (_, all_) in MISTAKES.items() for new in all_]
+)
+def test_a_component_that_cannot_be_built_is_named_in_a_line(what, mistake, complaint):
+    text, kind, name, _, _, others = COMPONENTS[what]
+    write(text.replace(MISTAKES[what][0], mistake))
+    said = complaint(train, "--import", "mine", f"--{kind}", name, *others)
+    assert repr(name) in said
+    assert ("out of order" if RAISES in mistake else "got None") in said
+
+
+@pytest.mark.parametrize("mistake", [RAISES, "return None"])
+def test_a_method_that_cannot_be_built_is_named_in_a_line(mistake, capsys):
+    builds = "lambda task, rate: SignSGD(task.parameters(), rate)"
+    own = f"def build(task, rate):\n    {mistake}\n\n\nregister_method("
+    write(METHOD.replace("register_method(", own).replace(builds, "build"))
+    assert call(evaluate, "--import", "mine", "--methods", "sign_sgd") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "the method 'sign_sgd'" in line
+    assert ("out of order" if mistake == RAISES else "got None") in line
 
 
 def test_an_action_without_the_option_that_is_asked_for_is_one_line(complaint):

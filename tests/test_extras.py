@@ -214,7 +214,7 @@ def test_an_import_error_of_another_kind_is_told_as_it_is() -> None:
     with broken, extra("report"):
         from math import no_such_name  # noqa: F401
     for error in (OSError("no cache"), UnicodeDecodeError("utf-8", b"", 0, 1, "its own config")):
-        with pytest.raises(MissingExtra, match="no cache|its own config"), extra("report"):
+        with pytest.raises(MissingExtra, match=r"no cache|its own config"), extra("report"):
             raise error
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'metaopt.no"), extra("report"):
         import_module("metaopt.no_such")

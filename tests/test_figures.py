@@ -17,7 +17,7 @@ from metaopt.evaluation.figure import loss_figure, usual_style
 
 HOSTILE_STYLE = {
     "text.usetex": True, "font.family": "no such font", "savefig.dpi": 20, "figure.dpi": 33,
-    "savefig.transparent": True, "savefig.bbox": "tight", "axes.prop_cycle": matplotlib.cycler(color=["red"]),
+    "savefig.transparent": True, "savefig.bbox": "tight", "axes.spines.left": False,
     "lines.linewidth": 9, "savefig.format": "pdf", "axes.spines.top": False, "font.size": 40,
 }  # fmt: skip
 

@@ -126,8 +126,8 @@ class MetaOptimizer(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.spec = spec
         self.action = spec.build_action()
-        self.update = spec.update_config.build(generator)
-        self.element = spec.element_config.build(self.action, generator)
+        self.update = spec.build_update(generator)
+        self.element = spec.build_element(self.action, generator)
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> State:
         """Return the state before the first step.

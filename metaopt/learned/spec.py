@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any, ClassVar, Self
 
+import torch
+
 from metaopt.checks import check_not_negative
-from metaopt.errors import UserError
+from metaopt.errors import UserError, shown
 from metaopt.learned import baselines, layerwise, spectral  # noqa: F401  these register rules
-from metaopt.learned.element import ELEMENT_RULES, ElementConfig
-from metaopt.learned.update import UPDATE_RULES, UpdateConfig
-from metaopt.registry import Registry, Settings
+from metaopt.learned.element import ELEMENT_RULES, ElementConfig, ElementRule
+from metaopt.learned.update import UPDATE_RULES, UpdateConfig, UpdateRule
+from metaopt.registry import Registry, Settings, built
 from metaopt.symmetry import ACTIONS, Action, make_action
 
 
@@ -83,6 +86,35 @@ class MetaOptimizerSpec(Settings):
     def element_config(self) -> ElementConfig:
         """The config of the element rule."""
         return self.chosen(ELEMENT_RULES, self.element)
+
+    def build_update(self, generator: torch.Generator) -> UpdateRule:
+        """Return the update rule m1.
+
+        Args:
+            generator: of its initial weights.
+
+        Raises:
+            UserError: if its config cannot build it.
+        """
+        what = f"the update rule {shown(self.update)}"
+        make = partial(self.update_config.build, generator)
+        return built(what, UpdateRule, make)  # type: ignore[type-abstract]
+
+    def build_element(self, action: Action, generator: torch.Generator) -> ElementRule | None:
+        """Return the element rule m2; None for "none".
+
+        Args:
+            action: the action of its elements.
+            generator: of its initial weights.
+
+        Raises:
+            UserError: if its config cannot build it.
+        """
+        if self.element == "none":
+            return None
+        what = f"the element rule {shown(self.element)}"
+        make = partial(self.element_config.build, action, generator)
+        return built(what, ElementRule, make)  # type: ignore[type-abstract]
 
     def build_action(self) -> Action:
         """The action, with what is asked of it.

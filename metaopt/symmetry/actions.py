@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.registry import Registry
+from metaopt.registry import Registry, built
 from metaopt.symmetry.action import ALL_DATA, Action
 from metaopt.symmetry.activations import Activation, Identity, derivative
 from metaopt.symmetry.closed_form import ClosedFormAction, Proposal, SiteMatrices, linear_transport
@@ -319,12 +319,16 @@ def make_action(name: str, **options: float | str) -> Action:
         UserError: for an unknown name, or an option that the action does not have.
     """
     build = ACTIONS[name]
-    try:
-        return build(**options)
-    except TypeError as error:
-        raise UserError(
-            f"expected options of the action {name!r}, got {options}: {error}"
-        ) from None
+
+    def make() -> Action:
+        try:
+            return build(**options)
+        except TypeError as error:
+            raise UserError(
+                f"expected options of the action {name!r}, got {options}: {error}"
+            ) from None
+
+    return built(f"the action {name!r}", Action, make)  # type: ignore[type-abstract]
 
 
 def exact_on_batch(site: Site) -> str:
