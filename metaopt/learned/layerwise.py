@@ -57,9 +57,8 @@ class LayerwiseUpdate(UpdateRule):
         tasks = parameters[0].shape[: chain.batch_dims].numel()
         coordinates = sum(parameter.numel() for parameter in parameters) // tasks
         device = parameters[0].device
-        own = {"dtype": torch.float32, "device": device}
-        moments = [torch.zeros(tasks, coordinates, **own) for _ in range(4)]
         steps = torch.zeros(len(parameters), dtype=torch.float32)
+        moments = [steps.new_zeros(tasks, coordinates, device=device) for _ in range(4)]
         return [steps, *self.lstm.init_state(len(parameters) * tasks), *moments]
 
     def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:

@@ -18,7 +18,7 @@ KEY = "teleports"
 Tools that save, shard and load optimizers know parameter groups and the state of parameters, and
 nothing else. In the groups of the base itself the entry is None, so that these tools find it."""
 
-EARLIER = {"made": 0, "skipped": 0, "last_batch": None, "other_came": False}
+EARLIER = {"made": 0, "skipped": 0, "last_batch": None, "other_came": False, "dtype": None}
 """What states of earlier versions do not all have."""
 
 
@@ -73,35 +73,49 @@ def without_counts(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     )
 
 
-def keep_dtypes(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+def dtype_of(optimizer: torch.optim.Optimizer) -> str | None:
+    """Return the dtype of an optimizer's parameters; None if they have several.
+
+    Args:
+        optimizer: the optimizer.
+    """
+    dtypes = {str(p.dtype) for group in optimizer.param_groups for p in group["params"]}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def keep_dtypes(
+    optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], dtype: str | None
+) -> None:
     """Give the entries of a loaded state the dtypes that they were saved with.
 
-    Torch casts them to the dtype of their parameter.
+    Torch casts them to the dtype of their parameter. That stays where an entry had the dtype of the
+    parameters that it was saved of, so that a state loads into a model of another dtype.
 
     Args:
         optimizer: the optimizer that has loaded the state.
         saved: the state that it was given.
+        dtype: of the parameters that it was saved of; None if they had several.
     """
     indices = chain.from_iterable(group["params"] for group in saved.get("param_groups", ()))
     parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for index, parameter in zip(indices, parameters, strict=False):
         if index in saved.get("state", {}) and parameter in optimizer.state:
             optimizer.state[parameter] = _as_saved(
-                optimizer.state[parameter], saved["state"][index]
+                optimizer.state[parameter], saved["state"][index], dtype
             )
 
 
-def _as_saved(loaded: Any, saved: Any) -> Any:
+def _as_saved(loaded: Any, saved: Any, dtype: str | None) -> Any:
     """What was loaded, in the dtype that it was saved with if it is nothing but a cast of that."""
     if isinstance(loaded, Tensor) and isinstance(saved, Tensor):
-        if loaded.dtype != saved.dtype and loaded.shape == saved.shape:
+        if str(saved.dtype) not in (dtype, str(loaded.dtype)) and loaded.shape == saved.shape:
             cast = saved.to(loaded)
             if bool(((loaded == cast) | (cast != cast)).all()):
                 return saved.to(loaded.device)
         return loaded
     if isinstance(loaded, dict) and isinstance(saved, Mapping):
-        return {k: _as_saved(v, saved[k]) if k in saved else v for k, v in loaded.items()}
+        return {k: _as_saved(v, saved[k], dtype) if k in saved else v for k, v in loaded.items()}
     plain = type(loaded) in (list, tuple) and isinstance(saved, list | tuple)
     if plain and len(loaded) == len(saved):
-        return type(loaded)(map(_as_saved, loaded, saved))
+        return type(loaded)(_as_saved(*pair, dtype) for pair in zip(loaded, saved, strict=True))
     return loaded

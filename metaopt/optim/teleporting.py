@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import profiler
 
 from metaopt.errors import UserError, shown, unknown
 from metaopt.learned.optimizer import LearnedOptimizer
@@ -27,7 +28,7 @@ from metaopt.optim.closure import ClosureLoss, ClosureOutputs, restored
 from metaopt.optim.gradient import Way, renew_gradients, transport_gradients
 from metaopt.optim.movable import Movable, check_memory, rate_of
 from metaopt.optim.schedule import Schedule, as_predicate
-from metaopt.optim.state import keep_dtypes, mark, with_counts, without_counts
+from metaopt.optim.state import dtype_of, keep_dtypes, mark, with_counts, without_counts
 from metaopt.replicas import Replicas, replicas_of
 from metaopt.symmetry import ACTIONS, Action, Teleportation
 from metaopt.symmetry.action import check_transports
@@ -94,7 +95,8 @@ def _hooked_if_needed(step: Callable[P, R]) -> Callable[P, R]:
     def stepping(*args: P.args, **keywords: P.kwargs) -> R:
         optimizer: Any = args[0]
         own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-        return (hooked if own or any(_hooks_of_all().values()) else step)(*args, **keywords)
+        needed = own or profiler._is_profiler_enabled or any(_hooks_of_all().values())
+        return (hooked if needed else step)(*args, **keywords)
 
     stepping.hooked = True  # type: ignore[attr-defined]
     return stepping
@@ -308,6 +310,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             before(self)
         mark(self.base)
         counts = {name: getattr(self, own) for name, own in _KEPT.items()}
+        counts["dtype"] = dtype_of(self.base)
         state = with_counts(self.base.state_dict(), counts)
         for after in self._optimizer_state_dict_post_hooks.values():
             state = after(self, state) or state
@@ -329,7 +332,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             given = before(self, given) or given
         state, counts = without_counts(given)
         self.base.load_state_dict(state)
-        keep_dtypes(self.base, state)
+        keep_dtypes(self.base, state, counts["dtype"])
         mark(self.base)
         for name, own in _KEPT.items():
             setattr(self, own, counts[name])
