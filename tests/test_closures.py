@@ -97,11 +97,28 @@ def recomputing(model, optimizer, batch):
     return closure
 
 
+def compiled(model, optimizer, batch):
+    """A closure whose graph may be used once."""
+    called = torch.compile(model, backend="aot_eager")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = LOSS(called(batch.x), batch.y)
+        loss.backward()
+        return loss
+
+    return closure
+
+
 CALLS = [(make, name) for make in (closure_of, own_gradients) for name in SEARCHES]
 
 
-@pytest.mark.parametrize(("make", "search"), [*CALLS, (recomputing, "ascent")])
+@pytest.mark.parametrize(
+    ("make", "search"), [*CALLS, (recomputing, "ascent"), (compiled, "another objective")]
+)
 def test_where_no_second_derivative_is_known_differences_lead_nearby(make, search):
+    once = torch.tanh if make is compiled else Once.apply
+
     class Smooth(nn.Module):
         def __init__(self, function):
             super().__init__()
@@ -111,11 +128,11 @@ def test_where_no_second_derivative_is_known_differences_lead_nearby(make, searc
             return self.function(x)
 
     gains = []
-    for function in (torch.tanh, Once.apply):
+    for maker, function in ((closure_of, torch.tanh), (make, once)):
         model, batch = mlp().append(Smooth(function)), data(6)
         optimizer = teleporting(model, search=SEARCHES[search], rate=1e-30)
         before = norm(model, batch)
-        optimizer.step((closure_of if function is torch.tanh else make)(model, optimizer, batch))
+        optimizer.step(maker(model, optimizer, batch))
         assert optimizer.made == 1
         gains.append(norm(model, batch) / before)
     assert gains[0] > 1.01

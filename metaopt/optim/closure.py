@@ -193,11 +193,11 @@ class ClosureLoss:
             direction: one tensor for each parameter.
         """
         if self.twice_differentiable:
-            seen = self._evaluate(values, keep_graph=True)[1]
             try:
+                seen = self._evaluate(values, keep_graph=True)[1]
                 return self._differentiated(seen, direction)
-            except RuntimeError:  # of an operation without second derivative, for example
-                self.twice_differentiable = False
+            except RuntimeError:  # such as of an operation without second derivative; what is the
+                self.twice_differentiable = False  # closure's own comes again below
         size = _norm(direction)
         if not 0 < size < float("inf"):
             return [torch.zeros_like(d) for d in direction]
