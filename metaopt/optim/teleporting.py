@@ -591,7 +591,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
     def _acting(self, x: Any, replicas: Replicas) -> tuple[ActingSite, ...]:
         samples, other = None, self._other_came
-        if x is not None and self.target.needs_batch:
+        if isinstance(x, Tensor) and self.target.needs_batch:
             samples = int(replicas.sum(torch.tensor([len(x)])))
             if self._watches:
                 other = bool(replicas.largest(torch.tensor([float(other)])))
