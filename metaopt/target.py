@@ -7,11 +7,12 @@ through the same object, with the same checks and the same messages.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple, final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, final
 
+import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from metaopt.errors import UserError, unknown
 from metaopt.symmetry.action import Action
@@ -20,8 +21,14 @@ from metaopt.symmetry.auto import AUTO, Returns, choose_actions, for_all_data
 from metaopt.symmetry.chain import NO_CHAIN, ChainModule, LayerChain
 from metaopt.symmetry.finders import Sites, choose_sites, find_sites
 from metaopt.symmetry.finders.sites import grouped, shorten
-from metaopt.symmetry.functional import LossOnBatch, ModuleOutputs, NetworkLoss
+from metaopt.symmetry.functional import (
+    LossOnBatch,
+    ModuleOutputs,
+    NetworkLoss,
+    call_with,
+)
 from metaopt.symmetry.inputs import LayerInput
+from metaopt.symmetry.nested import Inputs, samples_in, tensors_in
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.search import GradientAscent, Search
@@ -34,12 +41,14 @@ class Batch(NamedTuple):
     """A batch of data: samples in rows, and what the loss compares the outputs with.
 
     Attributes:
-        x: what the model is called with.
-        y: the second argument of the loss function.
+        x: what the model is called with: a tensor, a tuple or list of arguments, or a mapping of
+            them (:mod:`metaopt.symmetry.nested`).
+        y: the second argument of the loss function; None where the model computes its loss itself,
+            which the loss function then takes out of what the model gives.
     """
 
-    x: Tensor
-    y: Tensor
+    x: Inputs
+    y: Any = None
 
 
 class Target(ABC):
@@ -115,7 +124,15 @@ class Target(ABC):
         return tuple(dict.fromkeys(names))
 
     @abstractmethod
-    def orbit(self, names: Sequence[str], acting: Sequence[ActingSite], x: Tensor | None) -> Orbit:
+    def samples(self, x: Inputs | None) -> int | None:
+        """Return how many samples a batch has; None if there is no batch.
+
+        Args:
+            x: the batch, samples in rows; None if the model needs none.
+        """
+
+    @abstractmethod
+    def orbit(self, names: Sequence[str], acting: Sequence[ActingSite], x: Inputs | None) -> Orbit:
         """Return the orbit of some parameters: the points that they can be moved to.
 
         Args:
@@ -138,7 +155,7 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def outputs(self, names: Sequence[str], x: Tensor | None) -> Outputs:
+    def outputs(self, names: Sequence[str], x: Inputs | None) -> Outputs:
         """Return the outputs in float64 as a function of some parameters.
 
         Args:
@@ -243,11 +260,15 @@ class TaskTarget(Target):
         The data are the same at each step.
         """
         if action == AUTO:
-            return choose_actions(self.sites, self.layer_input.h.shape[-1], Returns.YES)
+            return choose_actions(self.sites, self.samples(None), Returns.YES)
         own = action_of(action)
         return tuple(ActingSite(site, own) for site in self.sites.found)
 
-    def orbit(self, names: Sequence[str], acting: Sequence[ActingSite], x: Tensor | None) -> Orbit:
+    def samples(self, x: Inputs | None) -> int | None:
+        """Return how many samples each task has. See :meth:`Target.samples`."""
+        return int(self.layer_input.h.shape[-1])
+
+    def orbit(self, names: Sequence[str], acting: Sequence[ActingSite], x: Inputs | None) -> Orbit:
         """Return the orbit of some parameters on the module's own data.
 
         See :meth:`Target.orbit`.
@@ -258,9 +279,9 @@ class TaskTarget(Target):
         self, names: Sequence[str], loss_fn: LossOnBatch | None, batch: Batch | None
     ) -> LossFunction:
         """Return the losses that the module computes, ``(*batch,)``. See :meth:`Target.loss`."""
-        return lambda values: functional_call(self.model, dict(zip(names, values, strict=True)), ())
+        return lambda values: call_with(self.model, names, values, (), own_buffers=True)
 
-    def outputs(self, names: Sequence[str], x: Tensor | None) -> Outputs:
+    def outputs(self, names: Sequence[str], x: Inputs | None) -> Outputs:
         """Return the outputs of the chain, ``(*batch, out, samples)``.
 
         See :meth:`Target.outputs`.
@@ -274,20 +295,20 @@ class TaskTarget(Target):
 
 @final
 class ModuleTarget(Target):
-    """Any ``nn.Module`` of one input, on batches of a user's data.
+    """Any ``nn.Module``, on batches of a user's data.
 
     Args:
-        model: the module.
+        model: the module, or a wrapper of it: losses and outputs are those of the module inside.
         sites: pairs of names (incoming layer, outgoing layer) to use, instead of all sites.
     """
 
     needs_batch = True
 
     def __init__(self, model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) -> None:
-        self.model = model
-        everything = find_sites(model)
+        self.model = unwrapped(model)
+        everything = find_sites(self.model)
         self._chain = everything.chain
-        self.sites = everything if sites is None else choose_sites(model, everything, sites)
+        self.sites = everything if sites is None else choose_sites(self.model, everything, sites)
         self.search = GradientAscent(max_ratio=2.0)  # without a bound some networks are lost
 
     @property
@@ -305,7 +326,7 @@ class ModuleTarget(Target):
         """The sites whose units can be rescaled, which keeps the function on all data."""
         return tuple(site for site in self.sites.found if site.homogeneous)
 
-    def columns(self, x: Tensor) -> Tensor:
+    def columns(self, x: Inputs) -> Tensor:
         """Return a batch in the form that a chain of Linear layers takes, a sample a column.
 
         Args:
@@ -314,16 +335,21 @@ class ModuleTarget(Target):
         Raises:
             UserError: if the rows do not fit the first layer.
         """
-        columns = x.flatten(1).mT
         expected = self.model.get_parameter(self.chain.names[0]).shape[1]
-        if columns.shape[0] != expected:
+        rows = next(iter(tensors_in(x)), None)  # of a chain's one argument
+        if rows is None or rows.dim() < 2 or rows[:1].numel() not in (0, expected):
+            got = "none" if rows is None else f"one of shape {tuple(rows.shape)}"
             raise UserError(
                 f"expected a batch of rows with {expected} entries for an action that needs the "
-                f"features, got {columns.shape[0]}: use action='rescaling'"
+                f"features, got {got}: use action='rescaling'"
             )
-        return columns
+        return rows.flatten(1).mT
 
-    def orbit(self, names: Sequence[str], acting: Sequence[ActingSite], x: Tensor | None) -> Orbit:
+    def samples(self, x: Inputs | None) -> int | None:
+        """Return how many rows a batch has. See :meth:`Target.samples`."""
+        return None if x is None else samples_in(x)
+
+    def orbit(self, names: Sequence[str], acting: Sequence[ActingSite], x: Inputs | None) -> Orbit:
         """Return the orbit of some parameters on a batch. See :meth:`Target.orbit`."""
         if x is None or not any(action.uses_inputs for _, action in acting):
             return Orbit(names, acting)
@@ -337,7 +363,7 @@ class ModuleTarget(Target):
         assert loss_fn is not None  # check_loss_fn() sees to it
         return NetworkLoss(self.model, names, loss_fn, x, y)
 
-    def outputs(self, names: Sequence[str], x: Tensor | None) -> Outputs:
+    def outputs(self, names: Sequence[str], x: Inputs | None) -> Outputs:
         """Return the outputs in evaluation mode, as one row. See :meth:`Target.outputs`."""
         assert x is not None
         return ModuleOutputs(self.model, tuple(names), x)
@@ -350,24 +376,97 @@ class ModuleTarget(Target):
 def target_of(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) -> Target:
     """Return a model as an optimizer sees it.
 
+    Wrappers that compute the same are seen through; see :mod:`metaopt.wrappers`.
+
     Args:
         model: any ``nn.Module``, or a :class:`~metaopt.symmetry.ChainModule` such as a batch of
-            tasks, which holds its own data. Of a compiled module, DDP's and their like the model
-            inside is looked at.
+            tasks, which holds its own data.
         sites: pairs of names (incoming layer, outgoing layer) of a module to use, instead of all.
 
     Raises:
-        UserError: if the module has sites of its own, or if one of ``sites`` was not found.
+        UserError: if the module has sites of its own, if one of ``sites`` was not found, or for
+            modules and parameters that cannot be moved (:func:`check_parameters`).
     """
-    model = unwrapped(model)
-    if isinstance(model, ChainModule):
+    if not isinstance(model, nn.Module):
+        raise UserError(f"expected an nn.Module, got {type(model).__name__}: give the model itself")
+    inner = unwrapped(model)
+    if isinstance(inner, ChainModule):
         if sites is not None:
             raise UserError(
-                f"expected no sites for a batch of tasks, which has its own, got {list(sites)}: "
+                f"expected no sites for a batch of tasks, which has its own, got {sites!r}: "
                 f"leave them out"
             )
-        return TaskTarget(model)
-    return ModuleTarget(model, sites)
+        return TaskTarget(inner)
+    _check_module(inner)
+    check_parameters(inner.named_parameters())
+    return ModuleTarget(inner, sites)
+
+
+def _check_module(model: nn.Module) -> None:
+    """Check that the parameters of a module can be replaced in a call."""
+    for name, module in model.named_modules():
+        where = f" in {name}" if name else ""
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(
+                f"expected an nn.Module whose parameters can be replaced in a call, got a "
+                f"ScriptModule{where}: give the module that was scripted or traced"
+            )
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise UserError(
+                f"expected whole parameters, got a FullyShardedDataParallel module{where}, which "
+                f"shards them: use DistributedDataParallel"
+            )
+
+
+MOVABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The dtypes of parameters that an optimizer of this library moves; and the complex ones."""
+
+
+def check_parameters(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Check that parameters can be moved: they hold whole, dense, real or complex numbers.
+
+    Parameters that need no gradient are not moved. They may be of any dtype, and on any device that
+    holds data.
+
+    Args:
+        named: pairs (name, parameter); for parameters without a model the names are any words.
+
+    Raises:
+        UserError: for the first that cannot be; the message names it and says what to do.
+    """
+    first: tuple[str, Tensor] | None = None
+    for name, parameter in named:
+        if reason := _obstacle(parameter):
+            what, advice = reason
+            raise UserError(f"expected parameters to move, got {name}, {what}: {advice}")
+        if not parameter.requires_grad:
+            continue
+        if first is not None and parameter.device != first[1].device:
+            raise UserError(
+                f"expected all parameters on one device, got {first[0]} on {first[1].device} and "
+                f"{name} on {parameter.device}: move the model to one, or build an optimizer for "
+                f"the parameters of each"
+            )
+        first = first or (name, parameter)
+
+
+def _obstacle(parameter: Tensor) -> tuple[str, str] | None:
+    """Return what keeps a parameter from being moved and what to do about it, or None."""
+    if is_lazy(parameter):
+        return "which is not initialized yet", "run a batch through the model first"
+    if hasattr(parameter, "device_mesh"):  # a DTensor, of FSDP2 or of tensor parallelism
+        return "a DTensor, whose entries several processes share", "use DistributedDataParallel"
+    if parameter.is_meta:
+        return "which is on the meta device and holds no data", "initialize the model on a device"
+    if not parameter.requires_grad:
+        return None
+    if parameter.layout != torch.strided:
+        return f"of the sparse layout {parameter.layout}", "make it dense, or freeze it"
+    if parameter.dtype not in MOVABLE and not parameter.is_complex():
+        return f"of dtype {parameter.dtype}", "convert it to float32, or freeze it"
+    if parameter.is_inference():
+        return "made in inference mode", "build the model outside of torch.inference_mode()"
+    return None
 
 
 def check_loss_fn(loss_fn: object) -> None:
@@ -384,6 +483,25 @@ def check_loss_fn(loss_fn: object) -> None:
             f"expected a loss_fn that can be called, got {loss_fn!r}: give a function of the "
             f"model's output and y, such as torch.nn.MSELoss(), or leave it out"
         )
+
+
+def as_batch(batch: object) -> Batch:
+    """Return a batch that a user gave, in one of the forms that are taken.
+
+    Args:
+        batch: a pair (x, y), or a mapping of the arguments of a model that computes its loss.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if isinstance(batch, Mapping):
+        return Batch(batch)
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return Batch(*batch)
+    raise UserError(
+        f"expected a batch of two, (x, y), got {type(batch).__name__}: call step(batch=(x, y)), "
+        f"with y=None where the model computes its loss"
+    )
 
 
 def given(batch: Batch | None) -> Batch:

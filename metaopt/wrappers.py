@@ -30,7 +30,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def is_compiled(module: nn.Module) -> bool:
     """Return whether a module is what ``torch.compile`` returned."""
-    return isinstance(vars(module).get("_modules", {}).get("_orig_mod"), nn.Module)
+    return "_orig_mod" in module._modules and type(module).__module__.startswith("torch._dynamo")
 
 
 def _inside(module: nn.Module) -> nn.Module | None:

@@ -86,7 +86,8 @@ def deep(*between, layers=12):
 
 
 def transformers(layers=12):
-    return nn.Sequential(*(nn.TransformerEncoderLayer(8, 2, 16) for _ in range(layers)))
+    kinds = (nn.TransformerEncoderLayer(8, 2, 16, activation="gelu") for _ in range(layers))
+    return nn.Sequential(*kinds)
 
 
 def long_names():
@@ -118,7 +119,7 @@ MODELS = {
     "layer norm": lambda: deep(nn.LayerNorm(9), nn.ReLU()),
     "transformers": transformers,
     "encoder": lambda: nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 12
+        nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", batch_first=True), 12
     ),
     "long names": long_names,
     "residual": case_called("skip connection").build,
@@ -211,13 +212,13 @@ def test_an_action_that_fits_no_site_names_the_layers_and_counts_them(name):
     )
     text = complaint(lambda: teleporting(MODELS[name](), action="linear"))
     count = {"ReLU": 39, "GELU": 11}[name]
-    assert f"({count} layers (0, 2, 4, ...): {name} lies between the two layers)" in text
+    assert f"({count} × {name} lies between the two layers (0, 2, 4, ...))" in text
 
 
 def test_scales_that_pass_nowhere_name_the_layers_and_count_them():
     assert same_words(MODELS["GELU"], action="rescaling") == (
-        "expected a site for RescalingAction, got none (11 layers (0, 2, 4, ...): GELU is not "
-        "positively homogeneous): leave the action out"
+        "expected a site for RescalingAction, got none (11 × GELU is not positively homogeneous "
+        "(0, 2, 4, ...)): leave the action out"
     )
     text = same_words(lambda: deep(nn.GELU(), layers=2), action="rescaling")
     assert "got none (0, 2: GELU is not positively homogeneous)" in text
@@ -228,13 +229,16 @@ def test_scales_that_pass_nowhere_name_the_layers_and_count_them():
 WHY = {
     "one layer": "it has too few layers",
     "no layer": "it has too few layers",
-    "GELU and dropout": "11 layers (0, 3, 6, ...): GELU is not positively homogeneous, and other "
-    "actions need Linear layers with nothing but one activation between them",
-    "layer norm": "11 layers (0, 3, 6, ...): LayerNorm lies between, which normalises or mixes "
-    "over the units",
-    "transformers": "36 layers (0.self_attn.out_proj, 0.linear1, 0.linear2, ...): it lies inside "
-    "0, which is not traced",
-    "frozen": "12 layers (0, 2, 4, ...): 0 is frozen (requires_grad is False)",
+    "GELU": "11 × GELU between two Linear layers: no group is exact for all data, ReLU has one "
+    "(0, 2, 4, ...)",
+    "GELU and dropout": "11 × GELU is not positively homogeneous, so no group is exact for all "
+    "data, ReLU has one (0, 3, 6, ...)",
+    "layer norm": "11 × LayerNorm lies between, which normalises or mixes over the units "
+    "(0, 3, 6, ...)",
+    "transformers": "12 × gelu is not positively homogeneous, so no group is exact for all data, "
+    "ReLU has one (0.linear1, 1.linear1, 2.linear1, ...); 11 × add joins it with another value, as "
+    "a skip connection does (0.linear2, 1.linear2, 2.linear2, ...); and 1 more reason",
+    "frozen": "12 × 0 is frozen (requires_grad is False) (0, 2, 4, ...)",
     "residual": "fc1, fc2, fc3: the output of relu is used 2 times, by fc2 and add; fc2, fc3: add "
     "joins it with another value, as a skip connection does",
 }
@@ -276,4 +280,4 @@ def test_each_reason_of_a_small_model_is_given_with_the_layers_concerned(case):
     text = sites.why()
     for out in sites.left_out:
         alone = f"{', '.join(out.names)}: {out.reason}" in text
-        assert alone or (out.names[0] in text and " layers (" in text), out
+        assert alone or (out.names[0] in text and " × " in text), out

@@ -225,7 +225,7 @@ BAD = {
     "site": (mlp, {"sites": [("0", "9")]}, "no layer called 9"),
     "action": (mlp, {"action": "pre_activation"}, "expected an action of auto, post_activation"),
     "nothing to rescale": (lambda: mlp(nn.Tanh()), {"action": "rescaling"},
-        r"a site for RescalingAction, got none \(.*Tanh is not positively homogeneous\)"),
+        r"a site for RescalingAction, got none \(.*Tanh is not positively homogeneous"),
     "no chain": (conv_net, {"action": GL}, "expected a chain of Linear layers"),
     "no site": (lambda: nn.Sequential(nn.Linear(9, 3)), {"action": GL}, "expected"),
     "sites for GL": (mlp, {"action": GL, "sites": [("0", "2")]}, "sites were given"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from metaopt.symmetry import (
     LeakyReLU,
     LinearAction,
     MatrixView,
+    as_chain,
     find_sites,
 )
 from metaopt.symmetry.activations import Activation
@@ -87,6 +89,72 @@ def test_activations_of_one_name_are_not_taken_for_one_another():
         before = model.output().detach()
         teleporting(model).teleport()
         torch.testing.assert_close(model.output().detach(), before, rtol=1e-6, atol=1e-6)
+
+
+@dataclass  # which is not hashable, as it can be changed
+class Scaled:
+    """A leaky ReLU of a user's own."""
+
+    slopes: list[float]
+    homogeneous = True
+
+    @property
+    def inverse(self) -> Scaled:
+        return Scaled([1 / slope for slope in self.slopes])
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.where(z > 0, self.slopes[0] * z, self.slopes[1] * z)
+
+
+@pytest.mark.parametrize("action", ["auto", "rescaling", "post_activation", "pre_activation"])
+def test_an_activation_need_not_be_hashable(action):
+    model = Chain("first second", Scaled([1.0, 0.2]))
+    before = model.output().detach()
+    optimizer = TeleportingOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.01), model, action=action
+    )
+    assert float(optimizer.teleport().invariance_error()) < 1e-10
+    torch.testing.assert_close(model.output().detach(), before, rtol=1e-9, atol=1e-9)
+    (site,) = model.chain.sites([model.first, model.second])
+    assert site.without_outgoing_bias() == site
+
+
+def test_activations_are_equal_only_with_their_functions():
+    assert Elementwise("f", torch.tanh) == Elementwise("f", torch.tanh)
+    assert Elementwise("f", torch.tanh) != Elementwise("f", torch.sin)
+    assert Elementwise("f", torch.tanh) != Elementwise("g", torch.tanh)
+    assert len({Elementwise("f", torch.tanh), Elementwise("f", torch.tanh)}) == 1
+
+
+def sequence(between: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 3), between, nn.Linear(3, 2))
+
+
+class Functional(nn.Module):
+    """Between the layers is a function with options, not a module."""
+
+    def __init__(self, *options: float, **others: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+        self.options, self.others = options, others
+
+    def forward(self, x: Tensor) -> Tensor:
+        run = nn.functional.gelu if self.others else nn.functional.elu
+        return self.b(run(self.a(x), *self.options, **self.others))
+
+
+def test_functions_that_are_read_twice_are_equal_and_others_are_not():
+    def between(model: nn.Module) -> Activation | None:
+        (site,) = find_sites(model).found
+        return site.between
+
+    assert between(Functional(0.5)) == between(Functional(0.5))
+    assert between(Functional(0.5)) != between(Functional(0.7))
+    assert between(Functional(approximate="tanh")) != between(Functional(approximate="none"))
+    gelu = nn.GELU()
+    assert between(sequence(gelu)) == between(sequence(gelu))
+    for model in (Functional(0.5), sequence(gelu)):
+        assert not isinstance(as_chain(model), str)
 
 
 @pytest.mark.parametrize(

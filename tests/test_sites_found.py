@@ -1,6 +1,7 @@
 """Sites of ordinary modules: what is found, what is left out and why, which actions fit."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from metaopt.symmetry import (
     find_sites,
     make_action,
 )
+from metaopt.symmetry.functional import call_with
 
 
 def pairs(sites):
@@ -235,3 +237,108 @@ def test_an_action_that_fits_keeps_the_output_of_its_batch(label):
         assert not moved.rejected
         changed = site.incoming[0].parameter
         assert not torch.allclose(moved.weights[changed], weights[changed])
+
+
+# Torch's Transformer modules, of which the feed-forward part is a pair of layers.
+
+TRANSFORMERS = {
+    "encoder layer": lambda **o: nn.TransformerEncoderLayer(6, 2, 8, 0.1, **o),
+    "encoder": lambda **o: nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(6, 2, 8, 0.1, **o), 2, nn.LayerNorm(6), False
+    ),
+    "decoder": lambda **o: nn.TransformerDecoder(nn.TransformerDecoderLayer(6, 2, 8, 0.1, **o), 2),
+    "both": lambda **o: nn.Transformer(6, 2, 1, 1, 8, 0.1, **o),
+}
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_the_feed_forward_part_of_a_transformer_is_found_and_rescaled(kind, norm_first):
+    torch.manual_seed(0)
+    model = TRANSFORMERS[kind](norm_first=norm_first, batch_first=True).double()
+    sites = find_sites(model).found
+    layers = [name for name, _ in model.named_modules() if name.endswith("linear1")]
+    assert [site.layers[0] for site in sites] == layers
+    x = torch.randn(3, 4, 6).double()
+    arguments = (x,) if kind.startswith("encoder") else (x, x.flip(0))
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    action = make_action("rescaling")
+    for training in (False, True):
+        model.train(training)
+        moved = dict(weights)
+        for site in sites:
+            scales = Element(torch.randn(site.width).double(), diagonal=True)
+            moved |= action.move(scales, site, moved).weights
+        for gradients in (False, True):  # without them torch takes its fast way
+            outputs = []
+            for own in (weights, moved):
+                torch.manual_seed(1)
+                with torch.set_grad_enabled(gradients):
+                    outputs.append(call_with(model, list(own), list(own.values()), arguments))
+            torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
+        assert not torch.equal(moved[f"{layers[0]}.weight"], weights[f"{layers[0]}.weight"])
+
+
+class Gated(nn.TransformerEncoderLayer):
+    """Uses the hidden features of its feed-forward part twice."""
+
+    def _ff_block(self, x):
+        hidden = self.linear1(x).relu()
+        return self.linear2(hidden) + hidden[..., :6]
+
+
+class Own(nn.TransformerEncoderLayer):
+    def forward(self, src, **options):
+        return super().forward(src, **options) + 1
+
+
+def test_a_transformer_layer_of_an_own_kind_is_looked_at_as_it_is():
+    class Same(nn.TransformerEncoderLayer):
+        pass
+
+    def reasons(kind):
+        sites = find_sites(nn.Sequential(nn.Linear(5, 6), kind(6, 2, 8, batch_first=True)))
+        return pairs(sites), sites.why()
+
+    assert reasons(Same)[0] == [("1.linear1", "1.linear2")]
+    assert reasons(Gated)[0] == []
+    assert "the output of relu is used 2 times" in reasons(Gated)[1]
+    assert "torch.fx cannot trace the forward of 1 (Own): " in reasons(Own)[1]
+
+
+def test_a_model_whose_forward_was_replaced_is_not_read_as_its_class():
+    def doubled(forward):
+        return lambda x: 2 * forward(x)
+
+    model = mlp()
+    model.forward = doubled(model.forward)
+    assert "the model has a forward of its own" in find_sites(model).why()
+    wrapped = mlp()
+    wrapped.forward = functools.wraps(wrapped.forward)(doubled(wrapped.forward))  # as autocast is
+    assert pairs(find_sites(wrapped)) == [("0", "2")]
+
+
+def test_a_module_that_the_model_does_not_hold_is_traced_inside():
+    loss = nn.CrossEntropyLoss()
+    model = Net(lambda m, x: loss(m.net(x), torch.arange(3)), net=mlp())
+    assert pairs(find_sites(model)) == [("net.0", "net.2")]
+
+
+def test_a_sparse_buffer_is_no_obstacle():
+    model = mlp()
+    model.register_buffer("adjacency", torch.eye(3).to_sparse())
+    assert pairs(find_sites(model)) == [("0", "2")]
+
+
+@pytest.mark.parametrize("given", [5, "0", object(), 0.5, True])
+def test_sites_that_are_no_list_are_refused(given):
+    with pytest.raises(UserError, match="expected sites in a list, got") as error:
+        find_sites(mlp(), given)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("given", [[5], [None], [("0",)], [("0", 2)], ["02"], ("0", "2")])
+def test_sites_that_are_no_pairs_are_refused(given):
+    with pytest.raises(UserError, match="expected pairs of names, got"):
+        find_sites(mlp(), given)

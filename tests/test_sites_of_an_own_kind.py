@@ -24,6 +24,7 @@ from metaopt.symmetry import (
     Site,
     find_sites,
 )
+from metaopt.symmetry.finders import between_layers
 
 
 class LowRank(nn.Module):
@@ -269,3 +270,82 @@ def test_a_learned_optimizer_scales_the_units_that_a_layer_uses(registered):
     LOSS(model(batch.x), batch.y).backward()
     with_pair_alone.step()
     assert with_pair_alone.teleportation is None
+
+
+def chain(dtype=torch.float64):
+    torch.manual_seed(0)
+    layers = nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 3)
+    return nn.Sequential(*layers).to(dtype)
+
+
+def backwards(trace):
+    findings = between_layers(trace)
+    return Findings(findings.found[::-1], findings.left_out)
+
+
+def test_sites_act_in_the_order_of_the_data_flow_whatever_a_finder_gives(monkeypatch):
+    optimizers = [teleporting(chain(), "pre_activation")]
+    monkeypatch.delitem(FINDERS, "between_layers")
+    monkeypatch.setitem(FINDERS, "backwards", backwards)
+    optimizers.append(teleporting(chain(), "pre_activation"))
+    for optimizer in optimizers:
+        assert [site.layers for site in optimizer.target.sites.found] == [("0", "2"), ("2", "4")]
+        assert optimizer.teleport(*data(6)).invariance_error() < 1e-10
+    moved = [list(optimizer.moving) for optimizer in optimizers]
+    assert all(map(torch.equal, *moved))
+
+
+def test_sites_of_several_finders_stand_in_the_order_of_the_data_flow(registered, monkeypatch):
+    finders = dict(FINDERS)
+    for order in (list(finders), list(finders)[::-1]):
+        for name in order:
+            FINDERS.pop(name)
+            monkeypatch.setitem(FINDERS, name, finders[name])
+        assert [site.layers for site in find_sites(network()).found] == [PAIR, UNIT]
+
+
+def raises(trace):
+    raise KeyError("nothing\nof that name")
+
+
+def misfit(**options):
+    site = {"incoming": (MatrixView("0.weight"),), "outgoing": (MatrixView("2.weight"),),
+        "between": None, "group": "positive", "width": 7, "layers": ("0", "2")}  # fmt: skip
+    return lambda trace: Findings([Site(**{"name": "0 -> 2", **site, **options})])
+
+
+BAD = {
+    "raises": (raises, "got KeyError: 'nothing\\nof that name'"),
+    "none": (lambda trace: None, "got AttributeError"),
+    "a list": (lambda trace: [], "got AttributeError"),
+    "no sites": (lambda trace: Findings(["0 -> 2"]), "got a str"),
+    "no reasons": (lambda trace: Findings((), [(("0",), "why")]), "got a tuple"),
+    "no such parameter": (
+        misfit(incoming=(MatrixView("1.weight"),)), "where the model has no parameter 1.weight"
+    ),
+    "another width": (misfit(width=6), "where 0.weight has 7 units, not 6"),
+    "another outgoing": (
+        misfit(outgoing=(MatrixView("4.weight"),)), "where 4.weight has 6 units, not 7"
+    ),
+    "another shape": (
+        misfit(outgoing=(MatrixView("2.weight", (0,), (1, 2), (6, 5, 5)),)),
+        "where the view of 2.weight does not fit its shape",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("finder", "words"), BAD.values(), ids=BAD)
+def test_a_finder_that_fails_is_named_in_one_line(monkeypatch, finder, words):
+    monkeypatch.setitem(FINDERS, "mine", finder)
+    for call in (
+        lambda: find_sites(chain()),
+        lambda: teleporting(chain(), "auto"),
+        lambda: LearnedOptimizer(chain(), build()),
+    ):
+        with pytest.raises(UserError) as error:
+            call()
+        text = str(error.value)
+        assert text.startswith("expected the finder 'mine' to give Findings of sites that the mo")
+        assert words in text
+        assert "\n" not in text
+        assert len(text) < 300

@@ -83,14 +83,19 @@ def test_a_forward_that_insists_on_a_dtype_is_judged_in_it():
     assert optimizer.teleport(*data(8)).invariance_error() < 1e-5
 
 
-def test_an_output_that_is_no_tensor_is_refused_in_one_line_and_nothing_moves():
-    model = Stubborn(named=True)
+def test_an_output_without_real_numbers_is_refused_in_one_line_and_nothing_moves():
+    class Classes(Stubborn):
+        def forward(self, x):
+            out = super().forward(x)
+            return out if self.training else {"class": out["logits"].argmax(1)}
+
+    model = Classes(named=True)
     start = copy.deepcopy(model.state_dict())
     optimizer = TeleportingOptimizer(
         BASES["sgd"](model.parameters()), model, lambda out, y: LOSS(out["logits"], y),
         action="rescaling", search=QUICK, max_defect=1e-3,
     )  # fmt: skip
-    with pytest.raises(UserError, match="output is one tensor, got dict"):
+    with pytest.raises(UserError, match="gives floating-point tensors, got dict"):
         optimizer.teleport(*data(8))
     assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
 

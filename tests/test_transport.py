@@ -289,3 +289,53 @@ def test_a_transport_that_is_refused_leaves_weights_and_buffers_where_they_were(
     for now, then in zip(after, before, strict=True):
         torch.testing.assert_close(dict(now), dict(then), rtol=0, atol=0)
     assert (optimizer.made, optimizer.undone) == (0, 0)
+
+
+def changed(method, change):
+    """The action with what one of its methods gives changed."""
+
+    class Changed(OneScale):
+        pass
+
+    def call(self, *arguments, **options):
+        return change(getattr(OneScale, method)(self, *arguments, **options))
+
+    setattr(Changed, method, call)
+    return Changed()
+
+
+def cut(tensors):
+    return {name: tensor[:1] for name, tensor in tensors.items()}
+
+
+MISSHAPEN = {
+    "transport, shapes": ("transport", cut, "Changed.transport() to give tensors of the shapes"),
+    "transport, names": (
+        "transport", lambda t: {**t, "4.bias": next(iter(t.values()))}, "got '4.bias' of (5, 4)"
+    ),
+    "transport, no tensor": ("transport", lambda t: dict.fromkeys(t), "got '0.weight' of"),
+    "move": ("move", lambda m: m._replace(weights=cut(m.weights)), "got '0.weight' of (1, 4) for"),
+    "propose, shapes": (
+        "propose", lambda p: p._replace(incoming=[p.incoming[0][:1]]),
+        "of the shapes [[(5, 5)], [(2, 5)]], incoming and outgoing, got [[(1, 5)], [(2, 5)]]: mend",
+    ),
+    "propose, none": ("propose", lambda p: None, "to give a Proposal of matrices"),
+    "propose, too many": (
+        "propose", lambda p: p._replace(outgoing=[*p.outgoing] * 2), "got [[(5, 5)], [(2, 5), (2"
+        ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "change", "words"), MISSHAPEN.values(), ids=MISSHAPEN)
+def test_what_an_action_gives_is_checked_before_anything_is_moved(method, change, words):
+    model, optimizer, x, y = training(changed(method, change), "transport")
+    before = copy.deepcopy((model.state_dict(), optimizer.base.state_dict()["state"]))
+    with pytest.raises(UserError) as error:
+        optimizer.teleport(x, y)
+    text = str(error.value)
+    assert words in text
+    assert "\n" not in text
+    assert len(text) < 300
+    after = model.state_dict(), optimizer.base.state_dict()["state"]
+    for now, then in zip(after, before, strict=True):
+        torch.testing.assert_close(dict(now), dict(then), rtol=0, atol=0)

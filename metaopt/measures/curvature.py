@@ -14,6 +14,7 @@ from metaopt.symmetry import Action, LayerInput, Orbit, chain_orbit
 from metaopt.symmetry.actions import action_of
 from metaopt.symmetry.finders import as_chain
 from metaopt.symmetry.objectives import LossFunction, Objective, per_task_sum
+from metaopt.wrappers import unwrapped
 
 
 def curvature(first: Sequence[Tensor], second: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
@@ -240,6 +241,7 @@ def network_curvature(
         >>> psi > 0
         True
     """
+    model = unwrapped(model)
     chain = as_chain(model)
     if isinstance(chain, str):
         raise UserError(

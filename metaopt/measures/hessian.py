@@ -13,8 +13,17 @@ from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.extras import extra
-from metaopt.symmetry.functional import LossOnBatch, evaluating, module_loss
+from metaopt.symmetry.functional import (
+    LossOnBatch,
+    NetworkLoss,
+    check_differentiable_twice,
+    evaluating,
+    module_loss,
+    second_derivatives,
+)
+from metaopt.symmetry.nested import Inputs
 from metaopt.symmetry.objectives import LossFunction
+from metaopt.wrappers import unwrapped
 
 DENSE = 200
 """The largest number of parameters for which the whole Hessian is computed."""
@@ -31,13 +40,16 @@ class Hessian:
         size: the number of entries of all parameters, which is the number of rows.
 
     Raises:
-        UserError: for a loss that is not a finite scalar.
+        UserError: for a loss that is not a finite scalar, or that torch cannot differentiate twice;
+            a product may raise it too.
     """
 
     def __init__(self, loss: LossFunction, parameters: Sequence[Tensor]) -> None:
         self._own = [p.detach().requires_grad_() for p in parameters]
-        with torch.enable_grad():
+        self._model = loss.model if isinstance(loss, NetworkLoss) else None
+        with torch.enable_grad(), second_derivatives(self._model):
             value = loss(self._own)
+            check_differentiable_twice(value, self._own)
             if value.dim() or not value.isfinite():
                 raise UserError(
                     f"expected a finite scalar loss, got {value.tolist()}: measure one network "
@@ -60,9 +72,10 @@ class Hessian:
         """
         if not self._gradient.requires_grad:  # a linear loss
             return torch.zeros_like(vector)
-        products = torch.autograd.grad(
-            self._gradient, self._own, vector, retain_graph=True, allow_unused=True
-        )
+        with second_derivatives(self._model):
+            products = torch.autograd.grad(
+                self._gradient, self._own, vector, retain_graph=True, allow_unused=True
+            )
         flat = [
             torch.zeros_like(own).flatten() if p is None else p.flatten()
             for p, own in zip(products, self._own, strict=True)
@@ -190,17 +203,18 @@ def _lanczos(
         ) from None
 
 
-def hessian(model: nn.Module, loss_fn: LossOnBatch, x: Tensor, y: Tensor) -> Hessian:
+def hessian(model: nn.Module, loss_fn: LossOnBatch, x: Inputs, y: Any = None) -> Hessian:
     """Make the Hessian of a network's loss on a batch, in all parameters that need a gradient.
 
     Args:
         model: any module; it is called in evaluation mode.
-        loss_fn: (the model's output, y) -> scalar.
-        x: the samples that the model is called with.
-        y: the targets.
+        loss_fn: (what the model gives, y) -> scalar.
+        x: what the model is called with: a tensor of samples, a tuple of arguments or a mapping.
+        y: the targets; None where the model computes its loss.
 
     Raises:
-        UserError: for a model without such parameters, or a loss that is not finite.
+        UserError: for a model without such parameters, a loss that is not finite, or an operation
+            that torch cannot differentiate twice.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).double()
@@ -209,7 +223,7 @@ def hessian(model: nn.Module, loss_fn: LossOnBatch, x: Tensor, y: Tensor) -> Hes
         >>> h.size, h.largest(2).shape
         (19, (2,))
     """
-    with evaluating(model):
+    with evaluating(unwrapped(model)):
         parameters, loss = module_loss(model, loss_fn, x, y)
         if not parameters:
             raise UserError(

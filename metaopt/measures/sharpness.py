@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,15 @@ from metaopt.measures.networks import activations
 from metaopt.measures.output_loss import of_columns
 from metaopt.symmetry.chain import LayerChain
 from metaopt.symmetry.finders import as_chain
-from metaopt.symmetry.functional import LossOnBatch, NetworkLoss, evaluating, module_loss
+from metaopt.symmetry.functional import (
+    LossOnBatch,
+    NetworkLoss,
+    evaluating,
+    module_loss,
+)
+from metaopt.symmetry.nested import Inputs, samples_in
 from metaopt.symmetry.objectives import LossFunction
+from metaopt.wrappers import unwrapped
 
 DISPLACEMENTS = tuple(0.001 + 0.01 * step for step in range(20))
 """The displacements T of appendix F.3: 0.001, 0.011, ..., 0.191."""
@@ -117,16 +125,18 @@ class Sharpness:
         return self._last[2]
 
 
-def _rows(x: Tensor, parameters: Sequence[Tensor]) -> bool:
+def _rows(x: Inputs, parameters: Sequence[Tensor]) -> bool:
     """Return whether the first layer takes a sample of ``x`` as one row."""
+    if not isinstance(x, Tensor):
+        return False
     return x.dim() > 1 and len(x) > 0 and x[0].numel() == parameters[0].shape[-1]
 
 
 def sharpness(
     model: nn.Module,
     loss_fn: LossOnBatch,
-    x: Tensor,
-    y: Tensor,
+    x: Inputs,
+    y: Any,
     generator: torch.Generator,
     displacements: Sequence[float] = DISPLACEMENTS,
     directions: int = 200,
@@ -140,9 +150,9 @@ def sharpness(
 
     Args:
         model: any module; it is called in evaluation mode.
-        loss_fn: (the model's output, y) -> scalar.
-        x: the samples that the model is called with.
-        y: the targets.
+        loss_fn: (what the model gives, y) -> scalar.
+        x: what the model is called with: a tensor of samples, a tuple of arguments or a mapping.
+        y: the targets; None where the model computes its loss.
         generator: draws the directions.
         displacements: t.
         directions: how many directions.
@@ -158,7 +168,8 @@ def sharpness(
         >>> 0 < phi < 2
         True
     """
-    if not len(x):
+    model = unwrapped(model)
+    if not samples_in(x):
         raise UserError("expected a batch of samples, got none: pass one or more")
     with evaluating(model), torch.no_grad():
         read = as_chain(model)

@@ -33,7 +33,7 @@ from metaopt.replicas import Replicas, replicas_of
 from metaopt.symmetry import ACTIONS, Action, Teleportation
 from metaopt.symmetry.action import check_transports
 from metaopt.symmetry.auto import AUTO, Returns, fingerprint, for_all_data
-from metaopt.symmetry.functional import LossOnBatch
+from metaopt.symmetry.functional import LossOnBatch, second_derivatives
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.search import (
@@ -44,7 +44,7 @@ from metaopt.symmetry.search import (
     moves_by_group,
 )
 from metaopt.symmetry.teleportation import OutputChange
-from metaopt.target import Batch, Target, check_loss_fn, given
+from metaopt.target import Batch, Target, as_batch, check_loss_fn, given
 
 Closure = Callable[[], Any]
 P = ParamSpec("P")
@@ -226,7 +226,9 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         elif not self._exact_for_all_data and not self.target.chain.pairs:
             raise UserError(
                 f"expected a model with a place for a group to act, got none "
-                f"({self.target.sites.why()}): use the optimizer without teleportation"
+                f"({self.target.sites.why()}): use the base alone, or search=LevelSetTeleport(), "
+                f"which needs no group",
+                longest=580,
             )
 
     def _check_buffers(self, base: torch.optim.Optimizer) -> None:
@@ -368,16 +370,12 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         if batch is None:
             batch = self.next_batch
         self.next_batch = None
-        if batch is not None and (not isinstance(batch, tuple | list) or len(batch) != 2):
-            raise UserError(
-                f"expected a batch of two, (x, y), got {type(batch).__name__}: call "
-                f"step(batch=(x, y))"
-            )
+        on = None if batch is None else as_batch(batch)
         still = all(rate_of(group, wait=False) == 0 for group in self.param_groups)
         if still and closure is None and not any(map(_has_gradient, self._everything())):
             return self._step_base(closure)
-        if batch is not None:
-            self._note(batch[0])
+        if on is not None:
+            self._note(on.x)
         if not self.schedule(self.steps):
             self.steps += 1
             self.teleportation = None
@@ -388,7 +386,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             self.skipped += 1
             self.teleportation = None
             return self._step_base(closure)
-        loss = self._teleport_at_step(closure, None if batch is None else Batch(*batch))
+        loss = self._teleport_at_step(closure, on)
         self.steps += 1
         self._step_base(closure)
         return loss
@@ -591,8 +589,8 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
     def _acting(self, x: Any, replicas: Replicas) -> tuple[ActingSite, ...]:
         samples, other = None, self._other_came
-        if isinstance(x, Tensor) and self.target.needs_batch:
-            samples = int(replicas.sum(torch.tensor([len(x)])))
+        if x is not None and self.target.needs_batch:
+            samples = int(replicas.sum(torch.tensor([self.target.samples(x)])))
             if self._watches:
                 other = bool(replicas.largest(torch.tensor([float(other)])))
         acting = self.target.acting(self.action, samples, Returns.NO if other else Returns.UNKNOWN)
@@ -628,7 +626,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
     def _loss(self, names: Sequence[str], batch: Batch | None, replicas: Replicas) -> LossFunction:
         """The loss on the batch, of all processes together."""
         loss = self.target.loss(names, self.loss_fn, batch)
-        return replicas.loss(_scalar(loss) if self.target.needs_batch else loss)
+        return replicas.loss(loss)
 
     def _find(
         self,
@@ -658,7 +656,8 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             given(batch)
         orbit = self._orbit(batch, replicas)
         loss = led or self._loss(names, batch, replicas)
-        result = _of_the_first(replicas, self.search(orbit, before, loss))
+        with second_derivatives(self.target.model):
+            result = _of_the_first(replicas, self.search(orbit, before, loss))
         outputs = (
             self.target.outputs(names, None if batch is None else batch.x)
             if led is None
@@ -705,8 +704,8 @@ _KEPT = {name: name for name in _COUNTS} | {
 
 
 def _batch_of(x: Any, y: Any) -> Batch | None:
-    """Return a batch, or None unless both parts are given."""
-    return None if x is None or y is None else Batch(x, y)
+    """Return a batch, or None if no x is given; y may be missing where the model has its loss."""
+    return None if x is None else Batch(x, y)
 
 
 def _check_base(base: object) -> None:
@@ -719,28 +718,6 @@ def _check_base(base: object) -> None:
         raise UserError(
             "expected a base that does not teleport, got a TeleportingOptimizer: wrap its base"
         )
-
-
-def _scalar(loss: LossFunction) -> LossFunction:
-    """A loss, checked to be one number that can be differentiated."""
-
-    def checked(values: Sequence[Tensor]) -> Tensor:
-        value: Any = loss(values)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise UserError(
-                f"expected a loss_fn that returns one number, got {got}: take the mean over the "
-                f"samples, as reduction='mean' does"
-            )
-        wanted = torch.is_grad_enabled() and any(own.requires_grad for own in values)
-        if wanted and not value.requires_grad:
-            raise UserError(
-                "expected a loss that depends on the weights, got one without a gradient: do not "
-                "detach it, nor take its item()"
-            )
-        return value.reshape(())
-
-    return checked
 
 
 def _of_the_first(replicas: Replicas, result: SearchResult) -> SearchResult:

@@ -168,6 +168,30 @@ def _cannot_transport(action: Action) -> UserError:
     )
 
 
+def check_tensors(
+    action: Action, method: str, given: Mapping[str, Tensor], known: Mapping[str, Tensor]
+) -> None:
+    """Check that an action gave tensors for names and of shapes that are known.
+
+    Args:
+        action: the action.
+        method: the name of the method that gave them.
+        given: what it gave, by name.
+        known: the tensors before, by name.
+
+    Raises:
+        UserError: for another name or shape, which could be broadcast without an error.
+    """
+    for name, value in given.items():
+        shapes = [tuple(t.shape) for t in (value, known.get(name)) if isinstance(t, Tensor)]
+        if len(shapes) < 2 or shapes[0] != shapes[1]:
+            raise UserError(
+                f"expected {type(action).__name__}.{method}() to give tensors of the shapes that "
+                f"the parameters of the site have, got {name!r} of "
+                f"{' for '.join(map(str, shapes)) or type(value).__name__}: mend it"
+            )
+
+
 def relative_change(before: Tensor, after: Tensor) -> Tensor:
     """Return ||after - before||_F / ||before||_F, ``(*batch,)``; 0 if both are zero."""
     change: Tensor = torch.linalg.matrix_norm(after - before)

@@ -75,23 +75,19 @@ class Elementwise:
     """An activation that is known only as a function; the action of eq. 79 takes any such one.
 
     Attributes:
-        name: the name that reports use. Two activations of one name count as equal.
-        function: the activation, on tensors of any shape.
+        name: the name that reports use.
+        function: the activation, on tensors of any shape. Two activations are equal if their names
+            and functions are.
     """
 
     name: str
-    function: Callable[[Tensor], Tensor] = field(compare=False, repr=False)
+    function: Callable[[Tensor], Tensor] = field(repr=False, hash=False)
     inverse: None = field(default=None, init=False)
     homogeneous: bool = field(default=False, init=False)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return the activation of z, entry by entry."""
         return self.function(z.clone())  # the function may work in place
-
-
-def identity_of(activation: Activation | None) -> int:
-    """Return a number that tells an activation from others of its name, while both are kept."""
-    return id(getattr(activation, "function", None))
 
 
 def derivative(activation: Activation, at: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaopt.symmetry.actions import ACTIONS, make_action
 from metaopt.symmetry.finders.sites import Sites
+from metaopt.symmetry.nested import Inputs, samples_in, tensors_in
 from metaopt.symmetry.orbit import ActingSite
 from metaopt.symmetry.site import Site
 
@@ -79,12 +80,16 @@ def choose_actions(
     return tuple(everywhere)
 
 
-def fingerprint(x: Tensor) -> Tensor:
+def fingerprint(x: Inputs) -> Tensor:
     """Return three numbers that differ between batches, and between orders of one batch, ``(3,)``.
 
     Args:
-        x: a batch, samples in rows, of any shape.
+        x: a batch, samples in rows: a tensor, or tensors inside tuples and mappings.
     """
-    flat = x.detach().reshape(-1).double()
-    ramp = torch.linspace(1.0, 2.0, flat.numel(), dtype=torch.float64, device=x.device)
-    return torch.stack((flat.sum(), flat @ ramp, flat.new_tensor(float(x.shape[0])))).cpu()
+    total = torch.tensor((0.0, 0.0, float(samples_in(x))), dtype=torch.float64)
+    for place, tensor in enumerate(tensors_in(x), start=1):
+        own = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        flat = own.detach().reshape(-1).double()
+        ramp = torch.linspace(1.0, 2.0, flat.numel(), dtype=torch.float64, device=flat.device)
+        total[:2] += place * torch.stack((flat.sum(), flat @ ramp)).cpu()
+    return total

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from metaopt.symmetry.actions import exact_on_batch
-from metaopt.symmetry.activations import Activation, Identity, identity_of
+from metaopt.symmetry.activations import Activation, Identity
 from metaopt.symmetry.site import Site, matrix_view
 
 
@@ -116,7 +116,13 @@ class LayerChain:
         """
         layers = self.layers(parameters)
         shapes = tuple(layer.weight.shape[-2:] for layer in layers)
-        return _sites(self, shapes, tuple(map(identity_of, self.activations)))
+        if shapes not in self._known_sites:
+            self._known_sites[shapes] = _sites(self, shapes)
+        return self._known_sites[shapes]
+
+    @cached_property
+    def _known_sites(self) -> dict[tuple[torch.Size, ...], tuple[Site, ...]]:
+        return {}
 
     def layers(self, parameters: Sequence[Tensor]) -> list[Layer]:
         """Return the parameters, in the order weight, bias, weight, ..., as layers."""
@@ -171,11 +177,7 @@ class ChainModule(nn.Module):  # not an ABC, which ``higher`` cannot patch
     x: Tensor
 
 
-@lru_cache(maxsize=256)
-def _sites(
-    chain: LayerChain, shapes: tuple[torch.Size, ...], functions: tuple[int, ...]
-) -> tuple[Site, ...]:
-    """The sites; chains with equal activations of other ``functions`` have entries of their own."""
+def _sites(chain: LayerChain, shapes: tuple[torch.Size, ...]) -> tuple[Site, ...]:
     found = []
     for pair in chain.pairs:
         incoming, outgoing = (matrix_view(*chain.layer_names[m]) for m in pair)

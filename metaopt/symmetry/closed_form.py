@@ -103,7 +103,7 @@ class ClosedFormAction(Action):
         zero = self._zero(matrices.incoming[0])
         values = zero.values.requires_grad_()
         with torch.enable_grad():
-            proposal = self.propose(zero.with_values(values), matrices)
+            proposal = self._proposed(zero.with_values(values), matrices)
             pairs = (*zip(proposal.incoming, v_in, strict=True),
                      *zip(proposal.outgoing, v_out, strict=True))  # fmt: skip
             value = torch.stack([(matrix * v).sum() for matrix, v in pairs]).sum()
@@ -152,7 +152,7 @@ class ClosedFormAction(Action):
         values = torch.where(
             per_task(matrices.trusted, element.values), element.values.double(), 0.0
         )
-        proposal = self.propose(element.with_values(values), matrices)
+        proposal = self._proposed(element.with_values(values), matrices)
         # As they will be stored: rounding and overflow count too.
         moved_in, moved_out = (
             [m.to(weights[view.parameter].dtype) for view, m in zip(views, side, strict=True)]
@@ -186,6 +186,22 @@ class ClosedFormAction(Action):
                 f"none: it is exact on given inputs alone"
             )
         return inputs
+
+    def _proposed(self, element: Element, matrices: SiteMatrices) -> Proposal:
+        """Return the proposal; refuse one of other shapes, which would be broadcast."""
+        proposal = self.propose(element, matrices)
+        sides = (matrices.incoming, matrices.outgoing)
+        expected, got = (
+            [[tuple(matrix.shape) for matrix in side] for side in pair]
+            for pair in (sides, proposal[:2] if isinstance(proposal, Proposal) else ())
+        )
+        if got != expected:
+            raise UserError(
+                f"expected {type(self).__name__}.propose() to give a Proposal of matrices of the "
+                f"shapes {expected}, incoming and outgoing, got {got or type(proposal).__name__}: "
+                f"mend it"
+            )
+        return proposal
 
     def _check_element(self, element: Element, units: torch.Size) -> None:
         """Refuse an element of another shape than the units, ``(*batch, k)``, ask for."""

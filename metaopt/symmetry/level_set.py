@@ -20,6 +20,7 @@ from torch import Tensor
 from metaopt.checks import check_not_negative, check_positive, check_whole
 from metaopt.errors import UserError
 from metaopt.symmetry.element import choose, per_task
+from metaopt.symmetry.functional import check_differentiable_twice
 from metaopt.symmetry.objectives import LossFunction, per_task_sum
 from metaopt.symmetry.orbit import Orbit
 from metaopt.symmetry.search import SearchResult
@@ -229,8 +230,10 @@ def _log_gradient(at: _Point, loss: LossFunction) -> list[Tensor]:
     """Return q = H g / ||g||^2 in float64: 0 where the loss is linear, not finite where g = 0."""
     own = _own(at.parameters)
     with torch.enable_grad():
+        losses = loss(own)
+        check_differentiable_twice(losses, own)
         gradient = torch.autograd.grad(
-            loss(own).sum(), own, create_graph=True, allow_unused=True, materialize_grads=True
+            losses.sum(), own, create_graph=True, allow_unused=True, materialize_grads=True
         )
         inner = torch.stack([(g * g.detach()).sum() for g in gradient]).sum()
         products: Sequence[Tensor] = [torch.zeros_like(g) for g in gradient]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import UserError, shown
+from metaopt.symmetry.functional import check_differentiable_twice
 from metaopt.symmetry.metric import adaptive_metric
 from metaopt.symmetry.orbit import Orbit
 
@@ -236,6 +237,8 @@ def value_and_gradient(
     # Views: where a layer depends on an earlier one, the inner gradient must not lead there.
     own = [p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in parameters]
     losses = loss(own)
+    if create_graph:
+        check_differentiable_twice(losses, own)
     return losses, torch.autograd.grad(losses.sum(), own, create_graph=create_graph)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from metaopt.symmetry.action import Action
+from metaopt.symmetry.action import Action, check_tensors
 from metaopt.symmetry.chain import LayerChain
 from metaopt.symmetry.element import Element
 from metaopt.symmetry.inputs import LayerInput
@@ -97,6 +97,7 @@ class Orbit:
         inputs = _Walk(self.chain, self.layer_input)
         for (site, action), element in zip(self.acting, elements, strict=True):
             moved = action.move(element, site, weights, inputs.at(site, weights))
+            check_tensors(action, "move", moved.weights, weights)
             weights |= moved.weights
             rejected = moved.rejected if rejected is None else rejected | moved.rejected
         if rejected is None:
@@ -133,7 +134,9 @@ class Orbit:
         """
         buffers = named(self.names, gradients)
         for (site, action), element in zip(self.acting, elements, strict=True):
-            buffers |= action.transport(element, site, buffers, squares)
+            moved = action.transport(element, site, buffers, squares)
+            check_tensors(action, "transport", moved, buffers)
+            buffers |= moved
         return [buffers[name] for name in self.names]
 
 

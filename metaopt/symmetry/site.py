@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.symmetry.activations import Activation, identity_of
+from metaopt.symmetry.activations import Activation
 
 ALWAYS = "always"
 """The value of ``Site.exact`` for a group that keeps the function on all data."""
@@ -206,13 +206,11 @@ class Site:
 
     def without_outgoing_bias(self) -> Site:
         """Return the site without its outgoing bias, for actions that do not move that bias."""
-        return _without_outgoing_bias(self, identity_of(self.between))
+        return self._without_outgoing_bias
 
-
-@lru_cache(maxsize=1024)
-def _without_outgoing_bias(site: Site, function: int) -> Site:
-    """The site; sites with equal activations of other functions have entries of their own."""
-    return replace(site, outgoing=tuple(replace(view, bias=None) for view in site.outgoing))
+    @cached_property
+    def _without_outgoing_bias(self) -> Site:
+        return replace(self, outgoing=tuple(replace(view, bias=None) for view in self.outgoing))
 
 
 class LeftOut(NamedTuple):

@@ -13,6 +13,7 @@ from metaopt.symmetry.finders.layers import obstacle
 from metaopt.symmetry.finders.sites import first_few
 from metaopt.symmetry.finders.steps import read
 from metaopt.symmetry.finders.trace import Trace, trace
+from metaopt.wrappers import unwrapped
 
 _RESHAPES = {
     "flatten", "unflatten", "reshape", "view", "squeeze", "unsqueeze",
@@ -39,7 +40,8 @@ def as_chain(model: nn.Module) -> LayerChain | str:
         >>> as_chain(nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.Linear(3, 2)))
         'Dropout is not part of a chain'
     """
-    return chain_of([trace(model, training) for training in (True, False)])
+    inner = unwrapped(model)
+    return chain_of([trace(inner, training) for training in (True, False)])
 
 
 def chain_of(traces: Sequence[Trace | str]) -> LayerChain | str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from metaopt.errors import UserError
 from metaopt.registry import Registry
@@ -14,6 +16,7 @@ from metaopt.symmetry.finders.sites import Sites, shorten
 from metaopt.symmetry.finders.trace import LAYERS, Trace, trace
 from metaopt.symmetry.finders.walk import walk
 from metaopt.symmetry.site import LeftOut, Site
+from metaopt.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,15 @@ def find_sites(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None)
 
     The forward pass is read with its optional arguments at their defaults, in training and in
     evaluation mode. A site must be one in both modes. Register forward hooks afterwards, since a
-    layer with a hook is left out. The model is not changed.
+    layer with a hook is left out. The model is not changed. The names are those of the module
+    inside wrappers such as DistributedDataParallel and what ``torch.compile`` returns.
 
     Args:
         model: any module.
         sites: pairs (incoming layer, outgoing layer) to keep, instead of all.
 
     Raises:
-        UserError: if one of ``sites`` was not found.
+        UserError: if one of ``sites`` was not found, or if a finder fails.
 
     Example:
         >>> layers = nn.Linear(9, 4), nn.Tanh(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
@@ -83,6 +87,7 @@ def find_sites(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None)
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"expected an nn.Module, got {type(model).__name__}: give the model itself")
+    model = unwrapped(model)
     traces = [trace(model, training) for training in (True, False)]
     train, evaluation = (_in_mode(model, traced) for traced in traces)
     left_out = [*train.left_out, *evaluation.left_out]
@@ -117,6 +122,8 @@ def choose_sites(model: nn.Module, everything: Sites, sites: Sequence[tuple[str,
         for name, module in model.named_modules(remove_duplicate=False)
     }
     pairs = []
+    if isinstance(sites, str) or not isinstance(sites, Iterable):
+        raise UserError(f"expected sites in a list, got {sites!r}: give [(incoming, outgoing)]")
     for given in sites:
         if not isinstance(given, list | tuple) or [type(name) for name in given] != [str, str]:
             raise UserError(f"expected pairs of names, got {given!r}: give (incoming, outgoing)")
@@ -168,7 +175,7 @@ def _why_not(model: nn.Module, everything: Sites, pair: tuple[str, ...]) -> str:
 def _in_mode(model: nn.Module, traced: Trace | str) -> Findings:
     if isinstance(traced, str):
         return Findings((), [LeftOut(_layer_names(model), traced)])
-    findings = [finder(traced) for finder in FINDERS.values()]
+    findings = [_ask(name, finder, traced) for name, finder in FINDERS.items()]
     called = {str(node.target) for node in traced.layers()}
     left_out = [out for finding in findings for out in finding.left_out]
     for name in _layer_names(model):
@@ -178,7 +185,60 @@ def _in_mode(model: nn.Module, traced: Trace | str) -> Findings:
             )
         elif name and name not in called:
             left_out.append(LeftOut((name,), "the forward does not call it"))
-    return Findings([site for finding in findings for site in finding.found], left_out)
+    found = [site for finding in findings for site in finding.found]
+    return Findings(_in_data_flow(traced, found), left_out)
+
+
+def _ask(name: str, finder: Finder, traced: Trace) -> Findings:
+    """Return what a finder found, checked, as any function may be registered."""
+    words = f"expected the finder {name!r} to give Findings of sites that the model has"
+    advice = "mend it, or take it out of metaopt.symmetry.FINDERS"
+    try:
+        findings = finder(traced)
+        found, left_out = tuple(findings.found), tuple(findings.left_out)
+    except Exception as error:  # whatever the code of others raises
+        got = shorten(" ".join(f"{type(error).__name__}: {error}".split()), 100)
+        raise UserError(f"{words}, got {got}: {advice}") from error
+    shapes = {
+        name: torch.empty(parameter.shape, device="meta")
+        for name, parameter in traced.model.named_parameters(remove_duplicate=False)
+        if not is_lazy(parameter)
+    }
+    for item, kind in (*((site, Site) for site in found), *((out, LeftOut) for out in left_out)):
+        if not isinstance(item, kind):
+            raise UserError(f"{words}, got a {type(item).__name__}: {advice}")
+        if isinstance(item, Site) and (why := _misfit(item, shapes)):
+            raise UserError(f"{words}, got {item.name}, where {why}: {advice}")
+    return Findings(found, left_out)
+
+
+def _misfit(site: Site, parameters: Mapping[str, Tensor]) -> str | None:
+    """Return why a site does not fit the parameters of a model, or None."""
+    for name in site.parameters:
+        if name not in parameters:
+            return f"the model has no parameter {name}"
+    for views, dimension in ((site.incoming, -2), (site.outgoing, -1)):
+        for view in views:
+            try:
+                units = view.read(parameters).shape[dimension]
+            except (RuntimeError, IndexError, ValueError):
+                return f"the view of {view.parameter} does not fit its shape"
+            if units != site.width:
+                return f"{view.parameter} has {units} units, not {site.width}"
+    return None
+
+
+def _in_data_flow(traced: Trace, found: Sequence[Site]) -> list[Site]:
+    """Sort sites by where the data flow first comes to what makes their features."""
+    nodes = [node for node in traced.graph.nodes if node.op in ("call_module", "get_attr")]
+    places = {str(node.target): place for place, node in reversed(list(enumerate(nodes)))}
+
+    def place(site: Site) -> int:
+        parameter = site.incoming[0].parameter
+        names = (site.layers[0], parameter, parameter.rpartition(".")[0])
+        return min((places[name] for name in names if name in places), default=len(nodes))
+
+    return sorted(found, key=place)
 
 
 def _found_by_another(out: LeftOut, found: Sequence[Site]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -22,7 +23,7 @@ def shared_parameters(model: nn.Module) -> dict[int, tuple[str, ...]]:
     holders: dict[tuple[int, str], tuple[str, Tensor]] = {}
     for path, module in model.named_modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None and not is_lazy(tensor) and tensor.numel():
+            if tensor is not None and has_memory(tensor):
                 holders[id(module), name] = (f"{path}.{name}".lstrip("."), tensor)
     storages = defaultdict(list)
     for name, tensor in holders.values():
@@ -34,6 +35,11 @@ def shared_parameters(model: nn.Module) -> dict[int, tuple[str, ...]]:
             if len(names) > 1:
                 shared[id(tensor)] = names
     return shared
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Return whether a tensor has entries that lie in one piece of memory, as dense ones do."""
+    return not is_lazy(tensor) and tensor.layout == torch.strided and tensor.numel() > 0
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:

@@ -32,8 +32,17 @@ class Sites:
     chain: LayerChain | str
 
     def why(self) -> str:
-        """Return in one line why layers were left out; equal reasons are counted."""
-        return grouped(self.left_out) or "it has too few layers"
+        """Return in one line why no group is exact for all data; equal reasons are counted."""
+        near = [
+            LeftOut(
+                site.layers,
+                f"{', '.join(site.labels)} between two Linear layers: no group is exact for all "
+                f"data, ReLU has one",
+            )
+            for site in self.found
+            if site.exact != ALWAYS
+        ]
+        return grouped([*near, *self.left_out]) or "it has too few layers"
 
     def largest_batch(self) -> float:
         """Return the largest batch for which some action is exact at every site of the chain."""
@@ -64,23 +73,36 @@ class Sites:
             lines += [f"    {line}" for line in _fits(site)]
         if self.left_out:
             lines.append(f"Left out: {len(self.left_out)}")
-            lines += [f"  {', '.join(out.names)}: {out.reason}" for out in self.left_out]
+            lines += [f"  {line}" for line in _each(self.left_out, FEW)]
         return "\n".join(lines)
 
 
 def grouped(left_out: Sequence[LeftOut]) -> str:
     """Return in one line of at most ``LONGEST`` characters why layers were left out.
 
-    Reasons that differ only in the names of layers are given once, with the number of the layers
-    and the first few of them.
+    Reasons that differ only in the names of layers are given once, with their number and the first
+    few of the layers.
 
     Args:
         left_out: layers with reasons.
 
     Example:
         >>> print(grouped([LeftOut((f"a.{n}",), f"a.{n} is called twice") for n in range(9)]))
-        9 layers (a.0, a.1, a.2, ...): a.0 is called twice
+        9 × a.0 is called twice (a.0, a.1, a.2, ...)
     """
+    texts = _each(left_out)
+    shown: list[str] = []
+    for text in texts:
+        if len("; ".join((*shown, text))) > LONGEST - 30 and shown:
+            break
+        shown.append(shorten(text, LONGEST - 30))
+    left = len(texts) - len(shown)
+    further = [f"and {left} more reason{'s' * (left > 1)}"] if left else []
+    return "; ".join((*shown, *further))
+
+
+def _each(left_out: Sequence[LeftOut], alone: int = 1) -> list[str]:
+    """Return each reason once; one that is given at most ``alone`` times, each time."""
     names = {name for out in left_out for name in out.names}
     places = names | {above for name in names for above in _above(name)}
 
@@ -94,15 +116,8 @@ def grouped(left_out: Sequence[LeftOut]) -> str:
     groups: dict[str, list[LeftOut]] = {}
     for out in left_out:
         groups.setdefault(without_places(out.reason), []).append(out)
-    texts = [_one_line(group) for group in groups.values()]
-    shown: list[str] = []
-    for text in texts:
-        if len("; ".join((*shown, text))) > LONGEST - 30 and shown:
-            break
-        shown.append(shorten(text, LONGEST - 30))
-    left = len(texts) - len(shown)
-    further = [f"and {left} more reason{'s' * (left > 1)}"] if left else []
-    return "; ".join((*shown, *further))
+    parts = [[[out] for out in g] if len(g) <= alone else [g] for g in groups.values()]
+    return [_one_line(part) for group in parts for part in group]
 
 
 def first_few(names: Sequence[str]) -> str:
@@ -118,11 +133,11 @@ def shorten(text: str, length: int) -> str:
 
 def _one_line(group: Sequence[LeftOut]) -> str:
     """The layers, and the first of reasons that are alike."""
-    alone = len(group) == 1
-    layers = group[0].names if alone else tuple(dict.fromkeys(out.names[0] for out in group))
-    counted = f"{len(layers)} layers ({', '.join(layers[:FEW])}{', ...' * (len(layers) > FEW)})"
-    named = ", ".join(layers) if alone and len(layers) <= FEW else counted
-    return f"{named}: {group[0].reason}" if layers else group[0].reason
+    names, reason = group[0]
+    if len(group) == 1:
+        return f"{first_few(names)}: {reason}" if names else reason
+    layers = list(dict.fromkeys(out.names[0] for out in group))
+    return f"{len(group)} × {reason} ({', '.join(layers[:FEW])}{', ...' * (len(layers) > FEW)})"
 
 
 def _above(name: str) -> list[str]:

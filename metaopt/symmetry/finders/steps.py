@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -148,14 +147,21 @@ def _elementwise(call: Call) -> Step | str:
         kwargs.pop("input", None)
         options = ", ".join(map(str, (*args, *(f"{k}={v}" for k, v in kwargs.items()))))
         run: Any = getattr(Tensor, target) if isinstance(target, str) else target
-        function = partial(_called, run, args, kwargs)
-        activation = Elementwise(f"{call.label}({options})", function)
+        activation = Elementwise(f"{call.label}({options})", _Called(run, args, kwargs))
     return Step(call.label, "activation", activation, homogeneous=False)
 
 
-def _called(run: Any, args: Sequence[Any], kwargs: Mapping[str, Any], z: Tensor) -> Tensor:
-    result: Tensor = run(z, *args, **kwargs)
-    return result
+@dataclass(frozen=True)
+class _Called:
+    """A function with options; two are equal if function and options are."""
+
+    run: Any
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        result: Tensor = self.run(z, *self.args, **self.kwargs)
+        return result
 
 
 def _batch_norm(call: Call) -> Step | str:

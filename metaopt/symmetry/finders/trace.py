@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metaopt.symmetry.finders.sharing import shared_parameters
+from metaopt.symmetry.finders.plain import make_plain
+from metaopt.symmetry.finders.sharing import has_memory, shared_parameters
+from metaopt.symmetry.functional import eager
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 """Classes of modules that count as layers, with their subclasses: they are not traced inside."""
@@ -29,8 +30,23 @@ _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
 
 
 class _Tracer(fx.Tracer):
+    """Traces a model; after an error ``inside`` is the innermost module that it came from."""
+
+    inside: tuple[str, nn.Module] | None = None
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if m not in (self.submodule_paths or {}):  # such as a loss that the model does not hold
+            return forward(*args, **kwargs)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.inside = self.inside or (self.path_of_module(m), m)
+            raise
 
 
 class _Watch(TorchDispatchMode):
@@ -44,7 +60,9 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         values = _items((args, kwargs or {}), depth=4)
-        self.used |= {_memory(value) for value in values if isinstance(value, Tensor)}
+        self.used |= {
+            _memory(value) for value in values if isinstance(value, Tensor) and has_memory(value)
+        }
         return func(*args, **(kwargs or {}))
 
 
@@ -134,17 +152,23 @@ def trace(model: nn.Module, training: bool) -> Trace | str:
         training: whether to trace in training mode.
     """
     used: set[int] = set()
+    own = inspect.unwrap(model.forward)  # of wrappers that keep the function, as autocast does
+    if getattr(own, "__func__", own) is not inspect.unwrap(type(model).forward):
+        return "the model has a forward of its own, which is not that of its class"
+    tracer = _Tracer()
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            copied = _copy_sharing_parameters(model)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), eager():
+            copied = make_plain(_copy_sharing_parameters(model))
             copied.train(training)
             with _Watch(used):
-                graph = _Tracer().trace(copied, concrete_args=_defaults(model) or None)
+                graph = tracer.trace(copied, concrete_args=_defaults(copied) or None)
     except Exception as error:  # whatever the forward of a user does to a symbolic value
         lines = str(error).strip().splitlines()
-        return f"torch.fx cannot trace the forward: {lines[0] if lines else type(error).__name__}"
+        of = "" if tracer.inside is None else " of {} ({})".format(*_named(*tracer.inside))
+        reason = lines[0] if lines else type(error).__name__
+        return f"torch.fx cannot trace the forward{of}: {reason}"
     read = [_attribute(copied, str(node.target)) for node in graph.nodes if node.op == "get_attr"]
-    read += [p for p in model.parameters() if not is_lazy(p) and _memory(p) in used]
+    read += [p for p in model.parameters() if has_memory(p) and _memory(p) in used]
     called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
     calls: Counter[int] = Counter()
     opaque = {}
@@ -162,6 +186,10 @@ def trace(model: nn.Module, training: bool) -> Trace | str:
         shared_parameters(model),
         frozenset(value.node for value in _kept(copied) if isinstance(value, fx.Proxy)),
     )
+
+
+def _named(path: str, module: nn.Module) -> tuple[str, str]:
+    return path, type(module).__name__
 
 
 def _copy_sharing_parameters(model: nn.Module) -> nn.Module:

@@ -52,8 +52,8 @@ class _Path:
         """Return what does not commute with a scale, and why no other action fits either."""
         worst = next(step for step in reversed(self.steps) if not step.homogeneous)
         return (
-            f"{worst.label} is not positively homogeneous, and other actions need Linear layers "
-            f"with nothing but one activation between them"
+            f"{worst.label} is not positively homogeneous, so no group is exact for all data, ReLU "
+            f"has one"
         )
 
 
