@@ -229,7 +229,7 @@ def test_a_closure_that_adds_to_gradients_adds_to_them_at_the_new_point():
 def test_a_closure_that_zeroes_gradients_leaves_those_of_the_new_point(set_to_none):
     model, batch = mlp(), data(6)
     optimizer = teleporting(model, rate=1e-30)
-    LOSS(model(batch.x), batch.y).backward()
+    LOSS(model(batch.x), batch.y).backward()  # what the closure finds again
 
     def closure():
         optimizer.zero_grad(set_to_none)
@@ -277,8 +277,9 @@ def test_a_closure_that_does_nothing_is_none():
     expected = torch.autograd.grad(LOSS(model(batch.x), batch.y), list(model.parameters()))
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
-    with pytest.raises(UserError, match="expected batch="):
-        optimizer.step(lambda: None)
+    for returned in (None, 0.5):
+        with pytest.raises(UserError, match="expected batch="):
+            optimizer.step(lambda returned=returned: returned)
 
 
 @pytest.mark.parametrize("returned", [None, "loss", torch.ones(2)])

@@ -472,8 +472,15 @@ class Reverted:
 def test_tasks_keep_their_counts_too():
     tasks = RegressionFamily(samples=4, input=5, hidden=6, output=3).sample([0])
     optimizer = TeleportingOptimizer(torch.optim.Adam(tasks.parameters()), tasks, schedule=2)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = tasks().sum()
+        loss.backward()
+        return loss
+
     for _ in range(3):
-        optimizer.step(lambda: tasks().sum())
+        optimizer.step(closure)
     other = TeleportingOptimizer(torch.optim.Adam(tasks.parameters()), tasks, schedule=2)
     other.load_state_dict(optimizer.state_dict())
     assert counts(other) == counts(optimizer)

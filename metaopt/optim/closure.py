@@ -29,8 +29,8 @@ STEP = 3e-3
 def restored(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[], bool]]:
     """Restore weights, gradients and a model's buffers at the end of a ``with`` block.
 
-    The tensors stay the same objects. The block is given a function that says whether the gradients
-    are what they were.
+    The tensors stay the same objects. The block is given a function that says whether nothing
+    was written to the gradients.
 
     Args:
         model: the model whose buffers are restored.
@@ -42,15 +42,14 @@ def restored(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[C
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    gradients = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in parameters]
+    gradients = [
+        (p, p.grad, None if p.grad is None else p.grad.clone(), getattr(p.grad, "_version", 0))
+        for p in parameters
+    ]
     weights = [(p, p.detach().clone()) for p in parameters]
 
     def untouched() -> bool:
-        return all(
-            parameter.grad is gradient
-            and (gradient is None or before is None or torch.equal(gradient, before))
-            for parameter, gradient, before in gradients
-        )
+        return all(p.grad is g and getattr(g, "_version", 0) == v for p, g, _, v in gradients)
 
     try:
         yield untouched
@@ -61,7 +60,7 @@ def restored(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[C
                 _write(buffer, value)
             for parameter, value in weights:
                 _write(parameter, value)
-            for parameter, gradient, before in gradients:
+            for parameter, gradient, before, _ in gradients:
                 parameter.grad = gradient
                 if gradient is not None and before is not None:
                     gradient.detach().copy_(before)

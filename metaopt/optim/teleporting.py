@@ -407,7 +407,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         with self._alone(), restored(self.model, self._everything()) as untouched:
             with torch.enable_grad():
                 loss = closure()
-            if idle := loss is None and untouched():  # as frameworks pass it in a user's own loop
+            if idle := untouched():  # as frameworks pass it in a user's own loop
                 self._check_given(batch)
             leads = batch is None and self.target.needs_batch
             found = self._find(batch, closure=closure if leads else None)
