@@ -97,9 +97,9 @@ class Trainer:
 
     @property
     def due(self) -> bool:
-        """Whether a validation follows the batch that was trained on last, as it is not the end."""
+        """Whether ``validation_every`` asks for a validation after the batch before."""
         every, before = self.spec.validation_every, self.trajectories - self.spec.batch_size
-        return self.trajectories // every > before // every
+        return self.trajectories > 0 and self.trajectories // every > before // every
 
     def warm_start(self, checkpoint: Checkpoint, source: str) -> None:
         """Take over the networks m1 and m2 of a checkpoint, in place of fresh ones.
