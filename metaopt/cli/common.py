@@ -178,15 +178,24 @@ class Parser(ArgumentParser):
                     f"got {shown(name)}: " + (f"did you mean {meant}?" if meant else "see --help")
                 )
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_args(  # type: ignore[override]
+        self, args: Any = None, namespace: Any = None, **kwargs: Any
+    ) -> Any:
         """Return the values of all flags; a ~ at the start of ``--out`` is the home folder.
+
+        Args:
+            args: the command line; None for that of the process.
+            namespace: as for ``argparse``.
+            **kwargs: as for ``jsonargparse``.
 
         Raises:
             UserError: for a flag or value that is not known, a null in a config file where a value
                 is needed, or a string with a NUL character, which no path may have.
         """
+        args = list(sys.argv[1:] if args is None else args)
+        self.check_known([t.partition("=")[0] for t in args if re.match(r"--?[^\W\d]", t)])
         try:
-            values = super().parse_args(*args, **kwargs)
+            values = super().parse_args(args, namespace, **kwargs)
         except UserError:
             raise
         except (ValueError, RecursionError) as error:
@@ -231,7 +240,6 @@ def parse(build: Callable[[], Parser], arguments: Sequence[str] | None) -> Any:
     parser = build()
     for config in configs:
         parser.check_known(list(config), keys=True)
-    parser.check_known([t.partition("=")[0] for t in rest if re.match(r"--?[^\W\d]", t)])
     return parser.parse_args([*rest, f"--import={json.dumps(modules)}"])
 
 

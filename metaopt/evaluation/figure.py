@@ -112,8 +112,10 @@ def _drawn(bands: Sequence[Band], names: Sequence[str], title: str) -> bytes:
 
 
 @contextmanager
-def usual_style(labels: Sequence[str]) -> Iterator[list[str]]:
+def usual_style(labels: Sequence[str] = ()) -> Iterator[list[str]]:
     """Draw in matplotlib's own style inside this context, whatever a user's matplotlibrc says.
+
+    It decorates functions too.
 
     Args:
         labels: texts that will be drawn, which may be of any script.

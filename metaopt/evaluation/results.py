@@ -27,7 +27,7 @@ from metaopt.evaluation.evaluate import Result
 from metaopt.evaluation.methods import Method, describe
 from metaopt.evaluation.rollout import Trajectory
 from metaopt.extras import DISTRIBUTION
-from metaopt.storage import write_together
+from metaopt.storage import user_path, write_together
 from metaopt.tasks import RegressionFamily
 
 RESULTS = "results.jsonl"
@@ -62,6 +62,7 @@ def save(
     Raises:
         OSError: if a file cannot be written; the older files are whole then.
     """
+    out = user_path(out)
     lines = [json.dumps(row) for result in results for row in rows(result, seeds)]
     files = {out / RESULTS: ("\n".join(lines) + "\n").encode()}
     manifest = _manifest(results, seeds, family, steps)
@@ -164,6 +165,7 @@ def read_results(out: Path) -> tuple[list[Result], dict[str, Any]]:
     Raises:
         UserError: if a file is missing or damaged. If older files are whole, the message says so.
     """
+    out = user_path(out)
     try:
         return _read(out, RESULTS, MANIFEST)
     except UserError as damage:

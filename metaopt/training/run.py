@@ -26,7 +26,7 @@ from metaopt.learned.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from metaopt.storage import locked, remove_leftovers
+from metaopt.storage import locked, remove_leftovers, user_path
 from metaopt.training.progress import Progress, note
 from metaopt.training.state import pack, pack_best, unpack
 from metaopt.training.trainer import Trainer
@@ -81,6 +81,7 @@ def run_training(
     """
     if overwrite and resume:
         raise UserError("expected --resume or --overwrite, got both: choose one")
+    out = user_path(out)
     with contextlib.ExitStack() as held:
         last = _last(trainer, out, resume, overwrite, init_from, held)
         if last is not None:

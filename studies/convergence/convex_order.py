@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import grad, hessian, vmap
 
+from metaopt.evaluation.figure import usual_style
 from studies.convergence.convex_order_failures import (
     ORIGIN,
     STRICT,
@@ -157,6 +158,7 @@ def study(quick: bool) -> Outcome:
     return Outcome("convex-order", checks, facts, picture(seen, failing))
 
 
+@usual_style()
 def picture(seen: dict[str, Climb], failing: dict[str, Climb]) -> bytes:
     """F over the level: rising, not rising; and along level sets without a steepest point."""
     figure = Figure(figsize=(12, 4), layout="constrained")

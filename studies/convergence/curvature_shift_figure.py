@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from metaopt.evaluation.figure import usual_style
 from studies.convergence.outcome import png
 from studies.geometry.sections import Section
 from studies.geometry.shifts import PlaneCurve, flat_mean, mean_distance, on_sphere, small_shift
@@ -19,6 +20,7 @@ Array = NDArray[np.float64]
 PRINCIPAL = (1.0, 3.0)
 
 
+@usual_style()
 def picture(
     grid: Array,
     scaled: Mapping[str, Array],

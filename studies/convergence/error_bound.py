@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from metaopt.evaluation.figure import usual_style
 from studies.convergence.outcome import Check, Outcome, bound_check, png
 from studies.convergence.stochastic import Array, StochasticProblem, cloud, sgd
 from studies.convergence.stochastic_problems import (
@@ -216,6 +217,7 @@ def _facts(rows: list[Measured]) -> dict[str, Any]:
     }
 
 
+@usual_style()
 def picture(by_name: dict[str, list[Measured]]) -> bytes:
     """Measured over bound against T; eq. 9 against the size of the start; eq. 39 both ways."""
     figure = Figure(figsize=(12, 4), layout="constrained")

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaopt.evaluation.figure import usual_style
 from studies.convergence.landscapes_wide import Curves, ends
 from studies.convergence.outcome import png
 from studies.functions.scalar_network import ScalarNetwork
@@ -36,6 +37,7 @@ class Path(Protocol):
         """Losses at these times, ``(T,)``."""
 
 
+@usual_style()
 def picture(
     network: ScalarNetwork,
     flows: Mapping[str, Path],

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from metaopt.evaluation.figure import usual_style
 from studies.convergence.newton_counterexamples import counterexamples
 from studies.convergence.newton_runs import (
     Lemma,
@@ -200,6 +201,7 @@ def _bounds(lemma: dict[str, Lemma], steps: list[Teleported]) -> list[Check]:
     return checks
 
 
+@usual_style()
 def _picture(runs: dict[str, Run], lemma: dict[str, Lemma]) -> bytes:
     figure = Figure(figsize=(13, 4), layout="constrained")
     by_step, by_distance, by_damping = figure.subplots(1, 3)

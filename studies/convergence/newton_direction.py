@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from metaopt.evaluation.figure import usual_style
 from studies.convergence.newton_direction_examples import examples_by_hand
 from studies.convergence.outcome import (
     Check,
@@ -183,6 +184,7 @@ def _quantiles(values: Tensor) -> list[float]:
     return found
 
 
+@usual_style()
 def _picture(table: dict[tuple[int, float], Draws]) -> bytes:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     plane, spread = figure.subplots(1, 2)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaopt.evaluation.figure import usual_style
 from studies.convergence.one_teleport_algebra import algebra
 from studies.convergence.one_teleport_counterexamples import drift, silent_symmetry
 from studies.convergence.outcome import (
@@ -262,6 +263,7 @@ def _not_enough(bent: dict[str, Descent]) -> list[Check]:
     ]
 
 
+@usual_style()
 def _picture(flows: dict[str, Descent]) -> bytes:
     figure = Figure(figsize=(12, 4), layout="constrained")
     ratios, tilted, axes = figure.subplots(1, 3)

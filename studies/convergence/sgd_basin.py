@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from metaopt.evaluation.figure import usual_style
 from studies.convergence.outcome import (
     Check,
     Outcome,
@@ -247,6 +248,7 @@ def _facts(rows: list[Measured]) -> dict[str, Any]:
     }
 
 
+@usual_style()
 def picture(by_name: dict[str, list[Measured]], with_: Array, without: Array) -> bytes:
     """Measured over eq. 7 against T; the basin; the orbit without a maximum; the losses."""
     figure = Figure(figsize=(10, 7.5), layout="constrained")

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaopt.evaluation.figure import usual_style
 from studies.convergence.family_methods import TARGET, Method
 from studies.convergence.learned_rotation import VARIANTS, Rules
 from studies.convergence.outcome import png
@@ -56,6 +57,7 @@ class Results(Protocol):
         """The learned methods."""
 
 
+@usual_style()
 def picture(compared: Mapping[str, Results]) -> bytes:
     """A PNG, one row a family."""
     figure = Figure(figsize=(15, 9))

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from metaopt.errors import UserError
+from metaopt.evaluation.figure import usual_style
 from metaopt.storage import write_atomically
 from metaopt.tasks.data import Dataset
 from studies.generalization.association import (
@@ -191,6 +192,7 @@ def pearson_of(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(np.nan_to_num(coefficient(a[finite], b[finite]), nan=-1.0))
 
 
+@usual_style()
 def _picture(name: str, values: Values) -> bytes:
     """Figures 10 and 11, and the training loss beside them; a point a network."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")

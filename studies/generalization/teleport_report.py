@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
+from metaopt.evaluation.figure import usual_style
 from metaopt.storage import write_atomically
 from studies.report import markdown, write_text
 
@@ -97,6 +98,7 @@ def _change(facts: list[dict[str, Any]]) -> str:
     return "" if np.isnan(before) else f"{before:.4g} → {after:.4g}"
 
 
+@usual_style()
 def _picture(name: str, result: dict[str, Any]) -> bytes:
     """Mean training (solid) and test (dashed) losses from the teleport on."""
     figure = Figure(figsize=(10, 4), layout="constrained")

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy import stats
 
+from metaopt.evaluation.figure import usual_style
 from metaopt.storage import write_atomically
 from studies.optimizers.image_runs import Run
 from studies.optimizers.mnist import CONTROLS, Cell, Results, final
@@ -119,6 +120,7 @@ def _facts(results: Results) -> dict[str, Any]:
     }
 
 
+@usual_style()
 def picture(results: Results) -> bytes:
     """A PNG: a row a setting and axis, a column an optimizer; means, and deviations of the test."""
     names = list(next(iter(results.values())))
