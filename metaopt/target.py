@@ -309,7 +309,8 @@ class ModuleTarget(Target):
         everything = find_sites(self.model)
         self._chain = everything.chain
         self.sites = everything if sites is None else choose_sites(self.model, everything, sites)
-        self.search = GradientAscent(max_ratio=2.0)  # without a bound some networks are lost
+        # Without a bound some networks are lost.
+        self.search = GradientAscent(max_ratio=2.0, steps_per_gradient=5)
 
     @property
     def whole_chain(self) -> LayerChain:

@@ -323,9 +323,7 @@ def test_steps_along_old_directions_rise_and_keep_the_bound(name):
     assert gains[1] > 0.8 * gains[0]
 
 
-def test_a_direction_is_kept_for_some_steps_and_made_anew_where_it_is_too_old():
-    """The objective turns after the third step, where the old direction falls."""
-
+def test_steps_along_an_old_direction_are_tried_as_one_and_shortened_like_any():
     class Counting(Recorder):
         pulled = 0
 
@@ -333,22 +331,22 @@ def test_a_direction_is_kept_for_some_steps_and_made_anew_where_it_is_too_old():
             self.pulled += 1
             return super().pull_back(*arguments)
 
-    def turning(parameters, loss):
-        at = parameters[0].sum(dim=(-2, -1))
-        return -(at - start - 3.5 * step).abs()
+    def first_weights(parameters, loss):
+        return parameters[0].sum(dim=(-2, -1))
 
     setup = setting(FAMILY.sample([0]))
-    direct = Recorder(make_action("rescaling"))
-    start = setup[1][0].sum(dim=(-2, -1))
-    one = GradientAscent(1, 0.01, 0, objective=lambda p, _: p[0].sum(dim=(-2, -1)))
-    step = climbed(one, *setup, direct).after[0].sum(dim=(-2, -1)) - start
+    ascent = GradientAscent(7, 1e-3, objective=first_weights, steps_per_gradient=4)
     action = Counting(make_action("rescaling"))
-    ascent = GradientAscent(6, 0.01, 0, objective=turning, steps_per_gradient=6)
-    climbed(ascent, *setup, action)
-    signs = [int((values * direct.elements[0]).sum().sign()) for values in action.elements]
+    free = climbed(ascent, *setup, action)
+    sizes = torch.stack([values.norm() for values in action.elements]) / 1e-3
+    torch.testing.assert_close(sizes, torch.tensor([1.0, 3.0, 1.0, 2.0]).double())
     assert action.pulled == 2
-    assert signs[:4] == [1, 1, 1, 1]
-    assert -1 in signs
+    start, end = (first_weights(at, None) for at in (setup[1], free.after))
+    most = (start + 0.4 * (end - start)).item()  # within the second move
+    action = Counting(make_action("rescaling"))
+    bounded = climbed(replace(ascent, max_value=most), *setup, action)
+    assert start + 0.38 * (end - start) < first_weights(bounded.after, None) <= most
+    assert (action.pulled, len(action.elements)) == (1, 3)
 
 
 @pytest.mark.parametrize(

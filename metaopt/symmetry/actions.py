@@ -14,6 +14,7 @@ from metaopt.symmetry.action import ALL_DATA, Action
 from metaopt.symmetry.activations import Activation, Identity, derivative
 from metaopt.symmetry.closed_form import ClosedFormAction, Proposal, SiteMatrices, linear_transport
 from metaopt.symmetry.element import Element
+from metaopt.symmetry.inputs import pseudo_inverse
 from metaopt.symmetry.site import Site
 
 ACTIONS: Registry[Callable[..., Action]] = Registry("action")
@@ -149,7 +150,7 @@ class PreActivationAction(_ActsLinearly):
         if self.damping:
             correction, solved = _damped(residual, hidden, self.damping)
         else:
-            correction, solved = residual @ torch.linalg.pinv(hidden), _all_true(hidden)
+            correction, solved = residual @ pseudo_inverse(hidden), _all_true(hidden)
         return Proposal([g.times(w_in)], [linear + correction], solved)
 
     def pull_back_matrices(
@@ -166,7 +167,7 @@ class PreActivationAction(_ActsLinearly):
             corrected, solved = _damped_adjoint(v_out[0], hidden, self.damping)
             corrected = torch.where(solved[..., None, None], corrected, 0.0)
         else:
-            corrected = v_out[0] @ torch.linalg.pinv(hidden).mT
+            corrected = v_out[0] @ pseudo_inverse(hidden).mT
         back = matrices.transposed_weight_out @ corrected
         return (
             v_in[0] @ matrices.incoming[0].mT

@@ -149,10 +149,11 @@ class ClosedFormAction(Action):
         site = site if self._inputs(inputs) else site.without_outgoing_bias()
         self._check_element(element, site.incoming[0].read(weights).shape[:-1])
         matrices = SiteMatrices(site, weights, inputs, element.bounded())
-        values = torch.where(
-            per_task(matrices.trusted, element.values), element.values.double(), 0.0
-        )
-        proposal = self._proposed(element.with_values(values), matrices)
+        if element.values.dtype != torch.float64 or matrices.trusted.dim() or not matrices.trusted:
+            wide = element.values.double()
+            wide = torch.where(per_task(matrices.trusted, wide), wide, 0.0)
+            element = element.with_values(wide)
+        proposal = self._proposed(element, matrices)
         # As they will be stored: rounding and overflow count too.
         moved_in, moved_out = (
             [m.to(weights[view.parameter].dtype) for view, m in zip(views, side, strict=True)]
@@ -172,6 +173,7 @@ class ClosedFormAction(Action):
         views, old = (*site.incoming, *site.outgoing), matrices.given
         for view, matrix, stays in zip(views, (*moved_in, *moved_out), old, strict=True):
             view.write_augmented(new, _where(kept, matrix, stays))
+        matrices.keep_product(new, kept)
         heads = range(site.head_dims)  # of a task one rejected head is enough to say so
         return Moved(
             new,
@@ -248,7 +250,9 @@ class SiteMatrices:
         trusted = sound(wide[0]) if usable is None else usable & sound(wide[0])
         for matrix in wide[1:]:
             trusted = trusted & sound(matrix)
-        self.layer_input = inputs
+        self.layer_input = self._given_input = inputs
+        self._weights = weights
+        self._moved: Tensor | None = None  # W_{m-1} h after the move
         if inputs is not None:
             seen = inputs if site.incoming[0].bias is None else inputs.with_ones
             trusted = trusted & seen.finite & inputs.finite
@@ -272,7 +276,24 @@ class SiteMatrices:
     @cached_property
     def pre_activations(self) -> Tensor:
         """The pre-activations W_{m-1} h, ``(*batch, k, samples)``."""
-        return self.incoming[0] @ self.inputs.h
+        h = self.inputs.h
+        if self._given_input is None or self.trusted.dim() or not self.trusted:
+            return self.incoming[0] @ h
+        names = self.site.incoming[0].parameters
+        stored = [self._weights[name] for name in names]
+        return self._given_input.product(names[0], stored, lambda: self.incoming[0] @ h)
+
+    def keep_product(self, weights: Mapping[str, Tensor], kept: Tensor) -> None:
+        """Let an input that remembers know the moved pre-activations, if they are of ``weights``.
+
+        Args:
+            weights: the weights after the move, by name.
+            kept: ``(*batch,)`` bool, whether a task moved.
+        """
+        if self._given_input is None or self._moved is None or kept.dim() or not kept:
+            return
+        names = self.site.incoming[0].parameters
+        self._given_input.keep_product(names[0], [weights[name] for name in names], self._moved)
 
     @cached_property
     def features(self) -> Tensor:
@@ -315,8 +336,8 @@ class SiteMatrices:
         """
         if self.layer_input is None or len(self.incoming) + len(self.outgoing) > 2:
             return None
-        moved = self.with_ones(self.activation(incoming[0].double() @ self.layer_input.h))
-        after = outgoing[0].double() @ moved
+        self._moved = incoming[0].double() @ self.layer_input.h
+        after = outgoing[0].double() @ self.with_ones(self.activation(self._moved))
         return relative_change(self.outgoing[0] @ self.with_ones(self.features), after)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -91,6 +91,8 @@ class Element:
         """
         if self.diagonal:
             return GroupElement(self.values.exp(), (-self.values).exp(), diagonal=True)
+        if self.basis is None and kind == "exact" and not self.values.requires_grad:
+            return self._exact
         if self.basis is None or kind != "exact":
             return GroupElement(*EXPONENTIALS[kind](self.dense()))
         identity = torch.eye(self.width, dtype=self.basis.dtype, device=self.basis.device)
@@ -99,6 +101,11 @@ class Element:
             identity + _in_basis(torch.expm1(t), self.basis) for t in (self.values, -self.values)
         )
         return GroupElement(g, inverse)
+
+    @cached_property
+    def _exact(self) -> GroupElement:
+        """The exponential of a dense T, computed once, as the same step is often made again."""
+        return GroupElement(*exact(self.values))
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,8 @@ def per_task(value: Tensor, like: Tensor) -> Tensor:
 
 def choose(mask: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
     """Return ``new`` for the tasks of the mask, ``(*batch,)``, and ``old`` for the others."""
+    if not mask.dim():  # one task
+        return list(new if mask else old)
     return [torch.where(per_task(mask, a), a, b) for a, b in zip(new, old, strict=True)]
 
 
@@ -160,17 +169,21 @@ def _in_basis(values: Tensor, basis: Tensor) -> Tensor:
 def exact(element: Tensor) -> tuple[Tensor, Tensor]:
     """Return (exp(T), exp(-T)) to the precision of float64.
 
-    This is scaling and squaring, with as many squarings as a Frobenius norm of ``MAX_ELEMENT``
-    needs, whatever the norm is. So no code looks at the values, and nothing waits for them on a
-    GPU. exp(T) and exp(-T) share cosh and sinh / T. These are series in T^2 of degree 6, which
-    Paterson and Stockmeyer's scheme sums in five products; the next term is below 1e-15. The tests
-    compare with ``torch.linalg.matrix_exp``, whose backward takes the exponential of a matrix of
-    twice the size.
+    This is scaling and squaring. For several T, there are as many squarings as a Frobenius norm of
+    ``MAX_ELEMENT`` needs, whatever the norm is. So no code looks at the values, and nothing waits
+    for them on a GPU. exp(T) and exp(-T) share cosh and sinh / T. These are series in T^2 of degree
+    6, which Paterson and Stockmeyer's scheme sums in five products; the next term is below 1e-15.
+    The tests compare with ``torch.linalg.matrix_exp``, whose backward takes the exponential of a
+    matrix of twice the size.
 
     Args:
         element: T, ``(*batch, k, k)``.
     """
-    a = element * 2.0**-SQUARINGS
+    squarings = SQUARINGS
+    if element.dim() == 2 and not element.requires_grad:
+        _, exponent = math.frexp(2 * float(torch.linalg.vector_norm(element)))
+        squarings = min(max(exponent, 0), SQUARINGS)
+    a = element * 2.0**-squarings
     a2 = a @ a
     a4 = a2 @ a2
     a6 = a4 @ a2
@@ -181,7 +194,7 @@ def exact(element: Tensor) -> tuple[Tensor, Tensor]:
     cosh, sinh_over_a = low + a6 @ high
     sinh = a @ sinh_over_a
     both = torch.stack((cosh + sinh, cosh - sinh))
-    for _ in range(SQUARINGS):
+    for _ in range(squarings):
         both = both @ both
     return both[0], both[1]
 

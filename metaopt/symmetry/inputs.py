@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+MAX_CONDITION = 1e8  # of a matrix that QR inverts: what is lost to rounding is below 1e-8
 
 MAX_SIZE = 1e50  # Frobenius norm of W and h above which float64 products could overflow
 
@@ -27,7 +31,11 @@ class LayerInput:
     def __init__(self, h: Tensor) -> None:
         self.original = h
         self.finite = sound(h)
-        self.h = torch.where(self.finite[..., None, None], h.double(), 0.0)
+        one = h.dim() == 2  # what is given must not change with h, so it is copied either way
+        wide = h.to(torch.float64, copy=one, memory_format=torch.contiguous_format)
+        sound_alone = one and bool(self.finite)
+        self.h = wide if sound_alone else torch.where(self.finite[..., None, None], wide, 0.0)
+        self._products: dict[str, tuple[Sequence[Tensor], Tensor]] | None = None
 
     @cached_property
     def with_ones(self) -> LayerInput:
@@ -37,8 +45,60 @@ class LayerInput:
     @cached_property
     def pseudo_inverse(self) -> Tensor:
         """The pseudo-inverse h^+, ``(*batch, samples, features)``."""
-        inverse: Tensor = torch.linalg.pinv(self.h)
-        return inverse
+        return pseudo_inverse(self.h)
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Let :meth:`product` keep what it computed, inside a ``with`` block.
+
+        Nobody may write into the weights meanwhile.
+        """
+        self._products = {}
+        try:
+            yield
+        finally:
+            self._products = None
+
+    def product(self, name: str, stored: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
+        """Return W h, which may be kept from the last time.
+
+        Args:
+            name: of W.
+            stored: the tensors that hold W; other tensors are other weights.
+            compute: a function that returns W h.
+        """
+        kept = (self._products or {}).get(name)
+        if kept is not None and all(a is b for a, b in zip(kept[0], stored, strict=True)):
+            return kept[1]
+        product = compute()
+        self.keep_product(name, stored, product)
+        return product
+
+    def keep_product(self, name: str, stored: Sequence[Tensor], product: Tensor) -> None:
+        """Keep W h, if this input remembers, and if no gradient will be asked of it."""
+        if self._products is not None and not product.requires_grad:
+            self._products[name] = stored, product
+
+
+def pseudo_inverse(matrix: Tensor) -> Tensor:
+    """Return the pseudo-inverse of a matrix ``(*batch, m, n)``, as ``(*batch, n, m)``.
+
+    One matrix of full rank that needs no gradient is factored by QR, which takes a fifth of the
+    time of a singular value decomposition.
+
+    Args:
+        matrix: the matrix.
+    """
+    if matrix.dim() == 2 and not matrix.requires_grad:
+        tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+        q, r = torch.linalg.qr(tall)
+        identity = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
+        solved = torch.linalg.solve_triangular(r, identity, upper=True)
+        if torch.linalg.vector_norm(r) * torch.linalg.vector_norm(solved) < MAX_CONDITION:
+            short: Tensor = solved @ q.mT
+            return short if tall is matrix else short.mT
+    inverse: Tensor = torch.linalg.pinv(matrix)
+    return inverse
 
 
 def sound(matrix: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, final
 
 import torch
@@ -81,6 +82,13 @@ class Orbit:
         """Return how many leading dimensions of each parameter count independent tasks."""
         dims = len(self.identity(parameters)[0].batch)
         return dims - self.acting[0].site.head_dims
+
+    def remembering(self) -> AbstractContextManager[None]:
+        """Let products of weights with the input be kept from one move to the next.
+
+        Nobody may write into the parameters inside the ``with`` block.
+        """
+        return nullcontext() if self.layer_input is None else self.layer_input.remembering()
 
     def move(self, parameters: Sequence[Tensor], elements: Sequence[Element]) -> OrbitPoint:
         """Return the point exp(T).w, differentiable in T.

@@ -154,8 +154,8 @@ class GradientAscent:
         max_ratio: largest value, as a multiple of the value of each task at the start. A negative
             value rises towards 0, so for it the bound is the fraction 1 / max_ratio.
         steps_per_gradient: how many steps are made along one G where the objective has to be
-            evaluated at each point. Above 1 the search costs less. If no step along an old G rises,
-            G is computed anew in the next iteration.
+            evaluated at each point. Those after the first add up, so they are tried as one, which
+            is shortened like any step. Above 1 the search costs less.
 
     Source: eq. 3 of the paper; the backtracking and the bounds are this library's.
     """
@@ -192,7 +192,8 @@ class GradientAscent:
             if found is not None:
                 return found
         slope = EvaluatedSlope(orbit, objective, loss)
-        end, rejected, way = self._climb(slope, slope.at(parameters), self.steps_per_gradient)
+        with orbit.remembering():
+            end, rejected, way = self._climb(slope, slope.at(parameters), self.steps_per_gradient)
         return SearchResult(end.tensors, rejected, way)
 
     def _by_transport(
@@ -236,18 +237,18 @@ class GradientAscent:
         room = torch.maximum(NEAR * (bound - here.value), TINY * bound.abs())
         arrived = bound - here.value <= room
         way: list[list[Element]] = []
-        left = 0  # further steps along the same directions
-        for _ in range(self.iterations):
-            if arrived.all():
-                break
-            start, climbing, fresh, full = here, ~arrived, left == 0, size
+        made = left = 0  # steps, and how many more may be made along the same directions
+        while made < self.iterations and not arrived.all():
+            start, climbing, fresh = here, ~arrived, left == 0
             if fresh:
                 directions = _units(slope.directions(start), arrived.dim())
-                left = steps_per_gradient
-            left -= 1
+                left = min(steps_per_gradient, self.iterations - made)
+            steps = 1 if fresh else left  # along old directions all that are left: they add up
+            made, left = made + steps, left - steps
+            length = steps * size
             accepted = [direction.map(torch.zeros_like) for direction in directions]
             for _ in range(self.max_backtracks + 1):
-                elements = [direction.scaled(size * climbing) for direction in directions]
+                elements = [direction.scaled(length * climbing) for direction in directions]
                 tried, kept = slope.moved(start, elements, last=left > 0)
                 better = climbing & ~kept & (tried.value > start.value) & (tried.value <= bound)
                 here = here.where(better, tried)
@@ -257,12 +258,12 @@ class GradientAscent:
                 climbing = climbing & ~better
                 if not climbing.any():
                     break
-                shorter = size * _shortened(start.value, tried.value, bound)
-                size = torch.where(climbing, shorter, size)
-            if climbing.any() and not fresh:  # the directions were too old for some
-                left, size = 0, torch.where(climbing, full, size)
-                climbing = torch.zeros_like(climbing)
-            arrived = arrived | climbing | (bound - here.value <= room)
+                shorter = length * _shortened(start.value, tried.value, bound)
+                length = torch.where(climbing, shorter, length)
+            if fresh:
+                size = torch.minimum(size, length)
+                arrived = arrived | climbing
+            arrived = arrived | (bound - here.value <= room)
             way.append(accepted)
         return here, rejected & ~moved, way
 

@@ -80,12 +80,11 @@ class EvaluatedSlope:
 
     def at(self, parameters: Sequence[Tensor], last: bool = False) -> Point:
         """Return the point of some parameters; see :meth:`Slope.moved` for ``last``."""
+        tensors = [p.detach() if p.requires_grad else p for p in parameters]
         if last and (form := form_of(self.objective)) is not None:
-            tensors = [parameter.detach() for parameter in parameters]
             losses, gradients = first_order(tensors, self.loss)
             return Point(tensors, form.value(gradients, losses.dim()))
-        value, leaves = self._graph(parameters)
-        return Point([leaf.detach() for leaf in leaves], value, leaves)
+        return Point(tensors, *self._graph(tensors))
 
     def gradients(self, point: Point) -> list[Tensor]:
         """Return the objective's gradients, one for each parameter; 0 for what is not finite."""

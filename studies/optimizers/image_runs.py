@@ -59,6 +59,7 @@ class Teleport:
             norm of each, so that all together can pass it a little; without one rescaling goes to
             10^5 times, from where training does not come back.
         rate: of the paper's unguarded search, in the place of size and growth.
+        steps_per_gradient: of the search.
     """
 
     action: str
@@ -71,6 +72,7 @@ class Teleport:
     size: float = 0.1
     growth: float = 4.0
     rate: float | None = None
+    steps_per_gradient: int = 10
 
 
 @dataclass(frozen=True)
@@ -211,10 +213,14 @@ def _teleport(
     origin = parameters_to_vector(model.parameters()).detach().clone()
     start = time.perf_counter()
     growth = teleport.growth ** (1 / teleport.minibatches)
-    search: Any = GradientAscent(teleport.iterations, teleport.size, max_ratio=growth)
+    each = teleport.steps_per_gradient
+    search: Any = GradientAscent(
+        teleport.iterations, teleport.size, max_ratio=growth, steps_per_gradient=each
+    )
     limit = 0.1
     if teleport.rate is not None:
-        search, limit = FixedAscent(teleport.iterations, teleport.rate), float("inf")
+        search = FixedAscent(teleport.iterations, teleport.rate, steps_per_gradient=each)
+        limit = float("inf")
     if teleport.random:
         search = RandomMove(search, torch.Generator().manual_seed(10**6 + seed))
     action = make_action(teleport.action, max_defect=limit)

@@ -56,16 +56,16 @@ class FixedAscent:
         slope = EvaluatedSlope(orbit, on_orbit(self.objective, orbit), loss)
         elements: list[list[Element]] = []
         moved = None
-        for step in range(self.iterations):
-            if step % self.steps_per_gradient == 0:
-                gradients = slope.directions(slope.at(current))
-                steps = [gradient.scaled(self.rate) for gradient in gradients]
-            with torch.no_grad():
-                move = orbit.move(current, steps)
-            reached = [parameter.detach() for parameter in move.parameters]
-            current = choose(move.rejected, current, reached)
-            moved = ~move.rejected if moved is None else moved | ~move.rejected
-            zeros = [element.map(torch.zeros_like) for element in steps]
-            elements.append(choose_elements(move.rejected, zeros, steps))
+        with orbit.remembering():
+            for step in range(self.iterations):
+                if step % self.steps_per_gradient == 0:
+                    gradients = slope.directions(slope.at(current))
+                    steps = [gradient.scaled(self.rate) for gradient in gradients]
+                with torch.no_grad():
+                    move = orbit.move(current, steps)
+                current = choose(move.rejected, current, move.parameters)
+                moved = ~move.rejected if moved is None else moved | ~move.rejected
+                zeros = [element.map(torch.zeros_like) for element in steps]
+                elements.append(choose_elements(move.rejected, zeros, steps))
         assert moved is not None
         return SearchResult(current, ~moved, elements)
