@@ -18,7 +18,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.func import functional_call
 
 from metaopt.evaluation.rollout import rollout
 from metaopt.evaluation.styles import LIGHT, STYLES
@@ -32,7 +31,8 @@ from metaopt.symmetry import (
     gradient_norm,
     make_action,
 )
-from metaopt.symmetry.search import evaluate
+from metaopt.symmetry.functional import call_with
+from metaopt.symmetry.slope import EvaluatedSlope
 from metaopt.symmetry.teleportation import ChainOutputs
 from metaopt.tasks import RegressionFamily, TaskBatch
 from metaopt.training.spec import TrainingSpec
@@ -101,12 +101,14 @@ def orbit() -> Drawn:
     at = weights(problem)
 
     def loss(values: list[Tensor]) -> Tensor:
-        return functional_call(problem, dict(zip(names, values, strict=True)), ())
+        result: Tensor = call_with(problem, names, values, (), own_buffers=True)
+        return result
 
     action = make_action("post_activation")
     reach = chain_orbit(problem.chain, at, LayerInput(problem.x), action)
-    start = evaluate(gradient_norm, at, loss)
-    steepest = reach.pull_back(at, start.gradients())[0].values
+    slope = EvaluatedSlope(reach, gradient_norm, loss)
+    start = slope.at(at)
+    steepest = slope.directions(start)[0].values
     drawn = torch.randn(steepest.shape, generator=torch.Generator().manual_seed(0)).double()
     times = even(-1.5, 1.5, 61)
     figure, (norms, change) = panels()
@@ -114,7 +116,7 @@ def orbit() -> Drawn:
     for key, line, colour, m in (("steepest", "-", BLUE, steepest), ("random", "--", RED, drawn)):
         m = m / torch.linalg.matrix_norm(m)
         points = [reach.move(at, reach.elements(at, [t * m])).parameters for t in times]
-        squares = torch.cat([evaluate(gradient_norm, p, loss).value for p in points])
+        squares = torch.cat([slope.at(p).value for p in points])
         ratios = (squares / start.value).sqrt()
         changes = torch.cat([loss(p).detach() / loss(at).detach() - 1 for p in points]).abs()
         norms.plot(times, ratios, line, color=colour, label=f"M: {key}")

@@ -90,6 +90,39 @@ def transformers(layers=12):
     return nn.Sequential(*kinds)
 
 
+class Block(nn.Module):
+    """A block of a vision transformer, or of BERT."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.intermediate, self.output = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        h = self.norm1(x)
+        x = x + self.attention(h, h, h, need_weights=False)[0]
+        return x + self.output(nn.functional.gelu(self.intermediate(self.norm2(x))))
+
+
+class Classifier(nn.Module):
+    """A vision transformer; with ``checks`` its forward looks at what it is given."""
+
+    def __init__(self, layers=12, checks=False):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 8, 2, 2)
+        self.encoder = nn.ModuleList(Block() for _ in range(layers))
+        self.head, self.checks = nn.Linear(8, 3), checks
+
+    def forward(self, pixels=None, mask=None, labels=None):
+        if pixels is None or (self.checks and pixels.isnan().any()):
+            raise ValueError("no pixels")
+        x = self.patches(pixels).flatten(2).transpose(1, 2)
+        for block in self.encoder:
+            x = block(x)
+        return {"logits": self.head(x[:, 0])}
+
+
 def long_names():
     """Layers whose names fill a line."""
     inner = mlp()
@@ -121,13 +154,15 @@ MODELS = {
     "encoder": lambda: nn.TransformerEncoder(
         nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", batch_first=True), 12
     ),
+    "vision transformer": Classifier,
+    "checks its input": lambda: Classifier(checks=True),
     "long names": long_names,
     "residual": case_called("skip connection").build,
     "data-dependent": case_called("data-dependent").build,
     "frozen": lambda: deep(nn.ReLU()).requires_grad_(False).append(nn.Linear(9, 3)),
 }
 NOWHERE = ["one layer", "no layer", "GELU and dropout", "layer norm", "transformers", "encoder",
-    "residual", "data-dependent", "frozen"]  # fmt: skip
+    "checks its input", "residual", "data-dependent", "frozen"]  # fmt: skip
 CHAINS = ["GELU", "ReLU", "long names"]
 
 
@@ -152,6 +187,14 @@ def test_a_model_without_a_site_is_refused_in_the_same_words(name):
     assert len(alone) < 600
     optimizer = learned(MODELS[name]())
     assert optimizer.report().startswith("Found: 0")
+
+
+def test_a_model_whose_sites_are_exact_on_a_batch_alone_is_refused_by_what_lies_between():
+    text = complaint(lambda: teleporting(Classifier()))
+    assert "got none (12 × gelu between two Linear layers: no group is exact for all data" in text
+    assert text.endswith("use the base alone, or search=LevelSetTeleport(), which needs no group")
+    assert len(text) < 600
+    assert len(same_words(Classifier, action="rescaling")) < 600
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -238,6 +281,13 @@ WHY = {
     "transformers": "12 × gelu is not positively homogeneous, so no group is exact for all data, "
     "ReLU has one (0.linear1, 1.linear1, 2.linear1, ...); 11 × add joins it with another value, as "
     "a skip connection does (0.linear2, 1.linear2, 2.linear2, ...); and 1 more reason",
+    "vision transformer": "12 × gelu between two Linear layers: no group is exact for all data, "
+    "ReLU has one (encoder.0.intermediate, encoder.1.intermediate, encoder.2.intermediate, ...); "
+    "patches, encoder.0.intermediate, encoder.1.intermediate and 11 more: flatten does not lay "
+    "each sample out as one row; and 2 more reasons",
+    "checks its input": "patches, encoder.0.attention.out_proj, encoder.0.intermediate and 35 "
+    "more: torch.fx cannot trace the forward: symbolically traced variables cannot be used as "
+    "inputs to control flow",
     "frozen": "12 × 0 is frozen (requires_grad is False) (0, 2, 4, ...)",
     "residual": "fc1, fc2, fc3: the output of relu is used 2 times, by fc2 and add; fc2, fc3: add "
     "joins it with another value, as a skip connection does",

@@ -325,6 +325,19 @@ def test_a_module_that_the_model_does_not_hold_is_traced_inside():
     assert pairs(find_sites(model)) == [("net.0", "net.2")]
 
 
+def test_a_forward_whose_arguments_are_all_optional_works_on_the_first():
+    class Optional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x=None, mask=None, labels=None):
+            out = self.net(x)
+            return out if mask is None else out * mask
+
+    assert pairs(find_sites(Optional())) == [("net.0", "net.2")]
+
+
 def test_a_sparse_buffer_is_no_obstacle():
     model = mlp()
     model.register_buffer("adjacency", torch.eye(3).to_sparse())

@@ -202,8 +202,10 @@ def _copy_sharing_parameters(model: nn.Module) -> nn.Module:
 
 
 def _defaults(model: nn.Module) -> dict[str, object]:
-    parameters = inspect.signature(model.forward).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+    """The optional arguments; where all are optional, the first one is what the model works on."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    fixed = parameters[1:] if all(p.default is not p.empty for p in parameters) else parameters
+    return {p.name: p.default for p in fixed if p.default is not p.empty}
 
 
 def _attribute(model: nn.Module, path: str) -> object:
