@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -243,14 +243,16 @@ def network(dtype: torch.dtype = torch.float32, contiguous: bool = True) -> nn.S
     return model
 
 
+@cache
+def batch(dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    drawn = (torch.randn(6, n, generator=generator, dtype=torch.float32) for n in (5, 2))
+    return [values.to(dtype) for values in drawn]
+
+
 def backward(optimizer: torch.optim.Optimizer, model: nn.Sequential) -> Tensor:
     """Compute the loss on one batch, and its gradients."""
-    generator = torch.Generator().manual_seed(1)
-    dtype = model[0].weight.dtype
-    x, y = (
-        torch.randn(6, width, generator=generator, dtype=torch.float32).to(dtype)
-        for width in (5, 2)
-    )
+    x, y = batch(model[0].weight.dtype)
     optimizer.zero_grad()
     loss = F.mse_loss(model(x), y)
     loss.backward()

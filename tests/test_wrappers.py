@@ -117,3 +117,10 @@ def test_only_what_was_compiled_is_compiled_again():
     assert compiled_before(model)
     assert not compiled_before(other)
     assert not compiled_before(called)
+
+
+def test_nothing_is_searched_where_nothing_was_compiled(monkeypatch):
+    torch.compiler.reset()
+    torch.optim.SGD(mlp().parameters())  # torch itself turns compilation off for a function
+    monkeypatch.setattr("gc.get_referrers", lambda *given: pytest.fail("all objects were searched"))
+    assert not compiled_before(mlp())

@@ -139,10 +139,14 @@ def compiled_before(model: nn.Module) -> bool:
     Args:
         model: the module.
     """
-    if "torch._dynamo" not in sys.modules or is_compiled(model):
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None or is_compiled(model):
         return False
     if model._compiled_call_impl is not None:
         return True
+    backends = dynamo.eval_frame.cached_backends.values()  # None is that of torch's own functions
+    if not dynamo.convert_frame.input_codes.seen and all(own is None for own in backends):
+        return False  # nothing was compiled; to look through all objects takes 0.1 s
     held = gc.get_referrers(model)
     return any(isinstance(by, dict) and by.get("_orig_mod") is model for by in held)
 
