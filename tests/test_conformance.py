@@ -112,9 +112,28 @@ def test_errors(subject):
     assert_same(values(model), kept)
 
 
+@conforming
+def test_errors_of_states(subject):
+    optimizer, model = built(subject, 2)
+    state, kept = optimizer.state_dict(), copy.deepcopy(optimizer.state_dict())
+    group = state["param_groups"][0]
+    fewer = [{**group, "params": []}, *state["param_groups"][1:]]
+    for wrong, match in (
+        ({**state, "param_groups": [group, *state["param_groups"]]}, "number of parameter groups"),
+        ({**state, "param_groups": fewer}, "match the size of optimizer's group"),
+        ({"param_groups": state["param_groups"]}, "state"),
+        ({"state": state["state"]}, "param_groups|in its first group"),
+    ):
+        with pytest.raises((ValueError, KeyError), match=match):
+            optimizer.load_state_dict(wrong)
+        assert_same(optimizer.state_dict(), kept)
+    assert_go_on_alike(subject, optimizer, model, *resumed(subject, optimizer, model))
+
+
 @pytest.mark.parametrize("name", ["lstm_layerwise", "lstm_update_tele"])
 def test_errors_at_construction(name):
     one, other = (nn.Parameter(torch.ones(1, 1)) for _ in range(2))
+    elsewhere = nn.Parameter(torch.ones(1, 1, device="meta"))
     for given, error, match in (
         (one, TypeError, "should be an iterable of Tensors or dicts"),
         ([], ValueError, "empty parameter list"),
@@ -123,6 +142,9 @@ def test_errors_at_construction(name):
         ([{"params": [one]}, {"params": [("w", other)]}], ValueError, "with/without names"),
         ([{"params": [one], "lr": -1.0}], UserError, "an lr of 0 or more"),
         ([{"params": [one], "weight_decay": -1.0}], UserError, "a weight_decay of 0 or more"),
+        ([one, nn.UninitializedParameter()], UserError, "parameter 1 of group 0, which is not ini"),
+        ([{"params": one}, {"params": elsewhere}], UserError, "parameter 0 of group 1, which is o"),
+        ([("a", one), ("b", elsewhere)], UserError, "got b, which is on the meta device"),
     ):
         with pytest.raises(error, match=match):
             LearnedOptimizer(given, name)
@@ -562,6 +584,8 @@ def test_a_state_loads_into_a_model_of_another_dtype(subject):
     for dtype in (torch.float64, torch.bfloat16):
         other, twin = built(subject, dtype=dtype)
         other.load_state_dict(state)
+        if not subject.teleports:
+            assert_same(other.state_dict(), state)
         first = values(twin)
         advance(subject, other, twin)
         assert all(value.dtype == dtype and value.isfinite().all() for value in values(twin))

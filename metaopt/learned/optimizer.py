@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,14 @@ from metaopt.learned.state import PerParameter
 from metaopt.learned.stepper import GradientStepper, Stepper, TaskStepper, as_real
 from metaopt.symmetry import Teleportation
 from metaopt.symmetry.auto import AUTO
-from metaopt.target import ModuleTarget, Target, TaskTarget, check_loss_fn, target_of
+from metaopt.target import (
+    ModuleTarget,
+    Target,
+    TaskTarget,
+    check_loss_fn,
+    check_parameters,
+    target_of,
+)
 from metaopt.wrappers import unwrapped
 
 DEFAULTS = {"lr": 1.0, "weight_decay": 0.0, "maximize": False, "skipped": 0}
@@ -310,12 +317,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
         saved: dict[str, Any] = {}
 
         def set_aside(_: Any, last: dict[str, Any]) -> dict[str, Any]:
-            self._check_options(last.get("param_groups", ()))
+            if missing := {"state", "param_groups"}.difference(last):
+                raise UserError(
+                    f"expected a state with 'state' and 'param_groups', got one without "
+                    f"{' and '.join(sorted(missing))}: load what state_dict() gave"
+                )
+            self._check_options(last["param_groups"])
             saved.update(last)
             return {**last, "state": {}}
 
         def put_back(_: Any) -> None:
-            self._restore(saved.get("state", {}), saved["param_groups"])
+            self._restore(saved["state"], saved["param_groups"])
 
         hooks = (  # around those of the user
             self.register_load_state_dict_pre_hook(set_aside),
@@ -407,11 +419,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
             check_option("lr", group["lr"])
             check_option("weight_decay", group["weight_decay"])
             if len(self.param_groups) > len(self.steppers):
+                check_parameters(self._in_words())
                 self.steppers.append(GradientStepper(group["params"], self.meta))
                 self._passing.append(None)
         except UserError:
             self.param_groups.pop()
             raise
+
+    def _in_words(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters, each with its place or its name."""
+        for number, group in enumerate(self.param_groups):
+            places = [f"parameter {i} of group {number}" for i in range(len(group["params"]))]
+            yield from zip(group.get("param_names", places), group["params"], strict=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what torch keeps, and what it would lose."""
