@@ -137,6 +137,8 @@ def test_a_process_whose_streams_are_closed_or_end_writes_its_file_and_ends_well
     )
     assert done.returncode == 0
     assert set(done.stderr) <= {"y", "\n"}
+    if redirected == "2>&-":
+        assert not done.stdout, "whoever closes stderr wants to hear nothing"
     assert int((tmp_path / "file").read_text()) > 2
 
 

@@ -81,9 +81,12 @@ def steady() -> Iterator[SteadyStream]:
     Yields:
         The steady stdout.
     """
+    silent = sys.stderr is None  # whoever closes it wants to hear nothing; files say all
     _open_missing()
     before = sys.stdout, sys.stderr
     out, err = (s if isinstance(s, SteadyStream) else SteadyStream(s) for s in before)
+    if silent:
+        out = SteadyStream(sys.stderr)
     sys.stdout, sys.stderr = out, err
     try:
         yield out
