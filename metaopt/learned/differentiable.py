@@ -41,6 +41,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
         order = {id(p): index for index, p in enumerate(other.param_groups[0]["params"])}
         self.order = [order[id(p)] for p in self.stepper.parameters]
         self.seen: ForwardRecord | None = None
+        self.losses: Tensor | None = None
         self.rejected = torch.zeros((), dtype=torch.long, device=self.stepper.parameters[0].device)
         self.second_order = False
         self.learned_state: State = {
@@ -53,6 +54,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
         loss: Tensor,
         x: Tensor | None = None,
         output: Tensor | None = None,
+        losses: Tensor | None = None,
         **kwargs: Any,
     ) -> list[Tensor]:
         """Step the patched model once.
@@ -64,6 +66,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
             loss: a scalar, the sum over all tasks.
             x: what the network was given, samples in rows.
             output: what the network gave; without it the optimizer's ``loss_fn`` has no effect.
+            losses: the loss of each task, ``(tasks,)``, for update rules that look at it.
             **kwargs: none; an option that ``higher`` knows would be dropped silently.
 
         Returns:
@@ -74,6 +77,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
         """
         if kwargs:
             raise TypeError(f"this optimizer takes a loss, x and output, got {sorted(kwargs)}")
+        self.losses = losses
         given = None if output is None else output.detach()
         self.seen = None if x is None else ForwardRecord((x.detach(),), {}, given)
         parameters = list(self._fmodel.fast_params)
@@ -97,6 +101,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
             self.seen,
             float(group["lr"]),
             self.second_order,
+            losses=self.losses,
         )
         advanced = self.stepper.advance(self.meta, now, self.learned_state)
         for index, parameter in zip(self.order, advanced.parameters, strict=True):
@@ -133,7 +138,7 @@ class Unroll:
         Args:
             losses: those at w_t, ``(tasks,)``, with their graph.
         """
-        self.optimizer.step(losses.sum())
+        self.optimizer.step(losses.sum(), losses=losses.detach())
         self.steps += 1
 
     def truncate(self) -> None:

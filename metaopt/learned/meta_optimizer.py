@@ -35,6 +35,9 @@ class StepInput(NamedTuple):
         frozen: names of the parameters that stay where they are; no group acts at their sites.
         weight_decay: by how much of the length of f_t the weights are drawn to 0.
         trust: the factor of both f_t and T_t (:mod:`metaopt.learned.trust`).
+        losses: the loss of each task, and at the step before, as
+            :meth:`~metaopt.learned.observation.Observation.of` has them.
+        losses_before: see ``losses``.
     """
 
     parameters: Sequence[Tensor]
@@ -46,6 +49,8 @@ class StepInput(NamedTuple):
     frozen: frozenset[str] = frozenset()
     weight_decay: float = 0.0
     trust: float = 1.0
+    losses: Tensor | None = None
+    losses_before: Tensor | None = None
 
     def updated(self, update: Sequence[Tensor], batch_dims: int = 0) -> list[Tensor]:
         """Return w + rate trust (f - weight_decay ||f|| w / ||w||) in the dtype of w.
@@ -159,7 +164,9 @@ class MetaOptimizer(nn.Module):
             state: the state before the step; it is not changed.
         """
         x = layer_input.original
-        seen = Observation.of(chain, now.parameters, now.gradients, x, now.second_order)
+        seen = Observation.of(
+            chain, now.parameters, now.gradients, x, now.second_order, now.losses, now.losses_before
+        )
         update, following = self.update.propose(seen, state["update"])
         updated = now.updated(update, chain.batch_dims)
         if self.element is None:

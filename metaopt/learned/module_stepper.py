@@ -39,7 +39,7 @@ from metaopt.symmetry.site import named
 from metaopt.target import ModuleTarget, check_loss_fn
 
 RESCALING, NONE = "rescaling", "none"
-OF_THE_LOSS = ("curvature", "batch", "trust")
+OF_THE_LOSS = ("curvature", "batch", "trust", "energy")
 """Parts of a state that say what was seen of the loss, and of which batch."""
 
 NO_BATCH = torch.zeros(0, dtype=torch.float64)
@@ -135,7 +135,8 @@ class ModuleStepper(Stepper):
             state["largest"] = largest_so_far(parameters)
         unmeasured = torch.zeros((), dtype=torch.float64)
         return state | {
-            "curvature": [unmeasured], "batch": [NO_BATCH], "trust": [untried()], "last": []
+            "curvature": [unmeasured], "batch": [NO_BATCH], "trust": [untried()],
+            "energy": [unmeasured], "last": []
         }  # fmt: skip
 
     def kept(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> KeptState:
@@ -170,10 +171,15 @@ class ModuleStepper(Stepper):
         x = None if seen is None else seen.x
         if x is not None and self.chain != NO_CHAIN:
             x = replicas.rows(x)
+        before = state["energy"][0]
         state, same = self._met(seen, x, state)
         unit = float(state["curvature"][0]) or UNKNOWN
         gradients = [gradient / unit for gradient in now.gradients]
         now = now._replace(gradients=gradients, trust=float(state["trust"][0][0]))
+        if meta.update.sees_losses and seen is not None and seen.output_gradient is not None:
+            now = now._replace(losses=state["energy"][0] / unit**2, trust=1.0)
+            if same:
+                now = now._replace(losses_before=before / unit**2)
         layer_input = None if x is None else self._layer_input(x, same)
         action = self._choose(layer_input, x is not None, same)
         if layer_input is not None and action == self.meta_action and "element" in state:
@@ -184,7 +190,13 @@ class ModuleStepper(Stepper):
             observed, following["largest"] = loosely(now.parameters, gradients, state["largest"])
         elif layer_input is not None:
             observed = Observation.of(
-                self.chain, now.parameters, gradients, layer_input.original, now.second_order
+                self.chain,
+                now.parameters,
+                gradients,
+                layer_input.original,
+                now.second_order,
+                now.losses,
+                now.losses_before,
             )
         elif now.rate == 0:  # as tools step once to see what state there is
             return Advanced([p.clone() for p in now.parameters], following, None)
@@ -239,6 +251,8 @@ class ModuleStepper(Stepper):
                 before = (last[0], last[1])
                 now = measured_curvature(before, (output, gradient), float(curvature), replicas)
                 following["curvature"] = [torch.tensor(now, dtype=torch.float64)]
+        square = (gradient.double() / replicas.size).square().sum()
+        following["energy"] = [0.5 * replicas.sum(square).cpu()]
         following["trust"] = [trusted(state["trust"][0], gradient, same, replicas)]
         return state | following, same
 

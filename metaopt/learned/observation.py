@@ -34,6 +34,9 @@ class Observation:
         as_given: the parameters and x in the dtype that they came in.
         given_scales: the Gauss-Newton scale of each parameter, ``(*batch,)``, where no chain says
             it.
+        losses: the loss of each task, ``(*batch,)``, if it is known.
+        losses_before: the loss at the step before, if somebody else than the rule remembers it.
+        given_gradients: the gradients in the dtype that they came in.
     """
 
     chain: LayerChain
@@ -42,6 +45,9 @@ class Observation:
     x: Tensor
     as_given: tuple[Sequence[Tensor], Tensor] | None = None
     given_scales: Sequence[Tensor] | None = None
+    losses: Tensor | None = None
+    losses_before: Tensor | None = None
+    given_gradients: Sequence[Tensor] | None = None
 
     @classmethod
     def of(
@@ -51,6 +57,8 @@ class Observation:
         gradients: Sequence[Tensor],
         x: Tensor,
         second_order: bool = False,
+        losses: Tensor | None = None,
+        losses_before: Tensor | None = None,
     ) -> Observation:
         """Return what is seen of a chain of layers.
 
@@ -62,6 +70,10 @@ class Observation:
             gradients: one for each parameter, of its shape.
             x: the chain's input, ``(*batch, d_0, samples)``.
             second_order: whether the parameters and gradients keep their graph.
+            losses: the loss of each task, ``(*batch,)``, with gradients in units of its curvature
+                in the output; None if it is not known.
+            losses_before: the loss at the step before on the same data, in the same unit; None if
+                the rule is to remember it.
         """
         if not second_order:
             parameters, gradients = (
@@ -73,6 +85,9 @@ class Observation:
             [gradient.float() for gradient in gradients],
             x.detach().float(),
             (parameters, x.detach()),
+            losses=None if losses is None else losses.detach(),
+            losses_before=None if losses_before is None else losses_before.detach(),
+            given_gradients=gradients,
         )
 
     @classmethod
@@ -132,6 +147,12 @@ class Observation:
         """The weight and bias of each layer in float64, as they were before any rounding."""
         parameters = self.parameters if self.as_given is None else self.as_given[0]
         return self.chain.layers([parameter.double() for parameter in parameters])
+
+    @cached_property
+    def double_gradients(self) -> list[Layer]:
+        """The gradients of each layer in float64, as they were before any rounding."""
+        gradients = self.gradients if self.given_gradients is None else self.given_gradients
+        return self.chain.layers([gradient.double() for gradient in gradients])
 
     @cached_property
     def double_inputs(self) -> list[Tensor]:

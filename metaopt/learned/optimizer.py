@@ -112,7 +112,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.model: nn.Module | None = None
         if target is not None and isinstance(model, nn.Module):
             self.steppers.append(self._stepper(target, loss_fn, action))
-            self.model = model if isinstance(self.steppers[0], ModuleStepper) else None
+            watched = isinstance(self.steppers[0], ModuleStepper) or self.meta.update.sees_losses
+            self.model = model if watched else None
         self.teleportation: Teleportation | None = None
         self.recorder = ForwardRecorder(self.model)
         own_parameters = model.parameters() if isinstance(model, nn.Module) else model
@@ -246,6 +247,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             absent=frozenset(index for index, stays in enumerate(still) if stays),
             frozen=stepper.frozen(),
             weight_decay=float(group["weight_decay"]),
+            losses=stepper.losses(seen),
         )
 
     def _check_options(self, groups: Iterable[dict[str, Any]]) -> None:
@@ -449,7 +451,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _follow(self, device: torch.device) -> None:
         """Take m1, m2 and the states to the device of the parameters."""
-        if next(self.meta.parameters()).device != device:
+        own = next(self.meta.parameters(), None)
+        if own is not None and own.device != device:
             self.meta = copy.deepcopy(self.meta).to(device)
             self._settle()
 

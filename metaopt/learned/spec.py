@@ -12,7 +12,12 @@ import torch
 
 from metaopt.checks import check_not_negative
 from metaopt.errors import UserError, shown
-from metaopt.learned import baselines, layerwise, spectral  # noqa: F401  these register rules
+from metaopt.learned import (  # noqa: F401  these register rules
+    baselines,
+    layerwise,
+    spectral,
+    whitening,
+)
 from metaopt.learned.element import ELEMENT_RULES, ElementConfig, ElementRule
 from metaopt.learned.update import UPDATE_RULES, UpdateConfig, UpdateRule
 from metaopt.registry import Registry, Settings, built

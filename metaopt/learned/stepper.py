@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.learned.element import ElementRule
+from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, StepInput
 from metaopt.learned.observation import Observation
 from metaopt.learned.state import Kept, KeptState, State, kept_of
@@ -46,6 +47,14 @@ class Stepper(ABC):
     def frozen(self) -> frozenset[str]:
         """Return the names of the parameters where no group may act, because they are frozen."""
         return frozenset()
+
+    def losses(self, seen: ForwardRecord | None) -> Tensor | None:
+        """Return the loss of each task in a pass; None, the default, where it is not known.
+
+        Args:
+            seen: the record of the pass.
+        """
+        return None
 
     @abstractmethod
     def init_state(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> State:
@@ -113,6 +122,10 @@ class TaskStepper(Stepper):
     def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
         """See :meth:`Stepper.advance`."""
         return meta.advance(self.target.chain, self.target.layer_input, now, state)
+
+    def losses(self, seen: ForwardRecord | None) -> Tensor | None:
+        """See :meth:`Stepper.losses`; they are what the tasks give."""
+        return None if seen is None else seen.output
 
     def frozen(self) -> frozenset[str]:
         """See :meth:`Stepper.frozen`."""

@@ -42,6 +42,7 @@ class UpdateRule(nn.Module, ABC):
 
     sees_layers: ClassVar[bool] = True
     sees_features: bool = False
+    sees_losses: ClassVar[bool] = False
 
     @abstractmethod
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:

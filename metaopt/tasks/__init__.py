@@ -3,6 +3,7 @@
 from metaopt.tasks.batch import TaskBatch, TaskFamily
 from metaopt.tasks.minibatches import MinibatchFamily, MinibatchTasks
 from metaopt.tasks.named import FAMILIES
+from metaopt.tasks.networks import NetworkFamily, Networks
 from metaopt.tasks.regression import Regression, RegressionFamily
 from metaopt.tasks.seeds import PAPER_TEST_SEEDS, check_seeds, first_seeds
 
@@ -11,6 +12,8 @@ __all__ = [
     "PAPER_TEST_SEEDS",
     "MinibatchFamily",
     "MinibatchTasks",
+    "NetworkFamily",
+    "Networks",
     "Regression",
     "RegressionFamily",
     "TaskBatch",

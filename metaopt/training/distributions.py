@@ -20,6 +20,7 @@ from metaopt.registry import Registry
 from metaopt.tasks import (
     FAMILIES,
     MinibatchFamily,
+    NetworkFamily,
     RegressionFamily,
     TaskBatch,
     TaskFamily,
@@ -279,6 +280,70 @@ class MinibatchTraining(TaskDistribution):
         See :meth:`TaskDistribution.validation`.
         """
         return [(family, count) for family in MINIBATCH_VALIDATION.values()]
+
+
+NETWORK_VALIDATION: dict[str, NetworkFamily] = {
+    "relu": NetworkFamily(depth=2, hidden=22, samples=70),
+    "tanh": NetworkFamily(activation="tanh", depth=3, hidden=18, samples=60),
+    "gelu": NetworkFamily(activation="gelu", depth=4, hidden=24, samples=100),
+    "few_samples": NetworkFamily(activation="leaky_relu", bias=False, depth=2, samples=12),
+    "many_samples": NetworkFamily(
+        activation="sigmoid", depth=3, hidden=16, samples=192, mixed=True
+    ),
+    "deep": NetworkFamily(activation="gelu", depth=6, hidden=20, samples=100),
+}
+"""Task families that optimizers trained on small networks are validated on, by name."""
+
+
+@final
+@TASK_DISTRIBUTIONS.register("networks")
+@dataclass(frozen=True)
+class NetworkTraining(TaskDistribution):
+    """Small networks of many kinds on full batches, in float64, and some tasks of section 5.2.
+
+    A batch holds ``batch_size`` networks of one kind.
+    """
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
+        """Draw a kind of network, its data and its sizes. See :meth:`TaskDistribution.draw`."""
+
+        def log_uniform(low: float, high: float) -> float:
+            unit = float(torch.rand((), generator=generator))
+            return float(low * (high / low) ** unit)
+
+        if integer(generator, 0, 8) == 0:
+            family: TaskFamily = RegressionTasks().draw_family(generator)
+            return Drawn(family, draw_seeds(batch_size, generator))
+        hidden = round(log_uniform(8, 32))
+        family = NetworkFamily(
+            input=round(log_uniform(4, 20)),
+            hidden=hidden,
+            output=integer(generator, 1, 5),
+            depth=one_of((2, 2, 2, 3, 3, 3, 4, 4, 5, 6), generator),
+            samples=max(4, round(hidden * log_uniform(0.4, 16))),
+            activation=one_of(
+                ("relu", "leaky_relu", "steep_leaky_relu", "tanh", "gelu", "sigmoid", "softplus"),
+                generator,
+            ),
+            bias=one_of((True, True, False), generator),
+            mixed=one_of((False, True), generator),
+            data_scale=log_uniform(0.3, 3.0),
+            weight_scale=one_of((1.0, 1.0, log_uniform(0.5, 2.0)), generator),
+            teacher=2.0 * float(torch.rand((), generator=generator)),
+            noise=one_of((0.1, 1.0), generator),
+            dtype="float64",
+        )
+        return Drawn(family, draw_seeds(batch_size, generator))
+
+    def validation(self, count: int) -> list[tuple[TaskFamily, int]]:
+        """Return ``count`` tasks of each family of ``NETWORK_VALIDATION``, and some of section 5.2.
+
+        See :meth:`TaskDistribution.validation`.
+        """
+        own: list[tuple[TaskFamily, int]] = [
+            (replace(family, dtype="float64"), count) for family in NETWORK_VALIDATION.values()
+        ]
+        return [*own, (RegressionTasks().reference, count)]
 
 
 def draw_seeds(count: int, generator: torch.Generator) -> list[int]:
