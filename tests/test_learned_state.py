@@ -91,7 +91,7 @@ def test_asking_for_the_state_before_the_first_step_moves_nothing(name):
 
 
 def joint_form(optimizer, batches):
-    """The state as versions before 0.5 saved it."""
+    """The state as it was saved before it was kept per parameter."""
     state = optimizer.state_dict()
     learned = []
     for old in copy.deepcopy(optimizer.learned_states):

@@ -351,7 +351,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         own = [p for group in self.param_groups for p in group["params"]]
         by_id = dict(zip(ids, own, strict=True))
         entries = copy.deepcopy(entries)
-        before = entries.pop("learned", None)  # states before version 0.5 had no parameters
+        before = entries.pop("learned", None)  # earlier states were of groups
         entries.pop("skipped", None)
         for key, value in entries.items():
             self.state[by_id.get(key, key)] = value
