@@ -16,7 +16,13 @@ import pytest
 pytestmark = pytest.mark.studies  # it marks what stands beside the library
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-HELPERS = {"command", "interleaved", "trajectory", "jax_trajectory"}  # imported by the others
+HELPERS = {
+    "command",
+    "interleaved",
+    "trajectory",
+    "jax_trajectory",
+    "teleport_networks",
+}  # imported by the others
 HELPERS |= {"scaling_point", "scaling_model", "scaling_projection", "scaling_tables"}
 HELPERS |= {"scaling"}  # which test_scaling_benchmark.py runs
 JAX = ["against_jax", "--batch=1", "--steps=10", "--repeats=1"]
@@ -37,6 +43,7 @@ TINY = [
     ["lstm_step", "--rows=8"],
     ["memory", "--batch=1", "--steps=2", "--times=2", "--repeats=1"],
     ["methods", "--batch=1", "--steps=2", "--repeats=1"],
+    ["teleport_cost", "--samples=2", "--size=16", "--width=2", "--repeats=1"],
     ["teleporting_step", "--steps=2", "--repeats=1"],
     ["unroll", "--batch=1", "--steps=10"],
     ["wall_clock", "--width=4", "--problems=1", "--loss=1e9"],

@@ -210,7 +210,7 @@ class GradientAscent:
         if blocks is None or not (form.metric is None or blocks.diagonal):
             return None
         slope = TransportedSlope(blocks, form.sign)
-        lowest = slope.at([block.matrix for block in blocks.blocks])
+        lowest = slope.at(blocks.start())
         end, rejected, steps = self._climb(slope, lowest, 1)
         way = [blocks.of_sites(elements) for elements in steps]
         if end is lowest:

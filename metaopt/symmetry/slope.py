@@ -127,19 +127,18 @@ class TransportedSlope:
     gradient: Blocks
     sign: float
 
-    def at(self, matrices: list[Tensor]) -> Point:
-        """Return the point where the gradient has these matrices."""
-        squares = torch.stack([matrix.square().sum() for matrix in matrices])
-        return Point(matrices, self.sign * (self.gradient.rest + squares.sum()))
+    def at(self, state: list[Tensor]) -> Point:
+        """Return the point where the gradient is in a state of its blocks."""
+        return Point(state, self.sign * self.gradient.squared_norm(state))
 
     def directions(self, point: Point) -> list[Element]:
-        """Pull the gradient back on itself. See :class:`Slope`."""
+        """Differentiate the squared norm. See :class:`Slope`."""
         return [e.scaled(self.sign) for e in self.gradient.pull_back(point.tensors)]
 
     def moved(
         self, point: Point, elements: Sequence[Element], last: bool = False
     ) -> tuple[Point, Tensor]:
         """Transport the gradient. See :class:`Slope`."""
-        reached = self.at(self.gradient.transport(point.tensors, elements))
+        reached = self.at(self.gradient.moved(point.tensors, elements))
         bounded = torch.stack([element.bounded().all() for element in elements]).all()
         return reached, ~(bounded & reached.value.isfinite())

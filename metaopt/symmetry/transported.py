@@ -71,7 +71,7 @@ class _Use(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """A small gradient X, float64, and the sites of its rows and of its columns.
+    """A small gradient X, or its squared entries, float64, and the sites of its rows and columns.
 
     It has leading dimensions where a group of rows belongs to a group of columns alone.
     """
@@ -80,61 +80,115 @@ class _Block(NamedTuple):
     rows: _Place | None
     columns: _Place | None
 
+    @property
+    def scaled(self) -> bool:
+        """Whether sites of positive scales alone move it."""
+        return not any(place and place.part is None for place in (self.rows, self.columns))
+
+    def factors(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what squared entries of rows and of columns are multiplied by.
+
+        Args:
+            t: the scales of units of all sites, from the start on.
+        """
+        lead, ends = self.matrix.shape[:-2], self.matrix.shape[-2:]
+        left, right = (
+            t.new_ones(end) if place is None else (sign * t[place.part]).exp().reshape(*lead, end)
+            for place, sign, end in zip((self.rows, self.columns), (-2.0, 2.0), ends, strict=True)
+        )
+        return left, right
+
 
 @dataclass(frozen=True)
 class Blocks:
     """The gradients of an orbit of linear actions, as small matrices.
 
-    Scales of units of all sites are one diagonal element here, which comes first.
+    Scales of units of all sites are one diagonal element here, which comes first. The state on an
+    orbit is the sum of all its T, if there is one, and X of each block that GL moves.
 
     Attributes:
-        identity: T = 0 of the elements that move the blocks.
+        identity: T = 0 of the elements that move the state.
         places: where each site of the orbit has its T.
         shapes: of T of each site.
-        blocks: the matrices at the start.
+        squares: squared entries at the start of the blocks that are scaled alone.
+        others: the other blocks at the start.
         rest: the squared norm of what no site moves, float64.
     """
 
     identity: list[Element]
     places: list[_Place]
     shapes: list[torch.Size]
-    blocks: list[_Block]
+    squares: list[_Block]
+    others: list[_Block]
     rest: Tensor
+
+    @property
+    def _scales(self) -> int:
+        """How many tensors of a state are T of scales of units: 1, or 0 if there is none."""
+        return int(self.identity[0].diagonal)
 
     @property
     def diagonal(self) -> bool:
         """Whether all sites have scales of units."""
         return all(element.diagonal for element in self.identity)
 
-    def transport(self, matrices: Sequence[Tensor], elements: Sequence[Element]) -> list[Tensor]:
-        """Return g_r^-T X g_c^T of each block.
+    def start(self) -> list[Tensor]:
+        """Return the state at the start."""
+        zeros = [element.values for element in self.identity[: self._scales]]
+        return [*zeros, *(block.matrix for block in self.others)]
+
+    def moved(self, state: Sequence[Tensor], elements: Sequence[Element]) -> list[Tensor]:
+        """Return the state after a move by exp(T).
 
         Args:
-            matrices: X of each block.
+            state: the state before.
             elements: T, as in ``identity``.
         """
         group = [element.exponential() for element in elements]
-        moved = []
-        for (_, rows, columns), x in zip(self.blocks, matrices, strict=True):
+        reached = [t + e.values for t, e in zip(state[: self._scales], elements, strict=False)]
+        for (_, rows, columns), x in zip(self.others, state[self._scales :], strict=True):
             x = x if rows is None else rows.of(group, x.shape[:-2]).dual_times(x)
-            moved.append(x if columns is None else columns.of(group, x.shape[:-2]).dual_after(x))
-        return moved
+            x = x if columns is None else columns.of(group, x.shape[:-2]).dual_after(x)
+            reached.append(x)
+        return reached
 
-    def pull_back(self, matrices: Sequence[Tensor]) -> list[Element]:
-        """Return the gradient of ``sum ||X||^2`` with respect to T at T = 0.
+    def squared_norm(self, state: Sequence[Tensor]) -> Tensor:
+        """Return the squared norm of the gradients, of all that were given.
 
         Args:
-            matrices: X of each block.
+            state: where.
+        """
+        total = self.rest
+        for block in self.squares:
+            left, right = block.factors(state[0])
+            total = total + (left * _times(block.matrix, right)).sum()
+        for x in state[self._scales :]:
+            total = total + x.square().sum()
+        return total
+
+    def pull_back(self, state: Sequence[Tensor]) -> list[Element]:
+        """Return the gradient of the squared norm with respect to T, at T = 0.
+
+        Args:
+            state: where.
         """
         values = [torch.zeros_like(element.values) for element in self.identity]
-        for (_, rows, columns), x in zip(self.blocks, matrices, strict=True):
+        for block in self.squares:
+            left, right = block.factors(state[0])
+            for place, own, m, other, sign in (
+                (block.rows, left, block.matrix, right, -2.0),
+                (block.columns, right, block.matrix.mT, left, 2.0),
+            ):
+                if place is not None:
+                    values[0][place.part] += sign * (own * _times(m, other)).flatten()
+        for (_, rows, columns), x in zip(self.others, state[self._scales :], strict=True):
             for place, m, sign in ((rows, x, -2.0), (columns, x.mT, 2.0)):
                 if place is None:
                     continue
                 if place.part is None:
                     values[place.element] += sign * (m @ m.mT)
                 else:
-                    values[place.element][place.part] += sign * m.square().sum(dim=-1).flatten()
+                    values[0][place.part] += sign * m.square().sum(dim=-1).flatten()
         return [e.with_values(v) for e, v in zip(self.identity, values, strict=True)]
 
     def of_sites(self, elements: Sequence[Element]) -> list[Element]:
@@ -179,12 +233,14 @@ def gradient_blocks(orbit: Orbit, gradients: Sequence[Tensor]) -> Blocks | None:
         if own is None:
             return None
         blocks += own
-    blocks = _joined(blocks, offset)
     total = torch.stack([_norm(gradient).square() for gradient in given.values()]).sum()
-    rest = total - torch.stack([block.matrix.square().sum() for block in blocks]).sum()
+    squared = [block._replace(matrix=block.matrix.square()) for block in blocks]
+    rest = total - torch.stack([block.matrix.sum() for block in squared]).sum()
     if not rest.isfinite():
         return None
-    return Blocks(identity, places, [zero.values.shape for zero in zeros], blocks, rest)
+    squares = _joined([block for block in squared if block.scaled], offset)
+    others = [block for block in blocks if not block.scaled]
+    return Blocks(identity, places, [zero.values.shape for zero in zeros], squares, others, rest)
 
 
 def _uses(orbit: Orbit, places: Sequence[_Place]) -> dict[str, list[_Use]]:
@@ -287,22 +343,25 @@ def _joined(blocks: Sequence[_Block], scales: int) -> list[_Block]:
     """Join all blocks that one site alone scales into two, of the rows and of the columns.
 
     Args:
-        blocks: the blocks.
+        blocks: squared entries.
         scales: how many scales of units all sites have.
     """
-    squares = torch.zeros(2, scales, dtype=torch.float64, device=blocks[0].matrix.device)
+    if not blocks:
+        return []
+    sums = blocks[0].matrix.new_zeros(2, scales)
     kept = []
     for block in blocks:
-        place = block.columns or block.rows
-        if (block.rows and block.columns) or place is None or place.part is None:
+        if block.rows and block.columns:
             kept.append(block)
-        else:
-            squares[int(block.rows is None), place.part] += block.matrix.square().flatten()
-    if scales:
-        everything, (rows, columns) = _Place(0, slice(0, scales)), squares.sqrt()
-        kept.append(_Block(rows[:, None], everything, None))
-        kept.append(_Block(columns[None], None, everything))
-    return kept
+        elif (place := block.rows or block.columns) is not None:
+            sums[int(block.rows is None), place.part] += block.matrix.flatten()
+    everything = _Place(0, slice(0, scales))
+    rows, columns = sums
+    return [*kept, _Block(rows[:, None], everything, None), _Block(columns[None], None, everything)]
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def move_along(
