@@ -15,6 +15,7 @@ from metaopt import TeleportingOptimizer
 from metaopt.symmetry import (
     ActingSite,
     Action,
+    Element,
     GradientAscent,
     LinearAction,
     MetricNorm,
@@ -24,13 +25,14 @@ from metaopt.symmetry import (
     Site,
     find_sites,
     gradient_norm,
+    make_action,
     module_loss,
     value_and_gradient,
 )
 from metaopt.symmetry.auto import for_all_data
 from metaopt.symmetry.functional import NetworkLoss
 from metaopt.symmetry.slope import TransportedSlope
-from metaopt.symmetry.transported import follows_by_transport, gradient_blocks, move_along
+from metaopt.symmetry.transported import follows_by_transport, gradient_blocks, joined
 from metaopt.tasks import RegressionFamily
 
 MOVED = [case for case in ZOO if case.found and case.label != "noise"]
@@ -268,17 +270,38 @@ def test_a_gradient_that_is_not_finite_moves_nothing():
         assert torch.equal(got, want)
 
 
-def test_steps_along_a_way_are_one_move_for_scales_and_one_after_the_other_for_gl():
+def test_steps_along_a_way_are_one_move_and_one_transport():
     model = MIXED["GL before scales"]()
     orbit, parameters, _ = setting(model, torch.randn(4, 5).double())
     steps = [drawn(orbit.identity(parameters), size) for size in (0.3, 0.2, -0.1)]
-    expected = parameters
+    expected, gradients = parameters, parameters
     for elements in steps:
         expected = orbit.move(expected, elements).parameters
-    point = move_along(orbit, parameters, steps)
+        gradients = orbit.transport(gradients, elements)
+    (whole,) = joined(orbit, steps)
+    point = orbit.move(parameters, whole)
     assert not point.rejected
     for got, want in zip(point.parameters, expected, strict=True):
         torch.testing.assert_close(got, want)
+    for got, want in zip(orbit.transport(parameters, whole), gradients, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_steps_of_which_one_is_too_long_are_rejected_as_one():
+    orbit, parameters, _ = setting(MIXED["wide"](), torch.randn(4, 9).double())
+    steps = [drawn(orbit.identity(parameters), size) for size in (0.1, 100.0)]
+    point = orbit.move(parameters, joined(orbit, steps)[0])
+    assert point.rejected
+    assert all(torch.equal(a, b) for a, b in zip(point.parameters, parameters, strict=True))
+
+
+def test_steps_of_actions_that_are_not_linear_stay_apart():
+    chain = RegressionFamily().sample([0]).chain
+    action = make_action("pre_activation")
+    orbit = Orbit((), [ActingSite(find_sites(MIXED["wide"]()).found[0], action)], chain)
+    steps = [[Element(torch.zeros(3, 3))], [Element(torch.zeros(3, 3))]]
+    assert joined(orbit, steps) is steps
+    assert joined(orbit, steps[:1]) == steps[:1]
 
 
 def test_actions_that_see_features_or_exponentiate_to_first_order_do_not_follow():

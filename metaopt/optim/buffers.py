@@ -35,6 +35,7 @@ from metaopt.errors import UserError
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.symmetry.element import Element
 from metaopt.symmetry.orbit import Orbit
+from metaopt.symmetry.transported import joined
 
 POLICIES = ("keep", "reset", "transport")
 """The values of ``buffers`` of a :class:`~metaopt.TeleportingOptimizer`."""
@@ -239,6 +240,6 @@ def carried(
     moved = [
         torch.zeros_like(p) if v is None else v for p, v in zip(parameters, values, strict=True)
     ]
-    for elements in steps:
+    for elements in joined(orbit, steps):
         moved = orbit.transport(moved, elements, squares=squares)
     return moved

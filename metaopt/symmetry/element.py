@@ -109,6 +109,42 @@ class Element:
 
 
 @dataclass(frozen=True)
+class Way(Element):
+    """Several T of one site, made one after the other: its g is the product of their g.
+
+    Attributes:
+        values: the sum of their values, which stands for none of them.
+        steps: the T, in order.
+    """
+
+    steps: tuple[Element, ...] = ()
+
+    @classmethod
+    def of(cls, steps: Sequence[Element]) -> Element:
+        """Return the element of several steps; scales of units commute and add up.
+
+        Args:
+            steps: T of one site, in order, of one form.
+        """
+        total = torch.stack([step.values for step in steps]).sum(dim=0)
+        if steps[0].diagonal:
+            return steps[0].with_values(total)
+        return cls(total, steps=tuple(steps))
+
+    def bounded(self) -> Tensor:
+        """Return whether each T is small enough. See :meth:`Element.bounded`."""
+        return torch.stack([step.bounded() for step in self.steps]).all(dim=0)
+
+    def exponential(self, kind: str = "exact") -> GroupElement:
+        """Return the product of all g, with its inverse. See :meth:`Element.exponential`."""
+        first, *others = [step.exponential(kind) for step in self.steps]
+        g, inverse = first.g, first.inverse
+        for other in others:
+            g, inverse = other.g @ g, inverse @ other.inverse
+        return GroupElement(g, inverse)
+
+
+@dataclass(frozen=True)
 class GroupElement:
     """A group element g with its inverse.
 

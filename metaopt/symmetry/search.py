@@ -29,7 +29,7 @@ from metaopt.symmetry.objectives import (
 )
 from metaopt.symmetry.orbit import Orbit
 from metaopt.symmetry.slope import EvaluatedSlope, Point, Slope, TransportedSlope
-from metaopt.symmetry.transported import follows_by_transport, gradient_blocks, move_along
+from metaopt.symmetry.transported import follows_by_transport, gradient_blocks, joined
 
 NEAR = 0.05
 """A search ends when this part of the way from its start to its bound is left: the rest would cost
@@ -216,7 +216,7 @@ class GradientAscent:
         if end is lowest:
             return SearchResult(start, rejected, way)
         with torch.no_grad():
-            move = move_along(orbit, start, way)
+            move = orbit.move(start, joined(orbit, way)[0])
         after, gradients = first_order(move.parameters, loss)
         value = form.sign * per_task_sum([r.double().square() for r in form.roots(gradients)], 0)
         as_transported = (after - before).abs() <= AGREEMENT * before.abs()

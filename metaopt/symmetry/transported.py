@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from metaopt.symmetry.action import ALL_DATA
-from metaopt.symmetry.element import Element, GroupElement
-from metaopt.symmetry.orbit import Orbit, OrbitPoint
+from metaopt.symmetry.element import Element, GroupElement, Way
+from metaopt.symmetry.orbit import Orbit
 from metaopt.symmetry.site import MatrixView, named
 
 JITTER = 1e-14
@@ -364,29 +364,13 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
-def move_along(
-    orbit: Orbit, parameters: Sequence[Tensor], steps: Sequence[Sequence[Element]]
-) -> OrbitPoint:
-    """Move parameters by the elements of several steps, as if one after the other.
-
-    Scales of units commute, so those of all steps are one move.
+def joined(orbit: Orbit, steps: Sequence[Sequence[Element]]) -> Sequence[Sequence[Element]]:
+    """Return several steps along an orbit as one, if all actions are linear; else the steps.
 
     Args:
-        orbit: an orbit of linear actions.
-        parameters: where to start, in order.
+        orbit: the orbit.
         steps: for each step, T of each site.
     """
-    first, *later = [list(elements) for elements in steps]
-    dense = [number for number, element in enumerate(first) if not element.diagonal]
-    for number, element in enumerate(first):
-        if element.diagonal:
-            values = [elements[number].values for elements in steps]
-            first[number] = element.with_values(torch.stack(values).sum(dim=0))
-    point = orbit.move(parameters, first)
-    if not dense:
-        return point
-    rest = Orbit(orbit.names, [orbit.acting[number] for number in dense])
-    for elements in later:
-        moved = rest.move(point.parameters, [elements[number] for number in dense])
-        point = OrbitPoint(moved.parameters, point.rejected | moved.rejected)
-    return point
+    if len(steps) < 2 or not all(action.linear for _, action in orbit.acting):
+        return steps
+    return [[Way.of(site) for site in zip(*steps, strict=True)]]
