@@ -27,7 +27,12 @@ from metaopt.storage import user_path
 
 MOST_THREADS = 1024
 SEE_HELP = ": see --help"
-KINDS = {"'bool'": "true or false", "'int'": "a whole number", "'float'": "a number"}
+KINDS = {
+    "'bool'": "true or false",
+    "'int'": "a whole number",
+    "'float'": "a number",
+    "'str'": "a text",
+}
 """Types as jsonargparse names them, in words."""
 TOO_LARGE = "expected sizes that fit into memory, got larger ones: lower them"
 
@@ -153,7 +158,7 @@ class Parser(ArgumentParser):
         wrong = re.search(r'.*Parser key "([\w-]+)": (.*?)Got value: (.*)', line)
         if wrong:
             name, text, value = wrong.groups()
-            kind = next((words for key, words in KINDS.items() if key in text), "of its type")
+            kind = next((words for key, words in KINDS.items() if key in text), "another value")
             line = f"expected {kind} as {name}, got {cut(value)}"
         raise UserError(cut(line, LONGEST - len(SEE_HELP)) + SEE_HELP) from None
 
