@@ -283,6 +283,26 @@ def test_each_teleport_counts_and_moves_every_free_parameter():
         assert torch.equal(moved[name], old) == (name == "0.bias"), name
 
 
+def test_a_search_that_stays_is_rejected_whatever_the_reason_and_does_not_count():
+    """In one dimension the gradient is normal to the level set: the start is stationary."""
+
+    def loss(values):
+        return 0.5 * values[0].square().sum(dim=-1)
+
+    start = torch.tensor([[3.0], [0.0]], dtype=torch.float64)
+    found = LevelSetTeleport()(None, [start], loss)
+    assert found.stopped.tolist() == [Stopped.STATIONARY] * 2
+    assert found.rejected.tolist() == [True, True]
+    assert torch.equal(found.parameters[0], start)
+    model = nn.Linear(1, 1, bias=False)
+    base = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer = TeleportingOptimizer(
+        base, model, lambda out, y: out.square().mean(), search=LevelSetTeleport()
+    )
+    optimizer.teleport(torch.ones(2, 1), torch.zeros(2))
+    assert optimizer.made == 0
+
+
 def test_a_large_change_of_the_outputs_is_reverted_on_held_out_samples_alone():
     """``max_defect`` is of moves that keep the outputs, unless one asks for it."""
     model, x, y = without_sites()

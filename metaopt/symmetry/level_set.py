@@ -20,8 +20,12 @@ from torch import Tensor
 from metaopt.checks import check_not_negative, check_positive, check_whole
 from metaopt.errors import UserError
 from metaopt.symmetry.element import choose, per_task
-from metaopt.symmetry.functional import check_differentiable_twice
-from metaopt.symmetry.objectives import LossFunction, per_task_sum
+from metaopt.symmetry.objectives import (
+    LossFunction,
+    first_order,
+    per_task_sum,
+    value_and_gradient,
+)
 from metaopt.symmetry.orbit import Orbit
 from metaopt.symmetry.search import SearchResult
 
@@ -43,7 +47,7 @@ class LevelSetResult(SearchResult):
 
     Attributes:
         parameters: the parameters at the end.
-        rejected: ``(*batch,)`` bool, whether a task stayed at its start.
+        rejected: ``(*batch,)`` bool, whether a task stayed at its start; ``stopped`` says why.
         elements: empty, as no group acts.
         gradient_norms: ``(K + 1, *batch)`` float64, the norm ||g|| (not squared) from the start on.
         losses: ``(K + 1, *batch)`` float64, from the start on.
@@ -170,10 +174,9 @@ class LevelSetTeleport:
             best = at.where(at.square > best.square, best)
             norms.append(at.square.sqrt())
             losses.append(at.loss)
-        failed = (stopped == Stopped.NO_STEP) | (stopped == Stopped.NOT_FINITE)
         return LevelSetResult(
             best.parameters,
-            failed & ~(best.square > first_point.square),
+            ~(best.square > first_point.square),
             [],
             torch.stack(norms),
             torch.stack(losses),
@@ -212,29 +215,18 @@ class LevelSetTeleport:
         return tried, rho * _dot(q, q, level.dim()) - v * along
 
 
-def _own(parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [parameter.detach().requires_grad_() for parameter in parameters]
-
-
 def _point(parameters: Sequence[Tensor], loss: LossFunction) -> _Point:
-    own = _own(parameters)
-    with torch.enable_grad():
-        losses = loss(own)
-        gradient = torch.autograd.grad(losses.sum(), own, allow_unused=True, materialize_grads=True)
+    own = [parameter.detach() for parameter in parameters]
+    losses, gradient = first_order(own, loss)
     wide = [g.double() for g in gradient]
-    square = _dot(wide, wide, losses.dim())
-    return _Point([p.detach() for p in own], wide, losses.detach().double(), square)
+    return _Point(own, wide, losses.double(), _dot(wide, wide, losses.dim()))
 
 
 def _log_gradient(at: _Point, loss: LossFunction) -> list[Tensor]:
     """Return q = H g / ||g||^2 in float64: 0 where the loss is linear, not finite where g = 0."""
-    own = _own(at.parameters)
+    own = [parameter.detach().requires_grad_() for parameter in at.parameters]
     with torch.enable_grad():
-        losses = loss(own)
-        check_differentiable_twice(losses, own)
-        gradient = torch.autograd.grad(
-            losses.sum(), own, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        _, gradient = value_and_gradient(own, loss)
         inner = torch.stack([(g * g.detach()).sum() for g in gradient]).sum()
         products: Sequence[Tensor] = [torch.zeros_like(g) for g in gradient]
         if inner.requires_grad:

@@ -239,7 +239,11 @@ def value_and_gradient(
     losses = loss(own)
     if create_graph:
         check_differentiable_twice(losses, own)
-    return losses, torch.autograd.grad(losses.sum(), own, create_graph=create_graph)
+    # A parameter that the loss does not depend on has a gradient of zeros.
+    gradients = torch.autograd.grad(
+        losses.sum(), own, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    return losses, gradients
 
 
 def first_order(
