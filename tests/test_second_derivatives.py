@@ -170,3 +170,29 @@ def test_a_network_with_attention_or_recurrence_teleports(rear):
             torch.testing.assert_close(model(X).detach(), before, rtol=1e-4, atol=1e-5)
     matrix = hessian(model, LOSS, X, Y)
     assert matrix.product(torch.ones(matrix.size)).isfinite().all()
+
+
+class TwoHeads(nn.Module):
+    """A loss may depend on one of them alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (
+            nn.Sequential(nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 3)) for _ in range(2)
+        )
+
+    def forward(self, x):
+        return self.first(x), self.second(x)
+
+
+@pytest.mark.parametrize("search", [QUICK, *SEARCHES.values()], ids=["transport", *SEARCHES])
+def test_a_loss_need_not_depend_on_all_that_moves(search):
+    torch.manual_seed(0)
+    model = TwoHeads()
+    base = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer = TeleportingOptimizer(base, model, lambda o, y: LOSS(o[1], y), search=search)
+    before = [p.clone() for p in model.parameters()]
+    assert not optimizer.teleport(X, Y).stayed
+    same = [torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert all(same[:4])
+    assert not all(same)

@@ -68,8 +68,8 @@ def call_with(
     The other parameters are the module's own. A parameter has its value under all of its names, and
     in all modules that share it. Afterwards the module is as it was, also if the forward pass
     raises an exception: it holds its own parameters, buffers and other attributes. The pass sees
-    copies of the buffers, so it may change them. Only what it changes inside a list, a dictionary
-    or another object of its own stays changed.
+    copies of the buffers, so it may change them. Only what it changes inside of other objects stays
+    changed, such as a list, or a weight that it writes into.
 
     Nothing runs compiled, as a compiled pass cannot be differentiated twice.
 
