@@ -59,7 +59,7 @@ class Teleport:
             norm of each, so that all together can pass it a little; without one rescaling goes to
             10^5 times, from where training does not come back.
         rate: of the paper's unguarded search, in the place of size and growth.
-        steps_per_gradient: of the search.
+        steps_per_gradient: of the search, where it has to evaluate the network at each point.
     """
 
     action: str

@@ -34,7 +34,8 @@ class FixedAscent:
         iterations: steps of ascent.
         rate: of the objective's gradient.
         objective: what is climbed, ||grad L||^2 by default.
-        steps_per_gradient: steps along one gradient of the objective; 1 in the released code.
+        steps_per_gradient: steps along one gradient of the objective, which add up to one move; 1
+            in the released code.
     """
 
     iterations: int = 10
@@ -57,15 +58,14 @@ class FixedAscent:
         elements: list[list[Element]] = []
         moved = None
         with orbit.remembering():
-            for step in range(self.iterations):
-                if step % self.steps_per_gradient == 0:
-                    gradients = slope.directions(slope.at(current))
-                    steps = [gradient.scaled(self.rate) for gradient in gradients]
+            for made in range(0, self.iterations, self.steps_per_gradient):
+                size = self.rate * min(self.steps_per_gradient, self.iterations - made)
+                steps = [gradient.scaled(size) for gradient in slope.directions(slope.at(current))]
                 with torch.no_grad():
                     move = orbit.move(current, steps)
                 current = choose(move.rejected, current, move.parameters)
                 moved = ~move.rejected if moved is None else moved | ~move.rejected
-                zeros = [element.map(torch.zeros_like) for element in steps]
+                zeros = [step.map(torch.zeros_like) for step in steps]
                 elements.append(choose_elements(move.rejected, zeros, steps))
         assert moved is not None
         return SearchResult(current, ~moved, elements)
