@@ -46,7 +46,7 @@ def make_problem() -> Regression:
 def float64_networks(monkeypatch):
     """Networks see float64 (the package gives them float32), so that 1e-10 can be asked for."""
 
-    def of(cls, chain, parameters, gradients, x, second_order=False):
+    def of(cls, chain, parameters, gradients, x, second_order=False, *losses):
         parameters, gradients = ([t.double() for t in g] for g in (parameters, gradients))
         seen = cls(chain, parameters, gradients, x.detach().double())
         return seen if second_order else seen.numbers

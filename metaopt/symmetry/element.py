@@ -193,8 +193,6 @@ def per_task(value: Tensor, like: Tensor) -> Tensor:
 
 def choose(mask: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
     """Return ``new`` for the tasks of the mask, ``(*batch,)``, and ``old`` for the others."""
-    if not mask.dim():  # one task
-        return list(new if mask else old)
     return [torch.where(per_task(mask, a), a, b) for a, b in zip(new, old, strict=True)]
 
 
