@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from dataclasses import dataclass
@@ -151,9 +152,11 @@ def test_functions_that_are_read_twice_are_equal_and_others_are_not():
     assert between(Functional(0.5)) == between(Functional(0.5))
     assert between(Functional(0.5)) != between(Functional(0.7))
     assert between(Functional(approximate="tanh")) != between(Functional(approximate="none"))
-    gelu = nn.GELU()
-    assert between(sequence(gelu)) == between(sequence(gelu))
-    for model in (Functional(0.5), sequence(gelu)):
+    assert between(sequence(nn.ELU(0.5))) == between(sequence(nn.ELU(0.5)))
+    assert between(sequence(nn.ELU(0.5))) != between(sequence(nn.ELU(0.7)))
+    assert between(sequence(nn.ELU(0.5))) != between(Functional(0.5))
+    for model in (Functional(0.5), sequence(nn.GELU())):
+        assert copy.deepcopy(find_sites(model)) == find_sites(model)
         assert not isinstance(as_chain(model), str)
 
 

@@ -140,7 +140,7 @@ def _leaky_relu(call: Call) -> Step | str:
 def _elementwise(call: Call) -> Step | str:
     target, args, kwargs = call.node.target, call.node.args[1:], dict(call.node.kwargs)
     if call.module is not None:
-        activation = Elementwise(repr(call.module), call.module)
+        activation = Elementwise(repr(call.module), _OfModule(call.module))
     else:
         if any(isinstance(value, fx.Node) for value in (*args, *kwargs.values())):
             return f"{call.label} lies between, with options computed in the forward"
@@ -149,6 +149,25 @@ def _elementwise(call: Call) -> Step | str:
         run: Any = getattr(Tensor, target) if isinstance(target, str) else target
         activation = Elementwise(f"{call.label}({options})", _Called(run, args, kwargs))
     return Step(call.label, "activation", activation, homogeneous=False)
+
+
+@dataclass(frozen=True, eq=False)
+class _OfModule:
+    """A module of torch as a function; two are equal if classes and options are."""
+
+    module: nn.Module
+
+    def __call__(self, z: Tensor) -> Tensor:
+        result: Tensor = self.module(z)
+        return result
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _OfModule) or type(self.module) is not type(other.module):
+            return False
+        return repr(self.module) == repr(other.module)
+
+    def __hash__(self) -> int:
+        return hash(repr(self.module))
 
 
 @dataclass(frozen=True)
