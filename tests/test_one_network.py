@@ -17,7 +17,7 @@ from metaopt.symmetry import (
     make_action,
     module_loss,
 )
-from metaopt.symmetry.element import MAX_ELEMENT, choose, exact
+from metaopt.symmetry.element import MAX_ELEMENT, exact
 from metaopt.symmetry.inputs import pseudo_inverse
 
 
@@ -55,12 +55,6 @@ def test_an_element_is_exponentiated_once_unless_a_gradient_is_asked_of_it():
     learned = Element(drawn(3, 3).requires_grad_())
     for _ in range(2):
         learned.exponential().g.sum().backward()
-
-
-def test_a_choice_for_one_task_is_one_or_the_other():
-    new, old = [drawn(2)], [drawn(2, seed=1)]
-    assert choose(torch.tensor(True), new, old)[0] is new[0]
-    assert choose(torch.tensor(False), new, old)[0] is old[0]
 
 
 @pytest.mark.parametrize("action", ["post_activation", "pre_activation"])
