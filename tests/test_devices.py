@@ -42,7 +42,7 @@ def test_no_step_of_a_method_asks_for_a_value(name):
 @pytest.mark.parametrize("name", sorted(SEARCHES))
 def test_a_search_alone_asks_for_values(name):
     tasks = FAMILY.sample([1, 2]).to("meta")
-    with pytest.raises(RuntimeError, match="[Mm]eta tensors"):
+    with pytest.raises(RuntimeError, match=r"[Mm]eta tensors"):
         rollout(tasks, resolve(name).optimizer(tasks), max(TELEPORT_STEPS) + 1)
 
 
