@@ -28,10 +28,12 @@ from metaopt.symmetry.functional import module_loss
 from metaopt.symmetry.inputs import LayerInput
 from metaopt.symmetry.level_set import LevelSetResult, LevelSetTeleport
 from metaopt.symmetry.objectives import (
+    GradientForm,
     LossFunction,
     MetricNorm,
     Negated,
     Objective,
+    OfGradient,
     OfOrbit,
     gradient_norm,
     per_task_sum,
@@ -56,6 +58,7 @@ __all__ = [
     "Elementwise",
     "Findings",
     "GradientAscent",
+    "GradientForm",
     "GroupElement",
     "Identity",
     "Layer",
@@ -72,6 +75,7 @@ __all__ = [
     "Moved",
     "Negated",
     "Objective",
+    "OfGradient",
     "OfOrbit",
     "Orbit",
     "OrbitPoint",

@@ -47,10 +47,10 @@ class Action(ABC):
         uses_inputs: whether :meth:`move` and :meth:`pull_back` need the input of the site's
             incoming layer. Such an action keeps the function on that input alone.
         on_preactivations: whether g acts before the activation, on W_{m-1} h, and not after it.
-        linear: whether :meth:`move` multiplies the rows of incoming matrices and the columns of
-            outgoing ones by matrices that depend on T alone, and does nothing else. Where such an
-            action is exact for all data, a search follows gradients along the orbit by
-            :meth:`transport` and does not evaluate the network at each point.
+        linear: whether :meth:`move` multiplies each incoming matrix, its bias included, by g =
+            exp(T) and each outgoing one by g^-1, and does nothing else. Several such moves are one,
+            and where the action is exact for all data a search does not evaluate the network at
+            each point: the gradients there follow from those at the start.
     """
 
     group: ClassVar[str]
