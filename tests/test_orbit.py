@@ -7,6 +7,7 @@ import torch
 from cases import LEAKY_ACTIONS, LINEAR, PLAIN, TWINS, group_elements, mixed_signs, naive_output
 from torch import nn
 
+from metaopt import UserError
 from metaopt.symmetry import (
     ACTIONS,
     ActingSite,
@@ -259,3 +260,17 @@ def test_a_gradient_in_the_elements_is_taken_at_the_inputs_of_each_site(places):
         h = naive_output(layers[:m], SLOPES[:m], x)
         torch.testing.assert_close(watched.given[0], h, rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(found.values, every[m].values, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("places", [(1, 0), (2, 0), (0, 2, 1)], ids=str)
+def test_sites_out_of_the_order_of_the_data_flow_are_refused(places):
+    parameters, x = drawn_chain()
+    actions = [make_action("post_activation") for _ in places]
+    orbit = part_of_the_chain(places, parameters, x, actions)
+    elements = drawn(orbit, parameters, scale=0.2)
+    for call in (
+        lambda: orbit.move(parameters, elements),
+        lambda: orbit.pull_back(parameters, parameters),
+    ):
+        with pytest.raises(UserError, match="in the order of the data flow, got"):
+            call()

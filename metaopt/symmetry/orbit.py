@@ -9,6 +9,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from metaopt.errors import UserError
 from metaopt.symmetry.action import Action, check_tensors
 from metaopt.symmetry.chain import LayerChain
 from metaopt.symmetry.element import Element
@@ -161,7 +162,12 @@ class _Walk:
         """Return the input of the site's incoming layer at these weights; None if unknown."""
         if self.chain is None or self.layer_input is None:
             return None
-        place = self.places[site.incoming[0].parameter]
+        place = self.places.get(site.incoming[0].parameter, -1)
+        if place < self.place:
+            raise UserError(
+                f"expected sites of the chain in the order of the data flow, got {site.name} after "
+                f"{self.place} layers: sort them"
+            )
         if self.place < place:
             layers = self.chain.layers([weights[name] for name in self.chain.names])
         while self.place < place:
