@@ -299,7 +299,7 @@ def test_sites_of_several_finders_stand_in_the_order_of_the_data_flow(registered
     finders = dict(FINDERS)
     for order in (list(finders), list(finders)[::-1]):
         for name in order:
-            FINDERS.pop(name)
+            monkeypatch.delitem(FINDERS, name)
             monkeypatch.setitem(FINDERS, name, finders[name])
         assert [site.layers for site in find_sites(network()).found] == [PAIR, UNIT]
 
