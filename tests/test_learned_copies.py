@@ -7,6 +7,7 @@ import pytest
 import torch
 from learned_network_cases import (
     batch_for,
+    build,
     conv_net,
     equal,
     halves,
@@ -48,9 +49,12 @@ LOSSES = {
 
 
 @pytest.mark.parametrize(("loss_fn", "given", "before"), LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("hold", [0.03, 0.0])
 @NETWORKS
-def test_the_differentiable_form_walks_the_trajectory_of_the_drop_in(make, loss_fn, given, before):
-    model, optimizer, (x, y) = made(make, loss_fn=given)
+def test_the_differentiable_form_walks_the_trajectory_of_the_drop_in(
+    make, hold, loss_fn, given, before
+):
+    model, optimizer, (x, y) = made(make, meta=build(hold=hold), loss_fn=given)
     train(model, optimizer, [(x, y)] * before, loss_fn)
     with differentiable(model, optimizer) as run:
         for _ in range(6):

@@ -87,7 +87,9 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
         for group, indices in zip(self.param_groups, self._group_to_param_list, strict=True):
             group["params"] = [parameters[index] for index in indices]
         self._update([list(gradients)])
-        stepped: list[Tensor] = self.param_groups[0]["params"]
+        # W of a later layer may be a function of W of an earlier one, moved by a group that acts
+        # through the features. A gradient with respect to both must not go through the other.
+        stepped = [parameter.view_as(parameter) for parameter in self.param_groups[0]["params"]]
         if not self._track_higher_grads:
             stepped = [parameter.detach().requires_grad_() for parameter in stepped]
         self._fmodel.update_params(stepped)
