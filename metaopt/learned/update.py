@@ -38,6 +38,7 @@ class UpdateRule(nn.Module, ABC):
     Attributes:
         sees_layers: whether the rule asks for Gauss-Newton scales or features of layers.
         sees_features: whether the rule cannot do without the features of layers.
+        sees_losses: whether the rule looks at the loss, which is then taken from the forward pass.
     """
 
     sees_layers: ClassVar[bool] = True

@@ -27,7 +27,7 @@ from torch import Tensor
 from metaopt.checks import check_positive
 from metaopt.errors import UserError
 from metaopt.learned.fields import LSTMFields
-from metaopt.learned.lstm import uniform_parameter
+from metaopt.learned.lstm import LSTM, uniform_parameter
 from metaopt.learned.observation import Observation, flatten, unflatten
 from metaopt.learned.state import Columns
 from metaopt.learned.update import UPDATE_RULES, RuleState, UpdateConfig, UpdateRule
@@ -113,6 +113,20 @@ class StepSettings(NamedTuple):
     momentum: Sequence[Tensor | float]
 
 
+class Coefficients(NamedTuple):
+    """What a step is made from, in the eigenbasis; a tensor ``(*batch, out, in)`` for each layer.
+
+    Attributes:
+        decomposed: the curvature.
+        gradients: with their graph.
+        momenta: the last step; 0 for tasks whose loss rose.
+    """
+
+    decomposed: Sequence[Factors]
+    gradients: Sequence[Tensor]
+    momenta: Sequence[Tensor]
+
+
 class WhitenedUpdate(UpdateRule):
     """m1 that steps coefficients in the eigenbasis of the curvature, with two safeguards.
 
@@ -123,31 +137,53 @@ class WhitenedUpdate(UpdateRule):
 
     The state is that of the LSTM, the last step of each parameter, and for each task the number of
     the step, trust and the last loss.
+
+    Args:
+        first_trust: trust before the first step.
+        lstm: that sees the coefficients; None for a rule without.
     """
 
     sees_layers: ClassVar[bool] = True
     sees_features = True
     sees_losses: ClassVar[bool] = True
-    first_trust: float
 
-    def _start(self, parameters: Sequence[Tensor], batch_dims: int) -> RuleState:
-        """The state beside the LSTM's."""
-        tasks, device = parameters[0].shape[:batch_dims].numel(), parameters[0].device
-        last = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=device)
+    def __init__(self, first_trust: float, lstm: LSTM | None = None) -> None:
+        super().__init__()
+        self.first_trust = first_trust
+        self.lstm = lstm
+
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
+        """See :meth:`UpdateRule.init_state`."""
+        tasks, device = parameters[0].shape[: chain.batch_dims].numel(), parameters[0].device
+        count = sum(parameter.numel() for parameter in parameters)
         begun = torch.tensor([0.0, self.first_trust, torch.inf], dtype=torch.float64, device=device)
-        return [last, begun[:, None].repeat(1, tasks)]
-
-    def _columns(self, parameters: Sequence[Tensor], batch_dims: int) -> list[Columns]:
-        tasks = parameters[0].shape[:batch_dims].numel()
-        of_tasks = [tasks] + [0] * (len(parameters) - 1)
         return [
-            Columns("last_step", 0, [p.numel() for p in parameters]),
-            Columns("trust", 1, of_tasks),
+            *([] if self.lstm is None else self.lstm.init_state(count)),
+            torch.zeros(count, dtype=torch.float64, device=device),
+            begun[:, None].repeat(1, tasks),
+        ]
+
+    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
+        """See :meth:`UpdateRule.columns`; coefficients belong to the weight of their layer."""
+        coefficients = [
+            size
+            for layer in chain.layers(parameters)
+            for size in ([layer.augmented().numel()] + ([] if layer.bias is None else [0]))
+        ]
+        tasks = parameters[0].shape[: chain.batch_dims].numel()
+        return [
+            *([] if self.lstm is None else self.lstm.columns(coefficients)),
+            Columns("last_step", 0, [parameter.numel() for parameter in parameters]),
+            Columns("trust", 1, [tasks] + [0] * (len(parameters) - 1)),
         ]
 
     def _settings(
-        self, channels: Sequence[Tensor], lstm_state: RuleState
+        self, shown: Coefficients, losses: Tensor, before: Tensor, count: Tensor, state: RuleState
     ) -> tuple[StepSettings, RuleState]:
+        """How the coefficients are stepped, and the next state of the LSTM.
+
+        Losses, those at the step before, and numbers of steps are ``(tasks,)``.
+        """
         raise NotImplementedError
 
     def propose(self, seen: Observation, state: RuleState) -> tuple[list[Tensor], RuleState]:
@@ -160,7 +196,8 @@ class WhitenedUpdate(UpdateRule):
             f.into(layer.augmented())
             for f, layer in zip(decomposed, seen.double_gradients, strict=True)
         ]
-        moves = seen.chain.layers(unflatten(last, seen.parameters))
+        last_steps = unflatten(last, seen.parameters)
+        moves = seen.chain.layers(last_steps)
         losses = _losses(seen, gradients, decomposed).reshape(-1)
         if seen.losses_before is not None:
             before = seen.losses_before.double().reshape(-1)
@@ -170,25 +207,24 @@ class WhitenedUpdate(UpdateRule):
             torch.where(_spread(rose, batch, f.curvature), 0.0, f.into(move.augmented()))
             for f, move in zip(decomposed, moves, strict=True)
         ]
-        channels = _channels(gradients, momenta, decomposed, losses, before, count, batch)
-        settings, following = self._settings(channels, own)
+        shown = Coefficients(decomposed, gradients, momenta)
+        settings, following = self._settings(shown, losses, before, count, own)
         steps = [
             mu * m - eta * g / (f.curvature + lam * _largest(f.curvature) + TINY)
             for g, m, f, lam, eta, mu in zip(gradients, momenta, decomposed, *settings, strict=True)
         ]
         trust = torch.where(rose, (FELL * trust).clamp(min=LEAST), (BACK * trust).clamp(max=1.0))
         trust = torch.where(before.isinf(), of_tasks[1], trust)
-        factor = trust * _bounded(steps, decomposed, losses, seen.batch_dims)
+        factor = trust * _bounded(steps, decomposed, losses)
         updates = seen.chain.parameters(
             [
                 _split(f.back(step) * _spread(factor, batch, step), layer)
                 for f, step, layer in zip(decomposed, steps, seen.layers, strict=True)
             ]
         )
-        pieces = unflatten(last, seen.parameters)
         updates = [
             torch.where(_spread(reverse, batch, f), -back, f)
-            for f, back in zip(updates, pieces, strict=True)
+            for f, back in zip(updates, last_steps, strict=True)
         ]
         # A step that is taken back leads to where the loss was; what comes next starts there.
         count, known = count + 1, torch.where(reverse, before, losses)
@@ -205,24 +241,15 @@ class KroneckerFactored(WhitenedUpdate):
     """
 
     def __init__(self, config: KroneckerFactoredConfig) -> None:
-        super().__init__()
+        super().__init__(config.first_trust)
         self.config = config
-        self.first_trust = config.first_trust
-
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
-        """See :meth:`UpdateRule.init_state`."""
-        return self._start(parameters, chain.batch_dims)
-
-    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
-        """See :meth:`UpdateRule.columns`."""
-        return self._columns(parameters, chain.batch_dims)
 
     def _settings(
-        self, channels: Sequence[Tensor], lstm_state: RuleState
+        self, shown: Coefficients, losses: Tensor, before: Tensor, count: Tensor, state: RuleState
     ) -> tuple[StepSettings, RuleState]:
-        count, own = len(channels), self.config
+        own, layers = self.config, len(shown.decomposed)
         values = own.kfac_damping, own.kfac_rate, own.kfac_momentum
-        return StepSettings(*([value] * count for value in values)), []
+        return StepSettings(*([value] * layers for value in values)), []
 
 
 @final
@@ -235,34 +262,21 @@ class LearnedWhitening(WhitenedUpdate):
     """
 
     def __init__(self, config: LearnedWhiteningConfig, generator: torch.Generator) -> None:
-        super().__init__()
-        self.first_trust = config.first_trust
         bound = CHANNELS**-0.5
-        self.embedding = uniform_parameter((config.hidden, CHANNELS), bound, generator)
-        self.embedding_bias = uniform_parameter((config.hidden,), bound, generator)
-        self.lstm = config.lstm(config.hidden, 3, generator)
+        embedding = uniform_parameter((config.hidden, CHANNELS), bound, generator)
+        embedding_bias = uniform_parameter((config.hidden,), bound, generator)
+        super().__init__(config.first_trust, config.lstm(config.hidden, 3, generator))
+        self.embedding, self.embedding_bias = embedding, embedding_bias
+        self.lstm: LSTM
         self.lstm.zero_head()
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
-        """See :meth:`UpdateRule.init_state`."""
-        columns = sum(parameter.numel() for parameter in parameters)
-        return [*self.lstm.init_state(columns), *self._start(parameters, chain.batch_dims)]
-
-    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
-        """See :meth:`UpdateRule.columns`; coefficients belong to the weight of their layer."""
-        sizes = [
-            size
-            for layer in chain.layers(parameters)
-            for size in ([layer.augmented().numel()] + ([] if layer.bias is None else [0]))
-        ]
-        return [*self.lstm.columns(sizes), *self._columns(parameters, chain.batch_dims)]
-
     def _settings(
-        self, channels: Sequence[Tensor], lstm_state: RuleState
+        self, shown: Coefficients, losses: Tensor, before: Tensor, count: Tensor, state: RuleState
     ) -> tuple[StepSettings, RuleState]:
+        channels = _channels(shown, losses, before, count)
         x = torch.cat([own.flatten(start_dim=1) for own in channels], dim=1)
-        shown = torch.tanh(torch.addmm(self.embedding_bias.unsqueeze(-1), self.embedding, x))
-        outputs, following = self.lstm(shown, lstm_state)
+        embedded = torch.tanh(torch.addmm(self.embedding_bias.unsqueeze(-1), self.embedding, x))
+        outputs, following = self.lstm(embedded, state)
         a, b, c = (unflatten(row, [own[0] for own in channels]) for row in outputs)
         return StepSettings(
             [DAMPING * (4.0 * torch.tanh(own)).exp() for own in a],
@@ -340,24 +354,18 @@ def _losses(
 
 
 @torch.no_grad()
-def _channels(
-    gradients: Sequence[Tensor],
-    momenta: Sequence[Tensor],
-    decomposed: Sequence[Factors],
-    losses: Tensor,
-    before: Tensor,
-    count: Tensor,
-    batch: torch.Size,
-) -> list[Tensor]:
+def _channels(of: Coefficients, losses: Tensor, before: Tensor, count: Tensor) -> list[Tensor]:
     """What the LSTM sees of the coefficients of each layer, ``(channels, *batch, out, in)``."""
     change = torch.where(before.isinf(), 0.0, 0.5 * (losses / before).log()).clamp(-2.5, 2.5)
     age = (1 + count).log() / 3 - 0.5
-    depth = float(len(decomposed)) / 4 - 0.5
+    layers = len(of.decomposed)
+    batch = of.gradients[0].shape[:-2]
+    depth = float(layers) / 4 - 0.5
     shown = []
-    for place, (g, m, f) in enumerate(zip(gradients, momenta, decomposed, strict=True)):
+    for place, (f, g, m) in enumerate(zip(*of, strict=True)):
         k, most = f.curvature, _largest(f.curvature)
         explained = g.square() / ((k + 1e-6 * most) * _spread(losses, batch, k) + TINY)
-        where = float(place) / max(1, len(decomposed) - 1) - 0.5
+        where = float(place) / max(1, layers - 1) - 0.5
         shown.append(
             torch.stack(
                 (
@@ -377,9 +385,7 @@ def _channels(
 
 
 @torch.no_grad()
-def _bounded(
-    steps: Sequence[Tensor], decomposed: Sequence[Factors], losses: Tensor, batch_dims: int
-) -> Tensor:
+def _bounded(steps: Sequence[Tensor], decomposed: Sequence[Factors], losses: Tensor) -> Tensor:
     """What keeps the quadratic term of the model at a quarter of the loss, ``(tasks,)``."""
     terms = [
         (f.curvature * step.square()).sum(dim=(-2, -1))
