@@ -18,7 +18,7 @@ from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.forward_record import ForwardRecord, ForwardRecorder
 from metaopt.learned.meta_optimizer import MetaOptimizer, State, StepInput
 from metaopt.learned.module_stepper import NONE, OF_THE_LOSS, RESCALING, ModuleStepper
-from metaopt.learned.state import PerParameter
+from metaopt.learned.state import KeptState, PerParameter
 from metaopt.learned.stepper import GradientStepper, Stepper, TaskStepper, as_real
 from metaopt.symmetry import Teleportation
 from metaopt.symmetry.auto import AUTO
@@ -120,6 +120,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         own = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(own_parameters, DEFAULTS | own)
         self._per_parameter = PerParameter(self.state)
+        self._places: dict[int, tuple[list[tuple[int, torch.Size]], KeptState]] = {}
         if not any(p.requires_grad for group in self.param_groups for p in group["params"]):
             raise UserError("expected parameters that require a gradient, got none: unfreeze some")
         self._follow(self.param_groups[0]["params"][0].device)
@@ -154,10 +155,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """How many steps were not taken, because a weight would not be finite."""
         return sum(int(group.get("skipped", 0)) for group in self.param_groups)
 
+    def _kept(self, index: int, parameters: Sequence[nn.Parameter]) -> KeptState:
+        """Where the state of a stepper is kept, made anew where it steps other parameters."""
+        these = [(id(parameter), parameter.shape) for parameter in parameters]
+        known = self._places.get(index)
+        if known is None or known[0] != these:
+            known = self._places[index] = these, self.steppers[index].kept(self.meta, parameters)
+        return known[1]
+
     def _state_of(self, index: int, parameters: Sequence[nn.Parameter]) -> State:
         stepper = self.steppers[index]
         start = partial(stepper.init_state, self.meta, parameters)
-        kept = self._per_parameter.read(stepper.kept(self.meta, parameters), start)
+        kept = self._per_parameter.read(self._kept(index, parameters), start)
         passing = self._passing[index]
         if passing is None:
             passing = {part: tensors for part, tensors in start().items() if part not in kept}
@@ -165,7 +174,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return passing | kept
 
     def _keep(self, index: int, parameters: Sequence[nn.Parameter], state: State) -> None:
-        kept = self.steppers[index].kept(self.meta, parameters)
+        kept = self._kept(index, parameters)
         self._per_parameter.write(kept, state)
         self._passing[index] = {part: state[part] for part in state.keys() - kept.keys()}
 
@@ -445,6 +454,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for name, value in DEFAULTS.items():
                 group.setdefault(name, value)
         self._per_parameter = PerParameter(self.state)
+        self._places = {}
         if "_passing" not in state:  # a state was loaded
             self._passing = [None for _ in self.steppers]
         self.recorder = ForwardRecorder(self.model)
