@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from metaopt.replicas import ALONE, Replicas, replicas_now
+from metaopt.symmetry.nested import tensors_in
 from metaopt.wrappers import is_compiled, layers_of_wrapping
 
 
@@ -40,7 +42,7 @@ class ForwardRecord(NamedTuple):
     @property
     def x(self) -> Tensor | None:
         """The first tensor among the arguments, which is taken to be the batch, or None."""
-        return next(tensors_in((self.arguments, self.keywords)), None)
+        return next(iter(tensors_in((self.arguments, self.keywords))), None)
 
     def autocast(self) -> torch.autocast:
         """Return a context in which autocast is as it was in this pass."""
@@ -83,6 +85,15 @@ class ForwardRecorder:
         last, passes = self.last, self.passes
         self.last, self.passes = None, 0
         return None if last is None else last._replace(alone=passes == 1)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Forget, at the end of a ``with`` block, the passes that were made inside it."""
+        kept = self.last, self.passes
+        try:
+            yield
+        finally:
+            self.last, self.passes = kept
 
 
 class _Hook:
@@ -149,19 +160,6 @@ def compiled_before(model: nn.Module) -> bool:
         return False  # nothing was compiled; to look through all objects takes 0.1 s
     held = gc.get_referrers(model)
     return any(isinstance(by, dict) and by.get("_orig_mod") is model for by in held)
-
-
-def tensors_in(value: object) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists and dictionaries, in their order.
-
-    Args:
-        value: what a model takes or gives; anything else than these is passed over.
-    """
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors_in(part)
 
 
 def _detached(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import wraps
 from importlib import import_module
@@ -509,15 +509,11 @@ class TeleportingOptimizer(torch.optim.Optimizer):
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Hide passes through the model from learned optimizers, which record them."""
-        recorders = [
-            own.recorder for own in with_inner(self.base) if isinstance(own, LearnedOptimizer)
-        ]
-        kept = [(recorder, recorder.last, recorder.passes) for recorder in recorders]
-        try:
+        with ExitStack() as stack:
+            for own in with_inner(self.base):
+                if isinstance(own, LearnedOptimizer):
+                    stack.enter_context(own.recorder.paused())
             yield
-        finally:
-            for recorder, last, passes in kept:
-                recorder.last, recorder.passes = last, passes
 
     def _everything(self) -> list[nn.Parameter]:
         """All parameters of the base and of the model."""
