@@ -137,11 +137,12 @@ def test_validation_has_the_families_that_the_table_says():
     pairs = MinibatchTraining().validation(9)
     assert pairs == [(family, 9) for family in MINIBATCH_VALIDATION.values()]
     assert {family.kind for family, _ in pairs} == CHOICES["kind"]
-    assert [tasks.smoothing for tasks in TASK_DISTRIBUTIONS.values()] == [0.0, 0.1]
+    smoothing = {name: tasks.smoothing for name, tasks in TASK_DISTRIBUTIONS.items()}
+    assert smoothing == {"regression": 0.0, "minibatches": 0.1, "networks": 0.0}
 
 
 def test_unknown_problems_are_refused():
-    with pytest.raises(UserError, match="problems of regression, minibatches, got 'nonsense'"):
+    with pytest.raises(UserError, match="problems of regression, minibatches, networks, got 'nonsense'"):
         TrainingSpec(problems="nonsense")
 
 

@@ -7,7 +7,7 @@ import tarfile
 import zlib
 from pathlib import Path
 
-from metaopt.errors import UserError
+from metaopt.errors import LONGEST, UserError, cut
 from metaopt.extras import extra
 from metaopt.tasks.data.table import Description, Download
 
@@ -49,8 +49,9 @@ def fetch(download: Download, description: Description, folder: Path) -> None:
             progressbar=sys.stderr.isatty(),
         )
     except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = cut(" ".join(str(error).split()), 250)
         raise UserError(
-            f"expected to download {download.url} into {str(folder)!r}, got "
-            f"{type(error).__name__} ({reason}): try again, or put the file there by hand"
+            f"expected to download {download.url} into {cut(str(folder), 150)!r}, got "
+            f"{type(error).__name__} ({reason}): try again, or put the file there by hand",
+            longest=2 * LONGEST,
         ) from None
