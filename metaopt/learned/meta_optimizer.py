@@ -16,6 +16,7 @@ from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.observation import TINY, Observation
 from metaopt.learned.spec import MetaOptimizerSpec as MetaOptimizerSpec
 from metaopt.learned.state import State as State
+from metaopt.output_loss import SQUARE, OutputLoss
 from metaopt.symmetry import Element, LayerChain, LayerInput, Site, Teleportation, chain_orbit
 from metaopt.symmetry.teleportation import ChainOutputs
 
@@ -38,6 +39,7 @@ class StepInput(NamedTuple):
         losses: the loss of each task, and at the step before, as
             :meth:`~metaopt.learned.observation.Observation.of` has them.
         losses_before: see ``losses``.
+        output_loss: see ``losses``.
     """
 
     parameters: Sequence[Tensor]
@@ -51,6 +53,26 @@ class StepInput(NamedTuple):
     trust: float = 1.0
     losses: Tensor | None = None
     losses_before: Tensor | None = None
+    output_loss: OutputLoss = SQUARE
+
+    def observed(self, chain: LayerChain, x: Tensor) -> Observation:
+        """Return what m1 and m2 see of a chain of layers.
+
+        Args:
+            chain: the layers.
+            x: the chain's input, ``(*batch, d_0, samples)``.
+        """
+        return Observation.of(
+            chain,
+            self.parameters,
+            self.gradients,
+            x,
+            self.second_order,
+            self.losses,
+            self.losses_before,
+            self.output_loss,
+            self.rate * self.trust,
+        )
 
     def updated(self, update: Sequence[Tensor], batch_dims: int = 0) -> list[Tensor]:
         """Return w + rate trust (f - weight_decay ||f|| w / ||w||) in the dtype of w.
@@ -164,9 +186,7 @@ class MetaOptimizer(nn.Module):
             state: the state before the step; it is not changed.
         """
         x = layer_input.original
-        seen = Observation.of(
-            chain, now.parameters, now.gradients, x, now.second_order, now.losses, now.losses_before
-        )
+        seen = now.observed(chain, x)
         update, following = self.update.propose(seen, state["update"])
         updated = now.updated(update, chain.batch_dims)
         if self.element is None:

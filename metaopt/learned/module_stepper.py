@@ -15,7 +15,6 @@ from metaopt.errors import UserError
 from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.loss_curvature import UNKNOWN, known_curvature, measured_curvature
 from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, StepInput
-from metaopt.learned.observation import Observation
 from metaopt.learned.state import Columns, Kept, KeptState, State, kept_of
 from metaopt.learned.stepper import (
     Stepper,
@@ -29,6 +28,14 @@ from metaopt.learned.stepper import (
 )
 from metaopt.learned.trust import trusted, untried
 from metaopt.learned.units import Units, inner_inputs
+from metaopt.output_loss import (
+    SIGMOID,
+    SOFTMAX,
+    SQUARE,
+    OutputLoss,
+    Recognised,
+    recognise,
+)
 from metaopt.replicas import ALONE, Replicas
 from metaopt.symmetry import LayerInput, RescalingAction, Teleportation
 from metaopt.symmetry.auto import AUTO, Returns, choose_actions, fingerprint
@@ -171,15 +178,13 @@ class ModuleStepper(Stepper):
         x = None if seen is None else seen.x
         if x is not None and self.chain != NO_CHAIN:
             x = replicas.rows(x)
-        before = state["energy"][0]
-        state, same = self._met(seen, x, state)
+        before = state
+        state, same, loss = self._met(seen, x, state, meta.update.sees_losses)
         unit = float(state["curvature"][0]) or UNKNOWN
         gradients = [gradient / unit for gradient in now.gradients]
         now = now._replace(gradients=gradients, trust=float(state["trust"][0][0]))
-        if meta.update.sees_losses and seen is not None and seen.output_gradient is not None:
-            now = now._replace(losses=state["energy"][0] / unit**2, trust=1.0)
-            if same:
-                now = now._replace(losses_before=before / unit**2)
+        if meta.update.sees_losses:
+            now = _with_losses(now, before, state, same, loss)
         layer_input = None if x is None else self._layer_input(x, same)
         action = self._choose(layer_input, x is not None, same)
         if layer_input is not None and action == self.meta_action and "element" in state:
@@ -189,15 +194,7 @@ class ModuleStepper(Stepper):
         if "largest" in state:
             observed, following["largest"] = loosely(now.parameters, gradients, state["largest"])
         elif layer_input is not None:
-            observed = Observation.of(
-                self.chain,
-                now.parameters,
-                gradients,
-                layer_input.original,
-                now.second_order,
-                now.losses,
-                now.losses_before,
-            )
+            observed = now.observed(self.chain, layer_input.original)
         elif now.rate == 0:  # as tools step once to see what state there is
             return Advanced([p.clone() for p in now.parameters], following, None)
         else:  # a chain whose input nobody saw
@@ -218,14 +215,14 @@ class ModuleStepper(Stepper):
         return Advanced(point.parameters, following, move)
 
     def _met(
-        self, seen: ForwardRecord | None, x: Tensor | None, state: State
-    ) -> tuple[State, bool]:
-        """The state with what this pass says of the loss, and whether its batch came before.
+        self, seen: ForwardRecord | None, x: Tensor | None, state: State, recognises: bool
+    ) -> tuple[State, bool, OutputLoss]:
+        """The state with what this pass says of the loss, whether its batch came before, the loss.
 
         Under DDP it is what the passes of all processes say, and the same in each.
         """
         if seen is None or x is None:
-            return state | {"batch": [NO_BATCH], "last": []}, False
+            return state | {"batch": [NO_BATCH], "last": []}, False, SQUARE
         replicas = seen.replicas
         mark = fingerprint(x)
         if replicas and self.chain == NO_CHAIN:
@@ -242,7 +239,7 @@ class ModuleStepper(Stepper):
             curvature = replicas.largest(torch.tensor(own, dtype=torch.float64))
         following: State = {"batch": [mark], "curvature": [curvature], "last": []}
         if not has_output or not differentiated:
-            return state | following, same
+            return state | following, same, SQUARE
         assert output is not None
         assert gradient is not None
         if self.known is None:
@@ -254,7 +251,12 @@ class ModuleStepper(Stepper):
         square = (gradient.double() / replicas.size).square().sum()
         following["energy"] = [0.5 * replicas.sum(square).cpu()]
         following["trust"] = [trusted(state["trust"][0], gradient, same, replicas)]
-        return state | following, same
+        found = _recognised_by_all(output, gradient, replicas) if recognises else None
+        if found is None:
+            return state | following, same, SQUARE
+        following["curvature"] = [torch.tensor(found.unit, dtype=torch.float64)]
+        following["energy"] = [torch.tensor(found.value * found.unit**2, dtype=torch.float64)]
+        return state | following, same, found.loss
 
     def _layer_input(self, x: Tensor, same: bool) -> LayerInput | None:
         """The batch as the chain's input; the same object again for a batch that stays."""
@@ -329,6 +331,38 @@ def check_real(parameters: Sequence[Tensor], names: Sequence[str]) -> None:
                 f"expected real parameters for an optimizer that looks at layers, got {name} of "
                 f"{parameter.dtype}: use lstm_layerwise"
             )
+
+
+def _with_losses(
+    now: StepInput, before: State, state: State, same: bool, loss: OutputLoss
+) -> StepInput:
+    """The step's input with the loss, where it is of the same data as before, or the first.
+
+    It is 1/2 ||dL/dF||^2 in units of the curvature, which is the squared error, unless another loss
+    was recognised. Without a unit it is not known.
+    """
+    unit, first = float(state["curvature"][0]), not before["batch"][0].numel()
+    if not unit or not (same or first) or not state["batch"][0].numel():
+        return now
+    last = before["energy"][0] / unit**2
+    if not same or not before["curvature"][0]:
+        last = torch.full_like(last, torch.inf)
+    losses = state["energy"][0] / unit**2
+    return now._replace(losses=losses, losses_before=last, output_loss=loss, trust=1.0)
+
+
+def _recognised_by_all(output: Tensor, gradient: Tensor, replicas: Replicas) -> Recognised | None:
+    """The loss that all processes recognise with one unit, with the sum of its values."""
+    own = recognise(output, gradient)
+    if not replicas:
+        return own
+    kind = [SQUARE, SOFTMAX, SIGMOID].index(SQUARE if own is None else own.loss)
+    unit, value = (0.0, 0.0) if own is None else (own.unit, own.value)
+    told = torch.stack(replicas.gather(torch.tensor([float(kind), unit, value]).double()))
+    kinds, units, values = told.unbind(dim=1)
+    if own is None or not (kinds == kind).all() or units.max() > (1 + 1e-3) * units.min():
+        return None
+    return Recognised(own.loss, float(units.mean()) / replicas.size, float(values.sum()))
 
 
 def _all(replicas: Replicas, flags: Sequence[bool]) -> list[bool]:

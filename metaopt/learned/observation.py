@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from metaopt.output_loss import SQUARE, OutputLoss
 from metaopt.symmetry.chain import NO_CHAIN, Layer, LayerChain
 
 TINY = 1e-30  # keeps a division by a vanished scale finite in float32
@@ -34,8 +35,12 @@ class Observation:
         as_given: the parameters and x in the dtype that they came in.
         given_scales: the Gauss-Newton scale of each parameter, ``(*batch,)``, where no chain says
             it.
-        losses: the loss of each task, ``(*batch,)``, if it is known.
-        losses_before: the loss at the step before, if somebody else than the rule remembers it.
+        losses: the loss of each task, ``(*batch,)``, if it is known and of the same data as at the
+            step before, or if there was none before.
+        losses_before: the loss at the step before, if somebody else than the rule remembers it; inf
+            where nobody does.
+        output_loss: what the losses are as a function of the output.
+        rate: the factor that f is going to be multiplied by.
         given_gradients: the gradients in the dtype that they came in.
     """
 
@@ -48,6 +53,8 @@ class Observation:
     losses: Tensor | None = None
     losses_before: Tensor | None = None
     given_gradients: Sequence[Tensor] | None = None
+    output_loss: OutputLoss = SQUARE
+    rate: float = 1.0
 
     @classmethod
     def of(
@@ -59,6 +66,8 @@ class Observation:
         second_order: bool = False,
         losses: Tensor | None = None,
         losses_before: Tensor | None = None,
+        output_loss: OutputLoss = SQUARE,
+        rate: float = 1.0,
     ) -> Observation:
         """Return what is seen of a chain of layers.
 
@@ -74,6 +83,8 @@ class Observation:
                 in the output; None if it is not known.
             losses_before: the loss at the step before on the same data, in the same unit; None if
                 the rule is to remember it.
+            output_loss: what the losses are as a function of the output.
+            rate: the factor that f is going to be multiplied by.
         """
         if not second_order:
             parameters, gradients = (
@@ -88,6 +99,8 @@ class Observation:
             losses=None if losses is None else losses.detach(),
             losses_before=None if losses_before is None else losses_before.detach(),
             given_gradients=gradients,
+            output_loss=output_loss,
+            rate=rate,
         )
 
     @classmethod

@@ -14,6 +14,7 @@ from metaopt.checks import check_not_negative
 from metaopt.errors import UserError, shown
 from metaopt.learned import (  # noqa: F401  these register rules
     baselines,
+    kfac,
     layerwise,
     spectral,
     whitening,

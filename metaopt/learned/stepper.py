@@ -16,6 +16,7 @@ from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, StepInput
 from metaopt.learned.observation import Observation
 from metaopt.learned.state import Kept, KeptState, State, kept_of
+from metaopt.output_loss import NORM, SQUARE, OutputLoss
 from metaopt.symmetry.chain import NO_CHAIN, LayerChain
 from metaopt.target import TaskTarget
 
@@ -106,6 +107,7 @@ class TaskStepper(Stepper):
     def __init__(self, target: TaskTarget) -> None:
         self.target = target
         self.parameters = target.parameters(target.names)
+        self.output_loss: OutputLoss = getattr(target.model, "output_loss", SQUARE)
 
     def init_state(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> State:
         """See :meth:`Stepper.init_state`."""
@@ -121,6 +123,8 @@ class TaskStepper(Stepper):
 
     def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
         """See :meth:`Stepper.advance`."""
+        if meta.update.sees_losses:
+            now = _squared(now._replace(output_loss=self.output_loss))
         return meta.advance(self.target.chain, self.target.layer_input, now, state)
 
     def losses(self, seen: ForwardRecord | None) -> Tensor | None:
@@ -196,6 +200,14 @@ class GradientStepper(Stepper):
             loose = Observation.loose(now.parameters, now.gradients, [])
         update, following["update"] = meta.update.propose(loose, state["update"])
         return Advanced(now.updated(update), following, None)
+
+
+def _squared(now: StepInput) -> StepInput:
+    """The input of a step on 1/2 L^2, where L is the norm of a residual and is known."""
+    if now.output_loss is not NORM or now.losses is None:
+        return now
+    gradients = [now.losses.reshape(-1, *[1] * (g.dim() - 1)) * g for g in now.gradients]
+    return now._replace(losses=0.5 * now.losses.square(), gradients=gradients, output_loss=SQUARE)
 
 
 def check_loose(meta: MetaOptimizer) -> None:

@@ -1,170 +1,128 @@
-"""m1 (the update network) in the eigenbasis of the curvature: learned K-FAC.
+"""Learned whitening: m1 (the update network) in the eigenbasis of the curvature of each layer.
 
-For a layer with augmented weight [W b], let C be the sum of a a^T over samples, where a is the
-layer's input with a 1 for the bias, and S the mean Gauss-Newton matrix of the loss in the layer's
-output. In the bases of their eigenvectors, S = U diag(s) U^T and C = V diag(c) V^T, the curvature
-of the coefficient (i, j) of U^T [W b] V is about k_ij = s_i c_j (Martens and Grosse, 2015). The
-step of a coefficient is
+In the eigenbasis of K-FAC (:mod:`metaopt.learned.kronecker`) the gradient of a layer has
+coefficients g and curvatures k. An LSTM that all coefficients share says three dampings lambda_h of
+each, and so three directions -g / (k + lambda_h max k) of each layer. With the last steps of the
+layer they span a small subspace, of five directions a layer. In it the Gauss-Newton model of the
+loss is exact: J d is computed for each direction d by a forward pass of tangents, and the step is
+the minimum of
 
-    mu m - eta g / (k + lambda max k),
+    <g, d> + 1/2 d^T J^T H J d + nu/2 sum_l k_l ||d_l||^2
 
-with g the coefficient of the gradient and m that of the last step. One LSTM that all coefficients
-of all layers share says lambda, eta and mu.
+over the subspace, with H the Hessian of the loss in the output and k_l the mean curvature of layer
+l. Martens and Grosse (2015, sections 6.4 and 7) choose the length of one direction and the momentum
+in this way; Levenberg (1944) and Marquardt (1963) solve for all weights at once.
 
-S is the identity at the outputs, for 1/2 ||Y - F||^2, and below them S_l is
-(W_{l+1}^T S_{l+1} W_{l+1}) * E[sigma' sigma'^T], entry by entry.
+nu and the largest length of a step follow the ratio of what a step has changed to what the model
+promised (Conn, Gould and Toint, 2000, chapter 6). A step that raised the loss is taken back, and
+another one is made from where it began, with the gradient that is remembered of there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from metaopt.checks import check_positive
-from metaopt.errors import UserError
 from metaopt.learned.fields import LSTMFields
+from metaopt.learned.kronecker import TINY, Curvature, Factors, curvature, split, spread, tangents
 from metaopt.learned.lstm import LSTM, uniform_parameter
 from metaopt.learned.observation import Observation, flatten, unflatten
 from metaopt.learned.state import Columns
-from metaopt.learned.update import UPDATE_RULES, RuleState, UpdateConfig, UpdateRule
-from metaopt.symmetry.activations import derivative
+from metaopt.learned.update import (
+    UPDATE_RULES,
+    CoordinatewiseUpdate,
+    CoordinatewiseUpdateConfig,
+    RuleState,
+    UpdateConfig,
+    UpdateRule,
+)
 from metaopt.symmetry.chain import Layer, LayerChain
 
-CHANNELS = 7
-DAMPING, RATE = 0.03, 0.3  # what the LSTM's outputs of 0 stand for
-TINY = 1e-300  # of a product of curvatures in float64
+CHANNELS = 9
+DAMPINGS = (1e-1, 1e-3, 1e-5)  # what the LSTM's outputs of 0 stand for
+PAST = 2  # last steps that are directions too
+RIDGE = 1e-9  # of the diagonal of the small problem
 
-ROSE, FELL, BACK = 1.1, 0.5, 1.2  # of trust: it falls where the loss rose by more, and comes back
-REVERSED = 4.0  # a step that raised the loss by this factor is taken back
-LEAST = 1e-4
+GOOD, POOR = 0.5, 0.25  # of the ratio of the change of the loss to what the model promised
+EASED, TIGHTENED = 3.0, 4.0  # factors of nu
+NU = (1e-9, 1e6)  # its range
+FARTHEST = 10.0  # the largest length of a step over that of the weights of its layer
+
+WIDEST = 1024  # units of a layer; above, the decompositions take too long
+MOST_ENTRIES = 2**27  # of the tangents of all directions, in float64 1 GiB
 
 
-class Factors(NamedTuple):
-    """The curvature of a layer, decomposed; tensors are float64 and without a graph.
+class Point(NamedTuple):
+    """The place where a step begins, which may be where the last one began; all in float64.
 
     Attributes:
-        left: U, ``(*batch, out, out)``.
-        right: V, ``(*batch, in + 1, in + 1)``, or ``in`` without a bias.
-        curvature: k, ``(*batch, out, in + 1)``.
+        layers: the weights.
+        gradients: of the layers, in units of the loss.
+        losses: ``(tasks,)``.
     """
 
-    left: Tensor
-    right: Tensor
-    curvature: Tensor
-
-    def into(self, matrix: Tensor) -> Tensor:
-        """Return the coefficients U^T M V of a matrix."""
-        return self.left.mT @ matrix @ self.right
-
-    def back(self, coefficients: Tensor) -> Tensor:
-        """Return the matrix of coefficients."""
-        return self.left @ coefficients @ self.right.mT
+    layers: Sequence[Layer]
+    gradients: Sequence[Layer]
+    losses: Tensor
 
 
-@torch.no_grad()
-def factors(seen: Observation) -> list[Factors]:
-    """Return the decomposed curvature of each layer of a chain, in order.
+@final
+class LearnedWhitening(UpdateRule):
+    """m1 that steps in the eigenbasis of the curvature, along directions that an LSTM proposes.
+
+    It sees full batches of chains of Linear layers. What it cannot see so is stepped by another m1,
+    over single coordinates: networks that are no chain, batches that change from step to step, and
+    layers of more than 1,024 units.
+
+    The state is that of the LSTM; the last steps, and the weights and the gradient where the last
+    one began, in float64; for each task the number of the step, nu, the largest length of a step,
+    the length of the last, the change that was promised, and the loss where it began; and the state
+    of the other m1.
 
     Args:
-        seen: what is seen of the chain.
-    """
-    layers = [layer.map(torch.Tensor.detach) for layer in seen.double_layers]
-    inputs = [h.detach() for h in seen.double_inputs]
-    found: list[Factors] = []
-    s: Tensor | None = None
-    for m in range(len(layers) - 1, -1, -1):
-        layer, h = layers[m], inputs[m]
-        z = layer(h)
-        slope = derivative(seen.chain.activations[m], z)
-        between = slope @ slope.mT / z.shape[-1]
-        s = torch.eye(z.shape[-2], dtype=z.dtype, device=z.device) if s is None else s
-        s = s * between
-        a = h if layer.bias is None else torch.cat((h, torch.ones_like(h[..., :1, :])), dim=-2)
-        left, right = _decomposed(s), _decomposed(a @ a.mT)
-        curvature = left[0].unsqueeze(-1) * right[0].unsqueeze(-2)
-        found.append(Factors(left[1], right[1], curvature))
-        s = layer.weight.mT @ s @ layer.weight
-    return found[::-1]
-
-
-def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, none below 0, and eigenvectors; of I where the matrix is not finite."""
-    sound = matrix.isfinite().all(dim=-1).all(dim=-1)[..., None, None]
-    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    values, vectors = torch.linalg.eigh(torch.where(sound, matrix, identity))
-    return values.clamp(min=0.0), vectors
-
-
-class StepSettings(NamedTuple):
-    """How coefficients are stepped: numbers, or one tensor ``(tasks, out, in)`` for each layer.
-
-    Attributes:
-        damping: lambda, as a fraction of the largest curvature of the layer.
-        rate: eta.
-        momentum: mu.
-    """
-
-    damping: Sequence[Tensor | float]
-    rate: Sequence[Tensor | float]
-    momentum: Sequence[Tensor | float]
-
-
-class Coefficients(NamedTuple):
-    """What a step is made from, in the eigenbasis; a tensor ``(*batch, out, in)`` for each layer.
-
-    Attributes:
-        decomposed: the curvature.
-        gradients: with their graph.
-        momenta: the last step; 0 for tasks whose loss rose.
-    """
-
-    decomposed: Sequence[Factors]
-    gradients: Sequence[Tensor]
-    momenta: Sequence[Tensor]
-
-
-class WhitenedUpdate(UpdateRule):
-    """m1 that steps coefficients in the eigenbasis of the curvature, with two safeguards.
-
-    A step is scaled down where the quadratic model says that it would change the loss by more than
-    a quarter. Trust is a factor of the steps of a task. Where the loss rose by a tenth since the
-    last step, trust is halved and the momentum dropped; elsewhere it comes back. A step after which
-    the loss is over four times as large is taken back.
-
-    The state is that of the LSTM, the last step of each parameter, and for each task the number of
-    the step, trust and the last loss.
-
-    Args:
-        first_trust: trust before the first step.
-        lstm: that sees the coefficients; None for a rule without.
+        config: its fields.
+        generator: of the initial weights.
     """
 
     sees_layers: ClassVar[bool] = True
-    sees_features = True
     sees_losses: ClassVar[bool] = True
 
-    def __init__(self, first_trust: float, lstm: LSTM | None = None) -> None:
+    def __init__(self, config: LearnedWhiteningConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.first_trust = first_trust
-        self.lstm = lstm
+        self.config = config
+        bound = CHANNELS**-0.5
+        self.embedding = uniform_parameter((config.hidden, CHANNELS), bound, generator)
+        self.embedding_bias = uniform_parameter((config.hidden,), bound, generator)
+        self.lstm: LSTM = config.lstm(config.hidden, len(DAMPINGS) + 1, generator)
+        self.lstm.zero_head()
+        own = {name.name: getattr(config, name.name) for name in fields(LSTMFields)}
+        self.other = CoordinatewiseUpdate(CoordinatewiseUpdateConfig(**own), generator)
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`UpdateRule.init_state`."""
+        other = self.other.init_state(chain, parameters)
+        if not chain.names:
+            return other
         tasks, device = parameters[0].shape[: chain.batch_dims].numel(), parameters[0].device
         count = sum(parameter.numel() for parameter in parameters)
-        begun = torch.tensor([0.0, self.first_trust, torch.inf], dtype=torch.float64, device=device)
-        return [
-            *([] if self.lstm is None else self.lstm.init_state(count)),
-            torch.zeros(count, dtype=torch.float64, device=device),
-            begun[:, None].repeat(1, tasks),
-        ]
+        begun = torch.tensor(
+            [0.0, self.config.first_damping, self.config.first_length, 0.0, 0.0, torch.inf],
+            dtype=torch.float64,
+            device=device,
+        )
+        past = torch.zeros(PAST + 2, count, dtype=torch.float64, device=device)
+        return [*self.lstm.init_state(count), past, begun[:, None].repeat(1, tasks), *other]
 
     def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
         """See :meth:`UpdateRule.columns`; coefficients belong to the weight of their layer."""
+        other = self.other.columns(chain, parameters)
+        if not chain.names:
+            return other
         coefficients = [
             size
             for layer in chain.layers(parameters)
@@ -172,240 +130,277 @@ class WhitenedUpdate(UpdateRule):
         ]
         tasks = parameters[0].shape[: chain.batch_dims].numel()
         return [
-            *([] if self.lstm is None else self.lstm.columns(coefficients)),
-            Columns("last_step", 0, [parameter.numel() for parameter in parameters]),
-            Columns("trust", 1, [tasks] + [0] * (len(parameters) - 1)),
+            *self.lstm.columns(coefficients),
+            Columns("last_steps", 1, [parameter.numel() for parameter in parameters]),
+            Columns("trust_region", 1, [tasks] + [0] * (len(parameters) - 1)),
+            *(own._replace(name=f"other_{own.name}") for own in other),
         ]
-
-    def _settings(
-        self, shown: Coefficients, losses: Tensor, before: Tensor, count: Tensor, state: RuleState
-    ) -> tuple[StepSettings, RuleState]:
-        """How the coefficients are stepped, and the next state of the LSTM.
-
-        Losses, those at the step before, and numbers of steps are ``(tasks,)``.
-        """
-        raise NotImplementedError
 
     def propose(self, seen: Observation, state: RuleState) -> tuple[list[Tensor], RuleState]:
         """See :meth:`UpdateRule.propose`."""
-        own, (last, of_tasks) = state[:-2], state[-2:]
-        batch = seen.gradients[0].shape[: seen.batch_dims]
-        count, trust, before = of_tasks
-        decomposed = factors(seen)
-        gradients = [
-            f.into(layer.augmented())
-            for f, layer in zip(decomposed, seen.double_gradients, strict=True)
+        if not seen.chain.names:
+            return self.other.propose(seen, state)
+        width = 2 * len(self.lstm.layers)
+        (past, region), other = state[width : width + 2], state[width + 2 :]
+        if seen.losses is None or _too_large(seen):
+            update, other = self.other.propose(seen, other)
+            unknown = torch.full_like(region[-1:], torch.inf)
+            return update, [*state[:width], past, torch.cat((region[:-1], unknown)), *other]
+        update, own = self._step(seen, state[:width], past, region)
+        return update, [*own, *other]
+
+    def _step(
+        self, seen: Observation, columns: RuleState, past: Tensor, region: Tensor
+    ) -> tuple[list[Tensor], RuleState]:
+        chain, batch = seen.chain, seen.gradients[0].shape[: seen.batch_dims]
+        *last_steps, kept, remembered = (unflatten(row, seen.parameters) for row in past)
+        now = chain.parameters(seen.double_layers)
+        gradients = chain.parameters(seen.double_gradients)
+        losses = _losses(seen)
+        trust, unit, fresh = _judged(TrustRegion(*region), losses, seen.losses_before)
+        back = ~fresh & ~(losses <= trust.loss)
+        start, undone = now, False
+        if bool(back.any()):
+            undone = True
+            start = _where(back, batch, kept, now)
+            remembered = [spread(unit.sqrt(), batch, g) * g for g in remembered]
+            gradients = _where(back, batch, remembered, gradients)
+            losses = torch.where(back, trust.loss, losses)
+            last_steps[0] = [_unless(back, batch, move) for move in last_steps[0]]
+        point = Point(chain.layers(start), chain.layers(gradients), losses)
+        x = seen.x if seen.as_given is None else seen.as_given[1]
+        at = curvature(chain, point.layers, x.double(), seen.output_loss)
+        g = [f.into(own.augmented()) for f, own in zip(at.factors, point.gradients, strict=True)]
+        last = [[m.augmented() for m in chain.layers(moves)] for moves in last_steps]
+        channels = _channels(at.factors, g, last[0], losses, trust)
+        damped, easing, columns = self._proposed(at.factors, g, channels, columns)
+        directions = [
+            torch.stack((*own, *moves), dim=-3) for own, *moves in zip(damped, *last, strict=True)
         ]
-        last_steps = unflatten(last, seen.parameters)
-        moves = seen.chain.layers(last_steps)
-        losses = _losses(seen, gradients, decomposed).reshape(-1)
-        if seen.losses_before is not None:
-            before = seen.losses_before.double().reshape(-1)
-        rose = losses > ROSE * before
-        reverse = losses > REVERSED * before
-        momenta = [
-            torch.where(_spread(rose, batch, f.curvature), 0.0, f.into(move.augmented()))
-            for f, move in zip(decomposed, moves, strict=True)
-        ]
-        shown = Coefficients(decomposed, gradients, momenta)
-        settings, following = self._settings(shown, losses, before, count, own)
-        steps = [
-            mu * m - eta * g / (f.curvature + lam * _largest(f.curvature) + TINY)
-            for g, m, f, lam, eta, mu in zip(gradients, momenta, decomposed, *settings, strict=True)
-        ]
-        trust = torch.where(rose, (FELL * trust).clamp(min=LEAST), (BACK * trust).clamp(max=1.0))
-        trust = torch.where(before.isinf(), of_tasks[1], trust)
-        factor = trust * _bounded(steps, decomposed, losses)
-        updates = seen.chain.parameters(
-            [
-                _split(f.back(step) * _spread(factor, batch, step), layer)
-                for f, step, layer in zip(decomposed, steps, seen.layers, strict=True)
-            ]
+        steps, length, promised = _minimised(point, at, directions, seen, trust, easing)
+        moved = chain.parameters(
+            [split(own, layer) for own, layer in zip(steps, seen.layers, strict=True)]
         )
-        updates = [
-            torch.where(_spread(reverse, batch, f), -back, f)
-            for f, back in zip(updates, last_steps, strict=True)
-        ]
-        # A step that is taken back leads to where the loss was; what comes next starts there.
-        count, known = count + 1, torch.where(reverse, before, losses)
-        moved = flatten([torch.where(_spread(reverse, batch, f), 0.0, f) for f in updates])
-        return updates, [*following, moved, torch.stack((count, trust, known))]
+        update = moved
+        if undone:
+            bases = [_unless(~back, batch, a - b) for a, b in zip(start, now, strict=True)]
+            update = [base + own for base, own in zip(bases, moved, strict=True)]
+        rows = (moved, *last_steps[: PAST - 1], start, gradients)
+        following = (trust.count + 1, trust.nu, trust.length, length, promised, losses)
+        past = torch.stack([flatten(row).detach() for row in rows])
+        return update, [*columns, past, torch.stack(following)]
 
-
-@final
-class KroneckerFactored(WhitenedUpdate):
-    """K-FAC by hand: the same step with one damping, rate and momentum for all coefficients.
-
-    Args:
-        config: its fields.
-    """
-
-    def __init__(self, config: KroneckerFactoredConfig) -> None:
-        super().__init__(config.first_trust)
-        self.config = config
-
-    def _settings(
-        self, shown: Coefficients, losses: Tensor, before: Tensor, count: Tensor, state: RuleState
-    ) -> tuple[StepSettings, RuleState]:
-        own, layers = self.config, len(shown.decomposed)
-        values = own.kfac_damping, own.kfac_rate, own.kfac_momentum
-        return StepSettings(*([value] * layers for value in values)), []
-
-
-@final
-class LearnedWhitening(WhitenedUpdate):
-    """Learned K-FAC: an LSTM that all coefficients share says damping, rate and momentum.
-
-    Args:
-        config: its fields.
-        generator: of the initial weights.
-    """
-
-    def __init__(self, config: LearnedWhiteningConfig, generator: torch.Generator) -> None:
-        bound = CHANNELS**-0.5
-        embedding = uniform_parameter((config.hidden, CHANNELS), bound, generator)
-        embedding_bias = uniform_parameter((config.hidden,), bound, generator)
-        super().__init__(config.first_trust, config.lstm(config.hidden, 3, generator))
-        self.embedding, self.embedding_bias = embedding, embedding_bias
-        self.lstm: LSTM
-        self.lstm.zero_head()
-
-    def _settings(
-        self, shown: Coefficients, losses: Tensor, before: Tensor, count: Tensor, state: RuleState
-    ) -> tuple[StepSettings, RuleState]:
-        channels = _channels(shown, losses, before, count)
+    def _proposed(
+        self,
+        factors: Sequence[Factors],
+        g: Sequence[Tensor],
+        channels: Sequence[Tensor],
+        columns: RuleState,
+    ) -> tuple[list[list[Tensor]], Tensor, RuleState]:
+        """The directions of each layer, the factor of nu, and the next state of the LSTM."""
         x = torch.cat([own.flatten(start_dim=1) for own in channels], dim=1)
         embedded = torch.tanh(torch.addmm(self.embedding_bias.unsqueeze(-1), self.embedding, x))
-        outputs, following = self.lstm(embedded, state)
-        a, b, c = (unflatten(row, [own[0] for own in channels]) for row in outputs)
-        return StepSettings(
-            [DAMPING * (4.0 * torch.tanh(own)).exp() for own in a],
-            [RATE * (2.0 * torch.tanh(own)).exp() for own in b],
-            [torch.sigmoid(2.0 * own) for own in c],
-        ), following
+        outputs, columns = self.lstm(embedded, columns)
+        *heads, easing = (unflatten(row, [own[0] for own in channels]) for row in outputs)
+        damped: list[list[Tensor]] = []
+        for layer, (f, own) in enumerate(zip(factors, g, strict=True)):
+            k, most = f.curvature, f.largest
+            damped.append(
+                [
+                    f.back(-own / (k + most * first * (4.0 * torch.tanh(head[layer])).exp() + TINY))
+                    for first, head in zip(DAMPINGS, heads, strict=True)
+                ]
+            )
+        total = sum(own.shape[-2:].numel() for own in easing)
+        mean = torch.stack([own.sum(dim=(-2, -1)) for own in easing]).sum(dim=0) / total
+        return damped, (3.0 * torch.tanh(mean)).exp().double().reshape(-1), columns
 
 
-@dataclass(frozen=True)
-class TrustFields:
-    """The field that all rules in the eigenbasis share.
+class TrustRegion(NamedTuple):
+    """How far the model is trusted, for each task, ``(tasks,)`` each.
 
     Attributes:
-        first_trust: trust before the first step; 1 is none too little.
+        count: the number of the step.
+        nu: the damping.
+        length: the largest length of a step, over that of the weights of its layer.
+        last: the length of the last step.
+        promised: by how much the model said that it would lower the loss.
+        loss: where the last step began; inf if there is none.
     """
 
-    first_trust: float = 0.2
+    count: Tensor
+    nu: Tensor
+    length: Tensor
+    last: Tensor
+    promised: Tensor
+    loss: Tensor
 
-    def __post_init__(self) -> None:
-        check_positive("first_trust", self.first_trust, type(self).first_trust)
+
+@torch.no_grad()
+def _channels(
+    factors: Sequence[Factors],
+    gradients: Sequence[Tensor],
+    last: Sequence[Tensor],
+    losses: Tensor,
+    trust: TrustRegion,
+) -> list[Tensor]:
+    """What the LSTM sees of the coefficients of each layer, ``(channels, *batch, out, in)``."""
+    layers, batch = len(factors), gradients[0].shape[:-2]
+    change = torch.where(trust.loss.isinf(), 0.0, 0.5 * (losses / trust.loss).log())
+    of_tasks = (
+        change.clamp(-2.5, 2.5),
+        (1 + trust.count).log() / 3 - 0.5,
+        trust.nu.log() / 10,
+        trust.length.clamp(min=1e-9).log() / 5,
+    )
+    shown = []
+    for place, (f, g, m) in enumerate(zip(factors, gradients, last, strict=True)):
+        k, most = f.curvature, f.largest
+        explained = g.square() / ((k + 1e-6 * most) * spread(losses, batch, k) + TINY)
+        channels = (
+            (k / (most + TINY) + 1e-12).log() / 10 + 1,
+            (explained + 1e-12).log() / 10 + 1,
+            torch.sign(g * f.into(m)),
+            *(spread(own, batch, k).expand_as(k) for own in of_tasks),
+            torch.full_like(k, layers / 4 - 0.5),
+            torch.full_like(k, place / max(1, layers - 1) - 0.5),
+        )
+        shown.append(torch.stack(channels).nan_to_num(0.0, 5.0, -5.0).float())
+    return shown
+
+
+def _judged(
+    region: TrustRegion, losses: Tensor, before: Tensor | None
+) -> tuple[TrustRegion, Tensor, Tensor]:
+    """The region after the last step, the factor of remembered losses, and who has no last step.
+
+    Where another unit of the loss has become known since, ``before`` is the remembered loss in it,
+    and the promise is scaled likewise.
+    """
+    if before is None:
+        before = region.loss
+    before = before.double().reshape(-1)
+    fresh = region.loss.isinf() | before.isinf()
+    factor = torch.where(fresh | (region.loss == 0), 1.0, before / region.loss)
+    ratio = (before - losses) / (region.promised * factor + TINY)
+    good, poor = ~fresh & (ratio > GOOD), ~fresh & ~(ratio > POOR)
+    nu = torch.where(good, region.nu / EASED, torch.where(poor, region.nu * TIGHTENED, region.nu))
+    longer = torch.maximum(region.length, 2 * region.last).clamp(max=FARTHEST)
+    length = torch.where(good, longer, torch.where(poor, 0.5 * region.last, region.length))
+    known = torch.where(fresh, torch.inf, before)
+    return region._replace(nu=nu.clamp(*NU), length=length, loss=known), factor, fresh
+
+
+def _minimised(
+    start: Point,
+    at: Curvature,
+    directions: Sequence[Tensor],
+    seen: Observation,
+    trust: TrustRegion,
+    easing: Tensor,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """The step of each layer, its length and the promised change, ``(tasks,)`` each.
+
+    The meta-gradient goes through the directions and through nu. It does not go through the rest of
+    the small problem, whose solution is a minimum.
+    """
+    batch = seen.gradients[0].shape[: seen.batch_dims]
+    counts = [own.shape[-3] for own in directions]
+    with torch.no_grad():
+        j = tangents(start.layers, at, directions)
+        hj = seen.output_loss.product(at.outputs.unsqueeze(-3), j)
+        model = j.flatten(start_dim=-2) @ hj.flatten(start_dim=-2).mT
+        slopes, blocks = [], []
+        for own, g, f in zip(directions, start.gradients, at.factors, strict=True):
+            flat = own.detach().flatten(start_dim=-2)
+            slopes.append((flat @ g.augmented().detach().flatten(start_dim=-2)[..., None])[..., 0])
+            blocks.append(f.curvature.mean(dim=(-2, -1))[..., None, None] * (flat @ flat.mT))
+        slope = torch.cat(slopes, dim=-1)
+        metric = _block_diagonal(blocks)
+    damped = model + spread(trust.nu * easing, batch, model) * metric
+    size = damped.detach().diagonal(dim1=-2, dim2=-1).clamp(min=TINY).rsqrt()
+    ridge = RIDGE * torch.eye(size.shape[-1], dtype=size.dtype, device=size.device)
+    unit = damped * size[..., None] * size[..., None, :] + ridge
+    solution, _ = torch.linalg.solve_ex(unit, -(slope * size)[..., None])
+    c = solution[..., 0] * size
+    steps = [
+        (own * part[..., None, None]).sum(dim=-3)
+        for own, part in zip(directions, c.split(counts, dim=-1), strict=True)
+    ]
+    with torch.no_grad():
+        lengths = [
+            _norm(step) / (_norm(layer.augmented()) + TINY)
+            for step, layer in zip(steps, start.layers, strict=True)
+        ]
+        length = torch.stack(lengths).amax(dim=0).reshape(-1)
+        scale = (trust.length / (length + TINY)).clamp(max=1.0)
+        c = c.detach() * spread(scale, batch, c) * seen.rate
+        quadratic = 0.5 * (model @ c[..., None])[..., 0]
+        promised = -((slope + quadratic) * c).sum(dim=-1).reshape(-1)
+    return [step * spread(scale, batch, step) for step in steps], length * scale, promised
+
+
+def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    """Matrices in a row as one block-diagonal matrix, for each task."""
+    total = sum(own.shape[-1] for own in blocks)
+    whole = blocks[0].new_zeros(*blocks[0].shape[:-2], total, total)
+    begin = 0
+    for own in blocks:
+        end = begin + own.shape[-1]
+        whole[..., begin:end, begin:end] = own
+        begin = end
+    return whole
+
+
+def _losses(seen: Observation) -> Tensor:
+    assert seen.losses is not None
+    return seen.losses.double().reshape(-1)
+
+
+def _too_large(seen: Observation) -> bool:
+    """Whether the decompositions or the tangents would take too long, or too much memory."""
+    widths = [n for layer in seen.layers for n in layer.weight.shape[-2:]]
+    directions = (len(DAMPINGS) + PAST) * len(seen.layers)
+    tasks = seen.gradients[0].shape[: seen.batch_dims].numel()
+    return (
+        max(widths) > WIDEST or tasks * directions * max(widths) * seen.x.shape[-1] > MOST_ENTRIES
+    )
+
+
+def _norm(matrix: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(matrix.detach(), dim=(-2, -1))
+
+
+def _where(
+    chosen: Tensor, batch: torch.Size, one: Sequence[Tensor], other: Sequence[Tensor]
+) -> list[Tensor]:
+    """The tensors of one for the chosen tasks, and of the other elsewhere."""
+    return [torch.where(spread(chosen, batch, b), a, b) for a, b in zip(one, other, strict=True)]
+
+
+def _unless(tasks: Tensor, batch: torch.Size, own: Tensor) -> Tensor:
+    """The tensor, with 0 for some tasks."""
+    return torch.where(spread(tasks, batch, own), 0.0, own)
 
 
 @UPDATE_RULES.register("whitened")
 @dataclass(frozen=True)
-class LearnedWhiteningConfig(TrustFields, LSTMFields, UpdateConfig):
-    """The config of an m1 over the coefficients in the eigenbasis of the curvature."""
+class LearnedWhiteningConfig(LSTMFields, UpdateConfig):
+    """The config of an m1 in the eigenbasis of the curvature.
+
+    Attributes:
+        first_damping: nu before the first step.
+        first_length: the largest length of the first step, over that of the weights of its layer.
+    """
+
+    first_damping: float = 1.0
+    first_length: float = 0.3
 
     def __post_init__(self) -> None:
-        TrustFields.__post_init__(self)
-        LSTMFields.__post_init__(self)
+        super().__post_init__()
+        for name in ("first_damping", "first_length"):
+            check_positive(name, getattr(self, name), getattr(type(self), name))
 
     def build(self, generator: torch.Generator) -> LearnedWhitening:
         """See :meth:`UpdateConfig.build`."""
         return LearnedWhitening(self, generator)
-
-
-@UPDATE_RULES.register("kfac")
-@dataclass(frozen=True)
-class KroneckerFactoredConfig(TrustFields, UpdateConfig):
-    """The config of K-FAC by hand.
-
-    Attributes:
-        kfac_damping: lambda, as a fraction of the largest curvature of a layer.
-        kfac_rate: eta, the length of a step in units of a Newton step.
-        kfac_momentum: mu, the part of the last step that is made again.
-    """
-
-    kfac_damping: float = 0.03
-    kfac_rate: float = 0.3
-    kfac_momentum: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("kfac_damping", "kfac_rate"):
-            check_positive(name, getattr(self, name), getattr(type(self), name))
-        if not 0 <= self.kfac_momentum < 1:
-            raise UserError(
-                f"expected a kfac_momentum in [0, 1), got {self.kfac_momentum}: the default is 0.5"
-            )
-
-    def build(self, generator: torch.Generator) -> KroneckerFactored:
-        """See :meth:`UpdateConfig.build`."""
-        return KroneckerFactored(self)
-
-
-def _losses(
-    seen: Observation, gradients: Sequence[Tensor], decomposed: Sequence[Factors]
-) -> Tensor:
-    """The loss of each task; where nobody says it, what the last layer alone can take away."""
-    if seen.losses is not None:
-        return seen.losses.double()
-    k = decomposed[-1].curvature
-    reach = gradients[-1].detach().square() / (k + 1e-6 * _largest(k) + TINY)
-    return 0.5 * reach.sum(dim=(-2, -1))
-
-
-@torch.no_grad()
-def _channels(of: Coefficients, losses: Tensor, before: Tensor, count: Tensor) -> list[Tensor]:
-    """What the LSTM sees of the coefficients of each layer, ``(channels, *batch, out, in)``."""
-    change = torch.where(before.isinf(), 0.0, 0.5 * (losses / before).log()).clamp(-2.5, 2.5)
-    age = (1 + count).log() / 3 - 0.5
-    layers = len(of.decomposed)
-    batch = of.gradients[0].shape[:-2]
-    depth = float(layers) / 4 - 0.5
-    shown = []
-    for place, (f, g, m) in enumerate(zip(*of, strict=True)):
-        k, most = f.curvature, _largest(f.curvature)
-        explained = g.square() / ((k + 1e-6 * most) * _spread(losses, batch, k) + TINY)
-        where = float(place) / max(1, layers - 1) - 0.5
-        shown.append(
-            torch.stack(
-                (
-                    (k / (most + TINY) + 1e-12).log() / 10 + 1,
-                    (explained + 1e-12).log() / 10 + 1,
-                    torch.sign(g * m),
-                    _spread(change, batch, k).expand_as(k),
-                    _spread(age, batch, k).expand_as(k),
-                    torch.full_like(k, depth),
-                    torch.full_like(k, where),
-                )
-            )
-            .nan_to_num(0.0, 5.0, -5.0)
-            .float()
-        )
-    return shown
-
-
-@torch.no_grad()
-def _bounded(steps: Sequence[Tensor], decomposed: Sequence[Factors], losses: Tensor) -> Tensor:
-    """What keeps the quadratic term of the model at a quarter of the loss, ``(tasks,)``."""
-    terms = [
-        (f.curvature * step.square()).sum(dim=(-2, -1))
-        for f, step in zip(decomposed, steps, strict=True)
-    ]
-    term = 0.5 * torch.stack(terms).sum(dim=0).reshape(-1)
-    return (losses / (4 * term + TINY)).sqrt().clamp(max=1.0)
-
-
-def _largest(k: Tensor) -> Tensor:
-    return k.amax(dim=(-2, -1), keepdim=True)
-
-
-def _spread(of_tasks: Tensor, batch: torch.Size, like: Tensor) -> Tensor:
-    """A number for each task with dimensions of 1, so that it broadcasts with ``like``."""
-    return of_tasks.reshape(*batch, *[1] * (like.dim() - len(batch)))
-
-
-def _split(augmented: Tensor, layer: Layer) -> Layer:
-    """An augmented weight as weight and bias."""
-    if layer.bias is None:
-        return Layer(augmented)
-    return Layer(augmented[..., :-1], augmented[..., -1])

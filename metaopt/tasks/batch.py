@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from metaopt.output_loss import SQUARE, OutputLoss
 from metaopt.symmetry.chain import ChainModule
 
 
@@ -21,7 +22,11 @@ class TaskBatch(ChainModule):
         chain: the layers that the parameters form, in order. It has no layers where the parameters
             are not a plain chain.
         x: the input of the chain, ``(B, input, samples)``.
+        output_loss: what the losses are as a function of the chain's output; they are sums over
+            samples.
     """
+
+    output_loss: OutputLoss = SQUARE
 
     @property
     def batch(self) -> int:

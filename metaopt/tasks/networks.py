@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaopt.checks import check_choice, check_positive, check_whole
+from metaopt.output_loss import SOFTMAX, SQUARE
 from metaopt.symmetry.activations import Activation, Elementwise, Identity, LeakyReLU
 from metaopt.symmetry.chain import LayerChain
 from metaopt.tasks.batch import TaskBatch, layer_shapes
@@ -27,11 +28,14 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 """Activations of hidden layers by name."""
 
+LOSSES = {"half_squared": SQUARE, "cross_entropy": SOFTMAX}
+"""Losses by name."""
+
 LARGEST = 10**6
 
 
 class Networks(TaskBatch):
-    """A batch of networks of one shape on their data. Calling it gives 1/2 ||Y - F||^2, ``(B,)``.
+    """A batch of networks of one shape on their data. Calling it gives the losses, ``(B,)``.
 
     Args:
         weights: W_1 ... W_L, each ``(B, out, in)``.
@@ -39,6 +43,8 @@ class Networks(TaskBatch):
         x: the inputs, ``(B, input, samples)``.
         y: the targets, ``(B, output, samples)``.
         activation: that follows each layer but the last.
+        loss: "half_squared" for 1/2 ||Y - F||^2, or "cross_entropy" for the sum of the cross
+            entropies of the columns, of which Y has probabilities.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class Networks(TaskBatch):
         x: Tensor,
         y: Tensor,
         activation: Activation,
+        loss: str = "half_squared",
     ) -> None:
         super().__init__()
         for m, weight in enumerate(weights):
@@ -57,6 +64,7 @@ class Networks(TaskBatch):
         self.register_buffer("x", x)
         self.register_buffer("y", y)
         self.y: Tensor
+        self.output_loss = LOSSES[loss]
         depth = len(weights)
         self.chain = LayerChain(
             activations=(*[activation] * (depth - 1), Identity()),
@@ -71,16 +79,19 @@ class Networks(TaskBatch):
             step: ignored, as every step sees all data.
         """
         layers = self.chain.layers([getattr(self, name) for name in self.chain.names])
-        residual = self.y - self.chain.output(layers, self.x)
-        return 0.5 * residual.square().sum(dim=(-2, -1))
+        output = self.chain.output(layers, self.x)
+        if self.output_loss is SOFTMAX:
+            return -(self.y * output.log_softmax(dim=-2)).sum(dim=(-2, -1))
+        return 0.5 * (self.y - output).square().sum(dim=(-2, -1))
 
 
 @dataclass(frozen=True)
 class NetworkFamily:
     """Networks of Linear layers with torch's initial weights, on full batches of data.
 
-    The targets are those of another such network, times ``teacher``, plus noise. A seed always
-    gives the same task, whatever it is batched with.
+    The targets are those of another such network, times ``teacher``, plus noise. For the cross
+    entropy the largest of a column is its class. A seed always gives the same task, whatever it is
+    batched with.
 
     Attributes:
         input: inputs of a sample.
@@ -95,6 +106,7 @@ class NetworkFamily:
         weight_scale: factor of torch's initial weights.
         teacher: factor of the other network's outputs.
         noise: standard deviation of the noise.
+        loss: "half_squared" or "cross_entropy"; both are sums over samples.
         dtype: "float32" or "float64".
     """
 
@@ -110,12 +122,14 @@ class NetworkFamily:
     weight_scale: float = 1.0
     teacher: float = 1.0
     noise: float = 0.1
+    loss: str = "half_squared"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("input", "hidden", "output", "depth", "samples"):
             check_whole(name, getattr(self, name), 1, LARGEST)
         check_choice("an activation", self.activation, ACTIVATIONS)
+        check_choice("a loss", self.loss, LOSSES)
         check_positive("data_scale", self.data_scale, 1.0)
         check_positive("weight_scale", self.weight_scale, 1.0)
 
@@ -135,7 +149,7 @@ class NetworkFamily:
         dtype = torch.float64 if self.dtype == "float64" else torch.float32
         *parameters, x, y = (torch.stack(own).to(dtype) for own in zip(*drawn, strict=True))
         weights, biases = parameters[: self.depth], parameters[self.depth :]
-        return Networks(weights, biases, x, y, ACTIVATIONS[self.activation])
+        return Networks(weights, biases, x, y, ACTIVATIONS[self.activation], self.loss)
 
     def _draw(self, generator: torch.Generator) -> list[Tensor]:
         own, teacher = (self._network(generator) for _ in range(2))
@@ -150,6 +164,8 @@ class NetworkFamily:
             h = weight @ h + (biases[m].unsqueeze(-1) if biases else 0.0)
         scale = h.std() if h.numel() > 1 else h.abs().max()
         y = self.teacher * h / (scale + 1e-12) + self.noise * noise
+        if self.loss == "cross_entropy":
+            y = F.one_hot(y.argmax(dim=0), self.output).to(y.dtype).mT
         return [*(self.weight_scale * p for p in own), x, y]
 
     def _network(self, generator: torch.Generator) -> list[Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from metaopt.checks import check_choice, check_whole
 from metaopt.errors import UserError
+from metaopt.output_loss import NORM, SQUARE
 from metaopt.symmetry.activations import Identity, LeakyReLU
 from metaopt.symmetry.chain import LayerChain
 from metaopt.tasks.batch import TaskBatch, layer_shapes
@@ -70,6 +71,7 @@ class Regression(TaskBatch):
             batch_dims=1,
         )
         self.loss = loss
+        self.output_loss = NORM if loss == "norm" else SQUARE
 
     def forward(self, step: int = 0) -> Tensor:
         """Return the losses at the present weights, ``(B,)``.

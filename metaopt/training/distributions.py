@@ -291,6 +291,7 @@ NETWORK_VALIDATION: dict[str, NetworkFamily] = {
         activation="sigmoid", depth=3, hidden=16, samples=192, mixed=True
     ),
     "deep": NetworkFamily(activation="gelu", depth=6, hidden=20, samples=100),
+    "classes": NetworkFamily(depth=3, hidden=20, output=4, samples=240, loss="cross_entropy"),
 }
 """Task families that optimizers trained on small networks are validated on, by name."""
 
@@ -315,10 +316,11 @@ class NetworkTraining(TaskDistribution):
             family: TaskFamily = RegressionTasks().draw_family(generator)
             return Drawn(family, draw_seeds(batch_size, generator))
         hidden = round(log_uniform(8, 32))
+        loss = one_of(("half_squared",) * 3 + ("cross_entropy",), generator)
         family = NetworkFamily(
             input=round(log_uniform(4, 20)),
             hidden=hidden,
-            output=integer(generator, 1, 5),
+            output=integer(generator, 1 if loss == "half_squared" else 2, 5),
             depth=one_of((2, 2, 2, 3, 3, 3, 4, 4, 5, 6), generator),
             samples=max(4, round(hidden * log_uniform(0.4, 16))),
             activation=one_of(
@@ -331,6 +333,7 @@ class NetworkTraining(TaskDistribution):
             weight_scale=one_of((1.0, 1.0, log_uniform(0.5, 2.0)), generator),
             teacher=2.0 * float(torch.rand((), generator=generator)),
             noise=one_of((0.1, 1.0), generator),
+            loss=loss,
             dtype="float64",
         )
         return Drawn(family, draw_seeds(batch_size, generator))

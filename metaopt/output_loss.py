@@ -1,0 +1,129 @@
+"""Losses as functions of the network's output: their curvature, and how they are recognised.
+
+A loss is a sum over samples, times a number that is its unit. In that unit the Hessian in the
+output of a sample is I for the squared error 1/2 ||y - f||^2, diag(p) - p p^T with p = softmax(f)
+for the cross entropy, and diag(p (1 - p)) with p = sigmoid(f) for the binary cross entropy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TOLERANCE = 1e-3  # of a gradient over its norm, to be that of a loss
+ROUNDING = 1e-6  # of an entry of a gradient in its unit, in float32
+FEWEST = 4  # entries of an output; fewer would fit any loss
+
+
+@dataclass(frozen=True)
+class OutputLoss:
+    """The curvature of a loss in the outputs of a network, which are columns.
+
+    Attributes:
+        name: of the loss.
+        product: (f, v) -> H v, with f ``(*batch, out, samples)`` and v of that shape, or with
+            further dimensions before the last two.
+    """
+
+    name: str
+    product: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
+
+    def mean_hessian(self, outputs: Tensor) -> Tensor:
+        """Return the mean of H over samples, ``(*batch, out, out)``.
+
+        Args:
+            outputs: f, ``(*batch, out, samples)``.
+        """
+        size = outputs.shape[-2]
+        eye = torch.eye(size, dtype=outputs.dtype, device=outputs.device)
+        if self.product is _of_square:
+            return eye
+        units = eye[:, :, None].expand(*outputs.shape[:-2], size, size, outputs.shape[-1])
+        return self.product(outputs.unsqueeze(-3), units).mean(dim=-1)
+
+
+def _of_square(outputs: Tensor, v: Tensor) -> Tensor:
+    return v
+
+
+def _of_softmax(outputs: Tensor, v: Tensor) -> Tensor:
+    p = outputs.softmax(dim=-2)
+    pv = p * v
+    return pv - p * pv.sum(dim=-2, keepdim=True)
+
+
+def _of_sigmoid(outputs: Tensor, v: Tensor) -> Tensor:
+    p = outputs.sigmoid()
+    return p * (1 - p) * v
+
+
+SQUARE = OutputLoss("squared error", _of_square)
+SOFTMAX = OutputLoss("cross entropy", _of_softmax)
+SIGMOID = OutputLoss("binary cross entropy", _of_sigmoid)
+NORM = OutputLoss("norm", _of_square)  # ||y - f||, the root of twice the squared error
+
+
+class Recognised(NamedTuple):
+    """A loss that was recognised from the gradient in the output.
+
+    Attributes:
+        loss: which one it is.
+        unit: its unit: 1 / samples, for a mean over samples.
+        value: its value in that unit, a sum over samples.
+    """
+
+    loss: OutputLoss
+    unit: float
+    value: float
+
+
+@torch.no_grad()
+def recognise(output: Tensor, gradient: Tensor) -> Recognised | None:
+    """Return the loss whose gradient this is, if it is a cross entropy of hard labels.
+
+    The gradient of a cross entropy is p - y times its unit, with p known from the output. So the
+    labels y and the unit are known from it, and where all entries agree on the unit, it is that
+    loss. Weights of classes or samples, and smoothed labels, are not recognised.
+
+    Args:
+        output: the network's output F, with the classes, or the logits, in the last dimension.
+        gradient: dL/dF, of its shape.
+
+    Returns:
+        The loss; None if it is another one.
+
+    Example:
+        >>> import torch
+        >>> f = torch.tensor([[1.0, 0.0, 2.0], [0.5, 3.0, 0.0]], requires_grad=True)
+        >>> torch.nn.functional.cross_entropy(f, torch.tensor([2, 0])).backward()
+        >>> recognise(f, f.grad).unit
+        0.5
+    """
+    if output.dim() < 2 or output.numel() < FEWEST:
+        return None
+    f = output.detach().reshape(-1, output.shape[-1]).double()
+    g = gradient.detach().reshape(f.shape).double()
+    found = None
+    if f.shape[1] > 1:
+        found = _recognised(SOFTMAX, f, g)
+    return _recognised(SIGMOID, f, g) if found is None else found
+
+
+def _recognised(loss: OutputLoss, f: Tensor, g: Tensor) -> Recognised | None:
+    if loss is SOFTMAX:
+        p, y = f.softmax(dim=1), F.one_hot(g.argmin(dim=1), f.shape[1]).double()
+        terms = f.logsumexp(dim=1) - (y * f).sum(dim=1)
+    else:
+        p, y = f.sigmoid(), (g < 0).double()
+        terms = F.softplus(f) - y * f
+    expected = p - y
+    unit = g.abs().sum() / expected.abs().sum()
+    allowed = TOLERANCE * g.norm() + ROUNDING * unit * g.numel() ** 0.5
+    if not (unit > 0 and unit.isfinite() and (g - unit * expected).norm() <= allowed):
+        return None
+    return Recognised(loss, float(unit), float(terms.sum()))
