@@ -116,14 +116,18 @@ def tangents(layers: Sequence[Layer], at: Curvature, directions: Sequence[Tensor
         at: the curvature there.
         directions: of each layer in turn, ``(*batch, directions of it, out, in + 1)``.
     """
-    moved: Tensor | None = None
+    blocks: list[Tensor] = []  # one for each layer, (*batch, out, directions, samples)
     for layer, a, slope, own in zip(layers, at.inputs, at.slopes, directions, strict=True):
-        new = own.detach() @ a.unsqueeze(-3)
-        if moved is not None:
-            new = torch.cat((layer.weight.detach().unsqueeze(-3) @ moved, new), dim=-3)
-        moved = new * slope.unsqueeze(-3)
-    assert moved is not None
-    return moved
+        weight, count = layer.weight.detach(), own.shape[-3]
+        blocks = [
+            (weight @ moved.flatten(start_dim=-2)).reshape(*slope.shape[:-1], *moved.shape[-2:])
+            for moved in blocks
+        ]
+        rows = own.detach().movedim(-3, -2).reshape(*slope.shape[:-2], -1, own.shape[-1])
+        blocks.append((rows @ a).reshape(*slope.shape[:-1], count, a.shape[-1]))
+        for moved in blocks:
+            moved.mul_(slope.unsqueeze(-2))
+    return torch.cat(blocks, dim=-2).movedim(-2, -3)
 
 
 def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,7 @@ from metaopt.symmetry.chain import Layer, LayerChain
 CHANNELS = 9
 DAMPINGS = (1e-1, 1e-3, 1e-5)  # what the LSTM's outputs of 0 stand for
 PAST = 2  # last steps that are directions too
+SMALL = 1e-100  # of a curvature; its square is not 0
 RIDGE = 1e-9  # of the diagonal of the small problem
 
 GOOD, POOR = 0.5, 0.25  # of the ratio of the change of the loss to what the model promised
@@ -186,7 +187,7 @@ class LearnedWhitening(UpdateRule):
             bases = [_unless(~back, batch, a - b) for a, b in zip(start, now, strict=True)]
             update = [base + own for base, own in zip(bases, moved, strict=True)]
         rows = (moved, *last_steps[: PAST - 1], start, gradients)
-        following = (trust.count + 1, trust.nu, trust.length, length, promised, losses)
+        following = (trust.steps + 1, trust.nu, trust.length, length, promised, losses)
         past = torch.stack([flatten(row).detach() for row in rows])
         return update, [*columns, past, torch.stack(following)]
 
@@ -207,7 +208,7 @@ class LearnedWhitening(UpdateRule):
             k, most = f.curvature, f.largest
             damped.append(
                 [
-                    f.back(-own / (k + most * first * (4.0 * torch.tanh(head[layer])).exp() + TINY))
+                    f.back(-own / (k + most * first * (4.0 * torch.tanh(head[layer])).exp() + SMALL))
                     for first, head in zip(DAMPINGS, heads, strict=True)
                 ]
             )
@@ -220,7 +221,7 @@ class TrustRegion(NamedTuple):
     """How far the model is trusted, for each task, ``(tasks,)`` each.
 
     Attributes:
-        count: the number of the step.
+        steps: how many steps were made.
         nu: the damping.
         length: the largest length of a step, over that of the weights of its layer.
         last: the length of the last step.
@@ -228,7 +229,7 @@ class TrustRegion(NamedTuple):
         loss: where the last step began; inf if there is none.
     """
 
-    count: Tensor
+    steps: Tensor
     nu: Tensor
     length: Tensor
     last: Tensor
@@ -249,18 +250,19 @@ def _channels(
     change = torch.where(trust.loss.isinf(), 0.0, 0.5 * (losses / trust.loss).log())
     of_tasks = (
         change.clamp(-2.5, 2.5),
-        (1 + trust.count).log() / 3 - 0.5,
+        (1 + trust.steps).log() / 3 - 0.5,
         trust.nu.log() / 10,
         trust.length.clamp(min=1e-9).log() / 5,
     )
     shown = []
     for place, (f, g, m) in enumerate(zip(factors, gradients, last, strict=True)):
         k, most = f.curvature, f.largest
+        along = g * f.into(m)  # its sign, and 0 where there is only rounding
         explained = g.square() / ((k + 1e-6 * most) * spread(losses, batch, k) + TINY)
         channels = (
             (k / (most + TINY) + 1e-12).log() / 10 + 1,
             (explained + 1e-12).log() / 10 + 1,
-            torch.sign(g * f.into(m)),
+            along / (along.abs() + 1e-6 * along.abs().amax(dim=(-2, -1), keepdim=True) + TINY),
             *(spread(own, batch, k).expand_as(k) for own in of_tasks),
             torch.full_like(k, layers / 4 - 0.5),
             torch.full_like(k, place / max(1, layers - 1) - 0.5),
@@ -368,7 +370,8 @@ def _too_large(seen: Observation) -> bool:
 
 
 def _norm(matrix: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(matrix.detach(), dim=(-2, -1))
+    norm: Tensor = torch.linalg.vector_norm(matrix.detach(), dim=(-2, -1))
+    return norm
 
 
 def _where(
