@@ -21,10 +21,13 @@ another one is made from where it began, with the gradient that is remembered of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
 from typing import ClassVar, NamedTuple, final
 
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from metaopt.checks import check_positive
@@ -78,7 +81,7 @@ class LearnedWhitening(UpdateRule):
 
     It sees full batches of chains of Linear layers. What it cannot see so is stepped by another m1,
     over single coordinates: networks that are no chain, batches that change from step to step, and
-    layers of more than 1,024 units.
+    layers of more than 1,024 units. That m1 is the one of lstm_update_tele_v1, and is not trained.
 
     The state is that of the LSTM; the last steps, and the weights and the gradient where the last
     one began, in float64; for each task the number of the step, nu, the largest length of a step,
@@ -101,8 +104,7 @@ class LearnedWhitening(UpdateRule):
         self.embedding_bias = uniform_parameter((config.hidden,), bound, generator)
         self.lstm: LSTM = config.lstm(config.hidden, len(DAMPINGS) + 1, generator)
         self.lstm.zero_head()
-        own = {name.name: getattr(config, name.name) for name in fields(LSTMFields)}
-        self.other = CoordinatewiseUpdate(CoordinatewiseUpdateConfig(**own), generator)
+        self.other = _trained_before()
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`UpdateRule.init_state`."""
@@ -208,13 +210,33 @@ class LearnedWhitening(UpdateRule):
             k, most = f.curvature, f.largest
             damped.append(
                 [
-                    f.back(-own / (k + most * first * (4.0 * torch.tanh(head[layer])).exp() + SMALL))
+                    f.back(
+                        -own / (k + most * first * (4.0 * torch.tanh(head[layer])).exp() + SMALL)
+                    )
                     for first, head in zip(DAMPINGS, heads, strict=True)
                 ]
             )
         total = sum(own.shape[-2:].numel() for own in easing)
         mean = torch.stack([own.sum(dim=(-2, -1)) for own in easing]).sum(dim=0) / total
         return damped, (3.0 * torch.tanh(mean)).exp().double().reshape(-1), columns
+
+
+def _trained_before() -> CoordinatewiseUpdate:
+    """The m1 of lstm_update_tele_v1, which stays as it is."""
+    rule = CoordinatewiseUpdate(CoordinatewiseUpdateConfig(), torch.Generator())
+    rule.load_state_dict(_tensors_before())
+    return rule.requires_grad_(False)
+
+
+@lru_cache
+def _tensors_before() -> dict[str, Tensor]:
+    file = resources.files("metaopt.learned") / "pretrained" / "lstm_update_tele_v1.safetensors"
+    prefix = "meta/update."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in load(file.read_bytes()).items()
+        if name.startswith(prefix)
+    }
 
 
 class TrustRegion(NamedTuple):
