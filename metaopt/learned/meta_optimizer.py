@@ -144,6 +144,7 @@ class MetaOptimizer(nn.Module):
 
     Attributes:
         action: the group action that m2 proposes elements for.
+        only_where_exact: whether m2 acts only where its group is exact on all data.
         update: m1.
         element: m2, or None where g = I.
     """
@@ -153,6 +154,7 @@ class MetaOptimizer(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.spec = spec
         self.action = spec.build_action()
+        self.only_where_exact = spec.update_config.only_where_exact
         self.update = spec.build_update(generator)
         self.element = spec.build_element(self.action, generator)
 
@@ -174,6 +176,7 @@ class MetaOptimizer(nn.Module):
         layer_input: LayerInput,
         now: StepInput,
         state: State,
+        teleports: bool = True,
     ) -> Advanced:
         """Return the outcome of one step, w <- g_t . (w + rate f_t), of a chain of layers.
 
@@ -184,6 +187,7 @@ class MetaOptimizer(nn.Module):
             layer_input: the chain's input x; pass the same object again while x stays the same.
             now: what the step is made from.
             state: the state before the step; it is not changed.
+            teleports: whether m2 acts.
         """
         x = layer_input.original
         seen = now.observed(chain, x)
@@ -191,6 +195,8 @@ class MetaOptimizer(nn.Module):
         updated = now.updated(update, chain.batch_dims)
         if self.element is None:
             return Advanced(updated, {"update": following}, None)
+        if not teleports:
+            return Advanced(updated, {**state, "update": following}, None)
         elements, element_state = self.element.propose(seen.numbers, state["element"])
         orbit = chain_orbit(chain, updated, layer_input, self.action)
         elements = now.scaled(elements, [site for site, _ in orbit.acting])

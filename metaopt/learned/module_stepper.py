@@ -186,7 +186,8 @@ class ModuleStepper(Stepper):
         if meta.update.sees_losses:
             now = _with_losses(now, before, state, same, loss)
         layer_input = None if x is None else self._layer_input(x, same)
-        action = self._choose(layer_input, x is not None, same)
+        alone = meta.only_where_exact and now.losses is not None
+        action = self._choose(layer_input, x is not None, same, alone)
         if layer_input is not None and action == self.meta_action and "element" in state:
             moved = meta.advance(self.chain, layer_input, now, state)
             return moved._replace(state=state | moved.state)
@@ -268,10 +269,12 @@ class ModuleStepper(Stepper):
             self.layer_input = LayerInput(columns)
         return self.layer_input
 
-    def _choose(self, layer_input: LayerInput | None, seen: bool, same: bool) -> str:
+    def _choose(self, layer_input: LayerInput | None, seen: bool, same: bool, alone: bool) -> str:
         chosen, why = NONE, "no m2" if not self.learns_element else f"action={self.action!r}"
         if self.learns_element and self.action != NONE:
             chosen, why = self._fitting(layer_input, seen, same)
+            if alone and self.action == AUTO and chosen == RESCALING:
+                chosen, why = NONE, f"{self.meta_action} is not exact, and m1 does well without"
         self.counts[chosen if chosen != NONE else f"no teleportation ({why})"] += 1
         return chosen
 

@@ -108,6 +108,7 @@ class TaskStepper(Stepper):
         self.target = target
         self.parameters = target.parameters(target.names)
         self.output_loss: OutputLoss = getattr(target.model, "output_loss", SQUARE)
+        self._exact: dict[str, bool] = {}  # whether an action is exact on the tasks' data
 
     def init_state(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> State:
         """See :meth:`Stepper.init_state`."""
@@ -125,7 +126,18 @@ class TaskStepper(Stepper):
         """See :meth:`Stepper.advance`."""
         if meta.update.sees_losses:
             now = _squared(now._replace(output_loss=self.output_loss))
-        return meta.advance(self.target.chain, self.target.layer_input, now, state)
+        chain, layer_input = self.target.chain, self.target.layer_input
+        return meta.advance(chain, layer_input, now, state, self._teleports(meta))
+
+    def _teleports(self, meta: MetaOptimizer) -> bool:
+        """Whether m2 acts."""
+        if meta.element is None or not meta.only_where_exact:
+            return True
+        if meta.spec.action not in self._exact:
+            samples = self.target.samples(None) or 0
+            exact = self.target.sites.exact_everywhere(meta.action, samples)
+            self._exact[meta.spec.action] = exact
+        return self._exact[meta.spec.action]
 
     def losses(self, seen: ForwardRecord | None) -> Tensor | None:
         """See :meth:`Stepper.losses`; they are what the tasks give."""

@@ -83,6 +83,11 @@ class UpdateRule(nn.Module, ABC):
 class UpdateConfig(RuleConfig, ABC):
     """The config of an update rule (m1); a subclass is a frozen dataclass of checked fields."""
 
+    @property
+    def only_where_exact(self) -> bool:
+        """Whether m2 acts beside this m1 only where its group is exact on all data of a task."""
+        return False
+
     @abstractmethod
     def build(self, generator: torch.Generator) -> UpdateRule:
         """Return the rule, with initial weights that are drawn from the generator."""

@@ -426,6 +426,11 @@ class LearnedWhiteningConfig(LSTMFields, UpdateConfig):
         for name in ("first_damping", "first_length"):
             check_positive(name, getattr(self, name), getattr(type(self), name))
 
+    @property
+    def only_where_exact(self) -> bool:
+        """See :attr:`UpdateConfig.only_where_exact`: this m1 does well without m2 elsewhere."""
+        return True
+
     def build(self, generator: torch.Generator) -> LearnedWhitening:
         """See :meth:`UpdateConfig.build`."""
         return LearnedWhitening(self, generator)

@@ -309,7 +309,8 @@ def check_fit(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
     for rule in rules:
         if rule.one_size is not None:
             tasks.check_one_size(rule.one_size)
-    if tasks.chains and networks.element_config.needs_chain:
+    elsewhere = networks.update_config.only_where_exact
+    if tasks.chains and networks.element_config.needs_chain and not elsewhere:
         check_acts(networks.build_action(), networks.action, spec)
 
 
