@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaopt.errors import UserError
 from metaopt.learned.checkpoint import META, Checkpoint, meta_tensors
-from metaopt.training.trainer import ADAM, RAW, Trainer
+from metaopt.training.trainer import ADAM, RAW, Trainer, trained
 
 COUNTERS = ("trajectories", "meta_steps", "skipped", "skipped_in_row", "rollbacks")
 ORIGIN = ("parts", "init_from", "budgets")
@@ -124,7 +124,7 @@ def _check_shapes(trainer: Trainer, checkpoint: Checkpoint) -> None:
     fresh = {RAW + name: tensor for name, tensor in networks.items()}
     stepped = fresh | {
         f"{ADAM}{index}/{name}": torch.zeros(()) if name == "step" else parameter
-        for index, parameter in enumerate(trainer.meta.parameters())
+        for index, parameter in enumerate(trained(trainer.meta))
         for name in ("step", "exp_avg", "exp_avg_sq")
     }
     expected = {META + name: tensor for name, tensor in networks.items()}

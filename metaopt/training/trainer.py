@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaopt.errors import UserError, shown
 from metaopt.evaluation.rollout import rollout
@@ -70,8 +70,8 @@ class Trainer:
         self.origin: dict[str, Any] = {"parts": ranks.size} if several else {}
         self.meta = MetaOptimizer(networks, seed=spec.seed).to(device)
         self.generator = torch.Generator().manual_seed(spec.seed)
-        element = [] if self.meta.element is None else list(self.meta.element.parameters())
-        groups: list[dict[str, Any]] = [{"params": list(self.meta.update.parameters())}]
+        element = [] if self.meta.element is None else trained(self.meta.element)
+        groups: list[dict[str, Any]] = [{"params": trained(self.meta.update)}]
         if element:
             groups.append({"params": element})
         self.adam = torch.optim.Adam(groups, lr=spec.learning_rate_update)
@@ -250,13 +250,11 @@ class Trainer:
 
     def _step(self, gradients: list[Tensor], norm: float) -> None:
         scale = self.spec.clip / norm if 0 < self.spec.clip < norm else 1.0
-        for parameter, gradient in zip(self.meta.parameters(), gradients, strict=True):
+        for parameter, gradient in zip(trained(self.meta), gradients, strict=True):
             parameter.grad = gradient * scale
         self.adam.step()
         with torch.no_grad():
-            for mean, parameter in zip(
-                self.averaged.parameters(), self.meta.parameters(), strict=True
-            ):
+            for mean, parameter in zip(trained(self.averaged), trained(self.meta), strict=True):
                 mean.lerp_(parameter, 1.0 - self.spec.average)
         self.meta_steps += 1
         self.skipped_in_row = 0
@@ -270,6 +268,15 @@ class Trainer:
                 f"row (trajectory {self.trajectories}): lower the learning rates or the clip "
                 f"and start again"
             )
+
+
+def trained(networks: nn.Module) -> list[nn.Parameter]:
+    """Return the weights that are trained: a rule may hold others, which stay as they are.
+
+    Args:
+        networks: m1, m2 or both.
+    """
+    return [parameter for parameter in networks.parameters() if parameter.requires_grad]
 
 
 def smoothed(losses: Tensor, fraction: float) -> Tensor:
