@@ -20,8 +20,9 @@ from metaopt.learned.checkpoint import (
     named_checkpoint,
     pretrained_names,
 )
+from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.optim import LevenbergMarquardt, TeleportingOptimizer
+from metaopt.optim import LevenbergMarquardt, RestartingLBFGS, TeleportingOptimizer
 from metaopt.registry import Registry, built
 from metaopt.symmetry.search import GradientAscent
 from metaopt.tasks import Regression
@@ -102,6 +103,28 @@ def _teleporting(base: Build, size: float) -> Build:
     )
 
 
+def kfac(damping: float = 0.03, momentum: float = 0.5) -> Build:
+    """Return what builds K-FAC by hand, whose rate is eta.
+
+    Args:
+        damping: lambda.
+        momentum: mu.
+    """
+
+    def build(tasks: Regression, rate: float) -> torch.optim.Optimizer:
+        spec = MetaOptimizerSpec(
+            update="kfac",
+            element="none",
+            hold=0.0,
+            kfac_rate=rate,
+            kfac_damping=damping,
+            kfac_momentum=momentum,
+        )
+        return LearnedOptimizer(tasks, MetaOptimizer(spec))
+
+    return build
+
+
 TELEPORT_STEPS = (5,)
 
 _SGD = _batched(torch.optim.SGD)
@@ -149,6 +172,8 @@ BASELINES.update(
         Method("rmsprop", _RMSPROP, 0.2),
         Method("adam", _ADAM, 0.7),
         Method("lbfgs", _single(torch.optim.LBFGS, max_iter=1, history_size=20), 1.0),
+        Method("lbfgs_wolfe", _single(RestartingLBFGS), 1.0),
+        Method("kfac", kfac(), 0.3),
         Method("muon", _single(torch.optim.Muon, weight_decay=0.0), 0.2),
         Method("levenberg_marquardt", LevenbergMarquardt, 1e-3),
         Method("gd_tele", _teleporting(_SGD, 0.01), 3e-4),

@@ -63,6 +63,8 @@ class Style(NamedTuple):
 
 STYLES = {
     "lstm_update_tele": Style(0, 0, 0),
+    "lstm_update_tele_v1": Style(0, 1, 1),
+    "lstm_whitened": Style(0, 3, 2),
     "lstm_update": Style(1, 0, 1),
     "lstm_lr_tele": Style(2, 0, 2),
     "lstm_layerwise": Style(3, 0, 3),
@@ -81,6 +83,8 @@ STYLES = {
     "shampoo": Style(0, 2, 7),
     "lbfgs": Style(1, 2, 8),
     "levenberg_marquardt": Style(2, 2, 9),
+    "lbfgs_wolfe": Style(1, 3, 8),
+    "kfac": Style(6, 0, 6),
     "muon": Style(3, 2, 6),
     "soap": Style(7, 3, 3),
 }

@@ -1,0 +1,94 @@
+"""The methods of the zoo, each with up to eight settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from metaopt.evaluation.methods import BASELINES, kfac
+from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.optim import RestartingLBFGS
+from metaopt.tasks import TaskBatch
+
+Build = Callable[[TaskBatch], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method with its settings.
+
+    Attributes:
+        settings: what builds the optimizer of a batch, by setting.
+        rival: whether it is one of the rivals that the learned optimizer is measured against.
+        one_by_one: whether networks are run one at a time, since it takes inner products over all.
+        square: whether it fits the squared error alone.
+    """
+
+    settings: Mapping[str, Build]
+    rival: bool = False
+    one_by_one: bool = False
+    square: bool = False
+
+
+def _of_rate(name: str, rate: float, tasks: TaskBatch) -> torch.optim.Optimizer:
+    return BASELINES[name].build(tasks, rate)  # type: ignore[arg-type]
+
+
+def _rates(name: str, *rates: float) -> dict[str, Build]:
+    return {f"{rate:g}": partial(_of_rate, name, rate) for rate in rates}
+
+
+def _kfac_of(
+    damping: float, rate: float, momentum: float, tasks: TaskBatch
+) -> torch.optim.Optimizer:
+    return kfac(damping, momentum)(tasks, rate)  # type: ignore[arg-type]
+
+
+def _lbfgs_of(rate: float, history: int, tasks: TaskBatch) -> torch.optim.Optimizer:
+    return RestartingLBFGS(tasks.parameters(), rate, history)
+
+
+def _learned_of(source: str, tasks: TaskBatch) -> torch.optim.Optimizer:
+    return LearnedOptimizer(tasks, source)
+
+
+KFAC = (
+    (0.03, 0.3, 0.5),
+    (0.01, 0.3, 0.5),
+    (0.1, 0.3, 0.5),
+    (0.03, 0.6, 0.5),
+    (0.03, 0.3, 0.9),
+    (0.1, 0.6, 0.9),
+    (0.01, 0.6, 0.9),
+    (0.003, 0.3, 0.8),
+)
+"""Damping, rate and momentum of K-FAC by hand."""
+
+LBFGS = ((1.0, 10), (1.0, 30), (1.0, 100), (0.3, 100))
+"""First length and history of L-BFGS."""
+
+
+def contenders(learned: Mapping[str, str], soap: bool = True) -> dict[str, Contender]:
+    """Return the methods by name.
+
+    Args:
+        learned: checkpoints of learned optimizers, or names of shipped ones, by name.
+        soap: whether SOAP is among them; it needs the package pytorch_optimizer.
+    """
+    own = {name: Contender({"": partial(_learned_of, path)}) for name, path in learned.items()}
+    adam = _rates("adam", 0.001, 0.003, 0.01, 0.02, 0.03, 0.06, 0.1, 0.3)
+    lbfgs = {f"{rate:g}, {n}": partial(_lbfgs_of, rate, n) for rate, n in LBFGS}
+    by_hand = {f"{a:g}, {b:g}, {c:g}": partial(_kfac_of, a, b, c) for a, b, c in KFAC}
+    rivals = {
+        "adam": Contender(adam, rival=True),
+        "lbfgs_wolfe": Contender(lbfgs, rival=True, one_by_one=True),
+        "kfac": Contender(by_hand, rival=True),
+    }
+    if soap:
+        rates = _rates("soap", 0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3)
+        rivals["soap"] = Contender(rates, rival=True)
+    beside = Contender(_rates("levenberg_marquardt", 1e-3, 1e-1), square=True)
+    return own | rivals | {"levenberg_marquardt": beside}

@@ -1,0 +1,118 @@
+"""Runs of the methods on a cell, kept in one file a cell, so that a study goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.tasks import NetworkFamily, first_seeds
+from studies.report import write_json
+from studies.zoo.cells import NETWORKS, Cell
+from studies.zoo.rivals import Build, Contender
+
+STEPS = 100
+AT = (0, 10, 30, 100)
+GOAL = 1e-6  # of the start, to which seconds are counted
+FAR = 1000  # steps of the search for the best known loss
+
+
+def run(
+    family: NetworkFamily, build: Build, seeds: Sequence[int], steps: int, one_by_one: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return losses and seconds since the start, ``(steps + 1, networks)`` and ``(steps + 1,)``.
+
+    Seconds are those of the processor, on one thread, so that other processes do not count.
+
+    Args:
+        family: the networks.
+        build: makes the optimizer of a batch.
+        seeds: of the networks.
+        steps: how many steps to make.
+        one_by_one: whether each network is run by itself.
+    """
+    if one_by_one:
+        parts = [run(family, build, [seed], steps) for seed in seeds]
+        clock = torch.stack([own for _, own in parts]).sum(dim=0)
+        return torch.cat([losses for losses, _ in parts], dim=1), clock
+    tasks = family.sample(seeds)
+    optimizer = build(tasks)
+    losses: list[Tensor] = []
+    seconds = [0.0]
+    fresh = True
+
+    def closure() -> Any:
+        nonlocal fresh
+        tasks.zero_grad()
+        own = tasks()
+        own.sum().backward()
+        if fresh:
+            losses.append(own.detach().double())
+            fresh = False
+        return own.detach().sum()
+
+    for _ in range(steps):
+        fresh, begin = True, time.process_time()
+        try:
+            optimizer.step(closure)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            for parameter in tasks.parameters():
+                parameter.detach().fill_(torch.nan)
+        seconds.append(seconds[-1] + time.process_time() - begin)
+    fresh = True
+    closure()
+    return torch.stack(losses).nan_to_num(torch.inf, torch.inf), torch.tensor(seconds)
+
+
+def measure(cell: Cell, contenders: Mapping[str, Contender], path: Path, quick: bool) -> None:
+    """Run what the file of a cell has not yet.
+
+    Args:
+        cell: the cell.
+        contenders: the methods.
+        path: the file.
+        quick: whether to take few steps and settings.
+    """
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    family = cell.family()
+    count, steps = (2, 10) if quick else (NETWORKS, STEPS)
+    seeds = first_seeds("test", count)
+    for name, contender in contenders.items():
+        if contender.square and cell.target == "classes":
+            continue
+        own = kept.setdefault(name, {})
+        for setting, build in list(contender.settings.items())[: 2 if quick else None]:
+            if setting not in own:
+                losses, seconds = run(family, build, seeds, steps, contender.one_by_one)
+                own[setting] = _facts(losses, seconds)
+        write_json(path, kept)
+    if "best known" not in kept:
+        meta = MetaOptimizer(MetaOptimizerSpec(update="whitened", element="none", hold=0.0))
+        far = 20 if quick else FAR
+        exact = cell.family("float64")
+        losses, _ = run(exact, lambda tasks: LearnedOptimizer(tasks, meta), seeds, far)
+        kept["best known"] = losses.amin(dim=0).tolist()
+        write_json(path, kept)
+
+
+def _facts(losses: Tensor, seconds: Tensor) -> dict[str, Any]:
+    """What is kept of a run; losses that are not finite are null."""
+    reached = losses <= GOAL * losses[0]
+    when = torch.where(
+        reached.any(dim=0), seconds[reached.int().argmax(dim=0)], torch.full((1,), torch.inf)
+    )
+    return {
+        "at": {str(t): losses[t].tolist() for t in AT if t < len(losses)},
+        "curve": losses.clamp(min=1e-300).log().mean(dim=1).tolist(),
+        "above": int((losses > losses[0] * (1 + 1e-6)).any(dim=0).sum()),
+        "seconds": seconds[-1].item(),
+        "seconds_to_goal": when.tolist(),
+        "lowest": losses.amin(dim=0).tolist(),
+    }
