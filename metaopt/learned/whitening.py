@@ -54,8 +54,10 @@ RIDGE = 1e-9  # of the diagonal of the small problem
 
 GOOD, POOR = 0.5, 0.25  # of the ratio of the change of the loss to what the model promised
 EASED, TIGHTENED = 3.0, 4.0  # factors of nu
+RELIABLE = 0.75  # of that ratio, for a longer step
+LONGER, SHORTER = 2.0, 0.5  # factors of the last length
 NU = (1e-9, 1e6)  # its range
-FARTHEST = 10.0  # the largest length of a step over that of the weights of its layer
+FARTHEST = 1.0  # the largest length of a step over that of the weights of its layer
 
 WIDEST = 1024  # units of a layer; above, the decompositions take too long
 MOST_ENTRIES = 2**27  # of the tangents of all directions, in float64 1 GiB
@@ -184,6 +186,7 @@ class LearnedWhitening(UpdateRule):
         moved = chain.parameters(
             [split(own, layer) for own, layer in zip(steps, seen.layers, strict=True)]
         )
+        moved = _finite(moved, batch)
         update = moved
         if undone:
             bases = [_unless(~back, batch, a - b) for a, b in zip(start, now, strict=True)]
@@ -309,8 +312,9 @@ def _judged(
     ratio = (before - losses) / (region.promised * factor + TINY)
     good, poor = ~fresh & (ratio > GOOD), ~fresh & ~(ratio > POOR)
     nu = torch.where(good, region.nu / EASED, torch.where(poor, region.nu * TIGHTENED, region.nu))
-    longer = torch.maximum(region.length, 2 * region.last).clamp(max=FARTHEST)
-    length = torch.where(good, longer, torch.where(poor, 0.5 * region.last, region.length))
+    longer = torch.maximum(region.length, LONGER * region.last).clamp(max=FARTHEST)
+    reliable = ~fresh & (ratio > RELIABLE)
+    length = torch.where(reliable, longer, torch.where(poor, SHORTER * region.last, region.length))
     known = torch.where(fresh, torch.inf, before)
     return region._replace(nu=nu.clamp(*NU), length=length, loss=known), factor, fresh
 
@@ -401,6 +405,16 @@ def _where(
 ) -> list[Tensor]:
     """The tensors of one for the chosen tasks, and of the other elsewhere."""
     return [torch.where(spread(chosen, batch, b), a, b) for a, b in zip(one, other, strict=True)]
+
+
+def _finite(tensors: Sequence[Tensor], batch: torch.Size) -> list[Tensor]:
+    """The tensors, with 0 for the tasks that have an entry that is not finite."""
+    lost = torch.stack(
+        [(~t.isfinite()).flatten(start_dim=len(batch)).any(dim=-1) for t in tensors]
+    ).any(dim=0)
+    if not bool(lost.any()):
+        return list(tensors)
+    return [_unless(lost, batch, t) for t in tensors]
 
 
 def _unless(tasks: Tensor, batch: torch.Size, own: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--learned", type=str, nargs="*", default=list(OPTIMIZERS),
-        help="shipped optimizers, or NAME=CHECKPOINT; the first one is compared; none: rivals alone",
+        help="shipped optimizers, or NAME=CHECKPOINT; the first is compared; none: rivals alone",
     )  # fmt: skip
     values = parser.parse_args(arguments)
     set_threads(values.threads)

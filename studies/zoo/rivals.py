@@ -67,7 +67,7 @@ KFAC = (
 )
 """Damping, rate and momentum of K-FAC by hand."""
 
-LBFGS = ((1.0, 10), (1.0, 30), (1.0, 100), (0.3, 100))
+LBFGS = ((1.0, 10), (1.0, 30), (1.0, 100))
 """First length and history of L-BFGS."""
 
 
@@ -88,7 +88,7 @@ def contenders(learned: Mapping[str, str], soap: bool = True) -> dict[str, Conte
         "kfac": Contender(by_hand, rival=True),
     }
     if soap:
-        rates = _rates("soap", 0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3)
+        rates = _rates("soap", 0.003, 0.01, 0.03, 0.1, 0.3)
         rivals["soap"] = Contender(rates, rival=True)
     beside = Contender(_rates("levenberg_marquardt", 1e-3, 1e-1), square=True)
     return own | rivals | {"levenberg_marquardt": beside}
