@@ -1,8 +1,8 @@
 """Learned whitening: m1 (the update network) in the eigenbasis of the curvature of each layer.
 
 In the eigenbasis of K-FAC (:mod:`metaopt.learned.kronecker`) the gradient of a layer has
-coefficients g and curvatures k. An LSTM that all coefficients share says three dampings lambda_h of
-each, and so three directions -g / (k + lambda_h max k) of each layer. With the last steps of the
+coefficients g and curvatures k. An LSTM that all coefficients share says three dampings lambda_h
+and three factors a_h of each, and so three directions -a_h g / (k + lambda_h max k) of each layer. With the last steps of the
 layer they span a small subspace, of five directions a layer. In it the Gauss-Newton model of the
 loss is exact: J d is computed for each direction d by a forward pass of tangents, and the step is
 the minimum of
@@ -104,7 +104,7 @@ class LearnedWhitening(UpdateRule):
         bound = CHANNELS**-0.5
         self.embedding = uniform_parameter((config.hidden, CHANNELS), bound, generator)
         self.embedding_bias = uniform_parameter((config.hidden,), bound, generator)
-        self.lstm: LSTM = config.lstm(config.hidden, len(DAMPINGS) + 1, generator)
+        self.lstm: LSTM = config.lstm(config.hidden, 2 * len(DAMPINGS) + 1, generator)
         self.lstm.zero_head()
         self.other = _trained_before()
 
@@ -208,17 +208,13 @@ class LearnedWhitening(UpdateRule):
         embedded = torch.tanh(torch.addmm(self.embedding_bias.unsqueeze(-1), self.embedding, x))
         outputs, columns = self.lstm(embedded, columns)
         *heads, easing = (unflatten(row, [own[0] for own in channels]) for row in outputs)
-        damped: list[list[Tensor]] = []
-        for layer, (f, own) in enumerate(zip(factors, g, strict=True)):
-            k, most = f.curvature, f.largest
-            damped.append(
-                [
-                    f.back(
-                        -own / (k + most * first * (4.0 * torch.tanh(head[layer])).exp() + SMALL)
-                    )
-                    for first, head in zip(DAMPINGS, heads, strict=True)
-                ]
-            )
+        dampings, weights = heads[: len(DAMPINGS)], heads[len(DAMPINGS) :]
+        damped: list[list[Tensor]] = [[] for _ in g]
+        for first, damping, weight in zip(DAMPINGS, dampings, weights, strict=True):
+            for found, f, own, a, b in zip(damped, factors, g, damping, weight, strict=True):
+                lam = first * (4.0 * torch.tanh(a)).exp()
+                scaled = (2.0 * torch.tanh(b)).exp() * own
+                found.append(f.back(-scaled / (f.curvature + lam * f.largest + SMALL)))
         total = sum(own.shape[-2:].numel() for own in easing)
         mean = torch.stack([own.sum(dim=(-2, -1)) for own in easing]).sum(dim=0) / total
         return damped, (3.0 * torch.tanh(mean)).exp().double().reshape(-1), columns
