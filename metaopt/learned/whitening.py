@@ -2,10 +2,10 @@
 
 In the eigenbasis of K-FAC (:mod:`metaopt.learned.kronecker`) the gradient of a layer has
 coefficients g and curvatures k. An LSTM that all coefficients share says three dampings lambda_h
-and three factors a_h of each, and so three directions -a_h g / (k + lambda_h max k) of each layer. With the last steps of the
-layer they span a small subspace, of five directions a layer. In it the Gauss-Newton model of the
-loss is exact: J d is computed for each direction d by a forward pass of tangents, and the step is
-the minimum of
+and three factors a_h of each, and so three directions -a_h g / (k + lambda_h max k) of each layer.
+With the last steps of the layer they span a small subspace, of five directions a layer. In it the
+Gauss-Newton model of the loss is exact: J d is computed for each direction d by a forward pass of
+tangents, and the step is the minimum of
 
     <g, d> + 1/2 d^T J^T H J d + nu/2 sum_l k_l ||d_l||^2
 
