@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NoReturn
 
 import docstring_parser
@@ -215,6 +216,7 @@ class Parser(ArgumentParser):
         return values
 
 
+@cache
 def _meanings(config: type[Any]) -> dict[str, str]:
     """Return the descriptions of a config's fields, from its docstring and those of its bases."""
     found: dict[str, str] = {}
