@@ -142,7 +142,9 @@ def test_validation_has_the_families_that_the_table_says():
 
 
 def test_unknown_problems_are_refused():
-    with pytest.raises(UserError, match="problems of regression, minibatches, networks, got 'nonsense'"):
+    with pytest.raises(
+        UserError, match="problems of regression, minibatches, networks, got 'nonsense'"
+    ):
         TrainingSpec(problems="nonsense")
 
 
