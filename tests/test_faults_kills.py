@@ -58,7 +58,7 @@ for k in range(kills):
     out = folder / f"killed{k}"
     pid = child([*arguments, "--out", str(out)])
     if k % 2:  # while a checkpoint is being written, the n-th that is seen
-        for write in range(draw.randint(1, 6)):
+        for write in range(draw.randint(1, 4)):
             wait(lambda: writing(out), pid)
             if write:
                 wait(lambda: not writing(out), pid)
