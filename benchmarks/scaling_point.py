@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ from metaopt.training.trainer import Trainer
 
 TRAINED, VALIDATION = 10**7, 10**6  # the first seeds of training and of validation
 STILL = 1e-12  # a learning rate that changes nothing
+recipe_of = cache(load_recipe)
 
 
 class Point(NamedTuple):
@@ -67,7 +69,7 @@ class Exactly(TaskDistribution):
 
 def training(point: Point, ranks: Ranks = ALONE) -> Callable[[], None]:
     """A batch of the recipe, with a meta-step after each window."""
-    recipe = load_recipe(f"lstm_{point.task}")
+    recipe = recipe_of(f"lstm_{point.task}")
     spec = replace(
         recipe.training,
         problems="exactly",

@@ -1,9 +1,29 @@
 """One thread: the tensors are small, and pytest-xdist runs the processes side by side."""
 
+import gc
+from collections.abc import Iterator
+from functools import cache
+
 import pytest
 import torch
 
+from metaopt import extensions
+
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, and the collector of garbage need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _installed_packages_are_read_once() -> Iterator[None]:
+    """Not by each of the commands that are run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extensions, "entry_points", cache(extensions.entry_points))
+        yield
 
 
 @pytest.fixture(autouse=True)

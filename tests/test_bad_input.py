@@ -31,7 +31,9 @@ ROOT = Path(__file__).parents[1]
 SIZES = "--samples 3 --input 4 --hidden 3 --output 2"
 EVAL = f"--methods gd --problems 2 --steps 2 {SIZES} --out out".split()
 BUDGET = "--trajectories 3 --batch_size 1 --steps 2 --window 2 --widths [3]"
-VALIDATION = "--validation_at [1] --validation_problems 1 --validation_every 1"
+VALIDATION = (
+    "--validation_at [1] --validation_problems 1 --validation_every 1 --validation_families []"
+)
 TRAIN = f"{BUDGET} {VALIDATION} --hidden 3 --layers 1 --out out".split()
 
 

@@ -9,6 +9,7 @@ import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -95,6 +96,7 @@ def existing(entry: Path) -> Path | None:
     return next((path for path in found if path.exists()), None)
 
 
+@cache  # asked of every public name for every other
 def origin(package: ModuleType, name: str) -> tuple[ModuleType, str]:
     """The module where a public name of a package is defined, and what it is called there."""
     for node in ast.walk(ast.parse(inspect.getsource(package))):  # also inside a `with` or `if`
@@ -234,8 +236,14 @@ def test_the_example_of_a_new_action_acts() -> None:
     torch.testing.assert_close((pulled.values * direction).sum(), slope, rtol=1e-6, atol=1e-9)
 
 
+@cache
+def documented() -> tuple[str, ...]:
+    """What the reference names."""
+    return tuple(name for page in REFERENCE for name in DOCUMENTED.findall(page.read_text()))
+
+
 def test_the_reference_names_things_that_exist_each_once() -> None:
-    named = [name for page in REFERENCE for name in DOCUMENTED.findall(page.read_text())]
+    named = documented()
     assert len(named) > 100
     assert sorted(named) == sorted(set(named))
     for name in named:
@@ -256,12 +264,11 @@ def test_what_is_public_has_a_docstring_and_is_in_the_reference(
     if isinstance(value, ModuleType):
         assert DOCS / "api" / f"{name}.md" in REFERENCE
         return
-    documented = {name for page in REFERENCE for name in DOCUMENTED.findall(page.read_text())}
     names = {f"{package.__name__}.{name}", f"{module.__name__}.{original}"}
     names |= {
         f"{other.__name__}.{o}" for other, o in PUBLIC if origin(other, o) == (module, original)
     }
-    assert names & documented
+    assert names & set(documented())
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)

@@ -170,7 +170,7 @@ def _differentiated(problem: torch.nn.Module) -> torch.Tensor:
          "--methods", "lion,lion_tele,gd", "--problems", "2", "--steps", "6"],
         ["train_meta.py", "--import", "docs.examples.add_problem", "--problems", "robust",
          "--hidden", "3", "--trajectories", "2", "--batch_size", "1", "--steps", "4",
-         "--validation_problems", "1", "--validation_at", "[2]"],
+         "--validation_problems", "1", "--validation_at", "[2]", "--validation_families", "[]"],
         ["train_meta.py", "--import", "docs.examples.add_action", "--action", "square",
          "--trajectories", "2"],
     ],

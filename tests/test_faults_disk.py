@@ -5,9 +5,11 @@ import subprocess
 import time
 
 import pytest
-from soak_cases import EVAL, FILES, TRAIN, contents, flags, start
+from soak_cases import EVAL, FILES, FLAGS, TRAIN, contents, flags, start, train_here
 
+from metaopt.cli import evaluate, train
 from metaopt.learned.checkpoint import read_checkpoint
+from metaopt.storage import locked
 
 pytestmark = pytest.mark.soak
 SMALL = ["--methods", "gd", "--problems", "2", "--steps", "3", "--out"]
@@ -45,7 +47,7 @@ def test_a_disk_that_fills_during_training_ends_it_in_a_line_and_it_goes_on_late
 ):
     out = small_disk / "run"
     filler = small_disk / "filler"
-    process = start(str(TRAIN), *flags(out, trajectories="200"))
+    process = start(str(TRAIN), *flags(out))
     deadline = time.monotonic() + 60
     while not (out / FILES[0]).exists():
         assert process.poll() is None
@@ -62,17 +64,17 @@ def test_a_disk_that_fills_during_training_ends_it_in_a_line_and_it_goes_on_late
     assert "No space left" in line
     assert "--resume" in line
     kept = read_checkpoint(out / FILES[0]).facts["trajectories"]
-    assert 0 < kept < 200
+    assert 0 < kept < int(FLAGS["trajectories"])
     filler.unlink()
-    assert ended(start(str(TRAIN), *flags(out, "--resume", trajectories="200")))[0] == 0
+    train_here(out, "--resume")
     alone = tmp_path / "alone"
-    assert ended(start(str(TRAIN), *flags(alone, trajectories="200")))[0] == 0
+    train_here(alone)
     assert contents(out) == contents(alone)
 
 
 def test_a_full_disk_keeps_the_results_that_were_there(small_disk):
     out = small_disk / "results"
-    assert ended(start(str(EVAL), *SMALL, str(out)))[0] == 0
+    evaluate.main([*SMALL, str(out)])
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     (small_disk / "filler").write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * 4096))
     code, line = ended(start(str(EVAL), *SMALL, str(out), "--steps", "50", "--overwrite"))
@@ -90,20 +92,18 @@ def test_a_read_only_disk_is_named_in_a_line(small_disk, script):
     assert str(small_disk / "x") in line
 
 
-@pytest.mark.parametrize("script", [TRAIN, EVAL], ids=["train", "eval"])
-def test_a_second_run_into_the_same_folder_is_refused_and_the_first_unharmed(tmp_path, script):
-    holding = (
-        "import sys, time; from pathlib import Path; from metaopt.storage import locked\n"
-        "with locked(Path(sys.argv[1])):\n print('held', flush=True); sys.stdin.read()"
-    )
+@pytest.mark.parametrize(
+    ("script", "main"), [(TRAIN, train.main), (EVAL, evaluate.main)], ids=["train", "eval"]
+)
+def test_a_second_run_into_the_same_folder_is_refused_and_the_first_unharmed(
+    tmp_path, script, main
+):
     out = tmp_path / "run"
-    holder = start("-c", holding, str(out), stdin=subprocess.PIPE)
-    assert holder.stdout.readline() == "held\n"
-    arguments = flags(out) if script == TRAIN else [*SMALL, str(out)]
-    code, line = ended(start(str(script), *arguments))
-    assert code == 2
-    assert "which one does now" in line
-    assert [p.name for p in out.iterdir()] == [".lock"]
-    holder.communicate("")
-    assert holder.returncode == 0
-    assert ended(start(str(script), *arguments))[0] == 0
+    arguments = flags(out, trajectories="8") if script == TRAIN else [*SMALL, str(out)]
+    with locked(out):
+        code, line = ended(start(str(script), *arguments))
+        assert code == 2
+        assert "which one does now" in line
+        assert [p.name for p in out.iterdir()] == [".lock"]
+    main(arguments)  # there is no other any more
+    assert len(list(out.iterdir())) > 1

@@ -5,7 +5,8 @@ import json
 import pytest
 from soak_cases import flags, form, start
 
-META_STEPS = form(1_200, 20_000)
+META_STEPS = form(600, 20_000)
+EVERY = form(50, 100)
 pytestmark = pytest.mark.soak
 
 WATCHED = """
@@ -18,11 +19,11 @@ process, seen = psutil.Process(), []
 batch = Trainer.train_batch
 def watched(self):
     numbers = batch(self)
-    if self.trajectories % 100 == 0:
+    if self.trajectories % int(sys.argv[1]) == 0:
         seen.append((self.meta_steps, process.memory_info().rss, process.num_fds()))
     return numbers
 Trainer.train_batch = watched
-train.main(sys.argv[1:])
+train.main(sys.argv[2:])
 print(json.dumps(seen))
 """
 
@@ -34,7 +35,7 @@ def test_memory_is_flat_within_two_per_cent_and_no_file_stays_open(tmp_path):
         "validation_at": "[2]", "validation_families": "[]", "rollback": "0",
         "rectangular": "false", "depths": "[2]", "trajectories": str(META_STEPS // 2),
     }  # fmt: skip
-    process = start("-c", WATCHED, *flags(tmp_path / "run", **small))
+    process = start("-c", WATCHED, str(EVERY), *flags(tmp_path / "run", **small))
     output, errors = process.communicate(timeout=3000)
     assert process.returncode == 0, errors
     seen = json.loads(output.splitlines()[-1])

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from learned_network_cases import batch_for, conv_net, mlp
+from replica_cases import of_two_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -98,9 +98,7 @@ def sums(rank: int, ddp: nn.Module, model: nn.Module) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("replicas")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return of_two_processes(work, tmp_path_factory.mktemp("replicas"))
 
 
 @pytest.mark.parametrize(("name", "net", "loss"), CASES)

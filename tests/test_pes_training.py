@@ -15,7 +15,7 @@ def make_trainer(**fields) -> Trainer:
     spec = {
         "estimator": "pes", "pes_pairs": 2, "trajectories": 6, "batch_size": 1, "steps": 4,
         "window": 2, "widths": (6, 8), "validation_problems": 2, "validation_at": (2, 4),
-        "validation_every": 2, **fields,
+        "validation_every": 2, "validation_families": (), **fields,
     }  # fmt: skip
     return Trainer(MetaOptimizerSpec(hidden=4), TrainingSpec(**spec))
 

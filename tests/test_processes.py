@@ -10,7 +10,21 @@ from pathlib import Path
 
 import psutil
 import pytest
-from soak_cases import ENVIRONMENT, EVAL, FILES, SOAK, TRAIN, contents, flags, form, start
+from soak_cases import (
+    ENVIRONMENT,
+    EVAL,
+    FILES,
+    LONG,
+    SOAK,
+    TRAIN,
+    contents,
+    flags,
+    form,
+    start,
+    train_here,
+)
+
+from metaopt.cli import evaluate
 
 soak = pytest.mark.soak
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -51,9 +65,7 @@ def wait_for(happened, process: subprocess.Popen[str], seconds: float = 90) -> N
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("alone")
-    process = start(str(TRAIN), *flags(out))
-    process.communicate()
-    assert process.returncode == 0
+    train_here(out)
     return contents(out)
 
 
@@ -157,11 +169,10 @@ def test_processes_on_two_hosts_give_the_bytes_of_one(alone, tmp_path):
 @soak
 def test_a_signal_to_one_process_ends_all_with_one_line_and_a_checkpoint(tmp_path):
     """Then resumed, by one process, to the bytes of one that was left alone."""
-    long = {"trajectories": "200", "validation_every": "100"}
     out = tmp_path / "two"
     environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     both = [
-        start(str(TRAIN), *flags(out, **long), env=ENVIRONMENT | environment | {"RANK": rank})
+        start(str(TRAIN), *flags(out, **LONG), env=ENVIRONMENT | environment | {"RANK": rank})
         for rank in "01"
     ]
     wait_for(lambda: list(out.glob("tensorboard/events*")), both[0])
@@ -171,11 +182,8 @@ def test_a_signal_to_one_process_ends_all_with_one_line_and_a_checkpoint(tmp_pat
     assert [process.returncode for process in both] == [143, 143], errors
     assert [text.count("interrupted at trajectory") for text in errors] == [1, 0]
     assert (out / FILES[0]).exists()
-    again = start(str(TRAIN), *flags(out, "--resume", **long))
-    whole = start(str(TRAIN), *flags(tmp_path / "one", **long))
-    for process in (again, whole):
-        process.communicate(timeout=120)
-        assert process.returncode == 0
+    train_here(out, "--resume", **LONG)
+    train_here(tmp_path / "one", **LONG)
     for name in FILES[:2]:
         assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
@@ -184,9 +192,7 @@ def test_a_signal_to_one_process_ends_all_with_one_line_and_a_checkpoint(tmp_pat
 def test_a_refused_command_is_refused_after_a_restart_too_and_in_one_line(tmp_path):
     out = tmp_path / "out"
     small = ["--problems", "2", "--steps", "2", "--together", "1", "--out", str(out)]
-    first = start(str(EVAL), "--methods", "gd", *small)
-    first.communicate(timeout=60)
-    assert first.returncode == 0
+    evaluate.main(["--methods", "gd", *small])
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     process = torchrun(2, str(EVAL), "--methods", "adam", *small, restarts=1)
     errors = process.communicate(timeout=120)[1]

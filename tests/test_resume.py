@@ -35,7 +35,8 @@ def make_trainer(**fields) -> Trainer:
     spec = {
         "trajectories": BATCHES, "batch_size": 1, "steps": 4, "window": 2, "widths": (8, 10),
         "validation_every": 2, "validation_problems": 2, "validation_at": (2, 4),
-        "learning_rate_update": 0.3, "learning_rate_element": 0.1, "average": 0.3, **fields,
+        "validation_families": (), "learning_rate_update": 0.3, "learning_rate_element": 0.1,
+        "average": 0.3, **fields,
     }  # fmt: skip
     return Trainer(MetaOptimizerSpec(hidden=4), TrainingSpec(**spec))
 
@@ -143,8 +144,8 @@ def test_another_training_or_network_spec_is_refused_and_nothing_is_written(tmp_
 
 FLAGS = {
     "hidden": "4", "widths": "[4]", "steps": "10", "window": "5", "batch_size": "2",
-    "trajectories": "24", "validation_every": "2", "validation_problems": "2",
-    "validation_at": "[5,10]", "threads": "1",
+    "trajectories": "16", "validation_every": "2", "validation_problems": "2",
+    "validation_at": "[5,10]", "validation_families": "[]", "threads": "1",
 }  # fmt: skip
 
 

@@ -75,11 +75,18 @@ def test_the_quick_form_counts_operations_and_fits_seconds(
 
 
 def test_what_was_measured_is_read_again_and_drawn(
-    quick: tuple[dict[str, Any], Path], tmp_path: Path
+    quick: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     result, path = quick
     picture = tmp_path / "scaling.png"
-    assert run("--read", str(path), "--picture", str(picture)) == result
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    command = ["scaling.py", "--read", str(path), "--picture", str(picture)]
+    monkeypatch.setattr(sys, "argv", command)
+    importlib.import_module("scaling").main()
+    assert json.loads(capsys.readouterr().out) == result
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,12 +1,11 @@
 """Teleports under ``DistributedDataParallel``: two processes equal one with the whole batch."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from replica_cases import of_two_processes
 from teleporting_cases import LOSS, QUICK, data, mlp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -185,9 +184,7 @@ def work(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[dict]:
-    folder: Path = tmp_path_factory.mktemp("copies")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return of_two_processes(work, tmp_path_factory.mktemp("copies"))
 
 
 @pytest.mark.parametrize("led_by", LED_BY)

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NoReturn
 
 import docstring_parser
@@ -219,9 +220,17 @@ def _meanings(config: type[Any]) -> dict[str, str]:
     """Return the descriptions of a config's fields, from its docstring and those of its bases."""
     found: dict[str, str] = {}
     for cls in reversed(config.__mro__):
-        for entry in docstring_parser.parse(cls.__doc__ or "").params:
-            for name in entry.arg_name.split(","):
-                found[name.strip()] = " ".join((entry.description or "").split())
+        found |= _described(cls.__doc__ or "")
+    return found
+
+
+@cache  # asked of each field of a config
+def _described(docstring: str) -> dict[str, str]:
+    """Return the descriptions of fields in a docstring."""
+    found: dict[str, str] = {}
+    for entry in docstring_parser.parse(docstring).params:
+        for name in entry.arg_name.split(","):
+            found[name.strip()] = " ".join((entry.description or "").split())
     return found
 
 

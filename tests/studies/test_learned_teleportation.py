@@ -11,6 +11,7 @@ from metaopt.evaluation.figure import band_figure
 from metaopt.evaluation.methods import BASELINES
 from metaopt.learned.checkpoint import pretrained_path
 from metaopt.tasks import RegressionFamily
+from studies.learned_teleportation import __main__ as study_module
 from studies.learned_teleportation import controls as controls_module
 from studies.learned_teleportation import families as families_module
 from studies.learned_teleportation.__main__ import EQ79, study
@@ -20,6 +21,7 @@ from studies.learned_teleportation.curves import measure
 from studies.learned_teleportation.families import FAMILIES, families
 from studies.learned_teleportation.meta_seeds import chosen
 from studies.learned_teleportation.scale import Quick
+from studies.learned_teleportation.training_pool import train_one
 from studies.recipes import PAPER, SHIPPED
 from studies.report import markdown, over_seeds, write_json
 
@@ -40,12 +42,26 @@ class Tiny(Quick):
 
     def recipe(self, recipe: Recipe) -> Recipe:
         small = super().recipe(recipe)
-        training = replace(small.training, steps=3, trajectories=1, batch_size=1, window=3)
+        training = replace(
+            small.training,
+            steps=3,
+            trajectories=1,
+            batch_size=1,
+            window=3,
+            validation_at=(3,),
+            validation_families=(),
+        )
         hidden = min(small.networks.hidden, 20)
         return Recipe(replace(small.networks, hidden=hidden), training)
 
 
-def test_the_study_runs_and_goes_on_from_what_is_there(tmp_path, capsys):
+def train_here(jobs, processes):
+    """In this process, as no other has to be started."""
+    for job in jobs:
+        train_one(*job)
+
+
+def test_the_study_runs_and_goes_on_from_what_is_there(tmp_path, capsys, monkeypatch):
     study(tmp_path, Tiny(), jobs=1)
     printed = capsys.readouterr().out
     for name in ("figure6.png", "paper.png"):
@@ -60,6 +76,7 @@ def test_the_study_runs_and_goes_on_from_what_is_there(tmp_path, capsys):
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")}
     kept |= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(kept) > 20
+    monkeypatch.setattr(study_module, "train_all", train_here)
     study(tmp_path, Tiny(), jobs=1)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
@@ -72,6 +89,7 @@ def test_the_controls_run(tmp_path, monkeypatch):
     }
     assert len(few) == 4
     monkeypatch.setattr(controls_module, "trained_controls", lambda: few)
+    monkeypatch.setattr(controls_module, "train_all", train_here)
     controls(tmp_path, Tiny(), jobs=1, trajectories=2)
     trained = (tmp_path / "tables" / "trained.md").read_text()
     assert all(name in trained for name in few)
