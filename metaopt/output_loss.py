@@ -8,30 +8,37 @@ for the cross entropy, and diag(p (1 - p)) with p = sigmoid(f) for the binary cr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 TOLERANCE = 1e-3  # of a gradient over its norm, to be that of a loss
 ROUNDING = 1e-6  # of an entry of a gradient in its unit, in float32
 FEWEST = 4  # entries of an output; fewer would fit any loss
 
 
+Function = Callable[[Tensor, Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class OutputLoss:
-    """The curvature of a loss in the outputs of a network, which are columns.
+    """A loss as a function of the outputs of a network, which are columns.
 
     Attributes:
         name: of the loss.
         product: (f, v) -> H v, with f ``(*batch, out, samples)`` and v of that shape, or with
             further dimensions before the last two.
+        terms: (f, y) -> the terms that the loss is the sum of, with y the targets, of f's shape.
+        gradient: (f, y) -> the gradient in f.
     """
 
     name: str
-    product: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
+    product: Function = field(repr=False)
+    terms: Function = field(repr=False)
+    gradient: Function = field(repr=False)
 
     def mean_hessian(self, outputs: Tensor) -> Tensor:
         """Return the mean of H over samples, ``(*batch, out, out)``.
@@ -62,10 +69,23 @@ def _of_sigmoid(outputs: Tensor, v: Tensor) -> Tensor:
     return p * (1 - p) * v
 
 
-SQUARE = OutputLoss("squared error", _of_square)
-SOFTMAX = OutputLoss("cross entropy", _of_softmax)
-SIGMOID = OutputLoss("binary cross entropy", _of_sigmoid)
-NORM = OutputLoss("norm", _of_square)  # ||y - f||, the root of twice the squared error
+SQUARE = OutputLoss(
+    "squared error", _of_square, lambda f, y: 0.5 * (f - y).square(), lambda f, y: f - y
+)
+SOFTMAX = OutputLoss(
+    "cross entropy",
+    _of_softmax,
+    lambda f, y: -y * f.log_softmax(dim=-2),
+    lambda f, y: f.softmax(dim=-2) - y,
+)
+SIGMOID = OutputLoss(
+    "binary cross entropy",
+    _of_sigmoid,
+    lambda f, y: functional.softplus(f) - y * f,
+    lambda f, y: f.sigmoid() - y,
+)
+NORM = replace(SQUARE, name="norm")  # ||y - f||, the root of twice the squared error
+"""Losses; of the last one, what is said holds for half its square."""
 
 
 class Recognised(NamedTuple):
@@ -75,11 +95,13 @@ class Recognised(NamedTuple):
         loss: which one it is.
         unit: its unit: 1 / samples, for a mean over samples.
         value: its value in that unit, a sum over samples.
+        targets: y, ``(out, samples)``, in float64.
     """
 
     loss: OutputLoss
     unit: float
     value: float
+    targets: Tensor
 
 
 @torch.no_grad()
@@ -106,24 +128,18 @@ def recognise(output: Tensor, gradient: Tensor) -> Recognised | None:
     """
     if output.dim() < 2 or output.numel() < FEWEST:
         return None
-    f = output.detach().reshape(-1, output.shape[-1]).double()
-    g = gradient.detach().reshape(f.shape).double()
-    found = None
-    if f.shape[1] > 1:
-        found = _recognised(SOFTMAX, f, g)
-    return _recognised(SIGMOID, f, g) if found is None else found
+    f = output.detach().reshape(-1, output.shape[-1]).double().mT
+    g = gradient.detach().reshape(-1, output.shape[-1]).double().mT
+    kinds = (SOFTMAX, SIGMOID) if len(f) > 1 else (SIGMOID,)
+    return next((own for loss in kinds if (own := _recognised(loss, f, g))), None)
 
 
 def _recognised(loss: OutputLoss, f: Tensor, g: Tensor) -> Recognised | None:
-    if loss is SOFTMAX:
-        p, y = f.softmax(dim=1), F.one_hot(g.argmin(dim=1), f.shape[1]).double()
-        terms = f.logsumexp(dim=1) - (y * f).sum(dim=1)
-    else:
-        p, y = f.sigmoid(), (g < 0).double()
-        terms = F.softplus(f) - y * f
-    expected = p - y
+    y = functional.one_hot(g.argmin(dim=0), len(g)).mT if loss is SOFTMAX else g < 0
+    y = y.double()
+    expected = loss.gradient(f, y)
     unit = g.abs().sum() / expected.abs().sum()
     allowed = TOLERANCE * g.norm() + ROUNDING * unit * g.numel() ** 0.5
     if not (unit > 0 and unit.isfinite() and (g - unit * expected).norm() <= allowed):
         return None
-    return Recognised(loss, float(unit), float(terms.sum()))
+    return Recognised(loss, float(unit), float(loss.terms(f, y).sum()), y)

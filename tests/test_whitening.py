@@ -264,6 +264,31 @@ def test_half_the_squared_norm_is_stepped_on_where_the_loss_is_the_norm():
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
 
 
+def separable(clip=0.0):
+    """A classification in float32 that can be solved; the loss of its weights in float64."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    x = torch.randn(12, 4)
+    y = x[:, :3].argmax(dim=1)
+    optimizer = LearnedOptimizer(model, untrained())
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+    with torch.no_grad():
+        return nn.functional.cross_entropy(model.double()(x.double()), y).item()
+
+
+def test_a_cross_entropy_falls_below_the_rounding_of_float32():
+    assert separable() < 1e-10
+
+
+def test_gradients_that_were_clipped_are_stepped_on_as_they_are():
+    assert separable(clip=1e-7) > 0.1
+
+
 @pytest.mark.parametrize("kind", ["another batch each time", "no chain"])
 def test_what_is_no_full_batch_of_a_chain_is_stepped_by_the_other_m1(kind):
     whole = meta()

@@ -130,6 +130,23 @@ def tangents(layers: Sequence[Layer], at: Curvature, directions: Sequence[Tensor
     return torch.cat(blocks, dim=-2).movedim(-2, -3)
 
 
+@torch.no_grad()
+def gradients(layers: Sequence[Layer], at: Curvature, of_output: Tensor) -> list[Tensor]:
+    """Return the gradients of augmented weights, ``(*batch, out, in + 1)``, by backpropagation.
+
+    Args:
+        layers: the weights.
+        at: the curvature there.
+        of_output: the gradient in the outputs, ``(*batch, out, samples)``.
+    """
+    found, back = [], of_output
+    for layer, a, slope in zip(layers[::-1], at.inputs[::-1], at.slopes[::-1], strict=True):
+        back = back * slope
+        found.append(back @ a.mT)
+        back = layer.weight.detach().mT @ back
+    return found[::-1]
+
+
 def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, none below 0, and eigenvectors; of I where the matrix is not finite."""
     sound = matrix.isfinite().all(dim=-1).all(dim=-1)[..., None, None]

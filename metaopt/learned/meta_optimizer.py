@@ -40,6 +40,7 @@ class StepInput(NamedTuple):
             :meth:`~metaopt.learned.observation.Observation.of` has them.
         losses_before: see ``losses``.
         output_loss: see ``losses``.
+        targets: see ``losses``.
     """
 
     parameters: Sequence[Tensor]
@@ -54,6 +55,7 @@ class StepInput(NamedTuple):
     losses: Tensor | None = None
     losses_before: Tensor | None = None
     output_loss: OutputLoss = SQUARE
+    targets: Tensor | None = None
 
     def observed(self, chain: LayerChain, x: Tensor) -> Observation:
         """Return what m1 and m2 see of a chain of layers.
@@ -72,6 +74,7 @@ class StepInput(NamedTuple):
             self.losses_before,
             self.output_loss,
             self.rate * self.trust,
+            self.targets,
         )
 
     def updated(self, update: Sequence[Tensor], batch_dims: int = 0) -> list[Tensor]:

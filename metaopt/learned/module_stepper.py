@@ -32,7 +32,6 @@ from metaopt.output_loss import (
     SIGMOID,
     SOFTMAX,
     SQUARE,
-    OutputLoss,
     Recognised,
     recognise,
 )
@@ -179,12 +178,12 @@ class ModuleStepper(Stepper):
         if x is not None and self.chain != NO_CHAIN:
             x = replicas.rows(x)
         before = state
-        state, same, loss = self._met(seen, x, state, meta.update.sees_losses)
+        state, same, found = self._met(seen, x, state, meta.update.sees_losses)
         unit = float(state["curvature"][0]) or UNKNOWN
         gradients = [gradient / unit for gradient in now.gradients]
         now = now._replace(gradients=gradients, trust=float(state["trust"][0][0]))
         if meta.update.sees_losses:
-            now = _with_losses(now, before, state, same, loss)
+            now = _with_losses(now, before, state, same, found)
         layer_input = None if x is None else self._layer_input(x, same)
         alone = meta.only_where_exact and now.losses is not None
         action = self._choose(layer_input, x is not None, same, alone)
@@ -217,13 +216,13 @@ class ModuleStepper(Stepper):
 
     def _met(
         self, seen: ForwardRecord | None, x: Tensor | None, state: State, recognises: bool
-    ) -> tuple[State, bool, OutputLoss]:
+    ) -> tuple[State, bool, Recognised | None]:
         """The state with what this pass says of the loss, whether its batch came before, the loss.
 
         Under DDP it is what the passes of all processes say, and the same in each.
         """
         if seen is None or x is None:
-            return state | {"batch": [NO_BATCH], "last": []}, False, SQUARE
+            return state | {"batch": [NO_BATCH], "last": []}, False, None
         replicas = seen.replicas
         mark = fingerprint(x)
         if replicas and self.chain == NO_CHAIN:
@@ -240,7 +239,7 @@ class ModuleStepper(Stepper):
             curvature = replicas.largest(torch.tensor(own, dtype=torch.float64))
         following: State = {"batch": [mark], "curvature": [curvature], "last": []}
         if not has_output or not differentiated:
-            return state | following, same, SQUARE
+            return state | following, same, None
         assert output is not None
         assert gradient is not None
         if self.known is None:
@@ -254,10 +253,10 @@ class ModuleStepper(Stepper):
         following["trust"] = [trusted(state["trust"][0], gradient, same, replicas)]
         found = _recognised_by_all(output, gradient, replicas) if recognises else None
         if found is None:
-            return state | following, same, SQUARE
+            return state | following, same, None
         following["curvature"] = [torch.tensor(found.unit, dtype=torch.float64)]
         following["energy"] = [torch.tensor(found.value * found.unit**2, dtype=torch.float64)]
-        return state | following, same, found.loss
+        return state | following, same, found
 
     def _layer_input(self, x: Tensor, same: bool) -> LayerInput | None:
         """The batch as the chain's input; the same object again for a batch that stays."""
@@ -337,7 +336,7 @@ def check_real(parameters: Sequence[Tensor], names: Sequence[str]) -> None:
 
 
 def _with_losses(
-    now: StepInput, before: State, state: State, same: bool, loss: OutputLoss
+    now: StepInput, before: State, state: State, same: bool, found: Recognised | None
 ) -> StepInput:
     """The step's input with the loss, where it is of the same data as before, or the first.
 
@@ -351,7 +350,8 @@ def _with_losses(
     if not same or not before["curvature"][0]:
         last = torch.full_like(last, torch.inf)
     losses = state["energy"][0] / unit**2
-    return now._replace(losses=losses, losses_before=last, output_loss=loss, trust=1.0)
+    now = now._replace(losses=losses, losses_before=last, trust=1.0)
+    return now if found is None else now._replace(output_loss=found.loss, targets=found.targets)
 
 
 def _recognised_by_all(output: Tensor, gradient: Tensor, replicas: Replicas) -> Recognised | None:
@@ -361,11 +361,12 @@ def _recognised_by_all(output: Tensor, gradient: Tensor, replicas: Replicas) -> 
         return own
     kind = [SQUARE, SOFTMAX, SIGMOID].index(SQUARE if own is None else own.loss)
     unit, value = (0.0, 0.0) if own is None else (own.unit, own.value)
-    told = torch.stack(replicas.gather(torch.tensor([float(kind), unit, value]).double()))
+    told = torch.stack(replicas.gather(torch.tensor([kind, unit, value]).double()))
     kinds, units, values = told.unbind(dim=1)
     if own is None or not (kinds == kind).all() or units.max() > (1 + 1e-3) * units.min():
         return None
-    return Recognised(own.loss, float(units.mean()) / replicas.size, float(values.sum()))
+    targets = replicas.rows(own.targets.mT).mT
+    return Recognised(own.loss, float(units.mean()) / replicas.size, float(values.sum()), targets)
 
 
 def _all(replicas: Replicas, flags: Sequence[bool]) -> list[bool]:

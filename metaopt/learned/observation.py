@@ -41,6 +41,8 @@ class Observation:
             where nobody does.
         output_loss: what the losses are as a function of the output.
         rate: the factor that f is going to be multiplied by.
+        targets: of the outputs, ``(*batch, out, samples)``, if they are known and the weights are
+            less exact than float64, so that gradients are better computed from them anew.
         given_gradients: the gradients in the dtype that they came in.
     """
 
@@ -55,6 +57,7 @@ class Observation:
     given_gradients: Sequence[Tensor] | None = None
     output_loss: OutputLoss = SQUARE
     rate: float = 1.0
+    targets: Tensor | None = None
 
     @classmethod
     def of(
@@ -68,6 +71,7 @@ class Observation:
         losses_before: Tensor | None = None,
         output_loss: OutputLoss = SQUARE,
         rate: float = 1.0,
+        targets: Tensor | None = None,
     ) -> Observation:
         """Return what is seen of a chain of layers.
 
@@ -85,6 +89,7 @@ class Observation:
                 the rule is to remember it.
             output_loss: what the losses are as a function of the output.
             rate: the factor that f is going to be multiplied by.
+            targets: of the outputs, ``(*batch, out, samples)``, if they are known.
         """
         if not second_order:
             parameters, gradients = (
@@ -101,6 +106,7 @@ class Observation:
             given_gradients=gradients,
             output_loss=output_loss,
             rate=rate,
+            targets=None if parameters[0].dtype == torch.float64 else targets,
         )
 
     @classmethod

@@ -16,7 +16,7 @@ from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, StepInput
 from metaopt.learned.observation import Observation
 from metaopt.learned.state import Kept, KeptState, State, kept_of
-from metaopt.output_loss import NORM, SQUARE, OutputLoss
+from metaopt.output_loss import NORM, SOFTMAX, SQUARE, OutputLoss
 from metaopt.symmetry.chain import NO_CHAIN, LayerChain
 from metaopt.target import TaskTarget
 
@@ -125,7 +125,10 @@ class TaskStepper(Stepper):
     def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
         """See :meth:`Stepper.advance`."""
         if meta.update.sees_losses:
-            now = _squared(now._replace(output_loss=self.output_loss))
+            targets: Tensor | None = None
+            if self.output_loss is SOFTMAX:
+                targets = self.target.model.get_buffer("y")
+            now = _squared(now._replace(output_loss=self.output_loss, targets=targets))
         chain, layer_input = self.target.chain, self.target.layer_input
         return meta.advance(chain, layer_input, now, state, self._teleports(meta))
 

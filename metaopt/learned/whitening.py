@@ -32,7 +32,16 @@ from torch import Tensor
 
 from metaopt.checks import check_positive
 from metaopt.learned.fields import LSTMFields
-from metaopt.learned.kronecker import TINY, Curvature, Factors, curvature, split, spread, tangents
+from metaopt.learned.kronecker import (
+    TINY,
+    Curvature,
+    Factors,
+    curvature,
+    gradients,
+    split,
+    spread,
+    tangents,
+)
 from metaopt.learned.lstm import LSTM, uniform_parameter
 from metaopt.learned.observation import Observation, flatten, unflatten
 from metaopt.learned.state import Columns
@@ -44,6 +53,7 @@ from metaopt.learned.update import (
     UpdateConfig,
     UpdateRule,
 )
+from metaopt.output_loss import OutputLoss
 from metaopt.symmetry.chain import Layer, LayerChain
 
 CHANNELS = 9
@@ -55,6 +65,7 @@ RIDGE = 1e-9  # of the diagonal of the small problem
 GOOD, POOR = 0.5, 0.25  # of the ratio of the change of the loss to what the model promised
 EASED, TIGHTENED = 3.0, 4.0  # factors of nu
 RELIABLE = 0.75  # of that ratio, for a longer step
+CLOSE, ROUNDED = 0.01, 1e-6  # of a gradient to what it is computed to be anew
 LONGER, SHORTER = 2.0, 0.5  # factors of the last length
 NU = (1e-9, 1e6)  # its range
 FARTHEST = 1.0  # the largest length of a step over that of the weights of its layer
@@ -160,8 +171,9 @@ class LearnedWhitening(UpdateRule):
         chain, batch = seen.chain, seen.gradients[0].shape[: seen.batch_dims]
         *last_steps, kept, remembered = (unflatten(row, seen.parameters) for row in past)
         now = chain.parameters(seen.double_layers)
-        gradients = chain.parameters(seen.double_gradients)
-        losses = _losses(seen)
+        slopes = chain.parameters(seen.double_gradients)
+        x = (seen.x if seen.as_given is None else seen.as_given[1]).double()
+        losses = _losses(seen, x)
         trust, unit, fresh = _judged(TrustRegion(*region), losses, seen.losses_before)
         back = ~fresh & ~(losses <= trust.loss)
         start, undone = now, False
@@ -169,12 +181,13 @@ class LearnedWhitening(UpdateRule):
             undone = True
             start = _where(back, batch, kept, now)
             remembered = [spread(unit.sqrt(), batch, g) * g for g in remembered]
-            gradients = _where(back, batch, remembered, gradients)
+            slopes = _where(back, batch, remembered, slopes)
             losses = torch.where(back, trust.loss, losses)
             last_steps[0] = [_unless(back, batch, move) for move in last_steps[0]]
-        point = Point(chain.layers(start), chain.layers(gradients), losses)
-        x = seen.x if seen.as_given is None else seen.as_given[1]
-        at = curvature(chain, point.layers, x.double(), seen.output_loss)
+        point = Point(chain.layers(start), chain.layers(slopes), losses)
+        at = curvature(chain, point.layers, x, seen.output_loss)
+        if seen.targets is not None:
+            point = _computed_anew(point, at, seen.output_loss, seen.targets.double())
         g = [f.into(own.augmented()) for f, own in zip(at.factors, point.gradients, strict=True)]
         last = [[m.augmented() for m in chain.layers(moves)] for moves in last_steps]
         channels = _channels(at.factors, g, last[0], losses, trust)
@@ -191,7 +204,7 @@ class LearnedWhitening(UpdateRule):
         if undone:
             bases = [_unless(~back, batch, a - b) for a, b in zip(start, now, strict=True)]
             update = [base + own for base, own in zip(bases, moved, strict=True)]
-        rows = (moved, *last_steps[: PAST - 1], start, gradients)
+        rows = (moved, *last_steps[: PAST - 1], start, slopes)
         following = (trust.steps + 1, trust.nu, trust.length, length, promised, losses)
         past = torch.stack([flatten(row).detach() for row in rows])
         return update, [*columns, past, torch.stack(following)]
@@ -376,9 +389,34 @@ def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
     return whole
 
 
-def _losses(seen: Observation) -> Tensor:
+def _losses(seen: Observation, x: Tensor) -> Tensor:
+    """The loss of each task, in float64; where targets are known it is computed from them anew."""
     assert seen.losses is not None
-    return seen.losses.double().reshape(-1)
+    if seen.targets is None:
+        return seen.losses.double().reshape(-1)
+    with torch.no_grad():
+        outputs = seen.chain.output(seen.double_layers, x)
+        terms = seen.output_loss.terms(outputs, seen.targets.double())
+    return terms.sum(dim=(-2, -1)).reshape(-1)
+
+
+def _computed_anew(point: Point, at: Curvature, loss: OutputLoss, targets: Tensor) -> Point:
+    """The point with gradients from the targets, where those that are given are their rounding.
+
+    In float32 the gradient p - y of a cross entropy is rounding once p is within 1e-7 of y. A
+    gradient that somebody has changed, such as by clipping, stays as it is.
+    """
+    of_output = loss.gradient(at.outputs, targets)
+    anew = gradients(point.layers, at, of_output)
+    kept, downstream = [], ROUNDED * at.outputs.shape[-1] ** 0.5
+    for layer, given, own, a in zip(
+        point.layers[::-1], point.gradients[::-1], anew[::-1], at.inputs[::-1], strict=True
+    ):
+        allowed = CLOSE * _norm(own) + downstream * _norm(a)
+        near = (_norm(given.augmented() - own) <= allowed)[..., None, None]
+        kept.append(split(torch.where(near, own, given.augmented()), given))
+        downstream = downstream * _norm(layer.weight)
+    return point._replace(gradients=kept[::-1])
 
 
 def _too_large(seen: Observation) -> bool:
