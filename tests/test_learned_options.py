@@ -166,7 +166,7 @@ def test_a_rate_that_is_a_tensor_is_followed():
     assert equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["lstm_update_tele", "lstm_lr_tele"])
+@pytest.mark.parametrize("name", ["lstm_update_tele_v1", "lstm_lr_tele"])
 def test_a_small_rate_scales_the_group_element_too(name):
     start, one, moved = mlp(), batch_for(mlp), []
     for lr in (0.5, 1.0, 2.0):

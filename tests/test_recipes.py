@@ -11,7 +11,7 @@ from metaopt.training.trainer import Trainer
 
 
 def test_what_a_config_leaves_out_is_the_default():
-    recipe = load_recipe("lstm_update_tele")
+    recipe = load_recipe("lstm_update_tele_v1")
     assert recipe.networks == MetaOptimizerSpec()
     assert recipe.training == TrainingSpec()
 
@@ -51,8 +51,8 @@ def test_a_config_of_an_evaluation_is_no_recipe(tmp_path):
 
 
 def test_a_budget_changes_the_trajectories_and_keeps_the_number_of_validations():
-    recipe = load_recipe("lstm_update_tele").with_budget(2800).with_seed(3)
+    recipe = load_recipe("lstm_update_tele_v1").with_budget(2800).with_seed(3)
     assert recipe.training.trajectories == 2800
     assert recipe.training.validation_every == 140
     assert recipe.training.seed == 3
-    assert recipe.networks == load_recipe("lstm_update_tele").networks
+    assert recipe.networks == load_recipe("lstm_update_tele_v1").networks

@@ -300,9 +300,10 @@ NETWORK_VALIDATION: dict[str, NetworkFamily] = {
 @TASK_DISTRIBUTIONS.register("networks")
 @dataclass(frozen=True)
 class NetworkTraining(TaskDistribution):
-    """Small networks of many kinds on full batches, in float64, and some tasks of section 5.2.
+    """Small networks of many kinds on full batches, and tasks of section 5.2, all in float64.
 
-    A batch holds ``batch_size`` networks of one kind.
+    A batch holds tasks of one kind. Every other batch, in the mean, is of section 5.2, where m2 can
+    act, and the others are ``batch_size`` networks each.
     """
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
@@ -312,7 +313,7 @@ class NetworkTraining(TaskDistribution):
             unit = float(torch.rand((), generator=generator))
             return float(low * (high / low) ** unit)
 
-        if integer(generator, 0, 8) == 0:
+        if integer(generator, 0, 2) == 0:
             family: TaskFamily = RegressionTasks().draw_family(generator)
             return Drawn(family, draw_seeds(batch_size, generator))
         hidden = round(log_uniform(8, 32))
