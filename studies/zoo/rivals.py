@@ -24,13 +24,13 @@ class Contender:
         settings: what builds the optimizer of a batch, by setting.
         rival: whether it is one of the rivals that the learned optimizer is measured against.
         one_by_one: whether networks are run one at a time, since it takes inner products over all.
-        square: whether it fits the squared error alone.
+        residuals: the most residuals of the squared error that it is run on; None for any loss.
     """
 
     settings: Mapping[str, Build]
     rival: bool = False
     one_by_one: bool = False
-    square: bool = False
+    residuals: int | None = None
 
 
 def _of_rate(name: str, rate: float, tasks: TaskBatch) -> torch.optim.Optimizer:
@@ -67,6 +67,9 @@ KFAC = (
 )
 """Damping, rate and momentum of K-FAC by hand."""
 
+MOST_RESIDUALS = 200
+"""Of Levenberg-Marquardt, which takes minutes for more."""
+
 LBFGS = ((1.0, 10), (1.0, 30), (1.0, 100))
 """First length and history of L-BFGS."""
 
@@ -90,5 +93,5 @@ def contenders(learned: Mapping[str, str], soap: bool = True) -> dict[str, Conte
     if soap:
         rates = _rates("soap", 0.003, 0.01, 0.03, 0.1, 0.3)
         rivals["soap"] = Contender(rates, rival=True)
-    beside = Contender(_rates("levenberg_marquardt", 1e-3, 1e-1), square=True)
+    beside = Contender(_rates("levenberg_marquardt", 1e-3), residuals=MOST_RESIDUALS)
     return own | rivals | {"levenberg_marquardt": beside}

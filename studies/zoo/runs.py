@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -95,7 +96,8 @@ def measure(cell: Cell, contenders: Mapping[str, Contender], path: Path, quick: 
     count, steps = (2, 10) if quick else (NETWORKS, STEPS)
     seeds = first_seeds("test", count)
     for name, contender in contenders.items():
-        if contender.square and cell.target == "classes":
+        residuals = math.inf if cell.target == "classes" else family.samples * family.output
+        if contender.residuals is not None and residuals > contender.residuals:
             continue
         own = kept.setdefault(name, {})
         for setting, build in list(contender.settings.items())[: 2 if quick else None]:
