@@ -72,7 +72,7 @@ def ending(batch: int, steps: int) -> Callable[[], object]:
         learning_rate_element=1e-7,
     )
     trainer = Trainer(UPDATE_TELE.networks, training)
-    trained = load_meta_optimizer("lstm_update_tele")
+    trained = load_meta_optimizer("lstm_update_tele_v1")
     trainer.meta.load_state_dict(trained.state_dict())
     return trainer.train_batch
 

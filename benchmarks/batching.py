@@ -26,7 +26,7 @@ def evaluate(meta: MetaOptimizer, seeds: range, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--optimizer", default="lstm_update_tele")
+    parser.add_argument("--optimizer", default="lstm_update_tele_v1")
     integers(parser, problems=64, steps=30, repeats=7, threads=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -111,12 +111,12 @@ def main() -> None:
     torch.manual_seed(0)
     times: dict[str, float] = {}
     for device in map(torch.device, values.devices.split(",")):
-        for name in ("adam", "lstm_update", "lstm_update_tele"):
+        for name in ("adam", "lstm_update", "lstm_update_tele_v1"):
             for count in map(int, values.tasks.split(",")):
                 step = tasks(name, count, device)
                 times[f"{device} {count} tasks {name}"] = milliseconds(step, device, values.steps)
         for kind in filter(None, values.networks.split(",")):
-            for name in ("adamw", "adamw_teleporting", "lstm_layerwise", "lstm_update_tele"):
+            for name in ("adamw", "adamw_teleporting", "lstm_layerwise", "lstm_update_tele_v1"):
                 step = network(kind, name, device)
                 times[f"{device} {kind} {name}"] = milliseconds(step, device, values.steps)
     print(json.dumps({"benchmark": "milliseconds a step", **vars(values), **times}))

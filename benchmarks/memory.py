@@ -62,7 +62,7 @@ def in_a_process(options: argparse.Namespace, steps: int) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", default="lstm_update_tele", help="a config of configs/")
+    parser.add_argument("--method", default="lstm_update_tele_v1", help="a config of configs/")
     integers(parser, batch=8, repeats=3, threads=1)
     parser.add_argument("--steps", type=int, default=100, help="of the shorter trajectory")
     parser.add_argument("--times", type=int, default=10, help="how much longer the other one is")

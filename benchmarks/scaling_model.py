@@ -50,7 +50,7 @@ def _networks(name: str) -> MetaOptimizerSpec:
 
 def _sizes(point: Numbers) -> tuple[int, int, int]:
     """Weights of the batch, layers of the LSTM, and its outputs."""
-    spec = _networks("lstm_update" if point["task"] == "update" else "lstm_update_tele")
+    spec = _networks("lstm_update" if point["task"] == "update" else "lstm_update_tele_v1")
     return 2 * point["width"] ** 2 * point["batch"], spec.layers, len(spec.heads)
 
 

@@ -95,7 +95,7 @@ def training(point: Point, ranks: Ranks = ALONE) -> Callable[[], None]:
 
 def evaluation(point: Point) -> Callable[[], None]:
     """A rollout of the shipped optimizer, or of an untrained one of another hidden size."""
-    meta = load_meta_optimizer("lstm_update_tele")
+    meta = load_meta_optimizer("lstm_update_tele_v1")
     if meta.spec.hidden != point.hidden:
         meta = MetaOptimizer(replace(meta.spec, hidden=point.hidden))
     family = RegressionFamily.square(point.width)

@@ -118,7 +118,7 @@ def shared(point: Numbers, coefficients: Numbers, name: str) -> Numbers:
 def large(eigh: Numbers, model: Numbers, reference: Numbers) -> Numbers:
     """A network of 10^8 weights: bytes of the states, seconds and bytes of its eigenvectors."""
     found: Numbers = {"weights": LARGE, "width": LARGE_WIDTH}
-    for name in ("lstm_update_tele", "lstm_update"):
+    for name in ("lstm_update_tele_v1", "lstm_update"):
         spec = load_recipe(name).networks
         found[f"{name}_state_bytes"] = LARGE * 2 * spec.layers * spec.hidden * FLOAT32
     moments = [t.numel() for t in _layerwise_state(LARGE_WIDTH // 100)]

@@ -16,7 +16,7 @@ from metaopt.tasks import Regression, RegressionFamily
 from metaopt.training.meta_loss import MetaLoss
 from metaopt.training.unroll import Window
 
-UPDATE_TELE, UPDATE = load_recipe("lstm_update_tele"), load_recipe("lstm_update")
+UPDATE_TELE, UPDATE = load_recipe("lstm_update_tele_v1"), load_recipe("lstm_update")
 
 
 def training_problem(recipe: Recipe, batch: int) -> Regression:

@@ -1,6 +1,6 @@
 """A training trajectory through `higher` against a hand-written loop doing the same mathematics.
 
-python benchmarks/unroll.py [--method lstm_update_tele] [--batch 8] [--threads 1]
+python benchmarks/unroll.py [--method lstm_update_tele_v1] [--batch 8] [--threads 1]
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def by_hand(recipe: Recipe, problem: Regression, meta: MetaOptimizer, steps: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", default="lstm_update_tele", help="a config of configs/")
+    parser.add_argument("--method", default="lstm_update_tele_v1", help="a config of configs/")
     integers(parser, batch=8, steps=100, threads=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--loss", type=float, default=1e-6, help="to be reached")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    meta = load_meta_optimizer("lstm_update_tele")
+    meta = load_meta_optimizer("lstm_update_tele_v1")
     family = RegressionFamily.square(options.width)
     ways: dict[str, Build] = {
         "learned": lambda problem: LearnedOptimizer(problem, meta),

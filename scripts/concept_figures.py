@@ -135,7 +135,7 @@ def arrow(axes: Axes, start: list[float], end: list[float], **style: object) -> 
 
 def inner_loop() -> Drawn:
     """One step w <- g (w + f), and below it windows, meta-steps and truncation."""
-    spec, hold = TrainingSpec(), load_meta_optimizer("lstm_update_tele").spec.hold
+    spec, hold = TrainingSpec(), load_meta_optimizer("lstm_update_tele_v1").spec.hold
     figure, (top, bottom) = panels(2, 1, 5)
     for x, y, colour, words in (
         (0.6, 2, BLACK, "weights\n$w_t$"), (2.7, 2, BLACK, "gradients, weights,\nhidden features"),
@@ -185,7 +185,7 @@ def spectrum(problem: TaskBatch) -> Tensor:
 def whitening() -> Drawn:
     """The features' eigenvalues over a rollout of the shipped optimizer, and its loss."""
     problem = RegressionFamily().sample([0])
-    optimizer = LearnedOptimizer(problem, "lstm_update_tele")
+    optimizer = LearnedOptimizer(problem, "lstm_update_tele_v1")
     values, runs = [], []
     for step in range(31):
         values.append(spectrum(problem))
@@ -199,7 +199,7 @@ def whitening() -> Drawn:
     eigenvalues.semilogy(rows[:, -1], "-", color=BLACK, linewidth=1.8, label="the largest")
     eigenvalues.semilogy(rows[:, 0], "--", color=BLACK, linewidth=1.8, label="the smallest")
     eigenvalues.set(xlabel="step", ylabel="eigenvalue over their mean")
-    loss.semilogy(losses, **STYLES["lstm_update_tele"].line, markersize=3)
+    loss.semilogy(losses, **STYLES["lstm_update_tele_v1"].line, markersize=3)
     loss.axvspan(first_reverted, 30, color="0.9", label="teleports reverted")
     loss.set(xlabel="step", ylabel="loss")
     numbers = {"reverted_from": first_reverted, "error": max(errors[:first_reverted])}

@@ -5,7 +5,7 @@ from __future__ import annotations
 LAYERWISE = ("lstm_layerwise",)
 """For ordinary networks on minibatches."""
 
-SHIPPED = ("lstm_update_tele", "lstm_update", "lstm_lr_tele")
+SHIPPED = ("lstm_update_tele", "lstm_update_tele_v1", "lstm_update", "lstm_lr_tele")
 """The methods of Figure 6, each in the form that was best on validation problems."""
 
 PAPER = (

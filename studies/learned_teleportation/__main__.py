@@ -58,8 +58,8 @@ def study(out: Path, scale: Scale, jobs: int) -> None:
     methods = (*SHIPPED, EQ79, *(PAPER if scale.paper_seeds else ()))
     recipes = {name: scale.recipe(load_recipe(name)) for name in methods}
     if scale.long is not None:
-        long = load_recipe("lstm_update_tele").with_budget(scale.long)
-        recipes[f"lstm_update_tele x{scale.long}"] = long
+        long = load_recipe("lstm_update_tele_v1").with_budget(scale.long)
+        recipes[f"lstm_update_tele_v1 x{scale.long}"] = long
     seeds = {
         name: range(scale.paper_seeds if name in PAPER else scale.meta_seeds) for name in recipes
     }

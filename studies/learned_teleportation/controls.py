@@ -60,15 +60,15 @@ ABLATIONS: dict[str, Change] = {
 
 
 def trained_controls() -> dict[str, Recipe]:
-    """Return recipes of ``lstm_update_tele`` with one thing changed, by name."""
-    base = load_recipe("lstm_update_tele")
+    """Return recipes of ``lstm_update_tele_v1`` with one thing changed, by name."""
+    base = load_recipe("lstm_update_tele_v1")
 
     def change(**fields: object) -> Recipe:
         return replace(base, networks=replace(base.networks, **fields))  # type: ignore[arg-type]
 
     features = base.networks.features
     return {
-        "lstm_update_tele": base,
+        "lstm_update_tele_v1": base,
         **{
             f"without {name}": change(features=tuple(f for f in features if f != name))
             for name in features
@@ -143,7 +143,7 @@ def controls(out: Path, scale: Scale, jobs: int, trajectories: int) -> None:
     ]  # fmt: skip
     trained = markdown(headings, rows)
 
-    best = chosen(learned["lstm_update_tele"]).folder / BEST
+    best = chosen(learned["lstm_update_tele_v1"]).folder / BEST
     rows = [
         [name, *(number(curves.mean(t)) for t in steps), number(curves.worst(steps[-1]))]
         for name, curves in ablated(best, out / "curves" / "replaced", family, test, scale).items()

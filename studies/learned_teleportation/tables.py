@@ -79,7 +79,7 @@ def reach_table(learned: dict[str, list[Trained]], baselines: Baselines, scale: 
 
     The losses are those of LSTM(update,tele) at the marks. Seconds are of one task alone.
     """
-    ship = chosen(learned["lstm_update_tele"])
+    ship = chosen(learned["lstm_update_tele_v1"])
     targets = [ship.best.mean(t) for t in scale.marks]
     one = first_seeds("test", 1)
     alone = measure_checkpoint(
@@ -87,7 +87,7 @@ def reach_table(learned: dict[str, list[Trained]], baselines: Baselines, scale: 
     )
     rows = [
         [
-            "`lstm_update_tele`",
+            "`lstm_update_tele_v1`",
             *(f"{t} steps, {number(t * alone.seconds)} s" for t in scale.marks),
             f"{1e3 * alone.seconds:.2f}",
         ]

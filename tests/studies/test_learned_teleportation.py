@@ -85,7 +85,7 @@ def test_the_controls_run(tmp_path, monkeypatch):
     few = {
         name: recipe
         for name, recipe in trained_controls().items()
-        if name in ("lstm_update_tele", "no m2", "m2 whitens by 0.3", "without balance")
+        if name in ("lstm_update_tele_v1", "no m2", "m2 whitens by 0.3", "without balance")
     }
     assert len(few) == 4
     monkeypatch.setattr(controls_module, "trained_controls", lambda: few)
