@@ -193,7 +193,8 @@ class LearnedWhitening(UpdateRule):
         channels = _channels(at.factors, g, last[0], losses, trust)
         damped, easing, columns = self._proposed(at.factors, g, channels, columns)
         directions = [
-            torch.stack((*own, *moves), dim=-3) for own, *moves in zip(damped, *last, strict=True)
+            torch.cat((own, *(move.unsqueeze(-3) for move in moves)), dim=-3)
+            for own, *moves in zip(damped, *last, strict=True)
         ]
         steps, length, promised = _minimised(point, at, directions, seen, trust, easing)
         moved = chain.parameters(
@@ -215,21 +216,30 @@ class LearnedWhitening(UpdateRule):
         g: Sequence[Tensor],
         channels: Sequence[Tensor],
         columns: RuleState,
-    ) -> tuple[list[list[Tensor]], Tensor, RuleState]:
-        """The directions of each layer, the factor of nu, and the next state of the LSTM."""
+    ) -> tuple[list[Tensor], Tensor, RuleState]:
+        """The directions of each layer, the factor of nu, and the next state of the LSTM.
+
+        Directions are ``(*batch, dampings, out, in + 1)``.
+        """
         x = torch.cat([own.flatten(start_dim=1) for own in channels], dim=1)
         embedded = torch.tanh(torch.addmm(self.embedding_bias.unsqueeze(-1), self.embedding, x))
         outputs, columns = self.lstm(embedded, columns)
-        *heads, easing = (unflatten(row, [own[0] for own in channels]) for row in outputs)
-        dampings, weights = heads[: len(DAMPINGS)], heads[len(DAMPINGS) :]
-        damped: list[list[Tensor]] = [[] for _ in g]
-        for first, damping, weight in zip(DAMPINGS, dampings, weights, strict=True):
-            for found, f, own, a, b in zip(damped, factors, g, damping, weight, strict=True):
-                lam = first * (4.0 * torch.tanh(a)).exp()
-                scaled = (2.0 * torch.tanh(b)).exp() * own
-                found.append(f.back(-scaled / (f.curvature + lam * f.largest + SMALL)))
-        total = sum(own.shape[-2:].numel() for own in easing)
-        mean = torch.stack([own.sum(dim=(-2, -1)) for own in easing]).sum(dim=0) / total
+        said = torch.tanh(outputs)
+        first = said.new_tensor(DAMPINGS).unsqueeze(-1)
+        dampings = first * (4.0 * said[: len(DAMPINGS)]).exp()
+        weights = (2.0 * said[len(DAMPINGS) : -1]).exp()
+        sizes = [own.numel() for own in g]
+        damped = []
+        for f, own, a, b in zip(
+            factors, g, *(torch.split(h, sizes, dim=1) for h in (dampings, weights)), strict=True
+        ):
+            lam, scale = (head.reshape(-1, *own.shape) for head in (a, b))
+            found = f.back(-scale * own / (f.curvature + lam * f.largest + SMALL))
+            damped.append(found.movedim(0, -3))
+        batch = g[0].shape[:-2]
+        means = [own.reshape(*batch, -1).sum(dim=-1) for own in torch.split(outputs[-1], sizes)]
+        total = sum(own.shape[-2:].numel() for own in g)
+        mean = torch.stack(means).sum(dim=0) / total
         return damped, (3.0 * torch.tanh(mean)).exp().double().reshape(-1), columns
 
 
