@@ -103,7 +103,7 @@ def _teleporting(base: Build, size: float) -> Build:
     )
 
 
-def kfac(damping: float = 0.03, momentum: float = 0.5) -> Build:
+def kfac(damping: float = 1e-3, momentum: float = 0.9) -> Build:
     """Return what builds K-FAC by hand, whose rate is eta.
 
     Args:
@@ -173,7 +173,7 @@ BASELINES.update(
         Method("adam", _ADAM, 0.7),
         Method("lbfgs", _single(torch.optim.LBFGS, max_iter=1, history_size=20), 1.0),
         Method("lbfgs_wolfe", _single(RestartingLBFGS), 1.0),
-        Method("kfac", kfac(), 0.3),
+        Method("kfac", kfac(), 0.6),
         Method("muon", _single(torch.optim.Muon, weight_decay=0.0), 0.2),
         Method("levenberg_marquardt", LevenbergMarquardt, 1e-3),
         Method("gd_tele", _teleporting(_SGD, 0.01), 3e-4),

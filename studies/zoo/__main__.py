@@ -3,7 +3,7 @@
     python -m studies.zoo --out runs/zoo [--cells N] [--learned NAME=CHECKPOINT ...] [--quick]
 
 324 cells: biases or none, six activations, two to four layers, three numbers of samples and three
-kinds of targets, eight networks each, in a random order. Rivals have the best of up to eight
+kinds of targets, eight networks each, in a random order. Rivals have the best of up to ten
 settings for each cell and step. What is done is kept, so it goes on where it was killed.
 """
 

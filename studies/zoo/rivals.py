@@ -1,4 +1,4 @@
-"""The methods of the zoo, each with up to eight settings."""
+"""The methods of the zoo, each with up to ten settings."""
 
 from __future__ import annotations
 
@@ -64,6 +64,8 @@ KFAC = (
     (0.1, 0.6, 0.9),
     (0.01, 0.6, 0.9),
     (0.003, 0.3, 0.8),
+    (0.001, 0.6, 0.9),
+    (0.001, 0.3, 0.5),
 )
 """Damping, rate and momentum of K-FAC by hand."""
 
