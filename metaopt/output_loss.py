@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 TOLERANCE = 1e-3  # of a gradient over its norm, to be that of a loss
-ROUNDING = 1e-6  # of an entry of a gradient in its unit, in float32
+ROUNDING = 8.0  # of an entry of a gradient in its unit, in units of the precision
 FEWEST = 4  # entries of an output; fewer would fit any loss
 
 
@@ -33,25 +33,18 @@ class OutputLoss:
             further dimensions before the last two.
         terms: (f, y) -> the terms that the loss is the sum of, with y the targets, of f's shape.
         gradient: (f, y) -> the gradient in f.
+        mean: f -> the mean of H over samples, ``(*batch, out, out)``.
     """
 
     name: str
     product: Function = field(repr=False)
     terms: Function = field(repr=False)
     gradient: Function = field(repr=False)
+    mean: Callable[[Tensor], Tensor] = field(repr=False)
 
-    def mean_hessian(self, outputs: Tensor) -> Tensor:
-        """Return the mean of H over samples, ``(*batch, out, out)``.
-
-        Args:
-            outputs: f, ``(*batch, out, samples)``.
-        """
-        size = outputs.shape[-2]
-        eye = torch.eye(size, dtype=outputs.dtype, device=outputs.device)
-        if self.product is _of_square:
-            return eye
-        units = eye[:, :, None].expand(*outputs.shape[:-2], size, size, outputs.shape[-1])
-        return self.product(outputs.unsqueeze(-3), units).mean(dim=-1)
+    def __reduce__(self) -> tuple[Callable[[str], OutputLoss], tuple[str]]:
+        """Return what copies and pickles it: the one of this name."""
+        return _of_name, (self.name,)
 
 
 def _of_square(outputs: Tensor, v: Tensor) -> Tensor:
@@ -69,23 +62,49 @@ def _of_sigmoid(outputs: Tensor, v: Tensor) -> Tensor:
     return p * (1 - p) * v
 
 
+def _mean_of_square(outputs: Tensor) -> Tensor:
+    return torch.eye(outputs.shape[-2], dtype=outputs.dtype, device=outputs.device)
+
+
+def _mean_of_softmax(outputs: Tensor) -> Tensor:
+    p = outputs.softmax(dim=-2)
+    return torch.diag_embed(p.mean(dim=-1)) - p @ p.mT / p.shape[-1]
+
+
+def _mean_of_sigmoid(outputs: Tensor) -> Tensor:
+    p = outputs.sigmoid()
+    return torch.diag_embed((p * (1 - p)).mean(dim=-1))
+
+
 SQUARE = OutputLoss(
-    "squared error", _of_square, lambda f, y: 0.5 * (f - y).square(), lambda f, y: f - y
+    "squared error",
+    _of_square,
+    lambda f, y: 0.5 * (f - y).square(),
+    lambda f, y: f - y,
+    _mean_of_square,
 )
 SOFTMAX = OutputLoss(
     "cross entropy",
     _of_softmax,
     lambda f, y: -y * f.log_softmax(dim=-2),
     lambda f, y: f.softmax(dim=-2) - y,
+    _mean_of_softmax,
 )
 SIGMOID = OutputLoss(
     "binary cross entropy",
     _of_sigmoid,
     lambda f, y: functional.softplus(f) - y * f,
     lambda f, y: f.sigmoid() - y,
+    _mean_of_sigmoid,
 )
 NORM = replace(SQUARE, name="norm")  # ||y - f||, the root of twice the squared error
 """Losses; of the last one, what is said holds for half its square."""
+
+KINDS = (SQUARE, SOFTMAX, SIGMOID, NORM)
+
+
+def _of_name(name: str) -> OutputLoss:
+    return next(own for own in KINDS if own.name == name)
 
 
 class Recognised(NamedTuple):
@@ -128,18 +147,24 @@ def recognise(output: Tensor, gradient: Tensor) -> Recognised | None:
     """
     if output.dim() < 2 or output.numel() < FEWEST:
         return None
+    precision = max(torch.finfo(own.dtype).eps for own in (output, gradient))
     f = output.detach().reshape(-1, output.shape[-1]).double().mT
     g = gradient.detach().reshape(-1, output.shape[-1]).double().mT
     kinds = (SOFTMAX, SIGMOID) if len(f) > 1 else (SIGMOID,)
-    return next((own for loss in kinds if (own := _recognised(loss, f, g))), None)
+    return next((own for loss in kinds if (own := _recognised(loss, f, g, precision))), None)
 
 
-def _recognised(loss: OutputLoss, f: Tensor, g: Tensor) -> Recognised | None:
-    y = functional.one_hot(g.argmin(dim=0), len(g)).mT if loss is SOFTMAX else g < 0
-    y = y.double()
+def _recognised(loss: OutputLoss, f: Tensor, g: Tensor, precision: float) -> Recognised | None:
+    if loss is SOFTMAX:  # where p - y is rounded to 0, the class is that of the largest output
+        told = (g < 0).any(dim=0)
+        label = torch.where(told, g.argmin(dim=0), f.argmax(dim=0))
+        y = functional.one_hot(label, len(g)).mT.double()
+    else:
+        y = ((g < 0) | ((g == 0) & (f > 0))).double()
     expected = loss.gradient(f, y)
     unit = g.abs().sum() / expected.abs().sum()
-    allowed = TOLERANCE * g.norm() + ROUNDING * unit * g.numel() ** 0.5
+    tolerance = max(TOLERANCE, 4 * precision)
+    allowed = tolerance * g.norm() + ROUNDING * precision * unit * g.numel() ** 0.5
     if not (unit > 0 and unit.isfinite() and (g - unit * expected).norm() <= allowed):
         return None
     return Recognised(loss, float(unit), float(loss.terms(f, y).sum()), y)

@@ -45,7 +45,7 @@ def gradients_of(tasks):
 
 
 def region(optimizer):
-    """Steps, nu, largest length, last length, promise and loss of each task."""
+    """Steps, nu, largest length, last length, promise, loss and exactness of each task."""
     return optimizer.learned_state["update"][3]
 
 

@@ -22,6 +22,7 @@ from metaopt.learned.kronecker import TINY, Factors, curvature, split, spread
 from metaopt.learned.observation import Observation, flatten, unflatten
 from metaopt.learned.state import Columns
 from metaopt.learned.update import UPDATE_RULES, RuleState, UpdateConfig, UpdateRule
+from metaopt.output_loss import SQUARE
 from metaopt.symmetry.chain import LayerChain
 
 ROSE, FELL, BACK = 1.1, 0.5, 1.2  # of trust: it falls where the loss rose by more, and comes back
@@ -77,7 +78,8 @@ class KroneckerFactored(UpdateRule):
         batch = seen.gradients[0].shape[: seen.batch_dims]
         count, trust, before = of_tasks
         x = seen.x if seen.as_given is None else seen.as_given[1]
-        factors = curvature(seen.chain, seen.double_layers, x.double(), seen.output_loss).factors
+        kind = SQUARE if seen.loss is None else seen.loss.kind
+        factors = curvature(seen.chain, seen.double_layers, x.double(), kind).factors
         gradients = [
             f.into(layer.augmented())
             for f, layer in zip(factors, seen.double_gradients, strict=True)
@@ -85,8 +87,8 @@ class KroneckerFactored(UpdateRule):
         last_steps = unflatten(last, seen.parameters)
         moves = seen.chain.layers(last_steps)
         losses = _losses(seen, gradients, factors).reshape(-1)
-        if seen.losses_before is not None:
-            before = seen.losses_before.double().reshape(-1)
+        if seen.loss is not None:
+            before = before * seen.loss.factor
         rose = losses > ROSE * before
         reverse = losses > REVERSED * before
         momenta = [
@@ -151,8 +153,8 @@ def _losses(
     seen: Observation, gradients: Sequence[Tensor], decomposed: Sequence[Factors]
 ) -> Tensor:
     """The loss of each task; where nobody says it, what the last layer alone can take away."""
-    if seen.losses is not None:
-        return seen.losses.double()
+    if seen.loss is not None:
+        return seen.loss.values.double()
     k = decomposed[-1].curvature
     reach = gradients[-1].detach().square() / (k + 1e-6 * k.amax(dim=(-2, -1), keepdim=True) + TINY)
     return 0.5 * reach.sum(dim=(-2, -1))

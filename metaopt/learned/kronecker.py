@@ -98,7 +98,7 @@ def curvature(
         z = layer(h)
         slopes.append(derivative(activation, z))
         h = activation(z)
-    s = loss.mean_hessian(h)
+    s = loss.mean(h)
     found: list[Factors] = []
     for layer, a, slope in zip(layers[::-1], inputs[::-1], slopes[::-1], strict=True):
         s = s * (slope @ slope.mT / slope.shape[-1])

@@ -65,6 +65,11 @@ class KnownCurvature:
     mean: bool
     classes: bool
 
+    @property
+    def square(self) -> bool:
+        """Whether it is the squared error, whose curvature is the same everywhere."""
+        return self.of_a_term == LARGEST[nn.MSELoss](None)
+
     def __call__(self, output: Tensor, gradient: Tensor | None = None) -> float:
         """Return the largest second derivative for an output of this shape.
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.learned.forward_record import ForwardRecord
-from metaopt.learned.observation import TINY, Observation
+from metaopt.learned.observation import TINY, Observation, SeenLoss
 from metaopt.learned.spec import MetaOptimizerSpec as MetaOptimizerSpec
 from metaopt.learned.state import State as State
-from metaopt.output_loss import SQUARE, OutputLoss
 from metaopt.symmetry import Element, LayerChain, LayerInput, Site, Teleportation, chain_orbit
 from metaopt.symmetry.teleportation import ChainOutputs
 
@@ -36,11 +35,8 @@ class StepInput(NamedTuple):
         frozen: names of the parameters that stay where they are; no group acts at their sites.
         weight_decay: by how much of the length of f_t the weights are drawn to 0.
         trust: the factor of both f_t and T_t (:mod:`metaopt.learned.trust`).
-        losses: the loss of each task, and at the step before, as
-            :meth:`~metaopt.learned.observation.Observation.of` has them.
-        losses_before: see ``losses``.
-        output_loss: see ``losses``.
-        targets: see ``losses``.
+        losses: the loss of each task, where a forward pass gives it.
+        loss: what is known of the loss, as rules see it.
     """
 
     parameters: Sequence[Tensor]
@@ -53,9 +49,7 @@ class StepInput(NamedTuple):
     weight_decay: float = 0.0
     trust: float = 1.0
     losses: Tensor | None = None
-    losses_before: Tensor | None = None
-    output_loss: OutputLoss = SQUARE
-    targets: Tensor | None = None
+    loss: SeenLoss | None = None
 
     def observed(self, chain: LayerChain, x: Tensor) -> Observation:
         """Return what m1 and m2 see of a chain of layers.
@@ -70,11 +64,9 @@ class StepInput(NamedTuple):
             self.gradients,
             x,
             self.second_order,
-            self.losses,
-            self.losses_before,
-            self.output_loss,
+            self.loss,
             self.rate * self.trust,
-            self.targets,
+            self.absent,
         )
 
     def updated(self, update: Sequence[Tensor], batch_dims: int = 0) -> list[Tensor]:

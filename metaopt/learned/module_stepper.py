@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from metaopt.errors import UserError
 from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.loss_curvature import UNKNOWN, known_curvature, measured_curvature
 from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, StepInput
+from metaopt.learned.observation import SeenLoss
 from metaopt.learned.state import Columns, Kept, KeptState, State, kept_of
 from metaopt.learned.stepper import (
     Stepper,
@@ -29,6 +31,7 @@ from metaopt.learned.stepper import (
 from metaopt.learned.trust import trusted, untried
 from metaopt.learned.units import Units, inner_inputs
 from metaopt.output_loss import (
+    KINDS,
     SIGMOID,
     SOFTMAX,
     SQUARE,
@@ -45,11 +48,30 @@ from metaopt.symmetry.site import named
 from metaopt.target import ModuleTarget, check_loss_fn
 
 RESCALING, NONE = "rescaling", "none"
-OF_THE_LOSS = ("curvature", "batch", "trust", "energy")
+OF_THE_LOSS = ("curvature", "batch", "trust", "energy", "kind")
 """Parts of a state that say what was seen of the loss, and of which batch."""
+
+CONFIRMED = 1  # part "kind": 0 is any loss, 1 a squared error, above are those of KINDS
+SAME_SLOPE = 0.03  # of the change of dL/dF, to be that of a squared error
 
 NO_BATCH = torch.zeros(0, dtype=torch.float64)
 """The fingerprint where there is no batch of the step before."""
+
+
+class Met(NamedTuple):
+    """What a forward pass says of the loss.
+
+    Attributes:
+        state: the state with it.
+        same: whether the batch is the one of the step before.
+        alone: whether no other pass went into the same gradients.
+        found: the loss, if it was recognised.
+    """
+
+    state: State
+    same: bool = False
+    alone: bool = False
+    found: Recognised | None = None
 
 
 @final
@@ -142,7 +164,7 @@ class ModuleStepper(Stepper):
         unmeasured = torch.zeros((), dtype=torch.float64)
         return state | {
             "curvature": [unmeasured], "batch": [NO_BATCH], "trust": [untried()],
-            "energy": [unmeasured], "last": []
+            "energy": [unmeasured], "kind": [unmeasured], "last": []
         }  # fmt: skip
 
     def kept(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> KeptState:
@@ -178,14 +200,15 @@ class ModuleStepper(Stepper):
         if x is not None and self.chain != NO_CHAIN:
             x = replicas.rows(x)
         before = state
-        state, same, found = self._met(seen, x, state, meta.update.sees_losses)
+        met = self._met(seen, x, state, meta.update.sees_losses)
+        state, same = met.state, met.same
         unit = float(state["curvature"][0]) or UNKNOWN
         gradients = [gradient / unit for gradient in now.gradients]
         now = now._replace(gradients=gradients, trust=float(state["trust"][0][0]))
         if meta.update.sees_losses:
-            now = _with_losses(now, before, state, same, found)
+            now = _with_loss(now, before, met, seen)
         layer_input = None if x is None else self._layer_input(x, same)
-        alone = meta.only_where_exact and now.losses is not None
+        alone = meta.only_where_exact and now.loss is not None
         action = self._choose(layer_input, x is not None, same, alone)
         if layer_input is not None and action == self.meta_action and "element" in state:
             moved = meta.advance(self.chain, layer_input, now, state)
@@ -216,13 +239,13 @@ class ModuleStepper(Stepper):
 
     def _met(
         self, seen: ForwardRecord | None, x: Tensor | None, state: State, recognises: bool
-    ) -> tuple[State, bool, Recognised | None]:
-        """The state with what this pass says of the loss, whether its batch came before, the loss.
+    ) -> Met:
+        """The state with what this pass says of the loss, and what is known of it.
 
         Under DDP it is what the passes of all processes say, and the same in each.
         """
         if seen is None or x is None:
-            return state | {"batch": [NO_BATCH], "last": []}, False, None
+            return Met(state | {"batch": [NO_BATCH], "last": []})
         replicas = seen.replicas
         mark = fingerprint(x)
         if replicas and self.chain == NO_CHAIN:
@@ -237,9 +260,11 @@ class ModuleStepper(Stepper):
             assert output is not None
             own = self.known(output, gradient) / replicas.size  # DDP's loss is the mean of theirs
             curvature = replicas.largest(torch.tensor(own, dtype=torch.float64))
+        known_square = self.known is not None and self.known.square
+        kind = torch.tensor(float(CONFIRMED if known_square else 0), dtype=torch.float64)
         following: State = {"batch": [mark], "curvature": [curvature], "last": []}
         if not has_output or not differentiated:
-            return state | following, same, None
+            return Met(state | following, same, alone)
         assert output is not None
         assert gradient is not None
         if self.known is None:
@@ -248,15 +273,20 @@ class ModuleStepper(Stepper):
                 before = (last[0], last[1])
                 now = measured_curvature(before, (output, gradient), float(curvature), replicas)
                 following["curvature"] = [torch.tensor(now, dtype=torch.float64)]
+                kind = confirmed(before, (output, gradient), now, state["kind"][0], replicas)
+            elif same:
+                kind = state["kind"][0]
+        following["kind"] = [kind]
         square = (gradient.double() / replicas.size).square().sum()
         following["energy"] = [0.5 * replicas.sum(square).cpu()]
         following["trust"] = [trusted(state["trust"][0], gradient, same, replicas)]
         found = _recognised_by_all(output, gradient, replicas) if recognises else None
         if found is None:
-            return state | following, same, None
+            return Met(state | following, same, alone)
         following["curvature"] = [torch.tensor(found.unit, dtype=torch.float64)]
         following["energy"] = [torch.tensor(found.value * found.unit**2, dtype=torch.float64)]
-        return state | following, same, found
+        following["kind"] = [torch.tensor(float(KINDS.index(found.loss) + 2), dtype=torch.float64)]
+        return Met(state | following, same, alone, found)
 
     def _layer_input(self, x: Tensor, same: bool) -> LayerInput | None:
         """The batch as the chain's input; the same object again for a batch that stays."""
@@ -335,23 +365,58 @@ def check_real(parameters: Sequence[Tensor], names: Sequence[str]) -> None:
             )
 
 
-def _with_losses(
-    now: StepInput, before: State, state: State, same: bool, found: Recognised | None
-) -> StepInput:
+def _with_loss(now: StepInput, before: State, met: Met, seen: ForwardRecord | None) -> StepInput:
     """The step's input with the loss, where it is of the same data as before, or the first.
 
     It is 1/2 ||dL/dF||^2 in units of the curvature, which is the squared error, unless another loss
     was recognised. Without a unit it is not known.
     """
-    unit, first = float(state["curvature"][0]), not before["batch"][0].numel()
-    if not unit or not (same or first) or not state["batch"][0].numel():
+    state, found = met.state, met.found
+    unit, first = float(state["curvature"][0]), met.alone and not before["batch"][0].numel()
+    gradient = None if seen is None else seen.output_gradient
+    if not unit or not (met.same or first) or gradient is None:
         return now
-    last = before["energy"][0] / unit**2
-    if not same or not before["curvature"][0]:
-        last = torch.full_like(last, torch.inf)
-    losses = state["energy"][0] / unit**2
-    now = now._replace(losses=losses, losses_before=last, trust=1.0)
-    return now if found is None else now._replace(output_loss=found.loss, targets=found.targets)
+    unit_before, kind, kind_before = (
+        float(own[name][0])
+        for own, name in ((before, "curvature"), (state, "kind"), (before, "kind"))
+    )
+    compares = met.same and unit_before > 0 and (kind == kind_before or max(kind, kind_before) < 2)
+    assert seen is not None
+    rows = gradient.detach().reshape(-1, gradient.shape[-1] if gradient.dim() > 1 else 1)
+    loss = SeenLoss(
+        state["energy"][0] / unit**2,
+        exact=kind >= CONFIRMED,
+        factor=(unit_before / unit) ** 2 if compares else math.inf,
+        output_gradient=None if seen.replicas else rows.double().mT / unit,
+    )
+    if found is not None:
+        loss = loss._replace(kind=found.loss, targets=found.targets)
+    return now._replace(loss=loss, trust=1.0)
+
+
+def confirmed(
+    before: tuple[Tensor, Tensor],
+    after: tuple[Tensor, Tensor],
+    curvature: float,
+    known: Tensor,
+    replicas: Replicas,
+) -> Tensor:
+    """Return whether the loss is a squared error of the output, as far as two passes show it.
+
+    Args:
+        before: F and g = dL/dF of the first pass.
+        after: F and g of the second one.
+        curvature: that was measured between them.
+        known: what was known before; it stays where g has changed by less than its rounding.
+        replicas: the processes that have other parts of the batch.
+    """
+    change, turn = (now.double() - then.double() for now, then in zip(after, before, strict=True))
+    gap = (turn / replicas.size - curvature * change).square().sum()
+    size, level = turn.square().sum() / replicas.size**2, after[1].double().square().sum()
+    gap, size, level = replicas.sum(torch.stack((gap, size, level))).cpu().unbind()
+    if size <= 1e-6 * level:
+        return known
+    return torch.where(gap <= SAME_SLOPE**2 * size, float(CONFIRMED), 0.0).double()
 
 
 def _recognised_by_all(output: Tensor, gradient: Tensor, replicas: Replicas) -> Recognised | None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,27 @@ from metaopt.output_loss import SQUARE, OutputLoss
 from metaopt.symmetry.chain import NO_CHAIN, Layer, LayerChain
 
 TINY = 1e-30  # keeps a division by a vanished scale finite in float32
+
+
+class SeenLoss(NamedTuple):
+    """What is known of the loss of each task, in the unit of its curvature in the output; detached.
+
+    Attributes:
+        values: the losses, ``(tasks,)``.
+        kind: what they are as a function of the output.
+        exact: whether they are known to be that.
+        factor: of a loss that is remembered of the step before, where the unit was another one: the
+            square of the quotient of the units. It is inf where there is none to compare with.
+        targets: of the outputs, ``(*batch, out, samples)``, if they are known.
+        output_gradient: of the losses in the outputs, ``(*batch, out, samples)``, if it is known.
+    """
+
+    values: Tensor
+    kind: OutputLoss = SQUARE
+    exact: bool = True
+    factor: float = 1.0
+    targets: Tensor | None = None
+    output_gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -35,14 +57,10 @@ class Observation:
         as_given: the parameters and x in the dtype that they came in.
         given_scales: the Gauss-Newton scale of each parameter, ``(*batch,)``, where no chain says
             it.
-        losses: the loss of each task, ``(*batch,)``, if it is known and of the same data as at the
-            step before, or if there was none before.
-        losses_before: the loss at the step before, if somebody else than the rule remembers it; inf
-            where nobody does.
-        output_loss: what the losses are as a function of the output.
+        loss: what is known of the loss, if it is of the same data as at the step before, or if
+            there was none before.
         rate: the factor that f is going to be multiplied by.
-        targets: of the outputs, ``(*batch, out, samples)``, if they are known and the weights are
-            less exact than float64, so that gradients are better computed from them anew.
+        absent: places of the parameters that stay where they are, whatever f is.
         given_gradients: the gradients in the dtype that they came in.
     """
 
@@ -52,12 +70,10 @@ class Observation:
     x: Tensor
     as_given: tuple[Sequence[Tensor], Tensor] | None = None
     given_scales: Sequence[Tensor] | None = None
-    losses: Tensor | None = None
-    losses_before: Tensor | None = None
-    given_gradients: Sequence[Tensor] | None = None
-    output_loss: OutputLoss = SQUARE
+    loss: SeenLoss | None = None
     rate: float = 1.0
-    targets: Tensor | None = None
+    absent: frozenset[int] = frozenset()
+    given_gradients: Sequence[Tensor] | None = None
 
     @classmethod
     def of(
@@ -67,11 +83,9 @@ class Observation:
         gradients: Sequence[Tensor],
         x: Tensor,
         second_order: bool = False,
-        losses: Tensor | None = None,
-        losses_before: Tensor | None = None,
-        output_loss: OutputLoss = SQUARE,
+        loss: SeenLoss | None = None,
         rate: float = 1.0,
-        targets: Tensor | None = None,
+        absent: frozenset[int] = frozenset(),
     ) -> Observation:
         """Return what is seen of a chain of layers.
 
@@ -83,13 +97,9 @@ class Observation:
             gradients: one for each parameter, of its shape.
             x: the chain's input, ``(*batch, d_0, samples)``.
             second_order: whether the parameters and gradients keep their graph.
-            losses: the loss of each task, ``(*batch,)``, with gradients in units of its curvature
-                in the output; None if it is not known.
-            losses_before: the loss at the step before on the same data, in the same unit; None if
-                the rule is to remember it.
-            output_loss: what the losses are as a function of the output.
+            loss: what is known of the loss, with gradients in its unit.
             rate: the factor that f is going to be multiplied by.
-            targets: of the outputs, ``(*batch, out, samples)``, if they are known.
+            absent: places of the parameters that stay where they are.
         """
         if not second_order:
             parameters, gradients = (
@@ -101,12 +111,10 @@ class Observation:
             [gradient.float() for gradient in gradients],
             x.detach().float(),
             (parameters, x.detach()),
-            losses=None if losses is None else losses.detach(),
-            losses_before=None if losses_before is None else losses_before.detach(),
-            given_gradients=gradients,
-            output_loss=output_loss,
+            loss=loss,
             rate=rate,
-            targets=None if parameters[0].dtype == torch.float64 else targets,
+            absent=absent,
+            given_gradients=gradients,
         )
 
     @classmethod

@@ -14,7 +14,7 @@ from metaopt.errors import UserError
 from metaopt.learned.element import ElementRule
 from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, StepInput
-from metaopt.learned.observation import Observation
+from metaopt.learned.observation import Observation, SeenLoss
 from metaopt.learned.state import Kept, KeptState, State, kept_of
 from metaopt.output_loss import NORM, SOFTMAX, SQUARE, OutputLoss
 from metaopt.symmetry.chain import NO_CHAIN, LayerChain
@@ -124,13 +124,20 @@ class TaskStepper(Stepper):
 
     def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
         """See :meth:`Stepper.advance`."""
-        if meta.update.sees_losses:
-            targets: Tensor | None = None
-            if self.output_loss is SOFTMAX:
-                targets = self.target.model.get_buffer("y")
-            now = _squared(now._replace(output_loss=self.output_loss, targets=targets))
+        if meta.update.sees_losses and now.losses is not None:
+            now = self._with_loss(now, now.losses.detach())
         chain, layer_input = self.target.chain, self.target.layer_input
         return meta.advance(chain, layer_input, now, state, self._teleports(meta))
+
+    def _with_loss(self, now: StepInput, losses: Tensor) -> StepInput:
+        """The input with the loss; of a norm L it is that of 1/2 L^2."""
+        if self.output_loss is NORM:
+            gradients = [losses.reshape(-1, *[1] * (g.dim() - 1)) * g for g in now.gradients]
+            return now._replace(loss=SeenLoss(0.5 * losses.square()), gradients=gradients)
+        targets: Tensor | None = None
+        if self.output_loss is SOFTMAX:
+            targets = self.target.model.get_buffer("y")
+        return now._replace(loss=SeenLoss(losses, self.output_loss, targets=targets))
 
     def _teleports(self, meta: MetaOptimizer) -> bool:
         """Whether m2 acts."""
@@ -215,14 +222,6 @@ class GradientStepper(Stepper):
             loose = Observation.loose(now.parameters, now.gradients, [])
         update, following["update"] = meta.update.propose(loose, state["update"])
         return Advanced(now.updated(update), following, None)
-
-
-def _squared(now: StepInput) -> StepInput:
-    """The input of a step on 1/2 L^2, where L is the norm of a residual and is known."""
-    if now.output_loss is not NORM or now.losses is None:
-        return now
-    gradients = [now.losses.reshape(-1, *[1] * (g.dim() - 1)) * g for g in now.gradients]
-    return now._replace(losses=0.5 * now.losses.square(), gradients=gradients, output_loss=SQUARE)
 
 
 def check_loose(meta: MetaOptimizer) -> None:

@@ -20,9 +20,10 @@ another one is made from where it began, with the gradient that is remembered of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from typing import ClassVar, NamedTuple, final
 
@@ -43,7 +44,7 @@ from metaopt.learned.kronecker import (
     tangents,
 )
 from metaopt.learned.lstm import LSTM, uniform_parameter
-from metaopt.learned.observation import Observation, flatten, unflatten
+from metaopt.learned.observation import Observation, SeenLoss, flatten, unflatten
 from metaopt.learned.state import Columns
 from metaopt.learned.update import (
     UPDATE_RULES,
@@ -68,7 +69,10 @@ RELIABLE = 0.75  # of that ratio, for a longer step
 CLOSE, ROUNDED = 0.01, 1e-6  # of a gradient to what it is computed to be anew
 LONGER, SHORTER = 2.0, 0.5  # factors of the last length
 NU = (1e-9, 1e6)  # its range
-FARTHEST = 1.0  # the largest length of a step over that of the weights of its layer
+SHORTEST, FARTHEST = 1e-7, 1.0  # range of the largest length, over that of the weights of its layer
+SMALLEST = 0.03  # root mean square of the weights that is assumed there, as biases start at 0
+LEAST = 1e-7  # of the loss, for a promise or a change that is no rounding
+EXPLAINED = 0.05  # of the gradient, for what the output does not explain
 
 WIDEST = 1024  # units of a layer; above, the decompositions take too long
 MOST_ENTRIES = 2**27  # of the tangents of all directions, in float64 1 GiB
@@ -119,6 +123,10 @@ class LearnedWhitening(UpdateRule):
         self.lstm.zero_head()
         self.other = _trained_before()
 
+    @property
+    def _first(self) -> tuple[float, float]:
+        return self.config.first_damping, self.config.first_length
+
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`UpdateRule.init_state`."""
         other = self.other.init_state(chain, parameters)
@@ -127,7 +135,7 @@ class LearnedWhitening(UpdateRule):
         tasks, device = parameters[0].shape[: chain.batch_dims].numel(), parameters[0].device
         count = sum(parameter.numel() for parameter in parameters)
         begun = torch.tensor(
-            [0.0, self.config.first_damping, self.config.first_length, 0.0, 0.0, torch.inf],
+            [0.0, *self._first, 0.0, 0.0, torch.inf, 1.0],
             dtype=torch.float64,
             device=device,
         )
@@ -158,36 +166,46 @@ class LearnedWhitening(UpdateRule):
             return self.other.propose(seen, state)
         width = 2 * len(self.lstm.layers)
         (past, region), other = state[width : width + 2], state[width + 2 :]
-        if seen.losses is None or _too_large(seen):
+        if seen.loss is None or _too_large(seen):
             update, other = self.other.propose(seen, other)
-            unknown = torch.full_like(region[-1:], torch.inf)
-            return update, [*state[:width], past, torch.cat((region[:-1], unknown)), *other]
-        update, own = self._step(seen, state[:width], past, region)
+            trust = TrustRegion(*region)
+            unknown = trust._replace(loss=torch.full_like(trust.loss, torch.inf))
+            return update, [*state[:width], past, torch.stack(unknown), *other]
+        update, own = self._step(seen, seen.loss, state[:width], past, region)
         return update, [*own, *other]
 
     def _step(
-        self, seen: Observation, columns: RuleState, past: Tensor, region: Tensor
+        self,
+        seen: Observation,
+        loss: SeenLoss,
+        columns: RuleState,
+        past: Tensor,
+        region: Tensor,
     ) -> tuple[list[Tensor], RuleState]:
         chain, batch = seen.chain, seen.gradients[0].shape[: seen.batch_dims]
         *last_steps, kept, remembered = (unflatten(row, seen.parameters) for row in past)
         now = chain.parameters(seen.double_layers)
         slopes = chain.parameters(seen.double_gradients)
-        x = (seen.x if seen.as_given is None else seen.as_given[1]).double()
-        losses = _losses(seen, x)
-        trust, unit, fresh = _judged(TrustRegion(*region), losses, seen.losses_before)
-        back = ~fresh & ~(losses <= trust.loss)
-        start, undone = now, False
-        if bool(back.any()):
-            undone = True
-            start = _where(back, batch, kept, now)
-            remembered = [spread(unit.sqrt(), batch, g) * g for g in remembered]
-            slopes = _where(back, batch, remembered, slopes)
-            losses = torch.where(back, trust.loss, losses)
+        x, given = (seen.x, seen.parameters) if seen.as_given is None else seen.as_given[::-1]
+        x = x.double()
+        if given[0].dtype == torch.float64:
+            loss = loss._replace(targets=None)  # nothing is more exact
+        losses = _losses(seen, loss, x)
+        before = TrustRegion(*region)
+        remembered = [before.unit(loss.factor, batch, g) * g for g in remembered]
+        crossed = partial(_crossed, (kept, remembered), (now, slopes), batch)
+        trust, losses, back = _judged(before, loss, losses, crossed, self._first)
+        start, undone = now, bool(back.any())
+        if undone:
+            start, slopes = _where(back, batch, kept, now), _where(back, batch, remembered, slopes)
             last_steps[0] = [_unless(back, batch, move) for move in last_steps[0]]
         point = Point(chain.layers(start), chain.layers(slopes), losses)
-        at = curvature(chain, point.layers, x, seen.output_loss)
-        if seen.targets is not None:
-            point = _computed_anew(point, at, seen.output_loss, seen.targets.double())
+        at = curvature(chain, point.layers, x, loss.kind)
+        exact = torch.where(back, trust.exact, float(loss.exact))
+        if loss.output_gradient is not None and loss.exact and not undone:
+            exact = exact * _explained(point, at, loss.output_gradient)
+        if loss.targets is not None:
+            point = _computed_anew(point, at, loss.kind, loss.targets.double())
         g = [f.into(own.augmented()) for f, own in zip(at.factors, point.gradients, strict=True)]
         last = [[m.augmented() for m in chain.layers(moves)] for moves in last_steps]
         channels = _channels(at.factors, g, last[0], losses, trust)
@@ -196,17 +214,27 @@ class LearnedWhitening(UpdateRule):
             torch.cat((own, *(move.unsqueeze(-3) for move in moves)), dim=-3)
             for own, *moves in zip(damped, *last, strict=True)
         ]
-        steps, length, promised = _minimised(point, at, directions, seen, trust, easing)
+        if seen.absent:
+            directions = _staying(seen, directions)
+        steps, length, promised = _minimised(point, at, directions, seen, loss, trust, easing)
         moved = chain.parameters(
             [split(own, layer) for own, layer in zip(steps, seen.layers, strict=True)]
         )
-        moved = _finite(moved, batch)
+        lost = ~(length.isfinite() & (promised > 0))  # by rounding alone a promise can be below 0
+        if batch or bool(losses.isfinite().all()):  # else the step is skipped, and counted
+            moved = [_unless(lost, batch, f) for f in moved] if bool(lost.any()) else moved
+        length, promised = (torch.where(lost, 0.0, own) for own in (length, promised))
+        losses = torch.where(losses.isfinite(), losses, torch.inf)
         update = moved
-        if undone:
-            bases = [_unless(~back, batch, a - b) for a, b in zip(start, now, strict=True)]
-            update = [base + own for base, own in zip(bases, moved, strict=True)]
+        if undone and seen.rate:  # an undone step is undone wholly, at any rate
+            update = [
+                _unless(~back, batch, a - b) / seen.rate + f
+                for a, b, f in zip(start, now, moved, strict=True)
+            ]
         rows = (moved, *last_steps[: PAST - 1], start, slopes)
-        following = (trust.steps + 1, trust.nu, trust.length, length, promised, losses)
+        following = TrustRegion(
+            trust.steps + 1, trust.nu, trust.length, length, promised, losses, exact
+        )
         past = torch.stack([flatten(row).detach() for row in rows])
         return update, [*columns, past, torch.stack(following)]
 
@@ -271,6 +299,7 @@ class TrustRegion(NamedTuple):
         last: the length of the last step.
         promised: by how much the model said that it would lower the loss.
         loss: where the last step began; inf if there is none.
+        exact: 1 where that was known to be all of the loss, else 0.
     """
 
     steps: Tensor
@@ -279,6 +308,12 @@ class TrustRegion(NamedTuple):
     last: Tensor
     promised: Tensor
     loss: Tensor
+    exact: Tensor
+
+    def unit(self, factor: float, batch: torch.Size, like: Tensor) -> Tensor:
+        """Return the factor of a gradient that is remembered, where losses have ``factor``."""
+        own = torch.full_like(self.loss, factor if math.isfinite(factor) else 1.0)
+        return spread(own.sqrt(), batch, like)
 
 
 @torch.no_grad()
@@ -316,26 +351,86 @@ def _channels(
 
 
 def _judged(
-    region: TrustRegion, losses: Tensor, before: Tensor | None
+    region: TrustRegion,
+    loss: SeenLoss,
+    losses: Tensor,
+    crossed: Callable[[], Tensor],
+    first: tuple[float, float],
 ) -> tuple[TrustRegion, Tensor, Tensor]:
-    """The region after the last step, the factor of remembered losses, and who has no last step.
+    """The region after the last step, the losses now, and whose last step is taken back.
 
-    Where another unit of the loss has become known since, ``before`` is the remembered loss in it,
-    and the promise is scaled likewise.
+    Args:
+        region: the one before.
+        loss: what is seen of the loss.
+        losses: those now.
+        crossed: gives the change of the losses by the gradients before and after the step.
+        first: nu and the largest length where there is no last step.
     """
-    if before is None:
-        before = region.loss
-    before = before.double().reshape(-1)
-    fresh = region.loss.isinf() | before.isinf()
-    factor = torch.where(fresh | (region.loss == 0), 1.0, before / region.loss)
-    ratio = (before - losses) / (region.promised * factor + TINY)
-    good, poor = ~fresh & (ratio > GOOD), ~fresh & ~(ratio > POOR)
+    before = region.loss * loss.factor
+    before = torch.where(before.isnan(), torch.inf, before)
+    fresh = before.isinf()
+    change = losses - before
+    if not loss.exact or not bool((region.exact > 0).all()):
+        unknown = (region.exact <= 0) | (not loss.exact)
+        change = torch.where(unknown, crossed(), change)
+        losses = losses if loss.exact else torch.where(fresh, losses, before + change)
+    promised = region.promised * torch.where(fresh, 1.0, loss.factor)
+    least = LEAST * before.abs()
+    judged = ~fresh & ((promised > least) | ~(change.abs() <= least))
+    ratio = -change / (promised + TINY)
+    good, poor = judged & (ratio > GOOD), judged & ~(ratio > POOR)
     nu = torch.where(good, region.nu / EASED, torch.where(poor, region.nu * TIGHTENED, region.nu))
-    longer = torch.maximum(region.length, LONGER * region.last).clamp(max=FARTHEST)
-    reliable = ~fresh & (ratio > RELIABLE)
+    longer = torch.maximum(region.length, (LONGER * region.last).clamp(max=FARTHEST))
+    reliable = judged & (ratio > RELIABLE)
     length = torch.where(reliable, longer, torch.where(poor, SHORTER * region.last, region.length))
+    again = fresh & (region.steps > 0)
+    nu, length = (
+        torch.where(again, own.new_tensor(value), own)
+        for own, value in zip((nu, length), first, strict=True)
+    )
     known = torch.where(fresh, torch.inf, before)
-    return region._replace(nu=nu.clamp(*NU), length=length, loss=known), factor, fresh
+    back = ~fresh & ~(change <= 0)
+    region = region._replace(nu=nu.clamp(*NU), length=length.clamp(min=SHORTEST), loss=known)
+    return region, torch.where(back, known, losses), back
+
+
+def _crossed(
+    before: tuple[Sequence[Tensor], Sequence[Tensor]],
+    after: tuple[Sequence[Tensor], Sequence[Tensor]],
+    batch: torch.Size,
+) -> Tensor:
+    """The change of any loss between two weights, from the gradients at both: the trapezoid rule.
+
+    Args:
+        before: weights and gradients.
+        after: weights and gradients.
+        batch: the dimensions of tasks.
+    """
+    parts = [
+        (0.5 * (g + later) * (there - here)).detach().flatten(start_dim=len(batch)).sum(dim=-1)
+        for here, g, there, later in zip(*before, *after, strict=True)
+    ]
+    return torch.stack(parts).sum(dim=0).reshape(-1)
+
+
+def _explained(point: Point, at: Curvature, output_gradient: Tensor) -> float:
+    """1 where the gradient of the weights is that of the output, and 0 where the loss has more."""
+    own = gradients(point.layers, at, output_gradient)
+    gap, size = 0.0, 0.0
+    for given, layer in zip(point.gradients, own, strict=True):
+        gap += float((given.augmented() - layer).square().sum())
+        size += float(layer.square().sum())
+    return float(gap <= EXPLAINED**2 * size)
+
+
+def _staying(seen: Observation, directions: Sequence[Tensor]) -> list[Tensor]:
+    """Directions, with 0 for the parameters that stay where they are."""
+    moves = [
+        torch.full_like(own, float(place not in seen.absent))
+        for place, own in enumerate(seen.as_given[0] if seen.as_given else seen.parameters)
+    ]
+    masks = [layer.augmented().double() for layer in seen.chain.layers(moves)]
+    return [own * mask.unsqueeze(-3) for own, mask in zip(directions, masks, strict=True)]
 
 
 def _minimised(
@@ -343,6 +438,7 @@ def _minimised(
     at: Curvature,
     directions: Sequence[Tensor],
     seen: Observation,
+    loss: SeenLoss,
     trust: TrustRegion,
     easing: Tensor,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -355,7 +451,7 @@ def _minimised(
     counts = [own.shape[-3] for own in directions]
     with torch.no_grad():
         j = tangents(start.layers, at, directions)
-        hj = seen.output_loss.product(at.outputs.unsqueeze(-3), j)
+        hj = loss.kind.product(at.outputs.unsqueeze(-3), j)
         model = j.flatten(start_dim=-2) @ hj.flatten(start_dim=-2).mT
         slopes, blocks = [], []
         for own, g, f in zip(directions, start.gradients, at.factors, strict=True):
@@ -376,7 +472,8 @@ def _minimised(
     ]
     with torch.no_grad():
         lengths = [
-            _norm(step) / (_norm(layer.augmented()) + TINY)
+            _norm(step)
+            / _norm(layer.augmented()).clamp(min=SMALLEST * step.shape[-2:].numel() ** 0.5)
             for step, layer in zip(steps, start.layers, strict=True)
         ]
         length = torch.stack(lengths).amax(dim=0).reshape(-1)
@@ -399,14 +496,13 @@ def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
     return whole
 
 
-def _losses(seen: Observation, x: Tensor) -> Tensor:
+def _losses(seen: Observation, loss: SeenLoss, x: Tensor) -> Tensor:
     """The loss of each task, in float64; where targets are known it is computed from them anew."""
-    assert seen.losses is not None
-    if seen.targets is None:
-        return seen.losses.double().reshape(-1)
+    if loss.targets is None:
+        return loss.values.double().reshape(-1)
     with torch.no_grad():
         outputs = seen.chain.output(seen.double_layers, x)
-        terms = seen.output_loss.terms(outputs, seen.targets.double())
+        terms = loss.kind.terms(outputs, loss.targets.double())
     return terms.sum(dim=(-2, -1)).reshape(-1)
 
 
@@ -432,10 +528,11 @@ def _computed_anew(point: Point, at: Curvature, loss: OutputLoss, targets: Tenso
 def _too_large(seen: Observation) -> bool:
     """Whether the decompositions or the tangents would take too long, or too much memory."""
     widths = [n for layer in seen.layers for n in layer.weight.shape[-2:]]
+    outputs = [layer.weight.shape[-2] for layer in seen.layers]
     directions = (len(DAMPINGS) + PAST) * len(seen.layers)
     tasks = seen.gradients[0].shape[: seen.batch_dims].numel()
     return (
-        max(widths) > WIDEST or tasks * directions * max(widths) * seen.x.shape[-1] > MOST_ENTRIES
+        max(widths) > WIDEST or tasks * directions * max(outputs) * seen.x.shape[-1] > MOST_ENTRIES
     )
 
 
@@ -449,16 +546,6 @@ def _where(
 ) -> list[Tensor]:
     """The tensors of one for the chosen tasks, and of the other elsewhere."""
     return [torch.where(spread(chosen, batch, b), a, b) for a, b in zip(one, other, strict=True)]
-
-
-def _finite(tensors: Sequence[Tensor], batch: torch.Size) -> list[Tensor]:
-    """The tensors, with 0 for the tasks that have an entry that is not finite."""
-    lost = torch.stack(
-        [(~t.isfinite()).flatten(start_dim=len(batch)).any(dim=-1) for t in tensors]
-    ).any(dim=0)
-    if not bool(lost.any()):
-        return list(tensors)
-    return [_unless(lost, batch, t) for t in tensors]
 
 
 def _unless(tasks: Tensor, batch: torch.Size, own: Tensor) -> Tensor:
