@@ -1,11 +1,15 @@
 """Losses as functions of the output: their curvature, and how they are recognised."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from metaopt.output_loss import NORM, SIGMOID, SOFTMAX, SQUARE, recognise
+from metaopt.tasks import NetworkFamily
 
 GENERATOR = torch.Generator().manual_seed(0)
 OUTPUT = torch.randn(7, 3, generator=GENERATOR, dtype=torch.float64)
@@ -79,3 +83,21 @@ def test_what_says_nothing_is_not_recognised(output, gradient):
 
 def test_a_norm_has_the_curvature_of_the_square_that_it_is_the_root_of():
     torch.testing.assert_close(NORM.mean(OUTPUT.mT), SQUARE.mean(OUTPUT.mT))
+
+
+def test_copies_of_tasks_have_the_same_loss():
+    tasks = NetworkFamily(4, 5, 3, depth=2, samples=12, loss="cross_entropy").sample([1, 2])
+    for other in (copy.deepcopy(tasks), pickle.loads(pickle.dumps(tasks))):
+        assert other.output_loss is SOFTMAX
+        torch.testing.assert_close(other(), tasks())
+
+
+def test_labels_are_seen_where_their_gradient_is_rounded_to_zero():
+    f = torch.tensor([[40.0, 0.0], [0.0, 1.0], [40.0, 0.0], [0.3, 0.0]], requires_grad=True)
+    classes = torch.tensor([0, 0, 0, 1])
+    F.cross_entropy(f, classes).backward()
+    assert (recognise(f, f.grad).targets.argmax(dim=0) == classes).all()
+    f = torch.tensor([[200.0], [1.0], [-0.5], [-200.0]], requires_grad=True)
+    labels = torch.tensor([[1.0], [0.0], [1.0], [0.0]])
+    F.binary_cross_entropy_with_logits(f, labels).backward()
+    assert torch.equal(recognise(f, f.grad).targets, labels.mT.double())

@@ -289,6 +289,153 @@ def test_gradients_that_were_clipped_are_stepped_on_as_they_are():
     assert separable(clip=1e-7) > 0.1
 
 
+def network(sizes=(4, 16, 16, 3)):
+    torch.manual_seed(1)
+    layers = []
+    for fan_in, out in pairwise(sizes):
+        layers += [nn.Linear(fan_in, out), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.tanh(X @ torch.randn(4, 3, generator=torch.Generator().manual_seed(1)))
+LABELS = Y.argmax(dim=1)
+
+
+def mse(model):
+    return nn.functional.mse_loss(model(X), Y)
+
+
+def cross_entropy(model):
+    return nn.functional.cross_entropy(model(X), LABELS)
+
+
+def trained(model, loss, steps, optimizer=None, **options):
+    """The loss after some steps, and the optimizer."""
+    optimizer = optimizer or LearnedOptimizer(model, untrained(), **options)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(model).backward()
+        optimizer.step()
+    return loss(model).item(), optimizer
+
+
+@pytest.mark.parametrize("loss", [mse, cross_entropy])
+def test_a_head_of_zeros_moves(loss):
+    model = network()
+    for parameter in model[-1].parameters():
+        nn.init.zeros_(parameter)
+    assert trained(model, loss, 60, loss_fn=nn.MSELoss() if loss is mse else None)[0] < 1e-2
+
+
+@pytest.mark.parametrize("what", ["other data", "other targets", "a rate of 0 before"])
+def test_it_begins_anew_where_the_loss_is_another(what):
+    model = network()
+    rate = 0.0 if what == "a rate of 0 before" else 1.0
+    _, optimizer = trained(model, mse, 200, lr=rate)
+    optimizer.param_groups[0]["lr"] = 1.0
+    x = -2 * X.flip(0) if what == "other data" else X
+
+    def other(own):
+        return nn.functional.mse_loss(own(x), Y.flip(0))
+
+    assert trained(model, other, 150, optimizer)[0] < 0.05 * other(network()).item()
+
+
+@pytest.mark.parametrize("where", ["targets", "gradient"])
+def test_it_recovers_from_a_number_that_is_not_finite(where):
+    model = network()
+    _, optimizer = trained(model, mse, 6)
+    optimizer.zero_grad()
+    lost = Y.clone()
+    if where == "targets":
+        lost[0, 0] = math.nan
+    nn.functional.mse_loss(model(X), lost).backward()
+    if where == "gradient":
+        model[0].weight.grad[0, 0] = math.nan
+    optimizer.step()
+    assert trained(model, mse, 80, optimizer)[0] < 1e-2
+
+
+OTHER_LOSSES = {
+    "huber": lambda model: nn.functional.huber_loss(model(X), 10 * Y),
+    "smooth_l1": lambda model: nn.functional.smooth_l1_loss(model(X), 5 * Y),
+    "root": lambda model: mse(model).sqrt(),
+    "cosine": lambda model: 1.01 - nn.functional.cosine_similarity(model(X), Y).mean(),
+    "penalty": lambda model: mse(model) + 1e-3 * sum(p.square().sum() for p in model.parameters()),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_LOSSES)
+def test_losses_that_are_no_squared_error_fall_too(name):
+    loss, rival = OTHER_LOSSES[name], network()
+    adam = trained(rival, loss, 80, torch.optim.Adam(rival.parameters(), 0.01))[0]
+    assert trained(network(), loss, 80)[0] < adam
+
+
+@pytest.mark.parametrize("name", ["4", "4.bias", "2.weight"])
+def test_what_is_frozen_on_the_way_stays_and_the_rest_goes_on(name):
+    model = network()
+    _, optimizer = trained(model, mse, 3)
+    frozen = [p for own, p in model.named_parameters() if own.startswith(name)]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    before = [p.clone() for p in frozen]
+    assert trained(model, mse, 120, optimizer)[0] < 1e-2
+    assert all(torch.equal(a, b) for a, b in zip(before, frozen, strict=True))
+
+
+def test_a_classification_of_two_is_recognised_to_the_end():
+    labels = (X[:, :1] > 0).float()
+
+    def loss(model):
+        return nn.functional.binary_cross_entropy_with_logits(model(X), labels)
+
+    assert trained(network((4, 16, 1)), loss, 80)[0] < 1e-7
+
+
+@pytest.mark.parametrize("lr", [0.1, 3.0])
+def test_an_undone_step_is_undone_wholly_at_any_rate(lr):
+    model = network()
+    loss, _ = trained(model, mse, 60, lr=lr)
+    assert loss < 0.5 * mse(network()).item()
+
+
+def test_a_module_with_undone_steps_goes_the_way_of_its_task():
+    """Up to rounding, which grows; so the numbers of undone steps are compared."""
+    tasks = NetworkFamily(4, 16, 2, depth=3, samples=40, activation="tanh", dtype="float64")
+    tasks = tasks.sample([3])
+    model = nn.Sequential(
+        nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2)
+    ).double()
+    with torch.no_grad():
+        for own, given in zip(model.parameters(), tasks.parameters(), strict=True):
+            own.copy_(given[0])
+    steps = []
+    for stepped, loss, options in (
+        (tasks, lambda: tasks().sum(), {}),
+        (
+            model,
+            lambda: nn.functional.mse_loss(model(tasks.x[0].mT), tasks.y[0].mT),
+            {"loss_fn": nn.MSELoss()},
+        ),
+    ):
+        optimizer = LearnedOptimizer(
+            stepped, untrained(first_length=30.0, first_damping=1e-6), **options
+        )
+        own = []
+        for _ in range(12):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+            own.append(region(optimizer)[5].item())
+        steps.append(own)
+    undone = [sum(a == b for a, b in pairwise(own)) for own in steps]
+    assert undone[0] > 0
+    torch.testing.assert_close(*map(torch.tensor, steps), rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["another batch each time", "no chain"])
 def test_what_is_no_full_batch_of_a_chain_is_stepped_by_the_other_m1(kind):
     whole = meta()
