@@ -202,6 +202,11 @@ EXEMPT = (
         "closure to set up a state, which the base cannot", LBFGS, (TypeError, NotImplementedError),
     ),
     Exempt(
+        "test_fused_does_not_step_if_foundinf", "GradScaler tells a wrapper no scale, so a learned "
+        "base does not know the size of the loss, and makes other steps",
+        ("teleports of lstm_update_tele on a module",),
+    ),
+    Exempt(
         "test_fused_does_not_step_if_foundinf", "torch's GradScaler passes on no closure, which "
         "the base needs", LBFGS, TypeError,
     ),
