@@ -47,7 +47,9 @@ def zoo_figure(
             axis.set_xlabel("step")
         for axis in axes[:, 0]:
             axis.set_ylabel("loss over its start")
-        axes.flat[0].legend(fontsize=7)
+        drawn = [axis for axis in axes.flat if axis.lines]
+        if drawn:
+            drawn[0].legend(fontsize=7)
         figure.tight_layout()
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=120)
