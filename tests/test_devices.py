@@ -20,8 +20,11 @@ from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import Trainer
 
 FAMILY = RegressionFamily(samples=4, input=5, hidden=3, output=2)
-LOOKS = {"lbfgs", "muon", "levenberg_marquardt", "shampoo", "soap"}
-"""Of other libraries, or a task at a time: their steps look at values."""
+LOOKS = {
+    "lbfgs", "lbfgs_wolfe", "muon", "levenberg_marquardt", "shampoo", "soap",
+    "kfac", "lstm_update_tele", "lstm_whitened",
+}  # fmt: skip
+"""Of other libraries, or a task at a time, or in an eigenbasis: their steps look at values."""
 
 SEARCHES = {name for name in known_methods() if name.endswith("_tele") and name in BASELINES}
 """Their step 5 teleports by a search, which asks whether all tasks have arrived."""

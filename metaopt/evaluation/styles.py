@@ -84,7 +84,7 @@ STYLES = {
     "lbfgs": Style(1, 2, 8),
     "levenberg_marquardt": Style(2, 2, 9),
     "lbfgs_wolfe": Style(1, 3, 8),
-    "kfac": Style(6, 0, 6),
+    "kfac": Style(3, 3, 6),
     "muon": Style(3, 2, 6),
     "soap": Style(7, 3, 3),
 }
