@@ -15,8 +15,6 @@ from studies.zoo.cells import ACTIVATIONS, Cell
 from studies.zoo.report import Kept, score
 from studies.zoo.rivals import Contender
 
-LOWEST = 1e-14
-
 
 def zoo_figure(
     measured: Mapping[Cell, Kept], contenders: Mapping[str, Contender], learned: str
@@ -37,7 +35,7 @@ def zoo_figure(
             for name in contenders:
                 curves = [_curve(kept, name) for kept in own if name in kept]
                 if curves:
-                    mean = np.exp(np.mean(curves, axis=0)).clip(LOWEST)
+                    mean = np.exp(np.mean(curves, axis=0))
                     look: dict[str, Any] = STYLES[name].line if name in STYLES else {}
                     look = {key: value for key, value in look.items() if key != "marker"}
                     width = 2.5 if name == learned else 1.2

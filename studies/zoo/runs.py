@@ -24,6 +24,7 @@ STEPS = 100
 AT = (0, 10, 30, 100)
 GOAL = 1e-6  # of the start, to which seconds are counted
 FAR = 300  # steps of the search for the best known loss, in float64
+LOWEST = 1e-14  # of the start, in curves
 VANISHED = 1e-13  # of the start, where that search ends
 
 
@@ -122,7 +123,7 @@ def _facts(losses: Tensor, seconds: Tensor) -> dict[str, Any]:
     )
     return {
         "at": {str(t): losses[t].tolist() for t in AT if t < len(losses)},
-        "curve": losses.clamp(min=1e-300).log().mean(dim=1).tolist(),
+        "curve": (losses / losses[0]).clamp(min=LOWEST).log().mean(dim=1).tolist(),
         "above": int((losses > losses[0] * (1 + 1e-6)).any(dim=0).sum()),
         "seconds": seconds[-1].item(),
         "seconds_to_goal": when.tolist(),
