@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metaopt import LearnedOptimizer
-from metaopt.learned.loss_curvature import known_curvature, measured_curvature
+from metaopt.learned.loss_curvature import is_square, known_curvature, measured_curvature
 from metaopt.learned.units import Units
 from metaopt.symmetry.finders import find_sites
 
@@ -231,3 +231,23 @@ def test_dead_units_are_not_scaled_and_the_others_keep_the_function(element):
         scaled = move.after[0].norm(dim=1) / move.before[0].norm(dim=1)
         assert scaled[2] == 1.0
         assert (scaled != 1.0).sum() > 2
+
+
+def test_only_the_squared_error_is_known_to_be_one():
+    """SmoothL1Loss with beta 0.5 has its largest second derivative, and is none."""
+    assert known_curvature(nn.MSELoss()).square
+    assert known_curvature(torch.nn.functional.mse_loss).square
+    for other in (nn.SmoothL1Loss(beta=0.5), nn.HuberLoss(), nn.CrossEntropyLoss()):
+        assert not known_curvature(other).square
+
+
+@pytest.mark.parametrize("square", [True, False])
+def test_a_squared_error_is_seen_from_two_passes(square):
+    passes = []
+    for seed in (0, 1):
+        f = torch.randn(6, 2, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        (f.square().mean() if square else f.abs().pow(1.5).mean()).backward()
+        passes.append((f.detach(), f.grad))
+    curvature = measured_curvature(*passes, 0.0)
+    assert is_square(*passes, curvature, known=not square) == square
+    assert is_square(passes[0], passes[0], curvature, known=square) == square

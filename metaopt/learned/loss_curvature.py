@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from metaopt.replicas import ALONE, Replicas
 
+SAME_SLOPE = 0.03  # of the change of dL/dF, to be that of a squared error
 UNKNOWN = 1.0  # until it is measured: that of a mean over a batch is less, so steps are short
 
 
@@ -48,7 +49,8 @@ def known_curvature(loss_fn: object) -> KnownCurvature | None:
     if reduction not in ("mean", "sum"):
         return None
     classes = kind is nn.CrossEntropyLoss
-    return KnownCurvature(LARGEST[kind](loss_fn), reduction == "mean", classes)
+    of_a_term, mean = LARGEST[kind](loss_fn), reduction == "mean"
+    return KnownCurvature(of_a_term, mean, classes, square=kind is nn.MSELoss)
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,13 @@ class KnownCurvature:
         of_a_term: the largest second derivative of one term.
         mean: whether the loss is the mean of the terms, and not their sum.
         classes: whether a term is of all classes of a sample.
+        square: whether it is the squared error, whose curvature is the same everywhere.
     """
 
     of_a_term: float
     mean: bool
     classes: bool
-
-    @property
-    def square(self) -> bool:
-        """Whether it is the squared error, whose curvature is the same everywhere."""
-        return self.of_a_term == LARGEST[nn.MSELoss](None)
+    square: bool = False
 
     def __call__(self, output: Tensor, gradient: Tensor | None = None) -> float:
         """Return the largest second derivative for an output of this shape.
@@ -137,12 +136,43 @@ def measured_curvature(
         The curvature; ``known`` where the output did not change, or where the change of g is not
         finite or says that the loss is not convex.
     """
-    change, turn = (
-        now.double() - then.to(now.device).double() for now, then in zip(after, before, strict=True)
-    )
+    change, turn = _changes(before, after)
     sums = torch.stack(((turn * change).sum() / replicas.size, change.square().sum()))
     product, size = replicas.sum(sums).tolist()
     ratio = product / size if size > 0 else math.nan
     if not 0 < ratio < math.inf:
         return known
     return float(max(ratio, known / 2))
+
+
+def is_square(
+    before: tuple[Tensor, Tensor],
+    after: tuple[Tensor, Tensor],
+    curvature: float,
+    known: bool,
+    replicas: Replicas = ALONE,
+) -> bool:
+    """Return whether the loss is a squared error of the output, as far as two passes show it.
+
+    Args:
+        before: F and g = dL/dF of the first pass.
+        after: F and g of the second one.
+        curvature: that was measured between them.
+        known: what was known before; it stays where g has changed by less than its rounding.
+        replicas: the processes that have other parts of the batch.
+    """
+    change, turn = _changes(before, after)
+    gap = (turn / replicas.size - curvature * change).square().sum()
+    size, level = turn.square().sum() / replicas.size**2, after[1].double().square().sum()
+    gap, size, level = replicas.sum(torch.stack((gap, size, level))).cpu().unbind()
+    if size <= 1e-6 * level:
+        return known
+    return bool(gap <= SAME_SLOPE**2 * size)
+
+
+def _changes(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The changes of F and of dL/dF between two passes."""
+    change, turn = (
+        now.double() - then.to(now.device).double() for now, then in zip(after, before, strict=True)
+    )
+    return change, turn

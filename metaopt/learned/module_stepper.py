@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.learned.forward_record import ForwardRecord
-from metaopt.learned.loss_curvature import UNKNOWN, known_curvature, measured_curvature
+from metaopt.learned.loss_curvature import (
+    UNKNOWN,
+    is_square,
+    known_curvature,
+    measured_curvature,
+)
 from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, StepInput
 from metaopt.learned.observation import SeenLoss
 from metaopt.learned.state import Columns, Kept, KeptState, State, kept_of
@@ -30,14 +35,7 @@ from metaopt.learned.stepper import (
 )
 from metaopt.learned.trust import trusted, untried
 from metaopt.learned.units import Units, inner_inputs
-from metaopt.output_loss import (
-    KINDS,
-    SIGMOID,
-    SOFTMAX,
-    SQUARE,
-    Recognised,
-    recognise,
-)
+from metaopt.output_loss import KINDS, SQUARE, Recognised, recognise
 from metaopt.replicas import ALONE, Replicas
 from metaopt.symmetry import LayerInput, RescalingAction, Teleportation
 from metaopt.symmetry.auto import AUTO, Returns, choose_actions, fingerprint
@@ -52,7 +50,6 @@ OF_THE_LOSS = ("curvature", "batch", "trust", "energy", "kind")
 """Parts of a state that say what was seen of the loss, and of which batch."""
 
 CONFIRMED = 1  # part "kind": 0 is any loss, 1 a squared error, above are those of KINDS
-SAME_SLOPE = 0.03  # of the change of dL/dF, to be that of a squared error
 
 NO_BATCH = torch.zeros(0, dtype=torch.float64)
 """The fingerprint where there is no batch of the step before."""
@@ -273,12 +270,14 @@ class ModuleStepper(Stepper):
                 before = (last[0], last[1])
                 now = measured_curvature(before, (output, gradient), float(curvature), replicas)
                 following["curvature"] = [torch.tensor(now, dtype=torch.float64)]
-                kind = confirmed(before, (output, gradient), now, state["kind"][0], replicas)
+                known = float(state["kind"][0]) == CONFIRMED
+                square = is_square(before, (output, gradient), now, known, replicas)
+                kind = torch.tensor(float(CONFIRMED if square else 0), dtype=torch.float64)
             elif same:
                 kind = state["kind"][0]
         following["kind"] = [kind]
-        square = (gradient.double() / replicas.size).square().sum()
-        following["energy"] = [0.5 * replicas.sum(square).cpu()]
+        energy = (gradient.double() / replicas.size).square().sum()
+        following["energy"] = [0.5 * replicas.sum(energy).cpu()]
         following["trust"] = [trusted(state["trust"][0], gradient, same, replicas)]
         found = _recognised_by_all(output, gradient, replicas) if recognises else None
         if found is None:
@@ -394,37 +393,12 @@ def _with_loss(now: StepInput, before: State, met: Met, seen: ForwardRecord | No
     return now._replace(loss=loss, trust=1.0)
 
 
-def confirmed(
-    before: tuple[Tensor, Tensor],
-    after: tuple[Tensor, Tensor],
-    curvature: float,
-    known: Tensor,
-    replicas: Replicas,
-) -> Tensor:
-    """Return whether the loss is a squared error of the output, as far as two passes show it.
-
-    Args:
-        before: F and g = dL/dF of the first pass.
-        after: F and g of the second one.
-        curvature: that was measured between them.
-        known: what was known before; it stays where g has changed by less than its rounding.
-        replicas: the processes that have other parts of the batch.
-    """
-    change, turn = (now.double() - then.double() for now, then in zip(after, before, strict=True))
-    gap = (turn / replicas.size - curvature * change).square().sum()
-    size, level = turn.square().sum() / replicas.size**2, after[1].double().square().sum()
-    gap, size, level = replicas.sum(torch.stack((gap, size, level))).cpu().unbind()
-    if size <= 1e-6 * level:
-        return known
-    return torch.where(gap <= SAME_SLOPE**2 * size, float(CONFIRMED), 0.0).double()
-
-
 def _recognised_by_all(output: Tensor, gradient: Tensor, replicas: Replicas) -> Recognised | None:
     """The loss that all processes recognise with one unit, with the sum of its values."""
     own = recognise(output, gradient)
     if not replicas:
         return own
-    kind = [SQUARE, SOFTMAX, SIGMOID].index(SQUARE if own is None else own.loss)
+    kind = KINDS.index(SQUARE if own is None else own.loss)
     unit, value = (0.0, 0.0) if own is None else (own.unit, own.value)
     told = torch.stack(replicas.gather(torch.tensor([kind, unit, value]).double()))
     kinds, units, values = told.unbind(dim=1)

@@ -8,6 +8,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from metaopt.learned.observation import flatten
+
 
 @final
 class RestartingLBFGS(torch.optim.LBFGS):
@@ -47,13 +49,12 @@ class RestartingLBFGS(torch.optim.LBFGS):
         Returns:
             The loss before the step.
         """
-        before = self._flat()
+        before = self._weights()
         loss = super().step(closure)  # type: ignore[no-untyped-call]
-        if torch.equal(before, self._flat()):
+        if torch.equal(before, self._weights()):
             self.state.clear()
         return loss
 
     @torch.no_grad()
-    def _flat(self) -> Tensor:
-        own = self.param_groups[0]["params"]
-        return torch.cat([parameter.detach().reshape(-1) for parameter in own])
+    def _weights(self) -> Tensor:
+        return flatten(self.param_groups[0]["params"])

@@ -80,9 +80,7 @@ class Networks(TaskBatch):
         """
         layers = self.chain.layers([getattr(self, name) for name in self.chain.names])
         output = self.chain.output(layers, self.x)
-        if self.output_loss is SOFTMAX:
-            return -(self.y * output.log_softmax(dim=-2)).sum(dim=(-2, -1))
-        return 0.5 * (self.y - output).square().sum(dim=(-2, -1))
+        return self.output_loss.terms(output, self.y).sum(dim=(-2, -1))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import ClassVar, NamedTuple, TypeVar, final
 
@@ -252,9 +253,7 @@ class MinibatchTraining(TaskDistribution):
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
         """Draw an architecture, data and a minibatch size. See :meth:`TaskDistribution.draw`."""
 
-        def log_uniform(low: float, high: float) -> float:
-            unit = float(torch.rand((), generator=generator))
-            return float(low * (high / low) ** unit)
+        log_uniform = partial(drawn_evenly_in_logarithms, generator)
 
         kind = one_of(("classification", "regression"), generator)
         family = MinibatchFamily(
@@ -309,9 +308,7 @@ class NetworkTraining(TaskDistribution):
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
         """Draw a kind of network, its data and its sizes. See :meth:`TaskDistribution.draw`."""
 
-        def log_uniform(low: float, high: float) -> float:
-            unit = float(torch.rand((), generator=generator))
-            return float(low * (high / low) ** unit)
+        log_uniform = partial(drawn_evenly_in_logarithms, generator)
 
         if integer(generator, 0, 2) == 0:
             family: TaskFamily = RegressionTasks().draw_family(generator)
@@ -358,6 +355,18 @@ def draw_seeds(count: int, generator: torch.Generator) -> list[int]:
         generator: the source of randomness.
     """
     return [integer(generator, TRAINING.start, 2**53) for _ in range(count)]
+
+
+def drawn_evenly_in_logarithms(generator: torch.Generator, low: float, high: float) -> float:
+    """Draw a number between two positive ones, with its logarithm uniform.
+
+    Args:
+        generator: the source of randomness.
+        low: the lowest.
+        high: the highest.
+    """
+    unit = float(torch.rand((), generator=generator))
+    return float(low * (high / low) ** unit)
 
 
 def one_of(choices: Sequence[Choice], generator: torch.Generator) -> Choice:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaopt.evaluation.rollout import rollout
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.tasks import NetworkFamily, first_seeds
@@ -50,37 +51,24 @@ def run(
     """
     if one_by_one:
         parts = [run(family, build, [seed], steps) for seed in seeds]
-        clock = torch.stack([own for _, own in parts]).sum(dim=0)
-        return torch.cat([losses for losses, _ in parts], dim=1), clock
+        together = torch.stack([own for _, own in parts]).sum(dim=0)
+        return torch.cat([losses for losses, _ in parts], dim=1), together
     tasks = family.sample(seeds)
     optimizer = build(tasks)
-    losses: list[Tensor] = []
-    seconds = [0.0]
-    fresh = True
-
-    def closure() -> Any:
-        nonlocal fresh
-        tasks.zero_grad()
-        own = tasks()
-        own.sum().backward()
-        if fresh:
-            losses.append(own.detach().double())
-            fresh = False
-        return own.detach().sum()
-
-    for _ in range(steps):
-        fresh, begin = True, time.process_time()
-        try:
-            optimizer.step(closure)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            for parameter in tasks.parameters():
-                parameter.detach().fill_(torch.nan)
-        seconds.append(seconds[-1] + time.process_time() - begin)
-        if (losses[-1] < end * losses[0]).all():
-            break
-    fresh = True
-    closure()
-    return torch.stack(losses).nan_to_num(torch.inf, torch.inf), torch.tensor(seconds)
+    clock = [time.process_time()]
+    losses = torch.empty(0, len(seeds), dtype=torch.float64)
+    part = 1 if end else steps
+    while len(losses) <= steps and not (len(losses) and (losses[-1] < end * losses[0]).all()):
+        more = rollout(
+            tasks,
+            optimizer,
+            part,
+            measure_invariance=False,
+            advance=lambda: clock.append(time.process_time()),
+        )
+        losses = torch.cat((losses[:-1], more.losses))
+    seconds = torch.tensor(clock, dtype=torch.float64) - clock[0]
+    return losses.nan_to_num(torch.inf, torch.inf), seconds
 
 
 def measure(cell: Cell, contenders: Mapping[str, Contender], path: Path, quick: bool) -> None:
