@@ -1,10 +1,13 @@
 """K-FAC by hand, and the decomposed curvature that it steps in."""
 
-import math
 from itertools import pairwise
 
 import pytest
 import torch
+from rule_cases import (
+    assert_a_lost_task_stops_no_other,
+    assert_tasks_together_are_stepped_as_each_alone,
+)
 from torch import nn
 
 from metaopt.evaluation.rollout import rollout
@@ -162,26 +165,11 @@ def test_no_step_is_longer_than_the_quadratic_model_vouches_for():
 
 
 def test_tasks_together_are_stepped_as_each_alone():
-    together, apart = FAMILY.sample([1, 5]), [FAMILY.sample([seed]) for seed in (1, 5)]
-    for tasks in (together, *apart):
-        rollout(tasks, kfac(tasks), 6)
-    for joint, *singles in zip(
-        together.parameters(), *(t.parameters() for t in apart), strict=True
-    ):
-        torch.testing.assert_close(joint, torch.cat(singles), rtol=1e-6, atol=1e-9)
+    assert_tasks_together_are_stepped_as_each_alone(FAMILY, kfac, rtol=1e-6, atol=1e-9)
 
 
 def test_a_lost_task_stops_no_other():
-    ends = []
-    for lost in (False, True):
-        tasks = FAMILY.sample([1, 2])
-        if lost:
-            with torch.no_grad():
-                tasks.W2[1].fill_(math.nan)
-        rollout(tasks, kfac(tasks), 4)
-        ends.append([p[0].detach().clone() for p in tasks.parameters()])
-    for one, other in zip(*ends, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+    assert_a_lost_task_stops_no_other(FAMILY, kfac)
 
 
 def test_trust_begins_low_comes_back_and_falls_where_the_loss_rose():

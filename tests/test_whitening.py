@@ -5,6 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from rule_cases import (
+    assert_a_lost_task_stops_no_other,
+    assert_tasks_together_are_stepped_as_each_alone,
+)
 from torch import nn
 
 from metaopt.evaluation.rollout import rollout
@@ -193,26 +197,11 @@ def test_nu_falls_where_the_model_was_right():
 
 @FAMILIES
 def test_tasks_together_are_stepped_as_each_alone(family):
-    together, apart = family.sample([1, 5]), [family.sample([seed]) for seed in (1, 5)]
-    for tasks in (together, *apart):
-        rollout(tasks, whitened(tasks), 6)
-    for joint, *singles in zip(
-        together.parameters(), *(t.parameters() for t in apart), strict=True
-    ):
-        torch.testing.assert_close(joint, torch.cat(singles), rtol=1e-5, atol=1e-7)
+    assert_tasks_together_are_stepped_as_each_alone(family, whitened, rtol=1e-5, atol=1e-7)
 
 
 def test_a_lost_task_stops_no_other():
-    ends = []
-    for lost in (False, True):
-        tasks = FAMILY.sample([1, 2])
-        if lost:
-            with torch.no_grad():
-                tasks.W2[1].fill_(math.nan)
-        rollout(tasks, whitened(tasks), 4)
-        ends.append([p[0].detach().clone() for p in tasks.parameters()])
-    for one, other in zip(*ends, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+    assert_a_lost_task_stops_no_other(FAMILY, whitened)
 
 
 def module_of(family, tasks):
@@ -237,13 +226,9 @@ def test_a_module_is_stepped_as_the_task_that_it_is(family, known, reduction):
     loss_fn = (nn.MSELoss if square else nn.CrossEntropyLoss)(reduction=reduction)
     optimizer = LearnedOptimizer(model, meta(), loss_fn=loss_fn if known else None)
     x, y = tasks.x[0].mT, tasks.y[0].mT if square else tasks.y[0].argmax(dim=0)
-    first = None
     for step in range(5):
         optimizer.zero_grad()
-        loss = loss_fn(model(x), y)
-        if first is None and (known or not square or reduction == "sum" or step):
-            first = step
-        loss.backward()
+        loss_fn(model(x), y).backward()
         optimizer.step()
         if square and not known and step == 0:  # the unit is not known yet: it begins here
             with torch.no_grad():
