@@ -29,7 +29,7 @@ from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.ranks import ALONE, CPU, Ranks
-from metaopt.tasks import RegressionFamily, TaskFamily
+from metaopt.tasks import RegressionFamily, TaskSampler
 from metaopt.training.distributions import TASK_DISTRIBUTIONS, Drawn, TaskDistribution
 from metaopt.training.trainer import Trainer
 
@@ -63,7 +63,7 @@ class Exactly(TaskDistribution):
         family = RegressionFamily.square(self.widths[0], dtype=self.dtype)
         return Drawn(family, list(range(TRAINED, TRAINED + batch_size)))
 
-    def validation(self, count: int) -> list[tuple[TaskFamily, int]]:
+    def validation(self, count: int) -> list[tuple[TaskSampler, int]]:
         return []
 
 

@@ -17,7 +17,7 @@ from metaopt import LearnedOptimizer
 from metaopt.evaluation import rollout
 from metaopt.learned import MetaOptimizerSpec
 from metaopt.symmetry import Identity, LayerChain, LeakyReLU
-from metaopt.tasks import TaskBatch, TaskFamily, first_seeds
+from metaopt.tasks import TaskBatch, TaskSampler, first_seeds
 from metaopt.training import (
     TASK_DISTRIBUTIONS,
     Drawn,
@@ -97,7 +97,7 @@ class RobustTasks(TaskDistribution):
         family = RobustFamily(outliers=self.outliers, dtype=torch.float64)
         return Drawn(family, draw_seeds(batch_size, generator))
 
-    def validation(self, count: int) -> list[tuple[TaskFamily, int]]:
+    def validation(self, count: int) -> list[tuple[TaskSampler, int]]:
         """What checkpoints are chosen on."""
         return [(RobustFamily(outliers=self.outliers), count)]
 

@@ -1,11 +1,12 @@
 """Tasks that optimizers are trained and tested on, families that draw them, and their seeds."""
 
-from metaopt.tasks.batch import TaskBatch, TaskFamily
+from metaopt.tasks.batch import TaskBatch, TaskSampler
 from metaopt.tasks.minibatches import MinibatchFamily, MinibatchTasks
 from metaopt.tasks.named import FAMILIES
 from metaopt.tasks.networks import NetworkFamily, Networks
 from metaopt.tasks.regression import Regression, RegressionFamily
 from metaopt.tasks.seeds import PAPER_TEST_SEEDS, check_seeds, first_seeds
+from metaopt.tasks.task import Task, TaskFamily
 
 __all__ = [
     "FAMILIES",
@@ -16,8 +17,10 @@ __all__ = [
     "Networks",
     "Regression",
     "RegressionFamily",
+    "Task",
     "TaskBatch",
     "TaskFamily",
+    "TaskSampler",
     "check_seeds",
     "first_seeds",
 ]

@@ -45,8 +45,8 @@ class TaskBatch(ChainModule):
         raise NotImplementedError
 
 
-class TaskFamily(Protocol):
-    """A distribution of tasks. A seed always gives the same task, whatever it is batched with."""
+class TaskSampler(Protocol):
+    """What gives batches of tasks. A seed gives the same task, whatever it is batched with."""
 
     @property
     def coordinates(self) -> int:

@@ -24,7 +24,7 @@ from metaopt.tasks import (
     NetworkFamily,
     RegressionFamily,
     TaskBatch,
-    TaskFamily,
+    TaskSampler,
 )
 from metaopt.tasks.regression import LARGEST
 from metaopt.tasks.seeds import TRAINING
@@ -42,7 +42,7 @@ class Drawn(NamedTuple):
         seeds: one seed for each task of the batch.
     """
 
-    family: TaskFamily
+    family: TaskSampler
     seeds: list[int]
 
     def sample(self) -> TaskBatch:
@@ -77,7 +77,7 @@ class TaskDistribution(ABC):
         """
 
     @abstractmethod
-    def validation(self, count: int) -> list[tuple[TaskFamily, int]]:
+    def validation(self, count: int) -> list[tuple[TaskSampler, int]]:
         """Return the task families to validate on, each with a number of tasks.
 
         Args:
@@ -203,7 +203,7 @@ class RegressionTasks(TaskDistribution):
             dtype=self.dtype,
         )
 
-    def validation(self, count: int) -> list[tuple[TaskFamily, int]]:
+    def validation(self, count: int) -> list[tuple[TaskSampler, int]]:
         """Return the reference family, then the others with a quarter as many tasks each.
 
         See :meth:`TaskDistribution.validation`.
@@ -273,7 +273,7 @@ class MinibatchTraining(TaskDistribution):
         )
         return Drawn(family, draw_seeds(batch_size, generator))
 
-    def validation(self, count: int) -> list[tuple[TaskFamily, int]]:
+    def validation(self, count: int) -> list[tuple[TaskSampler, int]]:
         """Return ``count`` tasks of each family of ``MINIBATCH_VALIDATION``.
 
         See :meth:`TaskDistribution.validation`.
@@ -311,7 +311,7 @@ class NetworkTraining(TaskDistribution):
         log_uniform = partial(drawn_evenly_in_logarithms, generator)
 
         if integer(generator, 0, 2) == 0:
-            family: TaskFamily = RegressionTasks().draw_family(generator)
+            family: TaskSampler = RegressionTasks().draw_family(generator)
             return Drawn(family, draw_seeds(batch_size, generator))
         hidden = round(log_uniform(8, 32))
         loss = one_of(("half_squared",) * 3 + ("cross_entropy",), generator)
@@ -336,12 +336,12 @@ class NetworkTraining(TaskDistribution):
         )
         return Drawn(family, draw_seeds(batch_size, generator))
 
-    def validation(self, count: int) -> list[tuple[TaskFamily, int]]:
+    def validation(self, count: int) -> list[tuple[TaskSampler, int]]:
         """Return ``count`` tasks of each family of ``NETWORK_VALIDATION``, and some of section 5.2.
 
         See :meth:`TaskDistribution.validation`.
         """
-        own: list[tuple[TaskFamily, int]] = [
+        own: list[tuple[TaskSampler, int]] = [
             (replace(family, dtype="float64"), count) for family in NETWORK_VALIDATION.values()
         ]
         return [*own, (RegressionTasks().reference, count)]

@@ -22,7 +22,7 @@ from metaopt.ranks import ALONE, CPU, Ranks
 from metaopt.registry import defaults
 from metaopt.symmetry.action import Action
 from metaopt.target import target_of
-from metaopt.tasks import TaskFamily, first_seeds
+from metaopt.tasks import TaskSampler, first_seeds
 from metaopt.training.shards import reduced_windows, split
 from metaopt.training.spec import TrainingSpec
 
@@ -194,7 +194,7 @@ class Trainer:
             f"log10_loss_at_{t}": means[0][t].item() for t in self.spec.validation_at
         }
 
-    def _mean_logs(self, family: TaskFamily, count: int) -> Tensor:
+    def _mean_logs(self, family: TaskSampler, count: int) -> Tensor:
         """Return the mean log10 loss of a family's first validation tasks, ``(steps + 1,)``."""
         steps = max(self.spec.validation_at)
         parts = split(first_seeds("validation", count), self.parts)
@@ -207,7 +207,7 @@ class Trainer:
         logs = losses.clamp(min=FLOOR, max=10**DIVERGED).log10()
         return logs.nan_to_num(nan=DIVERGED, posinf=DIVERGED).mean(dim=1)
 
-    def _losses(self, family: TaskFamily, seeds: Sequence[int], steps: int) -> Tensor:
+    def _losses(self, family: TaskSampler, seeds: Sequence[int], steps: int) -> Tensor:
         """Return the losses of the averaged networks on some tasks, float64 ``(steps + 1, B)``."""
         tasks = family.sample(seeds).to(next(self.meta.parameters()).device)
         optimizer = LearnedOptimizer(tasks, self.averaged)
@@ -361,7 +361,7 @@ def check_acts(action: Action, name: str, spec: TrainingSpec) -> None:
     """
     tasks = spec.tasks
     drawn = tasks.draw(1, torch.Generator().manual_seed(spec.seed))
-    samples: list[tuple[TaskFamily, Sequence[int]]] = [(drawn.family, drawn.seeds[:1])]
+    samples: list[tuple[TaskSampler, Sequence[int]]] = [(drawn.family, drawn.seeds[:1])]
     samples += [(family, first_seeds("validation", 1)) for family, _ in tasks.validation(1)]
     for family, seeds in samples:
         for site, why in target_of(family.sample(seeds)).obstacles(action):
