@@ -15,9 +15,9 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from metaopt.errors import UserError, cut, shown
+from metaopt.errors import UserError, cut, shown, unknown
 from metaopt.extras import SEARCHED_FOR_EXTENSIONS
-from metaopt.registry import all_or_nothing
+from metaopt.registry import all_or_nothing, built
 
 GROUP = "metaopt.extensions"
 """The group of entry points, each of which names a module, or a function that is then called."""
@@ -44,6 +44,29 @@ def load_extensions(modules: Sequence[str] = ()) -> None:
         SEARCHED_FOR_EXTENSIONS.add(folder)
     for module in modules:
         _import(f"the module {shown(module)}", module, partial(import_module, module))
+
+
+def load_named(text: str) -> object:
+    """Import a module and return what it has under a name; a class is built without arguments.
+
+    Args:
+        text: "package.module:Name". The current folder is searched last.
+
+    Raises:
+        UserError: if the module cannot be imported or has no such name, or if the class cannot be
+            built.
+    """
+    module, colon, name = text.partition(":")
+    if not (module and colon and name):
+        raise UserError(
+            f"expected package.module:Name, got {shown(text)}: name the module, a colon and a class"
+        )
+    load_extensions([module])
+    found = getattr(sys.modules[module], name, None)
+    if found is None:
+        names = [key for key in vars(sys.modules[module]) if not key.startswith("_")]
+        raise UserError(unknown(f"a class of {cut(module, 60)}", name, names, "name one"))
+    return built(shown(text), object, found) if isinstance(found, type) else found
 
 
 def _import(asked: str, module: str, load: Callable[[], object]) -> None:

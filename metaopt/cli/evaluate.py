@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from metaopt.cli.common import (
     take,
 )
 from metaopt.cli.verify import announced, verify
-from metaopt.errors import UserError, shown
+from metaopt.errors import UserError, cut, shown
 from metaopt.evaluation.curves import remove_curves, summary_writer, write_curves
 from metaopt.evaluation.evaluate import Result, evaluate
 from metaopt.evaluation.methods import default_methods, known_methods, resolve
@@ -36,7 +37,16 @@ from metaopt.evaluation.table import Line, as_text, summarise
 from metaopt.extras import MissingExtra, extra
 from metaopt.launch import joined, note_start, restarted
 from metaopt.storage import locked, remove_leftovers, write_atomically
-from metaopt.tasks import PAPER_TEST_SEEDS, RegressionFamily, check_seeds, first_seeds
+from metaopt.tasks import (
+    PAPER_TEST_SEEDS,
+    RegressionFamily,
+    TaskFamily,
+    check_seeds,
+    check_task,
+    first_seeds,
+)
+from metaopt.tasks.module_tasks import Singles
+from metaopt.tasks.named_task import named_task
 
 FIGURE = "loss.png"
 REPORT = "report.html"
@@ -71,6 +81,17 @@ def build_parser() -> Parser:
         "--problems",
         64,
         "number of test tasks where no --seeds are given: those of seeds 0, 1, 2, ...",
+    )
+    parser.add_flag(
+        "--task",
+        "",
+        "package.module:Name of a metaopt.tasks.Task of your own to evaluate on, in place of "
+        "section 5.2's tasks",
+    )
+    parser.add_flag(
+        "--eval_batches",
+        10,
+        "with --task: how many batches of the validation split, and of the test split, count",
     )
     parser.add_flag("--steps", 100, "optimization steps of each method on each task")
     parser.add_flag(
@@ -118,9 +139,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not verify(list(dict.fromkeys(names))):
             raise SystemExit(1)
         return
-    family = take(RegressionFamily, values)
+    family = _tasks(values)
     check_whole("--steps", values.steps)
     methods = [resolve(name) for name in dict.fromkeys(names or default_methods())]
+    if values.task:
+        methods = [method.for_any_module() for method in methods]
     seeds = check_seeds(parse_seeds(values.seeds, values.problems), "test")
     out = Path(values.out)
     device = pick_device(values.device)
@@ -139,6 +162,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"without {FIGURE} and {REPORT}: {missing}", file=sys.stderr)
                 pictures = {}
             draw(out, pictures, values.tensorboard)
+
+
+def _tasks(values: Any) -> RegressionFamily | Singles:
+    """What builds the tasks: those of --task, or regressions of the sizes asked for."""
+    if not values.task:
+        family: RegressionFamily = take(RegressionFamily, values)
+        return family
+    own = {**asdict(RegressionFamily()), "together": 0}
+    others = [name for name, default in own.items() if values[name] != default]
+    if others:
+        raise UserError(
+            f"expected --task without flags of section 5.2's tasks, got --{others[0]}: leave it out"
+        )
+    task = named_task(values.task)
+    if isinstance(task, TaskFamily):
+        raise UserError(
+            f"expected a Task to evaluate on, got the TaskFamily {shown(values.task)}: name a Task"
+        )
+    check_task(task, check_seeds(parse_seeds(values.seeds, values.problems), "test")[0])
+    return Singles(task, values.task, values.eval_batches)
 
 
 Drawing = Callable[[str, Sequence[Result], Sequence[Line], Mapping[str, Any]], bytes]
@@ -193,8 +236,11 @@ def _drawn(
 ) -> tuple[str, dict[str, bytes]]:
     """Return the table as text, and the content of each picture by name."""
     sizes = manifest["config"]["problem"]
+    count = len(manifest["problem_seeds"])
     title = (
-        f"Loss on {len(manifest['problem_seeds'])} held-out problems "
+        f"Training loss of {cut(str(sizes['task']), 60)}, {count} test seeds"
+        if "task" in sizes
+        else f"Loss on {count} held-out problems "
         f"({sizes['hidden']} hidden units, {sizes['samples']} samples)"
     )
     lines = summarise(results)

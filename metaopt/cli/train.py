@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from metaopt.cli.common import (
     Parser,
@@ -20,6 +21,8 @@ from metaopt.cli.signals import noted
 from metaopt.errors import Interrupted
 from metaopt.launch import joined, launcher_ended, restarted
 from metaopt.learned.spec import MetaOptimizerSpec
+from metaopt.tasks import TaskFamily
+from metaopt.tasks.named_task import named_task
 from metaopt.training.progress import note
 from metaopt.training.run import BEST, LAST, run_training
 from metaopt.training.spec import TrainingSpec
@@ -63,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     values = parse(build_parser, arguments)
     set_threads(values.threads)
     device = pick_device(values.device)
+    if values.task:
+        _step_any_module(values)
     networks, spec = take(MetaOptimizerSpec, values), take(TrainingSpec, values)
     out = Path(values.out)
     again = restarted(out)  # with what this same command had saved before it failed
@@ -85,18 +90,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if done_before:
         print(f"the run in {out} was finished already; nothing was trained")
+    task = "" if values.task and isinstance(named_task(values.task), TaskFamily) else values.task
     print(f"best validation score (mean log10 loss): {trainer.best_score:.3f}")
     print(f"skipped meta-steps: {trainer.skipped} of {trainer.skipped + trainer.meta_steps}")
     print(f"checkpoints: {out / BEST}, {out / LAST}")
-    print(f"to evaluate it: {shlex.join(evaluation(out, values['import']))}")
+    print(f"to evaluate it: {shlex.join(evaluation(out, values['import'], task))}")
 
 
-def evaluation(out: Path, modules: Sequence[str]) -> list[str]:
+def _step_any_module(values: Any) -> None:
+    """Train on the tasks of --task, with rules that can step them where none were chosen."""
+    values["problems"] = "task"
+    default = MetaOptimizerSpec()
+    if (values["update"], values["element"]) == (default.update, default.element):
+        values["update"], values["element"] = "layerwise", "none"
+        note("--task without --update: update layerwise, element none, which step any module")
+
+
+def evaluation(out: Path, modules: Sequence[str], task: str = "") -> list[str]:
     """Return the command that evaluates a run, as one types it where this command was typed.
 
     Args:
         out: the folder of the run.
         modules: the extensions that the run needs.
+        task: the task of a user's own that it was trained on, if any.
     """
     script = Path(sys.argv[0])
     command = ["metaopt-eval"]
@@ -104,7 +120,11 @@ def evaluation(out: Path, modules: Sequence[str]) -> list[str]:
         command = [sys.orig_argv[0], str(script.with_name("eval_meta.py"))]
     for module in modules:
         command += ["--import", module]
-    return [*command, "--methods", f"{out / BEST},adam", "--out", str(out / "eval")]
+    rival = "adam"
+    if task:
+        command += ["--task", task]
+        rival = "adamw"
+    return [*command, "--methods", f"{out / BEST},{rival}", "--out", str(out / "eval")]
 
 
 HINT = " with --resume to go on from the last checkpoint"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from metaopt.evaluation.methods import Method
 from metaopt.evaluation.progress import progress
 from metaopt.evaluation.rollout import Trajectory, rollout
 from metaopt.ranks import ALONE, CPU, Ranks
-from metaopt.tasks import RegressionFamily, check_seeds
+from metaopt.symmetry.nested import tensors_in
+from metaopt.tasks import SingleTask, TaskBatch, TaskSampler, check_seeds
+from metaopt.tasks.module_tasks import Singles
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,15 @@ class Result:
     Attributes:
         method: the method.
         trajectory: its losses and what else was recorded.
+        held_out: of a task of any module, numbers at the last step by name, one for each task:
+            "validation loss", "test loss", and the metrics.
+        state_bytes: memory of the optimizer's state of one batch at the end; 0 if not measured.
     """
 
     method: Method
     trajectory: Trajectory
+    held_out: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    state_bytes: int = 0
 
     @property
     def losses(self) -> NDArray[np.float64]:
@@ -39,7 +46,7 @@ class Result:
 
 def evaluate(
     methods: Sequence[Method],
-    family: RegressionFamily,
+    family: TaskSampler,
     seeds: Iterable[int],
     steps: int,
     together: int = 0,
@@ -50,7 +57,7 @@ def evaluate(
 
     Args:
         methods: the methods, in order.
-        family: the task family that builds the tasks.
+        family: what builds the tasks. Tasks of any module are stepped one by one.
         seeds: seeds of test tasks. (What is tuned is tuned on validation tasks.)
         steps: optimization steps of each method.
         together: number of tasks that are stepped in one batch; 0 for all.
@@ -65,7 +72,7 @@ def evaluate(
     """
     checked = check_seeds(seeds, "test")
     check_whole("--together", together, 0)
-    width = together or len(checked)
+    width = 1 if isinstance(family, Singles) else together or len(checked)
     parts = [checked[start : start + width] for start in range(0, len(checked), width)]
     if ranks.size > len(parts):
         raise UserError(
@@ -78,24 +85,55 @@ def evaluate(
             packed = []
             for k in own:
                 tasks = family.sample(parts[k]).to(device)
-                run = rollout(tasks, method.optimizer(tasks), steps, advance=advance)
-                packed.append(_pack(run))
-        lengths = [len(_TENSORS) * (steps + 1) * len(part) + 1 for part in parts]
-        yield Result(method, _join(ranks.gather(packed, lengths), steps))
+                tasks.total_steps = steps
+                optimizer = method.optimizer(tasks)
+                run = rollout(tasks, optimizer, steps, advance=advance)
+                held_out = _held_out(family, tasks)
+                packed.append(_pack(run, held_out, _bytes(optimizer)))
+        count = len(_TENSORS) * (steps + 1) + len(held_out)
+        vectors = ranks.gather(packed, [count * len(part) + 2 for part in parts])
+        yield _joined(method, vectors, list(held_out), steps)
+
+
+def _held_out(family: TaskSampler, tasks: TaskBatch) -> dict[str, torch.Tensor]:
+    """The losses and metrics of the validation and the test split, where the tasks have them."""
+    if not (isinstance(family, Singles) and isinstance(tasks, SingleTask)):
+        return {}
+    return {
+        f"{split} {name}": values
+        for split in ("validation", "test")
+        for name, values in tasks.measure(split, family.eval_batches).items()
+    }
+
+
+def _bytes(optimizer: torch.optim.Optimizer) -> int:
+    held = tensors_in(list(optimizer.state.values()))
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 _TENSORS = ("losses", "grad_norms", "invariance_errors", "rejected")
 
 
-def _pack(run: Trajectory) -> torch.Tensor:
-    """Return a whole trajectory as one float64 vector."""
+def _pack(run: Trajectory, held_out: Mapping[str, torch.Tensor], state: int) -> torch.Tensor:
+    """Return all numbers of a run as one float64 vector."""
     tensors = [getattr(run, name).double().flatten() for name in _TENSORS]
-    return torch.cat((*tensors, tensors[0].new_tensor([run.seconds_per_step])))
+    more = [values.to(tensors[0]) for values in held_out.values()]
+    return torch.cat((*tensors, *more, tensors[0].new_tensor([run.seconds_per_step, state])))
 
 
-def _join(packed: Sequence[torch.Tensor], steps: int) -> Trajectory:
-    """Return the trajectory of all tasks; its time is that of all batches one after another."""
-    parts = [vector[:-1].cpu().view(len(_TENSORS), steps + 1, -1) for vector in packed]
-    losses, grad_norms, errors, rejected = torch.cat(parts, dim=2)
-    seconds = sum(float(vector[-1]) for vector in packed)
-    return Trajectory(losses, grad_norms, errors, rejected.bool(), seconds)
+def _joined(
+    method: Method, packed: Sequence[torch.Tensor], names: Sequence[str], steps: int
+) -> Result:
+    """Return the result on all tasks; its time is that of all batches one after another."""
+    rows = len(_TENSORS) * (steps + 1) + len(names)
+    parts = torch.cat([vector[:-2].cpu().view(rows, -1) for vector in packed], dim=1)
+    runs = parts[: rows - len(names)].view(len(_TENSORS), steps + 1, -1)
+    losses, grad_norms, errors, rejected = runs
+    seconds = sum(float(vector[-2]) for vector in packed)
+    numbers = parts[rows - len(names) :].tolist()
+    return Result(
+        method,
+        Trajectory(losses, grad_norms, errors, rejected.bool(), seconds),
+        dict(zip(names, numbers, strict=True)),
+        max(int(vector[-1]) for vector in packed),
+    )

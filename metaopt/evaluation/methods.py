@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from metaopt.errors import UserError, shown, unknown
 from metaopt.evaluation.per_problem import PerProblemOptimizer
@@ -25,9 +26,10 @@ from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import LevenbergMarquardt, RestartingLBFGS, TeleportingOptimizer
 from metaopt.registry import Registry, built
 from metaopt.symmetry.search import GradientAscent
-from metaopt.tasks import Regression
+from metaopt.tasks import SingleTask, TaskBatch
 
-Build = Callable[[Regression, float], torch.optim.Optimizer]
+Build = Callable[[Any, float], torch.optim.Optimizer]
+"""Builds an optimizer of a batch of tasks (a ``TaskBatch``) with a learning rate."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Method:
             none to choose.
         learned: whether it was meta-trained.
         facts: what its checkpoint says about it.
+        tasks: what it can step at this rate: "any" module; section 5.2's "regressions", for which
+            its default rate was tuned; or "chains" of layers alone, at any rate.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Method:
     rate: float | None = None
     learned: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+    tasks: str = "regressions"
 
     def __post_init__(self) -> None:
         rate, known = self.rate, isinstance(self.rate, Real) and not isinstance(self.rate, bool)
@@ -62,7 +67,26 @@ class Method:
                 f"{shown(self.build)}: give one of (task batch, rate)"
             )
 
-    def optimizer(self, problem: Regression) -> torch.optim.Optimizer:
+    def for_any_module(self) -> Method:
+        """Return the same, checked to be of use on tasks of any module.
+
+        Raises:
+            UserError: if it steps chains of layers alone, or if its rate was tuned for section
+                5.2's tasks.
+        """
+        if self.tasks == "chains":
+            raise UserError(
+                f"expected a method that can step any module, got {shown(self.name)}, which steps "
+                "section 5.2's tasks alone: leave it out"
+            )
+        if self.rate is not None and self.tasks != "any":
+            raise UserError(
+                f"expected a learning rate for {shown(self.name)}, whose default is for section "
+                f"5.2's tasks, got none: as in {self.name}@1e-3"
+            )
+        return self
+
+    def optimizer(self, problem: TaskBatch) -> torch.optim.Optimizer:
         """Return a fresh optimizer of a batch of tasks.
 
         Args:
@@ -76,15 +100,29 @@ class Method:
         )
 
 
+def stepped(tasks: TaskBatch) -> nn.Module:
+    """Return what an optimizer of any module is given: the batch, or the module of a single task.
+
+    Args:
+        tasks: the batch of tasks.
+    """
+    return tasks.network if isinstance(tasks, SingleTask) else tasks
+
+
 def _batched(kind: type[torch.optim.Optimizer], **options: Any) -> Build:
     return lambda tasks, rate: kind(tasks.parameters(), lr=rate, **options)  # type: ignore[call-arg]
 
 
 def _single(kind: type[torch.optim.Optimizer], **options: Any) -> Build:
-    return lambda tasks, rate: PerProblemOptimizer(
-        tasks,
-        lambda parameters: kind(parameters, lr=rate, **options),  # type: ignore[call-arg]
-    )
+    def build(tasks: TaskBatch, rate: float) -> torch.optim.Optimizer:
+        if isinstance(tasks, SingleTask):
+            return kind(tasks.parameters(), lr=rate, **options)  # type: ignore[call-arg]
+        return PerProblemOptimizer(
+            tasks,
+            lambda parameters: kind(parameters, lr=rate, **options),  # type: ignore[call-arg]
+        )
+
+    return build
 
 
 def _from_extra(kind: str, **options: Any) -> Build:
@@ -111,7 +149,7 @@ def kfac(damping: float = 1e-3, momentum: float = 0.9) -> Build:
         momentum: mu.
     """
 
-    def build(tasks: Regression, rate: float) -> torch.optim.Optimizer:
+    def build(tasks: TaskBatch, rate: float) -> torch.optim.Optimizer:
         spec = MetaOptimizerSpec(
             update="kfac",
             element="none",
@@ -120,7 +158,7 @@ def kfac(damping: float = 1e-3, momentum: float = 0.9) -> Build:
             kfac_damping=damping,
             kfac_momentum=momentum,
         )
-        return LearnedOptimizer(tasks, MetaOptimizer(spec))
+        return LearnedOptimizer(stepped(tasks), MetaOptimizer(spec))
 
     return build
 
@@ -175,12 +213,12 @@ BASELINES.update(
         Method("lbfgs_wolfe", _single(RestartingLBFGS), 3.0),
         Method("kfac", kfac(), 1.0),
         Method("muon", _single(torch.optim.Muon, weight_decay=0.0), 0.2),
-        Method("levenberg_marquardt", LevenbergMarquardt, 1e-3),
-        Method("gd_tele", _teleporting(_SGD, 0.01), 3e-4),
-        Method("momentum_tele", _teleporting(_MOMENTUM, 0.01), 5e-5),
-        Method("adagrad_tele", _teleporting(_ADAGRAD, 0.01), 2.0),
-        Method("rmsprop_tele", _teleporting(_RMSPROP, 0.01), 0.3),
-        Method("adam_tele", _teleporting(_ADAM, 0.01), 0.7),
+        Method("levenberg_marquardt", LevenbergMarquardt, 1e-3, tasks="chains"),
+        Method("gd_tele", _teleporting(_SGD, 0.01), 3e-4, tasks="chains"),
+        Method("momentum_tele", _teleporting(_MOMENTUM, 0.01), 5e-5, tasks="chains"),
+        Method("adagrad_tele", _teleporting(_ADAGRAD, 0.01), 2.0, tasks="chains"),
+        Method("rmsprop_tele", _teleporting(_RMSPROP, 0.01), 0.3, tasks="chains"),
+        Method("adam_tele", _teleporting(_ADAM, 0.01), 0.7, tasks="chains"),
     )
 )
 
@@ -214,7 +252,7 @@ def learned_method(name: str, source: str | Path) -> Method:
     meta = build_meta_optimizer(checkpoint, str(source))
     return Method(
         name,
-        lambda tasks, rate: LearnedOptimizer(tasks, meta),
+        lambda tasks, rate: LearnedOptimizer(stepped(tasks), meta),
         learned=True,
         facts=checkpoint.facts,
     )
@@ -258,7 +296,9 @@ def resolve(text: str) -> Method:
         rate = float(rate_text)
     except ValueError:
         rate = math.nan
-    return replace(BASELINES[name], name=text, rate=rate)
+    method = BASELINES[name]
+    tasks = "chains" if method.tasks == "chains" else "any"
+    return replace(method, name=text, rate=rate, tasks=tasks)
 
 
 def describe(method: Method) -> dict[str, Any]:

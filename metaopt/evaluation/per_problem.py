@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaopt.tasks import Regression
+from metaopt.tasks import TaskBatch
 
 
 class PerProblemOptimizer(torch.optim.Optimizer):
@@ -30,7 +30,7 @@ class PerProblemOptimizer(torch.optim.Optimizer):
 
     def __init__(
         self,
-        problem: Regression,
+        problem: TaskBatch,
         build: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
     ) -> None:
         super().__init__(list(problem.parameters()), {})

@@ -29,10 +29,12 @@ from metaopt.evaluation.rollout import Trajectory
 from metaopt.extras import DISTRIBUTION
 from metaopt.storage import user_path, write_together
 from metaopt.tasks import RegressionFamily
+from metaopt.tasks.module_tasks import Singles
 
 RESULTS = "results.jsonl"
 MANIFEST = "manifest.json"
 CHECKSUMS = "sha256"
+Tasks = RegressionFamily | Singles
 
 
 def previous(name: str) -> str:
@@ -46,7 +48,7 @@ def previous(name: str) -> str:
 
 
 def save(
-    out: Path, results: Sequence[Result], seeds: Sequence[int], family: RegressionFamily, steps: int
+    out: Path, results: Sequence[Result], seeds: Sequence[int], family: Tasks, steps: int
 ) -> None:
     """Write ``results.jsonl`` and ``manifest.json``, and keep older ones under other names.
 
@@ -56,7 +58,7 @@ def save(
         out: the folder.
         results: one for each method.
         seeds: the seeds of the tasks.
-        family: the task family.
+        family: what built the tasks.
         steps: optimization steps of each method.
 
     Raises:
@@ -104,7 +106,7 @@ def rows(result: Result, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
 
 
 def _manifest(
-    results: Sequence[Result], seeds: Sequence[int], family: RegressionFamily, steps: int
+    results: Sequence[Result], seeds: Sequence[int], family: Tasks, steps: int
 ) -> dict[str, Any]:
     """Return what is needed to get the same numbers again."""
     return {
@@ -115,16 +117,31 @@ def _manifest(
         },
         "git_revision": git_revision(),
         "threads": torch.get_num_threads(),
-        "config": {"problem": asdict(family), "steps": steps},
+        "config": {"problem": _described(family), "steps": steps},
         "problem_seeds": list(seeds),
         "methods": {
             result.method.name: {
                 **describe(result.method),
                 "seconds_per_step": result.trajectory.seconds_per_step,
+                **_held_out(result),
             }
             for result in results
         },
     }
+
+
+def _described(family: Tasks) -> dict[str, Any]:
+    if isinstance(family, Singles):
+        return {"task": family.name, "eval_batches": family.eval_batches}
+    return asdict(family)
+
+
+def _held_out(result: Result) -> dict[str, Any]:
+    """What a result on tasks of any module has beside its losses."""
+    if not result.held_out:
+        return {}
+    numbers = {name: list(map(_finite, own)) for name, own in result.held_out.items()}
+    return {"held_out": numbers, "state_bytes": result.state_bytes}
 
 
 def read_manifest(out: Path, name: str = MANIFEST) -> dict[str, Any]:
@@ -220,6 +237,11 @@ def _parsed(data: bytes, manifest: dict[str, Any]) -> list[Result]:
         Result(
             Method(method, _unknown, facts["rate"], facts["learned"], facts["checkpoint"] or {}),
             _trajectory([row for row in read if row["method"] == method], steps, seconds[method]),
+            {
+                name: [math.nan if value is None else value for value in own]
+                for name, own in facts.get("held_out", {}).items()
+            },
+            facts.get("state_bytes", 0),
         )
         for method, facts in manifest["methods"].items()
     ]

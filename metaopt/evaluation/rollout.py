@@ -57,12 +57,7 @@ class _Recorder:
         if self.fresh:
             self.fresh = False
             self.losses.append(losses.detach().double())
-            squares = [
-                p.grad.double().square().sum(dim=tuple(range(1, p.dim())))
-                for p in self.tasks.parameters()
-                if p.grad is not None
-            ]
-            self.grad_norms.append(torch.stack(squares).sum(dim=0).sqrt())
+            self.grad_norms.append(self.tasks.gradient_norms())
         return total.detach()
 
 
@@ -106,8 +101,9 @@ def rollout(
             errors.append(nothing)
             rejected.append(rejected[0])
         else:
-            errors.append(_invariance_error(teleportation) if measure_invariance else nothing)
-            rejected.append(teleportation.rejected)
+            error = _invariance_error(teleportation) if measure_invariance else nothing
+            errors.append(error.reshape(problem.batch))  # of a single task it is a scalar
+            rejected.append(teleportation.rejected.reshape(problem.batch))
         if advance is not None:
             advance()
     closure.fresh, closure.step = True, first_step + steps

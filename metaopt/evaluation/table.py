@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Line:
         median_invariance_error: median over teleportations; NaN if there were none.
         rejected: number of rejected teleportations, over tasks and steps.
         seconds_per_step: wall clock of a step of the batch.
+        held_out: means over tasks of the numbers at the last step, by name.
     """
 
     method: str
@@ -33,6 +34,7 @@ class Line:
     median_invariance_error: float
     rejected: int
     seconds_per_step: float
+    held_out: Mapping[str, float] = field(default_factory=dict)
 
 
 def reported_steps(steps: int) -> tuple[int, ...]:
@@ -67,17 +69,20 @@ def _line(result: Result) -> Line:
         float(errors.median()) if len(errors) else math.nan,
         int(run.rejected.sum()),
         run.seconds_per_step,
+        {name: float(np.mean(own)) for name, own in result.held_out.items()}
+        | ({"state, kB": result.state_bytes / 1e3} if result.held_out else {}),
     )
 
 
 INTERVAL = "95 % interval at the last"
 
 
-def headings(steps: int) -> list[str]:
+def headings(steps: int, lines: Sequence[Line] = ()) -> list[str]:
     """Return the headings of the columns.
 
     Args:
         steps: the last step.
+        lines: of the table; tasks of any module add columns.
     """
     return [
         "method",
@@ -88,7 +93,17 @@ def headings(steps: int) -> list[str]:
         "median invariance error",
         "rejected",
         "ms a step",
+        *held_out_names(lines),
     ]
+
+
+def held_out_names(lines: Sequence[Line]) -> list[str]:
+    """Return the names of what was measured at the last step beside the losses.
+
+    Args:
+        lines: of the table.
+    """
+    return list(dict.fromkeys(name for line in lines for name in line.held_out))
 
 
 def cells(line: Line) -> list[str]:
@@ -103,6 +118,7 @@ def cells(line: Line) -> list[str]:
         number(line.median_invariance_error),
         str(line.rejected),
         f"{1e3 * line.seconds_per_step:.2f}",
+        *(number(value) for value in line.held_out.values()),
     ]
 
 
@@ -118,7 +134,7 @@ def as_text(lines: Sequence[Line], steps: int) -> str:
         lines: what :func:`summarise` gave.
         steps: the last step.
     """
-    body = [headings(steps), *(cells(line) for line in lines)]
+    body = [headings(steps, lines), *(cells(line) for line in lines)]
     widths = [max(len(row[i]) for row in body) for i in range(len(body[0]))]
     return "\n".join(
         "  ".join(

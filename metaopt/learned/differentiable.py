@@ -44,6 +44,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
         self.losses: Tensor | None = None
         self.rejected = torch.zeros((), dtype=torch.long, device=self.stepper.parameters[0].device)
         self.second_order = False
+        self.absent: set[int] = set()  # parameters that the loss of this step does not depend on
         self.learned_state: State = {
             name: [tensor.detach().clone() for tensor in tensors]
             for name, tensors in other.learned_state.items()
@@ -82,11 +83,20 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
         self.seen = None if x is None else ForwardRecord((x.detach(),), {}, given)
         parameters = list(self._fmodel.fast_params)
         gradients = torch.autograd.grad(
-            loss, parameters, retain_graph=True, create_graph=self.second_order
+            loss,
+            parameters,
+            retain_graph=True,
+            create_graph=self.second_order,
+            allow_unused=True,
         )
+        self.absent = {id(p) for p, g in zip(parameters, gradients, strict=True) if g is None}
+        filled = [
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip(parameters, gradients, strict=True)
+        ]
         for group, indices in zip(self.param_groups, self._group_to_param_list, strict=True):
             group["params"] = [parameters[index] for index in indices]
-        self._update([list(gradients)])
+        self._update([filled])
         # W of a later layer may be a function of W of an earlier one, moved by a group that acts
         # through the features. A gradient with respect to both must not go through the other.
         stepped = [parameter.view_as(parameter) for parameter in self.param_groups[0]["params"]]
@@ -97,12 +107,14 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
 
     def _update(self, grouped_grads: list[list[Tensor]], **kwargs: Any) -> None:
         group = self.param_groups[0]
+        parameters = [group["params"][index] for index in self.order]
         now = StepInput(
-            [group["params"][index] for index in self.order],
+            parameters,
             [grouped_grads[0][index] for index in self.order],
             self.seen,
             float(group["lr"]),
             self.second_order,
+            absent=frozenset(i for i, p in enumerate(parameters) if id(p) in self.absent),
             losses=self.losses,
         )
         advanced = self.stepper.advance(self.meta, now, self.learned_state)

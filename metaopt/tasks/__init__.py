@@ -2,10 +2,12 @@
 
 from metaopt.tasks.batch import TaskBatch, TaskSampler
 from metaopt.tasks.minibatches import MinibatchFamily, MinibatchTasks
+from metaopt.tasks.module_tasks import SingleTask, check_task
 from metaopt.tasks.named import FAMILIES
 from metaopt.tasks.networks import NetworkFamily, Networks
 from metaopt.tasks.regression import Regression, RegressionFamily
 from metaopt.tasks.seeds import PAPER_TEST_SEEDS, check_seeds, first_seeds
+from metaopt.tasks.stacked import StackedTasks, stacked
 from metaopt.tasks.task import Task, TaskFamily
 
 __all__ = [
@@ -17,10 +19,14 @@ __all__ = [
     "Networks",
     "Regression",
     "RegressionFamily",
+    "SingleTask",
+    "StackedTasks",
     "Task",
     "TaskBatch",
     "TaskFamily",
     "TaskSampler",
     "check_seeds",
+    "check_task",
     "first_seeds",
+    "stacked",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from metaopt.output_loss import SQUARE, OutputLoss
@@ -24,9 +25,11 @@ class TaskBatch(ChainModule):
         x: the input of the chain, ``(B, input, samples)``.
         output_loss: what the losses are as a function of the chain's output; they are sums over
             samples.
+        total_steps: how many steps the run is going to have, for schedules; 0 if it is not known.
     """
 
     output_loss: OutputLoss = SQUARE
+    total_steps: int = 0
 
     @property
     def batch(self) -> int:
@@ -43,6 +46,15 @@ class TaskBatch(ChainModule):
             One loss a task, ``(B,)``.
         """
         raise NotImplementedError
+
+    def gradient_norms(self) -> Tensor:
+        """Return the norm of the gradient of each task, float64 ``(B,)``."""
+        squares = [
+            p.grad.double().square().sum(dim=tuple(range(1, p.dim())))
+            for p in self.parameters()
+            if p.grad is not None
+        ]
+        return torch.stack(squares).sum(dim=0).sqrt()
 
 
 class TaskSampler(Protocol):

@@ -59,10 +59,20 @@ class TaskDistribution(ABC):
         chains: whether each task is a chain of layers, on which a group can act.
         smoothing: a validation loss at step t is the mean over the last ``smoothing * (t + 1)``
             steps, at least one; 0 takes the loss of the step itself.
+        eval_batches: how many batches of the validation split give the validation losses; 0 for
+            tasks without one, whose training losses are taken.
     """
 
     chains: ClassVar[bool] = True
     smoothing: ClassVar[float] = 0.0
+    eval_batches: int = 0
+
+    def check(self) -> None:  # noqa: B027
+        """Check what a run is going to ask of the tasks, before it begins; nothing by default.
+
+        Raises:
+            UserError: for tasks that cannot be trained on.
+        """
 
     @abstractmethod
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:

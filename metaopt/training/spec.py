@@ -13,6 +13,7 @@ from metaopt.registry import Registry, Settings
 from metaopt.training.distributions import TASK_DISTRIBUTIONS, TaskDistribution
 from metaopt.training.estimators import ESTIMATORS, Estimator
 from metaopt.training.meta_loss import META_LOSSES, MetaLoss
+from metaopt.training.own_tasks import OwnTasks as OwnTasks  # which registers it
 
 
 def cosine(rate: float, final: float, progress: float) -> float:
@@ -47,7 +48,8 @@ class TrainingSpec(Settings):
 
     Attributes:
         problems: the tasks to train on. "regression" is section 5.2's tasks and their relatives.
-            "minibatches" is ordinary training of small networks.
+            "minibatches" is ordinary training of small networks. "task" is a task of your own, and
+            --task chooses it.
         trajectories: the budget of the run. A trajectory is one run of the optimizer on one task of
             width 20. Smaller tasks count less and larger ones more, by their number of weights.
         batch_size: tasks of width 20 that are trained on together.

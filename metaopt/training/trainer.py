@@ -23,6 +23,7 @@ from metaopt.registry import defaults
 from metaopt.symmetry.action import Action
 from metaopt.target import target_of
 from metaopt.tasks import TaskSampler, first_seeds
+from metaopt.tasks.module_tasks import LOSS, ModuleTasks
 from metaopt.training.shards import reduced_windows, split
 from metaopt.training.spec import TrainingSpec
 
@@ -98,7 +99,8 @@ class Trainer:
     @property
     def due(self) -> bool:
         """Whether ``validation_every`` asks for a validation after the batch before."""
-        every, before = self.spec.validation_every, self.trajectories - self.spec.batch_size
+        size = min(self.spec.batch_size, self.spec.trajectories)
+        every, before = self.spec.validation_every, self.trajectories - size
         return self.trajectories > 0 and self.trajectories // every > before // every
 
     def warm_start(self, checkpoint: Checkpoint, source: str) -> None:
@@ -135,7 +137,8 @@ class Trainer:
             UserError: after ``max_skips`` skipped meta-steps in a row.
         """
         self._set_rates()
-        drawn = self.tasks.draw(self.spec.batch_size, self.generator)
+        size = min(self.spec.batch_size, self.spec.trajectories)
+        drawn = self.tasks.draw(size, self.generator)
         values: list[float] = []
         norms: list[float] = []
         mean_log, rejected = math.nan, 0
@@ -154,7 +157,7 @@ class Trainer:
             norms.append(norm)
             if window.settled:
                 break
-        self.trajectories += self.spec.batch_size
+        self.trajectories += size
         return {
             "meta_loss": sum(values) / len(values) if values else math.nan,
             "gradient_norm": sum(norms) / len(norms) if norms else math.nan,
@@ -208,10 +211,26 @@ class Trainer:
         return logs.nan_to_num(nan=DIVERGED, posinf=DIVERGED).mean(dim=1)
 
     def _losses(self, family: TaskSampler, seeds: Sequence[int], steps: int) -> Tensor:
-        """Return the losses of the averaged networks on some tasks, float64 ``(steps + 1, B)``."""
+        """Return the losses of the averaged networks on some tasks, float64 ``(steps + 1, B)``.
+
+        At the steps of ``validation_at`` they are those of the validation split, if there is one.
+        """
         tasks = family.sample(seeds).to(next(self.meta.parameters()).device)
         optimizer = LearnedOptimizer(tasks, self.averaged)
-        return rollout(tasks, optimizer, steps, measure_invariance=False).losses
+        count = self.tasks.eval_batches
+        if not count or not isinstance(tasks, ModuleTasks):
+            return rollout(tasks, optimizer, steps, measure_invariance=False).losses
+        held_out: dict[int, Tensor] = {}
+        steps_done = iter(range(1, steps + 1))
+
+        def look() -> None:
+            if (step := next(steps_done)) in self.spec.validation_at:
+                held_out[step] = tasks.measure("validation", count)[LOSS]
+
+        losses = rollout(tasks, optimizer, steps, measure_invariance=False, advance=look).losses
+        for step, measured in held_out.items():
+            losses[step] = measured
+        return losses
 
     def state(self) -> dict[str, Tensor]:
         """Return the networks in training and Adam's moments, by name."""
@@ -307,6 +326,7 @@ def check_fit(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
             differ.
     """
     tasks, rules = spec.tasks, (networks.update_config, networks.element_config)
+    tasks.check()
     if not tasks.chains and any(rule.needs_chain for rule in rules):
         raise UserError(
             f"expected element='none', and update='layerwise' or a coordinatewise one with "

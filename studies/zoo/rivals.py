@@ -34,7 +34,7 @@ class Contender:
 
 
 def _of_rate(name: str, rate: float, tasks: TaskBatch) -> torch.optim.Optimizer:
-    return BASELINES[name].build(tasks, rate)  # type: ignore[arg-type]
+    return BASELINES[name].build(tasks, rate)
 
 
 def _rates(name: str, *rates: float) -> dict[str, Build]:
@@ -44,7 +44,7 @@ def _rates(name: str, *rates: float) -> dict[str, Build]:
 def _kfac_of(
     damping: float, rate: float, momentum: float, tasks: TaskBatch
 ) -> torch.optim.Optimizer:
-    return kfac(damping, momentum)(tasks, rate)  # type: ignore[arg-type]
+    return kfac(damping, momentum)(tasks, rate)
 
 
 def _lbfgs_of(rate: float, history: int, tasks: TaskBatch) -> torch.optim.Optimizer:

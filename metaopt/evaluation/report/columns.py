@@ -40,13 +40,14 @@ class Row:
     cells: tuple[Cell, ...]
 
 
-def columns(steps: int) -> list[str]:
+def columns(steps: int, lines: Sequence[Line] = ()) -> list[str]:
     """Return the headings of the columns after that of the method.
 
     Args:
         steps: the last step.
+        lines: of the table; tasks of any module add columns.
     """
-    return ["rate", *(name for name in headings(steps)[1:] if name != INTERVAL)]
+    return ["rate", *(name for name in headings(steps, lines)[1:] if name != INTERVAL)]
 
 
 def table_rows(results: Sequence[Result], lines: Sequence[Line]) -> list[Row]:
@@ -73,6 +74,7 @@ def _row(result: Result, line: Line) -> Row:
             _cell(line.median_invariance_error),
             Cell(str(line.rejected), "", str(line.rejected)),
             Cell(f"{milliseconds:.2f}", "", repr(milliseconds)),
+            *map(_cell, line.held_out.values()),
         ),
     )
 

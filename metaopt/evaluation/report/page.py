@@ -53,7 +53,7 @@ def html_report(
         facts=facts(manifest, results),
         lowest=lowest(lines),
         chart=draw(results),
-        columns=columns(manifest["config"]["steps"]),
+        columns=columns(manifest["config"]["steps"], lines),
         rows=table_rows(results, lines),
     )
     return text.encode(errors="replace")  # a path may hold bytes that are no text

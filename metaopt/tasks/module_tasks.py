@@ -1,0 +1,277 @@
+"""Tasks of any module as batches of tasks: what they share, and one task by itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from metaopt.checks import check_whole
+from metaopt.errors import UserError, cut, shown
+from metaopt.randomness import same_randomness
+from metaopt.symmetry.chain import LayerChain
+from metaopt.tasks.batch import TaskBatch
+from metaopt.tasks.stacked_batch import leaves_of, moved
+from metaopt.tasks.stream import BatchStream, calling, named
+from metaopt.tasks.task import Task
+
+LOSS = "loss"
+
+
+class ModuleTasks(TaskBatch):
+    """A batch of tasks whose networks are modules of a user's own.
+
+    Args:
+        task: the task.
+        seeds: one for each copy.
+
+    Attributes:
+        task: the task.
+        seeds: one for each copy.
+    """
+
+    def __init__(self, task: Task, seeds: Sequence[int]) -> None:
+        super().__init__()
+        self.task, self.seeds = task, tuple(seeds)
+        self.streams = [BatchStream(task, seed, "train") for seed in self.seeds]
+        self.register_buffer("x", torch.zeros(len(self.seeds), 1, 1))  # no chain, so no input
+        self.chain = LayerChain((), (), batch_dims=1)
+
+    def measure(self, split: str, count: int) -> dict[str, Tensor]:
+        """Return the mean loss and metrics on the first batches of a split, without gradients.
+
+        The modules are in evaluation mode.
+
+        Args:
+            split: one of ``metaopt.tasks.task.SPLITS``.
+            count: how many batches; all of them where there are fewer.
+
+        Returns:
+            "loss" and each metric by name, ``(B,)`` each.
+        """
+        raise NotImplementedError
+
+    def of_split(self, seed: int, split: str, count: int) -> list[Any]:
+        """Return the first batches of a split, at least one.
+
+        Args:
+            seed: of the task.
+            split: one of ``metaopt.tasks.task.SPLITS``.
+            count: how many, if there are as many.
+
+        Raises:
+            UserError: if there is none, or if the task raises an error.
+        """
+        with calling(self.task, "batches"):
+            batches = list(islice(iter(self.task.batches(seed, split)), count))
+        if not batches:
+            raise UserError(
+                f"expected {named(self.task)}.batches({seed}, {split!r}) to give a batch, got "
+                "none: give at least one"
+            )
+        return batches
+
+    def fresh(self, seed: int) -> nn.Module:
+        """Return the module of a seed at its initial weights, in training mode.
+
+        Args:
+            seed: of the task.
+
+        Raises:
+            UserError: if it is no module with trainable parameters, or if the task raises an error.
+        """
+        with calling(self.task, "model"), same_randomness(seed):
+            network = self.task.model(seed)
+        if not isinstance(network, nn.Module):
+            raise UserError(
+                f"expected {named(self.task)}.model to return an nn.Module, got {shown(network)}: "
+                "return the module"
+            )
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise UserError(
+                f"expected {named(self.task)}.model to return a module with trainable parameters, "
+                "got none: return a module that can be trained"
+            )
+        return network.train()
+
+    def scalar(self, loss: object) -> Tensor:
+        """Return a loss of the task, checked to be a scalar.
+
+        Args:
+            loss: what the task returned.
+
+        Raises:
+            UserError: if it is no scalar tensor.
+        """
+        if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise UserError(
+                f"expected {named(self.task)}.loss to return a scalar tensor, got {got}: return "
+                "the mean over the batch, say"
+            )
+        return loss
+
+    def numbers(self, network: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """Return the loss and the metrics of a batch by name.
+
+        Args:
+            network: at any weights.
+            batch: of the task.
+        """
+        with calling(self.task, LOSS):
+            loss = self.scalar(self.task.loss(network, batch))
+        with calling(self.task, "metrics"):
+            metrics = self.task.metrics(network, batch)
+            return {LOSS: loss, **{k: torch.as_tensor(v) for k, v in metrics.items()}}
+
+
+@final
+class SingleTask(ModuleTasks):
+    """One task by itself, with an ordinary module that any optimizer can step.
+
+    Args:
+        task: the task.
+        seed: of its initial weights and data.
+
+    Attributes:
+        network: the module, in training mode.
+    """
+
+    def __init__(self, task: Task, seed: int) -> None:
+        super().__init__(task, [seed])
+        self.network = self.fresh(seed)
+
+    def forward(self, step: int = 0) -> Tensor:
+        """Return the loss on the training batch of a step, ``(1,)``.
+
+        Args:
+            step: the number of the step, from 0. Random choices of the module depend on it and on
+                the seed alone.
+        """
+        batch = moved(self.streams[0].at(step), self.x.device)
+        with calling(self.task, LOSS), same_randomness(seed_of_step(self.seeds, step)):
+            return self.scalar(self.task.loss(self.network, batch)).reshape(1)
+
+    def gradient_norms(self) -> Tensor:
+        """See :meth:`TaskBatch.gradient_norms`."""
+        squares = [
+            p.grad.double().abs().square().sum()
+            for p in self.network.parameters()
+            if p.grad is not None
+        ]
+        return torch.stack(squares).sum(dim=0).sqrt().reshape(1)
+
+    @torch.no_grad()
+    def measure(self, split: str, count: int) -> dict[str, Tensor]:
+        """See :meth:`ModuleTasks.measure`."""
+        batches = self.of_split(self.seeds[0], split, count)
+        with evaluating(self.network), same_randomness(seed_of_step(self.seeds, -1)):
+            found = [self.numbers(self.network, moved(b, self.x.device)) for b in batches]
+        return {name: mean_of([own[name] for own in found]).reshape(1) for name in found[0]}
+
+
+@final
+@dataclass(frozen=True)
+class Singles:
+    """The batches of tasks that are one task of any module by itself.
+
+    Attributes:
+        task: the task.
+        name: what the results call it.
+        eval_batches: how many batches of the validation split, and of the test split, count.
+    """
+
+    task: Task
+    name: str
+    eval_batches: int = 10
+
+    def __post_init__(self) -> None:
+        check_whole("eval_batches", self.eval_batches)
+
+    @property
+    def coordinates(self) -> int:
+        """The number of trainable weights."""
+        network = SingleTask(self.task, 0).network
+        return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+    def sample(self, seeds: Iterable[int]) -> SingleTask:
+        """Return the task of the only seed.
+
+        Args:
+            seeds: one, from 0 to 2^63 - 1.
+        """
+        (seed,) = seeds
+        return SingleTask(self.task, seed)
+
+
+def check_task(task: object, seed: int) -> None:
+    """Check that an object is a task, and that a seed gives the same model and batch twice.
+
+    Args:
+        task: what a user gave.
+        seed: from 0 to 2^63 - 1.
+
+    Raises:
+        UserError: naming what differs, or what the task cannot do.
+    """
+    if not isinstance(task, Task):
+        raise UserError(
+            f"expected a metaopt.tasks.Task, got {shown(task)}: derive the class from Task"
+        )
+    first, second = SingleTask(task, seed), SingleTask(task, seed)
+    names = [name for name, _ in first.network.named_parameters()]
+    values = zip(first.network.parameters(), second.network.parameters(), strict=True)
+    for name, (own, other) in zip(names, values, strict=True):
+        if not torch.equal(own, other):
+            raise UserError(
+                f"expected {named(task)}.model to give the same weights for one seed, got others "
+                f"of {cut(name)}: seed it, as by torch.manual_seed(seed)"
+            )
+    batches = [list(leaves_of(each.streams[0].at(0))) for each in (first, second)]
+    same = len(batches[0]) == len(batches[1]) and all(
+        torch.equal(a, b) for a, b in zip(*batches, strict=True)
+    )
+    if not same:
+        raise UserError(
+            f"expected {named(task)}.batches to give the same batches for one seed, got others: "
+            "draw them from a generator with that seed"
+        )
+    first(0)
+
+
+def seed_of_step(seeds: Sequence[int], step: int) -> int:
+    """Return a seed of the random choices in a step of some copies of a task.
+
+    Args:
+        seeds: of the copies.
+        step: its number.
+    """
+    digest = hashlib.sha256(f"{list(seeds)}/{step}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def mean_of(values: Sequence[Tensor]) -> Tensor:
+    """Return the mean of some tensors, in float64."""
+    return torch.stack([value.double() for value in values]).mean(dim=0)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode inside a ``with`` block.
+
+    Args:
+        network: the module.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,204 @@
+"""Several copies of a task of any module, stacked into one batch of tasks.
+
+The copies have the same module and differ in their seeds. ``torch.vmap`` runs one forward pass for
+all.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from metaopt.errors import UserError, cut
+from metaopt.randomness import same_randomness
+from metaopt.symmetry.functional import call_with
+from metaopt.tasks.module_tasks import LOSS, ModuleTasks, evaluating, mean_of, seed_of_step
+from metaopt.tasks.seeds import generators
+from metaopt.tasks.stacked_batch import StackedBatch
+from metaopt.tasks.stream import calling, named
+from metaopt.tasks.task import Task
+
+
+@final
+class StackedTasks(ModuleTasks):
+    """Several copies of a task together: parameters and buffers stacked, one pass for all.
+
+    Buffers that the forward pass changes in place, such as the statistics of batch norm, are kept
+    for each copy. Dropout draws other masks for each copy; they depend on the seeds of the whole
+    batch and on the step. Where ``torch.vmap`` cannot run the module, the copies run one by one,
+    and a warning says why. Frozen parameters are stacked as buffers.
+
+    Args:
+        task: the task.
+        seeds: one for each copy.
+
+    Attributes:
+        together: whether the copies run in one pass; None before the first pass.
+
+    Raises:
+        UserError: for no seed or one out of range, for copies whose parameters differ in their
+            names or shapes, or if the task raises an error.
+    """
+
+    def __init__(self, task: Task, seeds: Sequence[int]) -> None:
+        super().__init__(task, seeds)
+        networks = [self.fresh(seed) for seed in seeds]
+        self._shell = (_Numbers(self, networks[0]),)  # in a tuple, as it is no module of this one
+        self._owned: dict[str, str] = {}  # names in the module, and names here
+        self._frozen: dict[str, str] = {}
+        self._state: dict[str, str] = {}
+        tensors = [{**dict(n.named_parameters()), **dict(n.named_buffers())} for n in networks]
+        for name, first in tensors[0].items():
+            values = [own[name].detach() for own in tensors if name in own]
+            if len(values) < len(tensors) or any(v.shape != first.shape for v in values):
+                raise UserError(
+                    f"expected copies of {named(task)} with the same parameters, got another shape "
+                    f"of {cut(name)} for another seed: make a TaskFamily of the sizes"
+                )
+            key, value = name.replace(".", "/"), torch.stack(values)
+            if first.requires_grad:
+                self._owned[f"network.{name}"] = key
+                self.register_parameter(key, nn.Parameter(value))
+            else:
+                kept = self._frozen if isinstance(first, nn.Parameter) else self._state
+                kept[f"network.{name}"] = key
+                self.register_buffer(key, value)
+        self.together: bool | None = None
+        self._stacked: dict[tuple[str, int], list[Any]] = {}
+        self._current: tuple[int, Any] | None = None
+
+    def forward(self, step: int = 0) -> Tensor:
+        """Return the losses on the training batches of a step, ``(B,)``.
+
+        Args:
+            step: the number of the step, from 0.
+        """
+        if self._current is None or self._current[0] != step:
+            self._current = step, StackedBatch.of([stream.at(step) for stream in self.streams])
+        numbers = self._run(self._current[1], seed_of_step(self.seeds, step), metrics=False)
+        return numbers[LOSS]
+
+    @torch.no_grad()
+    def measure(self, split: str, count: int) -> dict[str, Tensor]:
+        """See :meth:`ModuleTasks.measure`."""
+        if (split, count) not in self._stacked:
+            each = [self.of_split(seed, split, count) for seed in self.seeds]
+            columns = zip(*each, strict=False)
+            self._stacked[split, count] = [StackedBatch.of(list(column)) for column in columns]
+        with evaluating(self._shell[0]):
+            found = [
+                self._run(batch, seed_of_step(self.seeds, -1), metrics=True)
+                for batch in self._stacked[split, count]
+            ]
+        return {name: mean_of([own[name] for own in found]) for name in found[0]}
+
+    def _run(self, batch: StackedBatch, seed: int, metrics: bool) -> dict[str, Tensor]:
+        shell = self._shell[0]
+        names = [*self._owned, *self._frozen, *self._state]
+        fixed = [getattr(self, key) for key in (*self._owned.values(), *self._frozen.values())]
+        before = [getattr(self, key) for key in self._state.values()]
+        state = [value.clone() for value in before]
+        batch = batch.to(self.x.device)
+
+        def one(values: list[Tensor], leaves: list[Tensor]) -> dict[str, Tensor]:
+            numbers: dict[str, Tensor] = call_with(
+                shell, names, values, (batch.rebuilt(leaves), metrics)
+            )
+            return numbers
+
+        if self.together is not False and not batch.uneven:
+            try:
+                with same_randomness(seed):
+                    stacked: dict[str, Tensor] = torch.vmap(one, randomness="different")(
+                        [*fixed, *state], batch.leaves
+                    )
+                self.together = True
+            except Exception as error:  # whatever vmap cannot do; a task's own error comes again
+                if self.together:
+                    raise
+                self._say(error)
+                state = [value.clone() for value in before]
+                self.together = False
+        elif batch.uneven and self.together is not False:
+            self._say(batch.uneven)
+            self.together = False
+        if not self.together:
+            each = []
+            for index in range(self.batch):
+                with same_randomness(seed + index):
+                    own = [value[index] for value in (*fixed, *state)]
+                    each.append(one(own, batch.of_copy(index)))
+            stacked = {name: torch.stack([own[name] for own in each]) for name in each[0]}
+        if shell.training:
+            with torch.no_grad():
+                for value, changed in zip(before, state, strict=True):
+                    value.copy_(changed)
+        return stacked
+
+    def _say(self, reason: object) -> None:
+        cause = getattr(reason, "__cause__", None) or reason
+        warnings.warn(
+            f"{named(self.task)} runs copy by copy, as torch.vmap cannot run it: "
+            f"{cut(' '.join(str(cause).split()), 150)}",
+            stacklevel=4,
+        )
+
+
+class _Numbers(nn.Module):
+    """The loss of a network as a module of its own, whose call ``call_with`` can make."""
+
+    def __init__(self, tasks: ModuleTasks, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self._tasks = (tasks,)
+
+    def forward(self, batch: Any, metrics: bool) -> dict[str, Tensor]:
+        """Return the loss, and the metrics if they are asked for."""
+        tasks = self._tasks[0]
+        if metrics:
+            return tasks.numbers(self.network, batch)
+        with calling(tasks.task, LOSS):
+            return {LOSS: tasks.scalar(tasks.task.loss(self.network, batch))}
+
+
+@final
+@dataclass(frozen=True)
+class Copies:
+    """The batches of tasks that are copies of one task of any module, one copy a seed.
+
+    Attributes:
+        task: the task.
+    """
+
+    task: Task
+
+    @property
+    def coordinates(self) -> int:
+        """The number of weights of one copy."""
+        with calling(self.task, "model"), same_randomness(0):
+            return sum(p.numel() for p in self.task.model(0).parameters() if p.requires_grad)
+
+    def sample(self, seeds: Iterable[int]) -> StackedTasks:
+        """Return one copy a seed, as one batch. See :func:`stacked`."""
+        return stacked(self.task, seeds)
+
+
+def stacked(task: Task, seeds: Iterable[int]) -> StackedTasks:
+    """Return several copies of a task as one batch of tasks.
+
+    Args:
+        task: the task.
+        seeds: one for each copy, from 0 to 2^63 - 1.
+
+    Raises:
+        UserError: see :class:`StackedTasks`.
+    """
+    checked = list(seeds)
+    for _ in generators(checked):  # refuses none, and those out of range
+        pass
+    return StackedTasks(task, checked)
