@@ -64,7 +64,7 @@ def load_named(text: str) -> object:
     load_extensions([module])
     found = getattr(sys.modules[module], name, None)
     if found is None:
-        names = [key for key in vars(sys.modules[module]) if not key.startswith("_")]
+        names = [key for key, value in vars(sys.modules[module]).items() if isinstance(value, type)]
         raise UserError(unknown(f"a class of {cut(module, 60)}", name, names, "name one"))
     return built(shown(text), object, found) if isinstance(found, type) else found
 

@@ -105,6 +105,43 @@ def call_with(
         )
 
 
+@final
+class FunctionalForm:
+    """A module as a function of all of its parameters and buffers, for many calls.
+
+    Each call is as by :func:`call_with`, at less expense. The module must keep its modules,
+    parameters and buffers meanwhile.
+
+    Args:
+        model: the module.
+        names: of all parameters and buffers, each under one of its names.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        named |= dict(model.named_buffers(remove_duplicate=False))
+        place = {id(named[name]): index for index, name in enumerate(names)}
+        seen = {f"{path}." if path else "": module for path, module in model.named_modules()}
+        self.model = model
+        self._places = [  # each module once, under one of its names
+            (before + name, place[id(tensor)])
+            for before, module in seen.items()
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None
+        ]
+
+    def __call__(self, values: Sequence[Tensor], *arguments: Any) -> Any:
+        """Call the module with these values.
+
+        Args:
+            values: in the order of the names. Buffers among them may be changed in place.
+            *arguments: of the forward pass.
+        """
+        tensors = {name: values[index] for name, index in self._places}
+        with _attributes_kept(self.model), eager():
+            return functional_call(self.model, tensors, arguments, tie_weights=False)
+
+
 @contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
     """Restore the attributes of all modules at the end, such as a counter, a cache or a state."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, final
@@ -16,6 +15,7 @@ from metaopt.checks import check_whole
 from metaopt.errors import UserError, cut, shown
 from metaopt.randomness import same_randomness
 from metaopt.symmetry.chain import LayerChain
+from metaopt.symmetry.functional import evaluating
 from metaopt.tasks.batch import TaskBatch
 from metaopt.tasks.stacked_batch import leaves_of, moved
 from metaopt.tasks.stream import BatchStream, calling, named
@@ -259,19 +259,3 @@ def seed_of_step(seeds: Sequence[int], step: int) -> int:
 def mean_of(values: Sequence[Tensor]) -> Tensor:
     """Return the mean of some tensors, in float64."""
     return torch.stack([value.double() for value in values]).mean(dim=0)
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode inside a ``with`` block.
-
-    Args:
-        network: the module.
-    """
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

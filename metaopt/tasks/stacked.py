@@ -7,17 +7,19 @@ all.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaopt.errors import UserError, cut
 from metaopt.randomness import same_randomness
-from metaopt.symmetry.functional import call_with
-from metaopt.tasks.module_tasks import LOSS, ModuleTasks, evaluating, mean_of, seed_of_step
+from metaopt.symmetry.functional import FunctionalForm, evaluating
+from metaopt.tasks.module_tasks import LOSS, ModuleTasks, mean_of, seed_of_step
 from metaopt.tasks.seeds import generators
 from metaopt.tasks.stacked_batch import StackedBatch
 from metaopt.tasks.stream import calling, named
@@ -48,7 +50,7 @@ class StackedTasks(ModuleTasks):
     def __init__(self, task: Task, seeds: Sequence[int]) -> None:
         super().__init__(task, seeds)
         networks = [self.fresh(seed) for seed in seeds]
-        self._shell = (_Numbers(self, networks[0]),)  # in a tuple, as it is no module of this one
+        shell = _Numbers(self, networks[0])
         self._owned: dict[str, str] = {}  # names in the module, and names here
         self._frozen: dict[str, str] = {}
         self._state: dict[str, str] = {}
@@ -68,6 +70,8 @@ class StackedTasks(ModuleTasks):
                 kept = self._frozen if isinstance(first, nn.Parameter) else self._state
                 kept[f"network.{name}"] = key
                 self.register_buffer(key, value)
+        # In a tuple, as the module is none of this one's.
+        self._form = (FunctionalForm(shell, [*self._owned, *self._frozen, *self._state]),)
         self.together: bool | None = None
         self._stacked: dict[tuple[str, int], list[Any]] = {}
         self._current: tuple[int, Any] | None = None
@@ -90,7 +94,7 @@ class StackedTasks(ModuleTasks):
             each = [self.of_split(seed, split, count) for seed in self.seeds]
             columns = zip(*each, strict=False)
             self._stacked[split, count] = [StackedBatch.of(list(column)) for column in columns]
-        with evaluating(self._shell[0]):
+        with evaluating(self._form[0].model), _plain_attention():
             found = [
                 self._run(batch, seed_of_step(self.seeds, -1), metrics=True)
                 for batch in self._stacked[split, count]
@@ -98,22 +102,19 @@ class StackedTasks(ModuleTasks):
         return {name: mean_of([own[name] for own in found]) for name in found[0]}
 
     def _run(self, batch: StackedBatch, seed: int, metrics: bool) -> dict[str, Tensor]:
-        shell = self._shell[0]
-        names = [*self._owned, *self._frozen, *self._state]
+        form = self._form[0]
         fixed = [getattr(self, key) for key in (*self._owned.values(), *self._frozen.values())]
         before = [getattr(self, key) for key in self._state.values()]
         state = [value.clone() for value in before]
         batch = batch.to(self.x.device)
 
         def one(values: list[Tensor], leaves: list[Tensor]) -> dict[str, Tensor]:
-            numbers: dict[str, Tensor] = call_with(
-                shell, names, values, (batch.rebuilt(leaves), metrics)
-            )
+            numbers: dict[str, Tensor] = form(values, batch.rebuilt(leaves), metrics)
             return numbers
 
         if self.together is not False and not batch.uneven:
             try:
-                with same_randomness(seed):
+                with same_randomness(seed), sdpa_kernel(SDPBackend.MATH):
                     stacked: dict[str, Tensor] = torch.vmap(one, randomness="different")(
                         [*fixed, *state], batch.leaves
                     )
@@ -130,11 +131,11 @@ class StackedTasks(ModuleTasks):
         if not self.together:
             each = []
             for index in range(self.batch):
-                with same_randomness(seed + index):
+                with same_randomness(seed + index), sdpa_kernel(SDPBackend.MATH):
                     own = [value[index] for value in (*fixed, *state)]
                     each.append(one(own, batch.of_copy(index)))
             stacked = {name: torch.stack([own[name] for own in each]) for name in each[0]}
-        if shell.training:
+        if form.model.training:
             with torch.no_grad():
                 for value, changed in zip(before, state, strict=True):
                     value.copy_(changed)
@@ -147,6 +148,17 @@ class StackedTasks(ModuleTasks):
             f"{cut(' '.join(str(cause).split()), 150)}",
             stacklevel=4,
         )
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Keep torch's encoder layers from a fused form for evaluation, which vmap cannot run well."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _Numbers(nn.Module):

@@ -1,0 +1,259 @@
+"""Tasks of any module: stacked copies against the copies one by one, and under ``higher``."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from own_tasks import (
+    TOGETHER,
+    Adversarial,
+    Attention,
+    Dropped,
+    Images,
+    PlainRegression,
+    Recurrent,
+    Tokens,
+    Widths,
+)
+from torch import nn
+
+from metaopt.errors import UserError
+from metaopt.evaluation.rollout import rollout
+from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.tasks import SingleTask, Task, check_task, stacked
+from metaopt.tasks.stream import BatchStream
+from metaopt.training.meta_loss import META_LOSSES
+from metaopt.training.unroll import unroll
+
+SEEDS = (3, 1, 8)
+STEPS = (0, 1, 4, 2)
+
+
+def layerwise(seed: int = 0) -> MetaOptimizer:
+    meta = MetaOptimizer(MetaOptimizerSpec(update="layerwise", element="none"), seed)
+    with torch.no_grad():  # the head is zero at first, and an m1 that sees nothing shows nothing
+        for parameter in meta.parameters():
+            parameter += 0.1 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(seed)
+            )
+    return meta
+
+
+def gradients(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in network.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("kind", TOGETHER)
+def test_copies_together_are_the_copies_one_by_one(kind):
+    together = stacked(kind(), SEEDS)
+    singles = [SingleTask(kind(), seed) for seed in SEEDS]
+    for step in STEPS:
+        for tasks in (together, *singles):
+            tasks.zero_grad()
+            tasks(step).sum().backward()
+        expected = torch.cat([single(step) for single in singles])
+        torch.testing.assert_close(together(step), expected, rtol=0, atol=1e-12)
+        for name, gradient in gradients(together).items():
+            own = [gradients(single.network)[name.replace("/", ".")] for single in singles]
+            torch.testing.assert_close(gradient, torch.stack(own), rtol=1e-10, atol=1e-12)
+    assert together.together
+    state = dict(singles[1].network.named_buffers())
+    for name, value in state.items():
+        kept = getattr(together, name.replace(".", "/"))[1]
+        torch.testing.assert_close(kept, value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [*TOGETHER, Dropped])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_held_out_numbers_are_those_of_the_copies_in_evaluation_mode(kind, split):
+    together = stacked(kind(), SEEDS)
+    for step in range(3):
+        together(step)  # moves the statistics of batch norm
+    before = {name: value.clone() for name, value in together.named_buffers()}
+    found = together.measure(split, 2)
+    for index, seed in enumerate(SEEDS):
+        task = kind()
+        network = task.model(seed)
+        for name, value in network.named_buffers():
+            value.copy_(before[name.replace(".", "/")][index])
+        network.eval()
+        batches = [b for b, _ in zip(task.batches(seed, split), range(2), strict=False)]
+        expected = torch.stack([task.loss(network, batch) for batch in batches]).mean()
+        torch.testing.assert_close(found["loss"][index], expected, rtol=1e-12, atol=1e-12)
+    for name, value in together.named_buffers():
+        assert torch.equal(value, before[name])
+    assert ("accuracy" in found) == issubclass(kind, Images)
+
+
+def test_metrics_are_means_over_batches():
+    single = SingleTask(Images(), 4)
+    task, network = single.task, copy.deepcopy(single.network).eval()
+    batches = [b for b, _ in zip(task.batches(4, "test"), range(5), strict=False)]
+    expected = torch.stack([task.metrics(network, batch)["accuracy"] for batch in batches]).mean()
+    assert single.measure("test", 5)["accuracy"].item() == pytest.approx(expected.item())
+    assert single.network.training
+
+
+def test_each_copy_draws_its_own_masks_and_a_step_draws_them_again():
+    task = Dropped()
+    same = Dropped.batches(task, 5, "train")
+    batch = next(iter(same))
+
+    class OneBatch(Dropped):
+        def model(self, seed):
+            return super().model(0)
+
+        def batches(self, seed, split):
+            return [batch]
+
+    together = stacked(OneBatch(), SEEDS)
+    first = together(0)
+    assert len(set(first.tolist())) == len(SEEDS)
+    assert torch.equal(together(0), first)
+    assert not torch.equal(together(1), first)
+    single = SingleTask(OneBatch(), 3)
+    assert torch.equal(single(0), single(0))
+    state = torch.get_rng_state()
+    together(2), single(2)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_weights_that_are_tied_stay_so():
+    together = stacked(Tokens(), SEEDS)
+    names = [name for name, _ in together.named_parameters()]
+    assert names == ["embedding/weight", "inner/weight", "inner/bias"]
+
+
+def test_a_module_that_vmap_cannot_run_runs_one_by_one_and_says_so():
+    together = stacked(Recurrent(), SEEDS)
+    with pytest.warns(UserWarning, match="Recurrent runs copy by copy, as torch.vmap cannot"):
+        found = together(0)
+    expected = torch.cat([SingleTask(Recurrent(), seed)(0) for seed in SEEDS])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    together(1)  # says nothing more
+    assert together.together is False
+
+
+def test_batches_of_unlike_shapes_run_one_by_one():
+    class Ragged(Tokens):
+        def batches(self, seed, split):
+            yield from ((a[:seed], b[:seed], c[:seed]) for a, b, c in super().batches(seed, split))
+
+    together = stacked(Ragged(), SEEDS)
+    with pytest.warns(UserWarning, match="differ in shape"):
+        found = together(0)
+    expected = torch.cat([SingleTask(Ragged(), seed)(0) for seed in SEEDS])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_parameters_of_unlike_shapes_are_refused():
+    class Sizes(Tokens):
+        def model(self, seed):
+            return nn.Linear(seed, 2)
+
+    with pytest.raises(UserError, match="got another shape of weight for another seed: make a"):
+        stacked(Sizes(), SEEDS)
+
+
+def test_a_stream_starts_again_at_its_end_and_for_an_earlier_step():
+    stream = BatchStream(Attention(), 2, "train")
+    seen = [stream.at(step)[0] for step in (0, 1, 2, 3, 4)]
+    assert torch.equal(seen[0], seen[3])
+    assert torch.equal(seen[1], seen[4])
+    assert torch.equal(stream.at(2)[0], seen[2])
+    for other in (copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))):
+        assert torch.equal(other.at(1)[0], seen[1])
+
+
+@pytest.mark.parametrize("kind", TOGETHER)
+def test_a_learned_optimizer_steps_copies_together_as_it_steps_the_module(kind):
+    meta = layerwise()
+    together = stacked(kind(), SEEDS)
+    losses = rollout(together, LearnedOptimizer(together, meta), 6).losses
+    for index, seed in enumerate(SEEDS):
+        single = SingleTask(kind(), seed)
+        own = rollout(single, LearnedOptimizer(single.network, meta), 6).losses
+        torch.testing.assert_close(losses[:, index], own[:, 0], rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(losses[0], losses[-1])
+
+
+def test_a_single_task_under_adam_is_a_plain_loop():
+    single = SingleTask(Images(), 5)
+    run = rollout(single, torch.optim.Adam(single.parameters(), lr=0.01), 7)
+    task, network = Images(), Images().model(5)
+    optimizer, batches = torch.optim.Adam(network.parameters(), lr=0.01), task.batches(5, "train")
+    for step, batch in zip(range(7), batches, strict=False):
+        optimizer.zero_grad()
+        loss = task.loss(network, batch)
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in network.parameters()])
+        assert run.losses[step, 0].item() == loss.item()
+        assert run.grad_norms[step, 0].item() == pytest.approx(norm.item())
+        optimizer.step()
+
+
+def windows(tasks, meta):
+    optimizer = LearnedOptimizer(tasks, meta)
+    return list(unroll(tasks, optimizer, 6, 3, META_LOSSES["sum"]()))
+
+
+def test_the_generic_form_has_the_losses_and_meta_gradients_of_the_hand_batched_one():
+    meta, task = layerwise(), PlainRegression()
+    found, expected = windows(stacked(task, SEEDS), meta), windows(task.family.sample(SEEDS), meta)
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own.losses, other.losses, rtol=1e-10, atol=0)
+        for gradient, hand in zip(own.gradients, other.gradients, strict=True):
+            torch.testing.assert_close(
+                gradient, hand, rtol=1e-5, atol=1e-5 * float(hand.abs().max())
+            )
+
+
+@pytest.mark.parametrize("kind", TOGETHER)
+def test_windows_of_copies_have_the_summed_meta_gradient_of_the_copies(kind):
+    meta = layerwise()
+    whole = windows(stacked(kind(), SEEDS), meta)
+    alone = [windows(stacked(kind(), [seed]), meta) for seed in SEEDS]
+    for number, window in enumerate(whole):
+        losses = torch.cat([own[number].losses for own in alone], dim=1)
+        torch.testing.assert_close(window.losses, losses, rtol=1e-6, atol=1e-9)
+        for place, gradient in enumerate(window.gradients):
+            own = torch.stack([own[number].gradients[place] for own in alone]).mean(dim=0)
+            scale = max(float(own.abs().max()), 1e-3)
+            torch.testing.assert_close(gradient, own, rtol=1e-3, atol=1e-3 * scale)
+
+
+def test_a_parameter_without_gradient_stays_where_it_is_under_higher():
+    tasks = stacked(Adversarial(), SEEDS)
+    names = [name for name, _ in tasks.named_parameters()]
+    assert not any("fixed" in name for name in names)
+    before = [p.detach().clone() for p in tasks.parameters()]
+    rollout(tasks, LearnedOptimizer(tasks, layerwise()), 3)
+    moved = [not torch.equal(a, b) for a, b in zip(before, tasks.parameters(), strict=True)]
+    assert moved == ["used" in name for name in names]
+    assert all(window.losses.isfinite().all() for window in windows(tasks, layerwise()))
+
+
+def test_a_family_may_mix_modules():
+    family = Widths()
+    assert {type(family.sample(seed)) for seed in range(4)} == {Images, Tokens}
+
+
+@pytest.mark.parametrize("kind", TOGETHER)
+def test_tasks_in_order_pass_the_check(kind):
+    check_task(kind(), 7)
+
+
+def test_what_is_no_task_is_refused():
+    with pytest.raises(UserError, match=r"expected a metaopt.tasks.Task, got 3: derive"):
+        check_task(3, 7)
+    with pytest.raises(UserError, match="expected at least one problem seed"):
+        stacked(Images(), [])
+    with pytest.raises(TypeError, match="abstract"):
+        Task()
