@@ -3,7 +3,6 @@
 import gc
 import math
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +13,12 @@ from torch import Tensor, nn
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import flatten
 from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.learned.update import CoordinatewiseUpdate
 from metaopt.tasks import Regression, RegressionFamily
 from metaopt.training import estimators
 from metaopt.training.estimators import ESTIMATORS
 from metaopt.training.meta_loss import LogMean
+from metaopt.training.particles import OneByOne, Together, particles
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.unroll import Window
 
@@ -48,11 +49,15 @@ def summed(windows: Iterator[Window]) -> Tensor:
     return torch.stack([flatten(window.gradients) for window in windows]).sum(dim=0)
 
 
-def perturbations(meta: MetaOptimizer, sigma: float, generator: torch.Generator) -> Tensor:
-    """The eps that PES draws next, a row."""
-    return sigma * flatten(
-        [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in meta.parameters()]
-    )
+def perturbations(
+    meta: MetaOptimizer, sigma: float, generator: torch.Generator, pairs: int, tasks: int
+) -> Tensor:
+    """The eps that an evolution strategy draws next, ``(pairs, tasks, coordinates)``."""
+    drawn = [
+        torch.randn(pairs, tasks, *p.shape, generator=generator, dtype=p.dtype)
+        for p in meta.parameters()
+    ]
+    return sigma * torch.cat([eps.flatten(2) for eps in drawn], dim=2)
 
 
 # What PES estimates.
@@ -111,49 +116,71 @@ def test_the_mean_of_pes_is_the_gradient_of_the_whole_trajectory(steps):
 
 
 @pytest.mark.usefixtures("float64_networks")
+@pytest.mark.parametrize("name", ["pes", "es"])
 @pytest.mark.parametrize("method", METHODS)
-def test_of_one_step_each_pair_sees_the_backpropagated_gradient_along_its_perturbation(method):
+def test_of_one_step_each_pair_sees_the_backpropagated_gradient_of_its_task(method, name):
     """eps (eps . gradient) / sigma^2, whose mean is the gradient."""
     meta, problem, sigma = build(method).double(), make_problem(), 1e-5
-    (own,) = estimate("pes", meta, problem, 1, 1, seeded(4), pes_sigma=sigma, pes_pairs=2)
-    gradient = summed(estimate("truncated", meta, problem, 1, 1))
-    generator = seeded(4)
-    pairs = [perturbations(meta, sigma, generator) for _ in range(2)]
-    expected = torch.stack([eps * (eps @ gradient) for eps in pairs]).mean(dim=0) / sigma**2
+    (own,) = estimate(name, meta, problem, 1, 1, seeded(4), pes_sigma=sigma, pes_pairs=2)
+    tasks = [problem.select([b]) for b in range(problem.batch)]
+    gradient = torch.stack([summed(estimate("truncated", meta, task, 1, 1)) for task in tasks])
+    eps = perturbations(meta, sigma, seeded(4), 2, len(tasks))
+    along = (eps * gradient).sum(dim=-1, keepdim=True)
+    expected = (eps * along).mean(dim=(0, 1)) / sigma**2
     scale = expected.abs().max().item()
     torch.testing.assert_close(flatten(own.gradients), expected, rtol=1e-4, atol=1e-4 * scale)
 
 
-def quadratic(problem: Regression, optimizer: LearnedOptimizer, steps: int, **_) -> SimpleNamespace:
-    """Instead of a rollout: losses that are a quadratic of theta, and more after each step."""
-    theta = flatten([p.detach() for p in optimizer.meta.parameters()]).double()
-    value = (theta + theta**2 / 2).sum()
-    losses = value * torch.arange(steps + 1.0, dtype=torch.float64)[:, None]
-    return SimpleNamespace(losses=losses, rejected=torch.ones(steps + 1, 1).bool())
+class Quadratic:
+    """In place of particles: losses that are a quadratic of theta, and more after each step."""
+
+    def __init__(self, problem: Regression, optimizer: LearnedOptimizer, copies: int) -> None:
+        self.number = copies * problem.batch
+        self.restarted: list[list[int]] = []
+
+    def advance(self, theta: list[Tensor], start: int, count: int) -> tuple[Tensor, Tensor]:
+        row = torch.cat([t.flatten(1) for t in theta], dim=1).double()
+        assert len(row) == self.number
+        value = (row + row**2 / 2).sum(dim=1)
+        return value * torch.arange(1.0, count + 1).double()[:, None], torch.tensor(count)
+
+    def restart(self, indices: list[int]) -> None:
+        self.restarted.append(list(indices))
 
 
-def test_xi_sums_the_perturbations_and_theta_may_move_between_windows(monkeypatch):
+@pytest.mark.parametrize(("name", "staggered"), [("pes", False), ("pes", True), ("es", False)])
+def test_xi_sums_the_perturbations_and_theta_may_move_between_windows(monkeypatch, name, staggered):
     """Of a quadratic, the difference of a pair is exactly 2 eps . gradient."""
-    monkeypatch.setattr(estimators, "rollout", quadratic)
-    meta, sigma, pairs, generator = build("LSTM(update)").double(), 0.5, 3, seeded(6)
+    made: list[Quadratic] = []
+
+    def particles(*arguments):
+        made.append(Quadratic(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(estimators, "particles", particles)
+    meta, sigma, pairs, generator = build("LSTM(update)").double(), 0.5, 2, seeded(6)
+    problem = make_problem()
     windows = estimate(
-        "pes", meta, make_problem(), 5, 2, seeded(6), lambda losses: losses.sum(),
-        pes_sigma=sigma, pes_pairs=pairs,
+        name, meta, problem, 5, 2, seeded(6), lambda losses: losses.sum(),
+        pes_sigma=sigma, pes_pairs=pairs, pes_staggered=staggered,
     )  # fmt: skip
-    xi = [torch.zeros(()).double()] * pairs
+    xi = torch.zeros(()).double()
     for done, (count, window) in enumerate(zip((2, 2, 1), windows, strict=True), start=1):
         theta = flatten([p.detach() for p in meta.parameters()])
-        expected = []
-        for i in range(pairs):
-            eps = perturbations(meta, sigma, generator)
-            xi[i] = xi[i] + eps
-            slope = (eps @ (1 + theta)) * sum(range(1, count + 1))
-            expected.append(xi[i] * slope / sigma**2)
-        torch.testing.assert_close(flatten(window.gradients), torch.stack(expected).mean(dim=0))
-        assert window.losses.shape == (count, 2 * pairs)
-        assert window.rejected == sum((3, 3, 2)[:done]) * 2 * pairs
+        eps = perturbations(meta, sigma, generator, pairs, problem.batch)
+        xi = xi + eps if name == "pes" else eps
+        if staggered and done > 1:  # of three tasks and windows, 1 starts again at 2, 2 at 1
+            again = {2: 2, 3: 1}[done]
+            xi[:, again] = eps[:, again]
+            assert made[0].restarted[-1] == [again + 3 * c for c in range(2 * pairs)]
+        slope = (eps @ (1 + theta)) * sum(range(1, count + 1))
+        expected = (xi * slope.unsqueeze(-1)).mean(dim=(0, 1)) / sigma**2
+        torch.testing.assert_close(flatten(window.gradients), expected)
+        assert window.losses.shape == (count, 2 * pairs * problem.batch)
+        assert window.rejected == sum((2, 2, 1)[:done])
         with torch.no_grad():
             meta.update.lstm.head_bias.add_(0.1)
+    assert len(made[0].restarted) == 2 * staggered
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -238,16 +265,65 @@ def test_backpropagation_draws_nothing_and_pes_from_its_generator_alone():
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_one_lost_trajectory_of_several_makes_the_estimate_not_finite(monkeypatch, value):
-    real, calls = estimators.rollout, []
+    real = Together.advance
 
-    def rollout(*arguments, **options):
-        calls.append(arguments)
-        trajectory = real(*arguments, **options)
-        if len(calls) == 3:
-            trajectory.losses[-1, 0] = value
-        return trajectory
+    def advance(self, *arguments):
+        losses, rejected = real(self, *arguments)
+        losses[-1, 4] = value
+        return losses, rejected
 
-    monkeypatch.setattr(estimators, "rollout", rollout)
+    monkeypatch.setattr(Together, "advance", advance)
     (window,) = estimate("pes", build("LSTM(update)"), make_problem(), 2, 2, pes_pairs=3)
     assert not any(g.isfinite().any() for g in window.gradients)
     assert not window.meta_loss.isfinite()
+
+
+RULES = {
+    "coordinatewise": {"hidden": 4},
+    "plain heads": {"hidden": 4, "heads": ("plain",)},
+    "layerwise": {"update": "layerwise", "hidden": 4},
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_particles_together_are_the_particles_one_by_one(name):
+    meta = MetaOptimizer(MetaOptimizerSpec(element="none", **RULES[name]), seed=1)
+    for parameter in meta.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=seeded(3))
+    problem = make_problem()
+    theta = [
+        p.detach() + 0.1 * torch.randn(6, *p.shape, generator=seeded(4)) for p in meta.parameters()
+    ]
+    runs = [kind(problem, meta, 2) for kind in (Together, OneByOne)]
+    for start, again in ((0, [1, 4]), (3, [0]), (6, [])):
+        (losses, rejected), (expected, _) = (run.advance(theta, start, 3) for run in runs)
+        torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-7)
+        assert rejected == 0
+        for run in runs:
+            run.restart(again)
+    assert len(set(losses[-1].tolist())) == 6
+
+
+def test_a_rule_that_vmap_cannot_run_is_stepped_one_by_one_and_says_so(monkeypatch):
+    real = CoordinatewiseUpdate.propose
+
+    def propose(self, seen, state):
+        assert bool((seen.gradients[0] == seen.gradients[0]).any())
+        return real(self, seen, state)
+
+    monkeypatch.setattr(CoordinatewiseUpdate, "propose", propose)
+    meta, problem = build("LSTM(update)"), make_problem()
+    with pytest.warns(UserWarning, match="stepped one by one, as torch.vmap cannot run the update"):
+        runs = particles(problem, LearnedOptimizer(problem, meta), 2)
+    assert isinstance(runs, OneByOne)
+
+
+def test_selected_tasks_hold_the_present_weights_and_are_apart():
+    problem = make_problem()
+    with torch.no_grad():
+        problem.W1.add_(1.0)
+    chosen = problem.select([2, 0, 2, 1])
+    assert torch.equal(chosen(), problem()[[2, 0, 2, 1]])
+    with torch.no_grad():
+        chosen.W1.zero_()
+    assert problem.W1.all()

@@ -86,8 +86,9 @@ class LayerwiseUpdate(UpdateRule):
         ]
         sizes = [parameter.shape[seen.batch_dims :].numel() for parameter in seen.parameters]
         step = steps[0]
-        if bool((steps != step).any()):  # some tensors had no gradient at some steps
-            step = torch.repeat_interleave(steps, torch.tensor(sizes)).to(gradient.device)
+        if _differ(steps):  # some tensors had no gradient at some steps
+            index = torch.repeat_interleave(torch.tensor(sizes), output_size=sum(sizes))
+            step = steps[index].to(gradient.device)
         directions = _directions(gradient, moments, step)
         channels = self._channels(seen, directions, moments, step, sizes)
         output, following = self.lstm(channels, lstm_state)
@@ -157,6 +158,14 @@ class LayerwiseConfig(LSTMFields, UpdateConfig):
     def build(self, generator: torch.Generator) -> LayerwiseUpdate:
         """See :meth:`UpdateConfig.build`."""
         return LayerwiseUpdate(self, generator)
+
+
+def _differ(steps: Tensor) -> bool:
+    """Whether the numbers of the step are not all one, or cannot be looked at."""
+    try:
+        return bool((steps != steps[0]).any())
+    except RuntimeError:  # under torch.vmap
+        return True
 
 
 def _directions(

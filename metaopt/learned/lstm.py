@@ -109,7 +109,12 @@ class LSTMLayer(nn.Module):
         inputs: the number of channels of x.
         hidden: the number of hidden units.
         generator: of the initial weights.
+
+    Attributes:
+        plain: whether it computes by plain operations, which ``torch.vmap`` can run.
     """
+
+    plain: bool = False
 
     def __init__(self, inputs: int, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -126,6 +131,11 @@ class LSTMLayer(nn.Module):
             h: before the step, ``(hidden, N)``.
             c: before the step, ``(hidden, N)``.
         """
+        if self.plain:
+            gates = self.weight_x @ x + self.weight_h @ h + self.bias.unsqueeze(-1)
+            i, f, g, o = gates.chunk(4)
+            following = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            return o.sigmoid() * following.tanh(), following
         result: tuple[Tensor, Tensor] = _LSTMStep.apply(  # type: ignore[no-untyped-call]
             x, h, c, self.weight_x, self.weight_h, self.bias
         )

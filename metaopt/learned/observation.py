@@ -293,8 +293,8 @@ def log_sign(values: Tensor, p: float = 10.0) -> tuple[Tensor, Tensor]:
     Returns:
         Two tensors of the shape of ``values``.
     """
-    magnitude = values.abs().clamp_(min=math.exp(-p)).log_().div_(p)
-    direction = (values * math.exp(p)).clamp_(-1.0, 1.0)
+    magnitude = values.abs().clamp(min=math.exp(-p)).log_().div_(p)  # vmap has no clamp_
+    direction = (values * math.exp(p)).clamp(-1.0, 1.0)
     return magnitude, direction
 
 

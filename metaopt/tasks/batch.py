@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -46,6 +47,18 @@ class TaskBatch(ChainModule):
             One loss a task, ``(B,)``.
         """
         raise NotImplementedError
+
+    def select(self, indices: Sequence[int]) -> Self:
+        """Return a copy that holds some of the tasks as they are now; a task may come again.
+
+        Args:
+            indices: of the tasks, in order.
+        """
+        chosen = copy.deepcopy(self)
+        for tensor in (*chosen.parameters(), *chosen.buffers()):
+            tensor.grad = None
+            tensor.data = tensor.data[list(indices)]
+        return chosen
 
     def gradient_norms(self) -> Tensor:
         """Return the norm of the gradient of each task, float64 ``(B,)``."""

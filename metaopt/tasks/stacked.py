@@ -101,6 +101,14 @@ class StackedTasks(ModuleTasks):
             ]
         return {name: mean_of([own[name] for own in found]) for name in found[0]}
 
+    def select(self, indices: Sequence[int]) -> StackedTasks:
+        """See :meth:`TaskBatch.select`; copies of one seed share their batches."""
+        chosen = super().select(indices)
+        chosen.seeds = tuple(self.seeds[index] for index in indices)
+        chosen.streams = [chosen.streams[index] for index in indices]
+        chosen._stacked, chosen._current = {}, None
+        return chosen
+
     def _run(self, batch: StackedBatch, seed: int, metrics: bool) -> dict[str, Tensor]:
         form = self._form[0]
         fixed = [getattr(self, key) for key in (*self._owned.values(), *self._frozen.values())]

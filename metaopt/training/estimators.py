@@ -9,25 +9,24 @@ and each window gives one estimate.
 - "first_order" also treats the gradients that the steps are made of as constants, as in
   Andrychowicz et al. (2016) and the paper's released code.
 - "pes" compares losses at perturbed meta-parameters. It is unbiased and has much variance.
+- "es" does too, a window by itself: biased as "truncated" is, at less variance than "pes".
 """
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 
 from metaopt.checks import check_positive, check_whole
-from metaopt.evaluation.rollout import rollout
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.registry import Registry
 from metaopt.tasks import TaskBatch
 from metaopt.training.meta_loss import MetaLoss
+from metaopt.training.particles import particles
 from metaopt.training.unroll import Window, meta_parameters, unroll
 
 
@@ -115,35 +114,22 @@ class FirstOrder(Backpropagation):
     second_order: ClassVar[bool] = False
 
 
-@ESTIMATORS.register("pes")
-@final
-@dataclass(frozen=True)
-class PersistentEvolution(Estimator):
-    """Persistent evolution strategies, which compare losses at perturbed meta-parameters.
+class Evolution(Estimator):
+    """An evolution strategy, which compares losses at perturbed meta-parameters.
 
-    Each pair of trajectories starts at the tasks' weights, and keeps its weights and LSTM states
-    from window to window. In a window it is stepped at theta + eps and at theta - eps, with a fresh
-    eps ~ N(0, pes_sigma^2). Let xi be the sum of the pair's eps so far. The estimate is
+    Each task has pairs of particles, all of which start at its weights, and keep their weights and
+    states from window to window. In a window a pair is stepped at theta + eps and at theta - eps,
+    with a fresh eps ~ N(0, pes_sigma^2) of its own. The estimate is
 
-        xi (L(theta + eps) - L(theta - eps)) / (2 pes_sigma^2),    mean over pairs.
+        xi (L(theta + eps) - L(theta - eps)) / (2 pes_sigma^2),    mean over pairs and tasks,
 
-    Through xi it counts the effect of earlier windows on this window's meta-loss L. Summed over the
-    windows, at fixed theta, it is an unbiased gradient of the summed meta-loss of the whole
-    trajectory, smoothed by eps. What the networks take as input counts as a function of theta too.
-
-    Source: Vicol, Metz and Sohl-Dickstein (2021), arXiv 2112.13835.
-
-    Attributes:
-        pes_sigma: standard deviation of the perturbations of the meta-parameters.
-        pes_pairs: pairs of trajectories, stepped at theta + eps and at theta - eps.
+    with L the meta-loss of the window on the task. What xi is, a subclass says.
     """
 
-    pes_sigma: float = 0.01
-    pes_pairs: int = 1
-
-    def __post_init__(self) -> None:
-        check_positive("pes_sigma", self.pes_sigma, type(self).pes_sigma)
-        check_whole("pes_pairs", self.pes_pairs)
+    persistent: ClassVar[bool]
+    pes_sigma: float
+    pes_pairs: int
+    pes_staggered: bool
 
     def windows(
         self,
@@ -154,42 +140,100 @@ class PersistentEvolution(Estimator):
         meta_loss: MetaLoss,
         generator: torch.Generator,
     ) -> Iterator[Window]:
-        """Compare the losses of pairs of trajectories. See :meth:`Estimator.windows`.
+        """Compare the losses of pairs of particles. See :meth:`Estimator.windows`.
 
-        The meta-loss of a window is the mean over all trajectories. Their losses stand side by
-        side, ``(K, 2 * pes_pairs * B)``. Rejected teleportations are counted over all of them.
+        The meta-loss of a window is the mean over all particles. Their losses stand side by side,
+        ``(K, 2 * pes_pairs * B)``: those at theta + eps of the first pair of each task, then those
+        at theta - eps, then the next pair. Rejected teleportations are counted over all of them.
         """
-        sigma, pairs, theta = self.pes_sigma, self.pes_pairs, meta_parameters(optimizer)
-        runs = [[copy.deepcopy((problem, optimizer)) for _ in range(2)] for _ in range(pairs)]
-        sums = [[torch.zeros_like(p) for p in theta] for _ in range(pairs)]
+        sigma, pairs, tasks = self.pes_sigma, self.pes_pairs, problem.batch
+        theta = meta_parameters(optimizer)
+        runs = particles(problem, optimizer, 2 * pairs)
+        xi = [p.new_zeros(pairs, tasks, *p.shape) for p in theta]
         rejected = torch.zeros((), dtype=torch.long, device=problem.x.device)
-        for start in range(0, steps, window):
-            gradients = [torch.zeros_like(p) for p in theta]
-            losses: list[Tensor] = []
-            values: list[Tensor] = []
-            for pair, xi in zip(runs, sums, strict=True):
-                eps = [
-                    sigma * torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
-                    for p in theta
+        starts = range(0, steps, window)
+        for number, start in enumerate(starts):
+            if again := self._again(number, len(starts), tasks):
+                for total in xi:
+                    total[:, again] = 0.0
+                runs.restart([c * tasks + b for c in range(2 * pairs) for b in again])
+            shapes = [(pairs, tasks, *p.shape) for p in theta]
+            drawn = [
+                torch.randn(shape, generator=generator, dtype=p.dtype)
+                for p, shape in zip(theta, shapes, strict=True)
+            ]
+            eps = [sigma * own.to(p.device) for p, own in zip(theta, drawn, strict=True)]
+            with torch.no_grad():
+                both = [
+                    torch.stack((p + e, p - e), dim=1).flatten(0, 2)
+                    for p, e in zip(theta, eps, strict=True)
                 ]
-                for sign, (own_tasks, own_optimizer) in zip((1, -1), pair, strict=True):
-                    _perturb(own_optimizer, theta, eps, sign)
-                    count = min(window, steps - start)
-                    run = rollout(
-                        own_tasks, own_optimizer, count, measure_invariance=False, first_step=start
-                    )
-                    losses.append(run.losses[1:])
-                    values.append(meta_loss(losses[-1]))
-                    rejected = rejected + run.rejected.sum()
-                difference = (values[-2] - values[-1]) / (2 * sigma * sigma)
-                for gradient, total, shift in zip(gradients, xi, eps, strict=True):
-                    total += shift
-                    gradient += difference * total / pairs
-            yield Window(torch.stack(values).mean(), gradients, torch.cat(losses, dim=1), rejected)
+            losses, more = runs.advance(both, start, min(window, steps - start))
+            rejected = rejected + more
+            values = torch.stack([meta_loss(own.unsqueeze(1)) for own in losses.unbind(dim=1)])
+            plus, minus = values.view(pairs, 2, tasks).unbind(dim=1)
+            difference = (plus - minus) / (2 * sigma * sigma * pairs * tasks)
+            gradients = []
+            for index, shift in enumerate(eps):
+                xi[index] = xi[index] + shift if self.persistent else shift
+                weights = difference.to(shift).view(pairs, tasks, *[1] * (shift.dim() - 2))
+                gradients.append((weights * xi[index]).sum(dim=(0, 1)))
+            yield Window(values.mean(), gradients, losses, rejected)
+
+    def _again(self, number: int, windows: int, tasks: int) -> list[int]:
+        """The tasks whose particles start again before a window."""
+        if not self.pes_staggered:
+            return []
+        return [b for b in range(1, tasks) if windows - b * windows // tasks == number]
 
 
-@torch.no_grad()
-def _perturb(copied: LearnedOptimizer, theta: list[Tensor], eps: list[Tensor], sign: int) -> None:
-    """Write theta + sign eps into a copy of the optimizer."""
-    for own, parameter, shift in zip(meta_parameters(copied), theta, eps, strict=True):
-        own.copy_(parameter + sign * shift)
+@dataclass(frozen=True)
+class EvolutionFields:
+    """The fields that all evolution strategies share.
+
+    Attributes:
+        pes_sigma: standard deviation of the perturbations of the meta-parameters.
+        pes_pairs: pairs of particles of each task, stepped at theta + eps and at theta - eps.
+        pes_staggered: whether the tasks of a batch are at different ages. Task b of B starts again
+            at its initial weights b/B of the horizon before the end.
+    """
+
+    pes_sigma: float = 0.01
+    pes_pairs: int = 1
+    pes_staggered: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive("pes_sigma", self.pes_sigma, EvolutionFields.pes_sigma)
+        check_whole("pes_pairs", self.pes_pairs)
+
+
+@ESTIMATORS.register("pes")
+@final
+@dataclass(frozen=True)
+class PersistentEvolution(EvolutionFields, Evolution):
+    """Persistent evolution strategies, which compare losses at perturbed meta-parameters.
+
+    xi is the sum of the pair's eps since its particles started. Through it the estimate counts the
+    effect of earlier windows on this window's meta-loss. Summed over the windows, at fixed theta,
+    it is an unbiased gradient of the summed meta-loss of the whole trajectory, smoothed by eps.
+    What the networks take as input counts as a function of theta too.
+
+    Source: Vicol, Metz and Sohl-Dickstein (2021), arXiv 2112.13835.
+    """
+
+    persistent: ClassVar[bool] = True
+
+
+@ESTIMATORS.register("es")
+@final
+@dataclass(frozen=True)
+class TruncatedEvolution(EvolutionFields, Evolution):
+    """Truncated evolution strategies: each window by itself.
+
+    xi is the pair's eps in this window. So the effect of earlier windows is left out, as by
+    truncated backpropagation; the variance does not grow with the horizon.
+
+    Source: Metz et al. (2019), arXiv 1810.10180.
+    """
+
+    persistent: ClassVar[bool] = False

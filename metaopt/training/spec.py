@@ -62,7 +62,8 @@ class TrainingSpec(Settings):
         window: steps between two meta-gradients, t_unroll in the paper.
         estimator: the estimator of the meta-gradient. "truncated" backpropagates through each
             window. "first_order" does too, but treats the tasks' gradients as constants. "pes"
-            compares losses at perturbed networks (persistent evolution strategies).
+            compares losses at perturbed networks (persistent evolution strategies). "es" does so
+            within a window alone (truncated evolution strategies).
         meta_loss: the meta-loss of a window, with L the loss of a task. "log_last" is
             log(L + log_floor) after the last step, "log_tail" its mean over the last tenth of the
             steps, "log" its mean over all steps, and "sum" the sum of L over all steps, as in the
