@@ -9,9 +9,8 @@ features layer by layer is the idea of VeLO (Metz et al., 2022).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import ClassVar, final
 
 import torch
@@ -85,12 +84,9 @@ class LayerwiseUpdate(UpdateRule):
             long.lerp(square, 1 - SQUARES[1]),
         ]
         sizes = [parameter.shape[seen.batch_dims :].numel() for parameter in seen.parameters]
-        step = steps[0]
-        if _differ(steps):  # some tensors had no gradient at some steps
-            index = torch.repeat_interleave(torch.tensor(sizes), output_size=sum(sizes))
-            step = steps[index].to(gradient.device)
-        directions = _directions(gradient, moments, step)
-        channels = self._channels(seen, directions, moments, step, sizes)
+        corrections = _corrections(steps, sizes, gradient.device)
+        directions = _directions(gradient, moments, corrections)
+        channels = self._channels(seen, directions, moments, corrections, steps, sizes)
         output, following = self.lstm(channels, lstm_state)
         rate, mix_slow, mix_gradient = _spread(output, sizes)
         mixed = directions[0] + mix_slow * directions[1] + mix_gradient * directions[2]
@@ -103,20 +99,18 @@ class LayerwiseUpdate(UpdateRule):
         seen: Observation,
         directions: Sequence[Tensor],
         moments: Sequence[Tensor],
-        step: Tensor,
+        corrections: Mapping[float, Tensor],
+        steps: Tensor,
         sizes: Sequence[int],
     ) -> Tensor:
-        """What the LSTM sees, ``(channels, tensors * tasks)``, without a graph.
-
-        The number of the step is a scalar, or ``(coordinates,)``.
-        """
+        """What the LSTM sees, ``(channels, tensors * tasks)``, without a graph."""
         fast, slow, gradient = (direction.detach() for direction in directions)
         recent, long = (moment.detach() for moment in moments[2:])
         weights = task_rows(seen.numbers.parameters, seen.batch_dims)
         products = torch.stack(
             (
                 fast.square(), slow.square(), fast * slow, gradient * slow, gradient.square(),
-                recent / (1 - SQUARES[0] ** step), long / (1 - SQUARES[1] ** step),
+                recent / corrections[SQUARES[0]], long / corrections[SQUARES[1]],
                 weights.square(),
             )
         )  # fmt: skip
@@ -127,9 +121,7 @@ class LayerwiseUpdate(UpdateRule):
         shapes = [parameter.shape[seen.batch_dims :] for parameter in seen.parameters]
         vector = weights.new_tensor([float(len(shape) == 1) for shape in shapes])
         many = weights.new_tensor([(size + 1) ** 0.1 / 3.0 for size in sizes])
-        starts = [0, *accumulate(sizes[:-1])]
-        age = (step if step.dim() == 0 else step[starts]).log10().to(weights.device)
-        age = age.expand(len(sizes))
+        age = steps.log10().to(weights.device)
         return torch.stack(
             (
                 ff.sqrt(),
@@ -160,21 +152,29 @@ class LayerwiseConfig(LSTMFields, UpdateConfig):
         return LayerwiseUpdate(self, generator)
 
 
-def _differ(steps: Tensor) -> bool:
-    """Whether the numbers of the step are not all one, or cannot be looked at."""
+def _corrections(steps: Tensor, sizes: Sequence[int], device: torch.device) -> dict[float, Tensor]:
+    """1 - decay^t by decay: a scalar, or ``(coordinates,)`` where tensors differ in t.
+
+    They differ where some had no gradient at some steps. Under ``torch.vmap`` nobody can look.
+    """
+    each = {decay: 1 - decay**steps for decay in (FAST, SLOW, *SQUARES)}
     try:
-        return bool((steps != steps[0]).any())
-    except RuntimeError:  # under torch.vmap
-        return True
+        same = bool((steps == steps[0]).all())
+    except RuntimeError:
+        same = False
+    if same:
+        return {decay: own[0] for decay, own in each.items()}
+    index = torch.repeat_interleave(torch.tensor(sizes), output_size=sum(sizes))
+    return {decay: own[index].to(device) for decay, own in each.items()}
 
 
 def _directions(
-    gradient: Tensor, moments: Sequence[Tensor], step: Tensor
+    gradient: Tensor, moments: Sequence[Tensor], corrections: Mapping[float, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both momenta and the gradient over the root mean square gradient of each coordinate."""
     fast, slow, _, long = moments
-    scale = (long / (1 - SQUARES[1] ** step) + EPS).rsqrt()
-    return fast * scale / (1 - FAST**step), slow * scale / (1 - SLOW**step), gradient * scale
+    scale = (long / corrections[SQUARES[1]] + EPS).rsqrt()
+    return fast * scale / corrections[FAST], slow * scale / corrections[SLOW], gradient * scale
 
 
 def _spread(output: Tensor, sizes: Sequence[int]) -> Tensor:
