@@ -18,10 +18,12 @@ from own_tasks import (
     Tokens,
     Widths,
 )
+from test_unroll import float64_networks  # noqa: F401
 from torch import nn
 
 from metaopt.errors import UserError
 from metaopt.evaluation.rollout import rollout
+from metaopt.learned.differentiable import Unroll
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.tasks import SingleTask, Task, check_task, stacked
@@ -199,20 +201,52 @@ def test_a_single_task_under_adam_is_a_plain_loop():
         optimizer.step()
 
 
-def windows(tasks, meta):
+def windows(tasks, meta, recompute=0):
     optimizer = LearnedOptimizer(tasks, meta)
-    return list(unroll(tasks, optimizer, 6, 3, META_LOSSES["sum"]()))
+    return list(unroll(tasks, optimizer, 6, 3, META_LOSSES["sum"](), True, recompute))
 
 
+@pytest.mark.usefixtures("float64_networks")
 def test_the_generic_form_has_the_losses_and_meta_gradients_of_the_hand_batched_one():
-    meta, task = layerwise(), PlainRegression()
+    spec = MetaOptimizerSpec(element="none", heads=("plain",), hidden=4)
+    meta, task = MetaOptimizer(spec, 1).double(), PlainRegression()
+    for parameter in meta.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(2))
     found, expected = windows(stacked(task, SEEDS), meta), windows(task.family.sample(SEEDS), meta)
     for own, other in zip(found, expected, strict=True):
         torch.testing.assert_close(own.losses, other.losses, rtol=1e-10, atol=0)
         for gradient, hand in zip(own.gradients, other.gradients, strict=True):
-            torch.testing.assert_close(
-                gradient, hand, rtol=1e-5, atol=1e-5 * float(hand.abs().max())
-            )
+            scale = float(hand.abs().max())
+            torch.testing.assert_close(gradient, hand, rtol=1e-10, atol=1e-10 * scale)
+
+
+@pytest.mark.parametrize("kind", [Images, Dropped, Attention])
+def test_a_window_made_again_draws_the_same_batches_and_masks(kind):
+    meta = layerwise()
+    first, second = stacked(kind(), SEEDS), stacked(kind(), SEEDS)
+    for own, other in zip(windows(first, meta, 2), windows(second, meta), strict=True):
+        assert torch.equal(own.losses, other.losses)
+        for gradient, expected in zip(own.gradients, other.gradients, strict=True):
+            scale = max(float(expected.abs().max()), 1e-6)
+            torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_statistics_of_batch_norm_are_updated_once_where_a_window_is_made_again(monkeypatch):
+    ends = []
+    real = Unroll.truncate
+
+    def truncate(self):
+        real(self)
+        ends.append(self.network)
+
+    monkeypatch.setattr(Unroll, "truncate", truncate)
+    for recompute in (0, 2):
+        windows(stacked(Images(), SEEDS), layerwise(), recompute)
+    means = [network.get_buffer("1/running_mean") for network in (ends[1], ends[-1])]
+    assert means[0].any()
+    counts = [network.get_buffer("1/num_batches_tracked") for network in (ends[1], ends[-1])]
+    torch.testing.assert_close(*counts)
+    torch.testing.assert_close(*means)
 
 
 @pytest.mark.parametrize("kind", TOGETHER)

@@ -313,3 +313,25 @@ def test_meta_losses_are_their_formulas():
     assert META_LOSSES["sum"]()(losses).item() == pytest.approx((1.0 + 1e-8 + 18.0) / 2)
     with pytest.raises(UserError, match="log_floor of 0 or more"):
         META_LOSSES["log"](-1.0)
+
+
+@pytest.mark.usefixtures("float64_networks")
+@pytest.mark.parametrize("second_order", [True, False])
+@pytest.mark.parametrize("segment", [1, 2, 5])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_window_whose_graph_is_made_again_has_the_same_meta_gradient(
+    method, segment, second_order
+):
+    meta = build(method).double()
+    whole, parts = [], []
+    for windows, recompute in ((whole, 0), (parts, segment)):
+        problem = make_problem()
+        optimizer = LearnedOptimizer(problem, meta)
+        windows += unroll(problem, optimizer, 8, 5, LOSSES["log"], second_order, recompute)
+    for own, other in zip(parts, whole, strict=True):
+        assert torch.equal(own.losses, other.losses)
+        assert own.rejected == other.rejected
+        assert own.meta_loss == other.meta_loss
+        for found, expected in zip(own.gradients, other.gradients, strict=True):
+            scale = float(expected.abs().max())
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10 * scale)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import higher
 import torch
@@ -128,6 +128,22 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):  # t
 higher.register_optim(LearnedOptimizer, DifferentiableLearnedOptimizer)
 
 
+class Place(NamedTuple):
+    """Where a run is.
+
+    Attributes:
+        tensors: the weights and the optimizer's state.
+        buffers: those that forward passes change, by name.
+        steps: how many steps were taken.
+        rejected: how many teleportations were rejected.
+    """
+
+    tensors: list[Tensor]
+    buffers: dict[str, Tensor]
+    steps: int
+    rejected: Tensor
+
+
 class Unroll:
     """A network that is being optimised differentiably, with its optimizer.
 
@@ -154,6 +170,77 @@ class Unroll:
         """
         self.optimizer.step(losses.sum(), losses=losses.detach())
         self.steps += 1
+
+    def advance(self, count: int) -> list[Tensor]:
+        """Take some steps, and return the losses after each, ``(tasks,)`` each.
+
+        Args:
+            count: how many steps, 1 or more.
+        """
+        after: list[Tensor] = []
+        losses = self.losses()
+        for _ in range(count):
+            self.step(losses)
+            losses = self.losses()
+            after.append(losses)
+        return after
+
+    def without_graph(self, count: int, every: int) -> tuple[list[Tensor], list[Place]]:
+        """Take some steps whose graphs are dropped.
+
+        Args:
+            count: how many steps.
+            every: steps between two places.
+
+        Returns:
+            The losses after each step, and the places before steps 0, ``every``, 2 ``every``, ...
+        """
+        second_order, self.optimizer.second_order = self.optimizer.second_order, False
+        after: list[Tensor] = []
+        places: list[Place] = []
+        losses = self.losses()
+        for step in range(count):
+            if step % every == 0:
+                places.append(self.place())
+            self.step(losses)
+            self.truncate()
+            losses = self.losses()
+            after.append(losses.detach())
+        self.optimizer.second_order = second_order
+        return after, places
+
+    def tensors(self) -> list[Tensor]:
+        """Return the weights and the optimizer's state, in an order that stays."""
+        state = self.optimizer.learned_state
+        return [*self.network.fast_params, *(t for name in sorted(state) for t in state[name])]
+
+    def place(self) -> Place:
+        """Return where the run is, without its graph."""
+        with torch.no_grad():
+            buffers = {n: self.network.get_buffer(n).clone() for n in self.network.changing()}
+        held = [tensor.detach() for tensor in self.tensors()]
+        return Place(held, buffers, self.steps, self.optimizer.rejected)
+
+    def go_to(self, place: Place) -> list[Tensor]:
+        """Go back to where the run was, and return its weights and state as leaves of a new graph.
+
+        Args:
+            place: what :meth:`place` returned.
+        """
+        leaves = [
+            tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in place.tensors
+        ]
+        count = len(self.network.fast_params)
+        self.network._fast_params.clear()
+        self.network.update_params(leaves[:count])
+        left = iter(leaves[count:])
+        state = self.optimizer.learned_state
+        self.optimizer.learned_state = {n: [next(left) for _ in state[n]] for n in sorted(state)}
+        with torch.no_grad():
+            for name, value in place.buffers.items():
+                self.network.get_buffer(name).copy_(value)
+        self.steps, self.optimizer.rejected = place.steps, place.rejected
+        return leaves
 
     def truncate(self) -> None:
         """Cut the graph here, so that later losses do not depend on earlier steps."""

@@ -27,10 +27,13 @@ class TaskBatch(ChainModule):
         output_loss: what the losses are as a function of the chain's output; they are sums over
             samples.
         total_steps: how many steps the run is going to have, for schedules; 0 if it is not known.
+        kept_batches: how many of the last steps' batches are kept, where they are drawn from a
+            stream, for what goes back to earlier steps.
     """
 
     output_loss: OutputLoss = SQUARE
     total_steps: int = 0
+    kept_batches: int = 1
 
     @property
     def batch(self) -> int:
@@ -47,6 +50,10 @@ class TaskBatch(ChainModule):
             One loss a task, ``(B,)``.
         """
         raise NotImplementedError
+
+    def changing(self) -> list[str]:
+        """Return the names of the buffers that a forward pass changes; none by default."""
+        return []
 
     def select(self, indices: Sequence[int]) -> Self:
         """Return a copy that holds some of the tasks as they are now; a task may come again.

@@ -74,7 +74,7 @@ class StackedTasks(ModuleTasks):
         self._form = (FunctionalForm(shell, [*self._owned, *self._frozen, *self._state]),)
         self.together: bool | None = None
         self._stacked: dict[tuple[str, int], list[Any]] = {}
-        self._current: tuple[int, Any] | None = None
+        self._recent: dict[int, StackedBatch] = {}
 
     def forward(self, step: int = 0) -> Tensor:
         """Return the losses on the training batches of a step, ``(B,)``.
@@ -82,9 +82,11 @@ class StackedTasks(ModuleTasks):
         Args:
             step: the number of the step, from 0.
         """
-        if self._current is None or self._current[0] != step:
-            self._current = step, StackedBatch.of([stream.at(step) for stream in self.streams])
-        numbers = self._run(self._current[1], seed_of_step(self.seeds, step), metrics=False)
+        if step not in self._recent:
+            while len(self._recent) >= self.kept_batches:
+                del self._recent[min(self._recent)]
+            self._recent[step] = StackedBatch.of([stream.at(step) for stream in self.streams])
+        numbers = self._run(self._recent[step], seed_of_step(self.seeds, step), metrics=False)
         return numbers[LOSS]
 
     @torch.no_grad()
@@ -101,12 +103,16 @@ class StackedTasks(ModuleTasks):
             ]
         return {name: mean_of([own[name] for own in found]) for name in found[0]}
 
+    def changing(self) -> list[str]:
+        """See :meth:`TaskBatch.changing`."""
+        return list(self._state.values())
+
     def select(self, indices: Sequence[int]) -> StackedTasks:
         """See :meth:`TaskBatch.select`; copies of one seed share their batches."""
         chosen = super().select(indices)
         chosen.seeds = tuple(self.seeds[index] for index in indices)
         chosen.streams = [chosen.streams[index] for index in indices]
-        chosen._stacked, chosen._current = {}, None
+        chosen._stacked, chosen._recent = {}, {}
         return chosen
 
     def _run(self, batch: StackedBatch, seed: int, metrics: bool) -> dict[str, Tensor]:

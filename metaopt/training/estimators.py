@@ -80,6 +80,7 @@ class Backpropagation(Estimator):
         second_order: whether it goes through the gradients that the steps are made of.
     """
 
+    recompute: int
     draws: ClassVar[bool] = False
     second_order: ClassVar[bool]
 
@@ -93,13 +94,30 @@ class Backpropagation(Estimator):
         generator: torch.Generator,
     ) -> Iterator[Window]:
         """Backpropagate through each window. See :meth:`Estimator.windows`."""
-        return unroll(problem, optimizer, steps, window, meta_loss, self.second_order)
+        return unroll(
+            problem, optimizer, steps, window, meta_loss, self.second_order, self.recompute
+        )
+
+
+@dataclass(frozen=True)
+class BackpropagationFields:
+    """The field that both forms of backpropagation share.
+
+    Attributes:
+        recompute: how many steps the graph is held of at a time; 0 for the whole window. Each step
+            is taken twice then, for memory that does not grow with the window.
+    """
+
+    recompute: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("recompute", self.recompute, 0)
 
 
 @ESTIMATORS.register("truncated")
 @final
 @dataclass(frozen=True)
-class Truncated(Backpropagation):
+class Truncated(BackpropagationFields, Backpropagation):
     """Backpropagation through the steps of each window (algorithm 1)."""
 
     second_order: ClassVar[bool] = True
@@ -108,7 +126,7 @@ class Truncated(Backpropagation):
 @ESTIMATORS.register("first_order")
 @final
 @dataclass(frozen=True)
-class FirstOrder(Backpropagation):
+class FirstOrder(BackpropagationFields, Backpropagation):
     """Backpropagation through each window that treats the tasks' gradients as constants."""
 
     second_order: ClassVar[bool] = False

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from metaopt.errors import UserError
 from metaopt.learned.checkpoint import META, Checkpoint, meta_tensors
+from metaopt.learned.spec import MetaOptimizerSpec
+from metaopt.training.spec import TrainingSpec
 from metaopt.training.trainer import ADAM, RAW, Trainer, trained
 
 COUNTERS = ("trajectories", "meta_steps", "skipped", "skipped_in_row", "rollbacks")
@@ -71,8 +73,10 @@ def unpack(trainer: Trainer, checkpoint: Checkpoint) -> None:
                 f"expected the last checkpoint of a run, got one without its {whose} config: put "
                 "last.safetensors back, or use --overwrite"
             )
-    _check_same("networks", trainer.meta.spec.as_dict(), facts["spec"])
-    now, then = trainer.spec.as_dict(), {"micro_batch": 0} | facts["training"]
+    # Fields that are younger than the run had their defaults.
+    networks = MetaOptimizerSpec().as_dict() | facts["spec"]
+    _check_same("networks", trainer.meta.spec.as_dict(), networks)
+    now, then = trainer.spec.as_dict(), TrainingSpec().as_dict() | facts["training"]
     _check_same("training", now, then | {"trajectories": now["trajectories"]})
     try:
         _check_facts(facts)
