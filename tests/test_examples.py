@@ -46,11 +46,11 @@ def example(name: str) -> ModuleType:
     return load(DOCS / "examples" / f"{name}.py")
 
 
-def test_the_page_shows_every_example_whole() -> None:
-    page = (DOCS / "extending.md").read_text()
-    shown = re.findall(r"^```{literalinclude} examples/(\w+)\.py\n(.*?)^```", page, re.M | re.S)
+def test_the_pages_show_every_example_whole() -> None:
+    pages = "".join(page.read_text() for page in sorted(DOCS.glob("*.md")))
+    shown = re.findall(r"^```{literalinclude} examples/(\w+)\.py\n(.*?)^```", pages, re.M | re.S)
     assert dict(shown) == {path.stem: ":language: python\n" for path in EXAMPLES}
-    assert len(EXAMPLES) == 4
+    assert len(shown) == len(EXAMPLES)
 
 
 def test_an_example_runs_as_a_script() -> None:
@@ -147,6 +147,24 @@ def test_the_optimizer_makes_its_printed_step() -> None:
     weight.grad = torch.tensor([-0.1, 4.0, 0.0])
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.tensor([0.5, -2.0, 0.5]))
+
+
+def test_the_own_task_trains_an_optimizer_that_can_be_used(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "docs.examples.own_task"]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=True, cwd=DOCS.parent
+    )
+    accuracies = [float(line.split()[-1]) for line in run.stdout.splitlines()]
+    assert len(accuracies) == 2
+    assert accuracies[1] > 0.6  # of lstm_layerwise; a guess has 0.33
+
+
+def test_the_own_task_has_splits_of_its_own() -> None:
+    task = example("own_task").Spirals()
+    first = {s: next(task.batches(4, s))[0] for s in ("train", "validation", "test")}
+    assert not torch.equal(first["train"], first["test"])
+    assert not torch.equal(first["train"], first["validation"])
+    assert not torch.equal(first["validation"], first["test"])
 
 
 def last(module: ModuleType, family: RegressionFamily, rate: float) -> float:

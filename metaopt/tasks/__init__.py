@@ -8,11 +8,12 @@ from metaopt.tasks.networks import NetworkFamily, Networks
 from metaopt.tasks.regression import Regression, RegressionFamily
 from metaopt.tasks.seeds import PAPER_TEST_SEEDS, check_seeds, first_seeds
 from metaopt.tasks.stacked import StackedTasks, stacked
-from metaopt.tasks.task import Task, TaskFamily
+from metaopt.tasks.task import SPLITS, Task, TaskFamily
 
 __all__ = [
     "FAMILIES",
     "PAPER_TEST_SEEDS",
+    "SPLITS",
     "MinibatchFamily",
     "MinibatchTasks",
     "NetworkFamily",
