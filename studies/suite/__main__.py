@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from metaopt.checks import check_names, check_whole
@@ -20,6 +21,7 @@ from metaopt.cli.common import guarded, set_threads
 from metaopt.tasks.suite import SUITE
 from metaopt.tasks.suite.lora import PRETRAINED
 from studies.command import study_parser
+from studies.report import write_text
 from studies.suite.figure import suite_figure
 from studies.suite.kept import Log
 from studies.suite.pretraining import STEPS, pretrain
@@ -27,7 +29,6 @@ from studies.suite.protocol import QUICK_STEPS, Contender, baselines, contender
 from studies.suite.reference import Reference, made, read, tuned
 from studies.suite.report import tables
 from studies.suite.study import Study
-from studies.report import write_text
 
 REFERENCE = Path(__file__).with_name("reference.json")
 
@@ -61,14 +62,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         values.quick,
     )  # fmt: skip
     if values.methods:
-        kept = read(Path(values.reference) if values.reference else REFERENCE)
-        compare(study, [contender(name) for name in values.methods.split(",")], kept, out)
+        methods = [contender(name) for name in values.methods.split(",")]
+        compare(study, methods, reference_of(study, values.reference), out)
         return
     contenders = baselines(values.quick)
     chosen, losses = study.tune(contenders)
     reference = made(study.test(contenders, chosen), losses)
     write_text(out / "reference.json", reference.as_text())
     report(reference, out)
+
+
+def reference_of(study: Study, path: str) -> Reference:
+    """Return the reference results; those of a quick study are made, as it has few steps.
+
+    Args:
+        study: where and how.
+        path: of the file; "" for that of the repository.
+    """
+    if not study.quick:
+        return read(Path(path) if path else REFERENCE)
+    few = [replace(of, settings=of.settings[:1]) for of in baselines()]
+    return made(study.test(few, study.tune(few)[0]), {})
 
 
 def compare(study: Study, contenders: Sequence[Contender], kept: Reference, out: Path) -> None:

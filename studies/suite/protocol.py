@@ -22,7 +22,7 @@ CONSTANT = "adamw"
 
 TUNING_SEEDS = tuple(first_seeds("validation", 1))
 TEST_SEEDS = tuple(first_seeds("test", 3))
-QUICK_STEPS = 20
+QUICK_STEPS = 10
 QUICK_SETTINGS = 2
 
 
@@ -174,4 +174,3 @@ def plan(
     if SUITE[task].needs == "pretrained":
         data += "+" + hashlib.sha256(pretrained.read_bytes()).hexdigest()[:12]
     return replace(run, data=data)
-

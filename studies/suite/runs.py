@@ -98,9 +98,7 @@ def _train(
     return losses, time.process_time() - start
 
 
-def _settle(
-    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int
-) -> None:
+def _settle(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
     """Bring the weights that are evaluated into the model, with the statistics of its norms."""
     if not hasattr(optimizer, "eval"):
         return

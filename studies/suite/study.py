@@ -104,9 +104,7 @@ class Study:
             self.log.add(record)
 
 
-def _done(
-    job: Callable[[Run], Record], runs: Sequence[Run], processes: int
-) -> Iterator[Record]:
+def _done(job: Callable[[Run], Record], runs: Sequence[Run], processes: int) -> Iterator[Record]:
     """Yield what runs return, in the order in which they end."""
     if processes == 1 or len(runs) < 2:
         yield from map(job, runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def autoencoder(
     """
     sizes = [pixels, *[width] * hidden, code, *[width] * hidden, pixels]
     layers: list[nn.Module] = [nn.Flatten()]
-    for into, out in zip(sizes, sizes[1:], strict=False):
+    for into, out in pairwise(sizes):
         layers += [nn.Linear(into, out), activation()]
     del layers[-1], layers[2 * (hidden + 1)]  # no activation of the image and of the code
     return nn.Sequential(*layers)

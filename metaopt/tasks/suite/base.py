@@ -75,7 +75,7 @@ class PairTask(SuiteTask, ABC):
         check_choice("a split", split, SPLITS)
         x, y = self.parts()[split]
         if split != "train":
-            return zip(x.split(EVALUATED), y.split(EVALUATED), strict=True)
+            return zip(torch.split(x, EVALUATED), torch.split(y, EVALUATED), strict=True)
         return _epochs((x, y), self.batch, torch.Generator().manual_seed(seed))
 
     def loss(self, model: nn.Module, batch: Pair) -> Tensor:
@@ -138,7 +138,7 @@ class TextTask(SuiteTask, ABC):
             drawn = _drawn(places, self.batch, generator)
         else:
             even = torch.linspace(0, places - 1, 32 * self.EVALUATED, dtype=torch.float64)
-            drawn = iter(even.long().split(32))
+            drawn = iter(torch.split(even.long(), 32))
         return ((w[:, :-1], w[:, 1:]) for w in (text[at[:, None] + window].long() for at in drawn))
 
     def loss(self, model: nn.Module, batch: Pair) -> Tensor:

@@ -48,12 +48,12 @@ class CharacterModel(nn.Module):
 
 
 class AttentionCharacters(TextTask):
-    """Two blocks of width 64 say the next of 48 characters of the sources; batches of 16 windows."""
+    """Two blocks of width 64 say the next of 48 characters of the sources; batches of 8."""
 
-    steps: ClassVar[int] = 700
+    steps: ClassVar[int] = 600
 
     def __init__(self) -> None:
-        super().__init__(16, LENGTH)
+        super().__init__(8, LENGTH)
 
     def text(self) -> dict[str, Tensor]:
         """Return the characters of each split."""

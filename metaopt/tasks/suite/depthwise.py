@@ -55,7 +55,7 @@ class DepthwiseNet(PairTask):
         data_dir: the folder that has a folder of each data set; by default ``$METAOPT_DATA``.
     """
 
-    steps: ClassVar[int] = 600
+    steps: ClassVar[int] = 500
 
     def __init__(self, data_dir: str | Path | None = None) -> None:
         super().__init__(32, data_dir)

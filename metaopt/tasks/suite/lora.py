@@ -75,7 +75,7 @@ def adapt(model: nn.Module, rank: int, alpha: float) -> nn.Module:
 class LoraCharacters(TextTask):
     """Adapters of rank 4 tune the pretrained model of characters to Python's help pages.
 
-    Batches have 16 windows of 48 characters.
+    Batches have 8 windows of 48 characters.
 
     Args:
         pretrained: the file of the pretrained weights, which ``python -m studies.suite`` makes; by
@@ -85,7 +85,7 @@ class LoraCharacters(TextTask):
     steps: ClassVar[int] = 500
 
     def __init__(self, pretrained: str | Path | None = None) -> None:
-        super().__init__(16, LENGTH)
+        super().__init__(8, LENGTH)
         self.pretrained = pretrained
 
     def text(self) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ class RecurrentModel(nn.Module):
 class LstmCharacters(TextTask):
     """An LSTM of 96 says the next of 48 characters of the sources; batches of 16 windows."""
 
-    steps: ClassVar[int] = 700
+    steps: ClassVar[int] = 600
 
     def __init__(self) -> None:
         super().__init__(16, 48)

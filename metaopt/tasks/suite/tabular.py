@@ -167,7 +167,7 @@ class TabularNetwork(nn.Module):
 class Tabular(PairTask):
     """A network of embedded numbers says how long a function is; batches of 128 rows."""
 
-    steps: ClassVar[int] = 1000
+    steps: ClassVar[int] = 700
 
     def __init__(self) -> None:
         super().__init__(128)

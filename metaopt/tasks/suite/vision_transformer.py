@@ -52,7 +52,7 @@ class VisionTransformer(nn.Module):
 
 
 class Vision(PairTask):
-    """Three blocks of width 48 say the garment of an image of 28×28, patches of 7×7; batches of 64.
+    """Three blocks of width 48 say the garment of an image of 28×28, patches of 7×7; batches of 32.
 
     Args:
         data_dir: the folder that has a folder of each data set; by default ``$METAOPT_DATA``.
@@ -61,7 +61,7 @@ class Vision(PairTask):
     steps: ClassVar[int] = 600
 
     def __init__(self, data_dir: str | Path | None = None) -> None:
-        super().__init__(64, data_dir)
+        super().__init__(32, data_dir)
 
     def parts(self) -> Parts:
         """Return the images and garments of each split."""
