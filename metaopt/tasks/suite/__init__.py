@@ -4,6 +4,13 @@ from metaopt.tasks.suite.autoencoder import Autoencoder
 from metaopt.tasks.suite.base import SuiteTask
 from metaopt.tasks.suite.characters import AttentionCharacters
 from metaopt.tasks.suite.depthwise import DepthwiseNet
+from metaopt.tasks.suite.families import (
+    AutoencoderFamily,
+    LstmFamily,
+    MlpFamily,
+    ResidualFamily,
+    SuiteFamily,
+)
 from metaopt.tasks.suite.lora import LoraCharacters
 from metaopt.tasks.suite.lstm_characters import LstmCharacters
 from metaopt.tasks.suite.mlp import FashionMlp, MnistMlp
@@ -17,12 +24,17 @@ __all__ = [
     "SUITE",
     "AttentionCharacters",
     "Autoencoder",
+    "AutoencoderFamily",
     "DepthwiseNet",
     "FashionMlp",
     "LoraCharacters",
     "LstmCharacters",
+    "LstmFamily",
+    "MlpFamily",
     "MnistMlp",
+    "ResidualFamily",
     "ResidualNet",
+    "SuiteFamily",
     "SuiteTask",
     "Tabular",
     "Vision",
