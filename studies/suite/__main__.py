@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if values.quick:
         out = out / "quick"
     pretrained = out / PRETRAINED
-    pretrain(pretrained, QUICK_STEPS if values.quick else STEPS)
+    if any(SUITE[task].needs == "pretrained" for task in tasks):
+        pretrain(pretrained, QUICK_STEPS if values.quick else STEPS)
     study = Study(
         Log(out / "runs.jsonl"), tasks, values.data_dir or None, pretrained, values.processes,
         values.quick,

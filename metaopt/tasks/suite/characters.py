@@ -25,7 +25,7 @@ class CharacterModel(nn.Module):
         length: most characters of a window.
     """
 
-    def __init__(self, width: int = 64, depth: int = 2, heads: int = 4, length: int = LENGTH):
+    def __init__(self, width: int = 48, depth: int = 2, heads: int = 4, length: int = LENGTH):
         super().__init__()
         self.embed = nn.Embedding(CHARACTERS, width)
         self.places = nn.Parameter(0.02 * torch.randn(length, width))
@@ -48,7 +48,7 @@ class CharacterModel(nn.Module):
 
 
 class AttentionCharacters(TextTask):
-    """Two blocks of width 64 say the next of 48 characters of the sources; batches of 8."""
+    """Two blocks of width 48 say the next of 48 characters of the sources; batches of 8."""
 
     steps: ClassVar[int] = 600
 

@@ -105,6 +105,7 @@ def encoded(texts: Iterable[str]) -> Tensor:
     return _CODES[torch.frombuffer(content, dtype=torch.uint8).long()]
 
 
+@cache
 def text_digest() -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of both texts."""
     digest = hashlib.sha256()

@@ -52,7 +52,7 @@ class VisionTransformer(nn.Module):
 
 
 class Vision(PairTask):
-    """Three blocks of width 48 say the garment of an image of 28×28, patches of 7×7; batches of 32.
+    """Three blocks of width 40 say the garment of an image of 28×28, patches of 7×7; batches of 32.
 
     Args:
         data_dir: the folder that has a folder of each data set; by default ``$METAOPT_DATA``.
@@ -69,4 +69,4 @@ class Vision(PairTask):
 
     def build(self) -> nn.Module:
         """Return a fresh network."""
-        return VisionTransformer(28, 7, width=48, depth=3, heads=4, outputs=CLASSES)
+        return VisionTransformer(28, 7, width=40, depth=3, heads=4, outputs=CLASSES)
