@@ -1,0 +1,103 @@
+"""Multilayer perceptrons on images: on MNIST of 8×8 pixels, and on Fashion-MNIST of 28×28."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from metaopt.tasks.suite.base import PairTask, Parts
+from metaopt.tasks.suite.images import CLASSES, image_parts
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "none": lambda width: nn.Identity(),
+    "layer": nn.LayerNorm,
+    "batch": nn.BatchNorm1d,
+}
+"""What may stand before a hidden layer, by name."""
+
+
+class Residual(nn.Module):
+    """Adds what a module says of a stream to the stream.
+
+    Args:
+        inner: keeps the shape.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the stream with what was added.
+
+        Args:
+            x: the stream.
+        """
+        return x + self.inner(x)  # type: ignore[no-any-return]
+
+
+def perceptron(
+    inputs: int,
+    width: int,
+    hidden: int,
+    outputs: int,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+    norm: str = "none",
+    residual: bool = False,
+) -> nn.Sequential:
+    """Return a multilayer perceptron that flattens its inputs.
+
+    Args:
+        inputs: numbers of an input.
+        width: of the hidden layers.
+        hidden: number of hidden layers, 1 or more.
+        outputs: numbers of an output.
+        activation: makes the activation of a hidden layer.
+        norm: a key of ``NORMS``.
+        residual: whether hidden layers after the first are added to a stream.
+    """
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(inputs, width), activation()]
+    for _ in range(hidden - 1):
+        block = nn.Sequential(NORMS[norm](width), nn.Linear(width, width), activation())
+        layers.append(Residual(block) if residual else block)
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+class MnistMlp(PairTask):
+    """Three hidden layers of 64 ReLUs say the digit of an image of 8×8 pixels; batches of 64.
+
+    Args:
+        data_dir: the folder that has a folder of each data set; by default ``$METAOPT_DATA``.
+    """
+
+    def __init__(self, data_dir: str | Path | None = None) -> None:
+        super().__init__(64, data_dir)
+
+    def parts(self) -> Parts:
+        """Return the images and digits of each split."""
+        return image_parts("mnist", 8, self.data_dir)
+
+    def build(self) -> nn.Module:
+        """Return a fresh network."""
+        return perceptron(64, 64, 3, CLASSES)
+
+
+class FashionMlp(PairTask):
+    """Four hidden layers of 128 ReLUs say the garment of an image of 28×28; batches of 128.
+
+    Args:
+        data_dir: the folder that has a folder of each data set; by default ``$METAOPT_DATA``.
+    """
+
+    def __init__(self, data_dir: str | Path | None = None) -> None:
+        super().__init__(128, data_dir)
+
+    def parts(self) -> Parts:
+        """Return the images and garments of each split."""
+        return image_parts("fashion-mnist", 28, self.data_dir)
+
+    def build(self) -> nn.Module:
+        """Return a fresh network."""
+        return perceptron(784, 128, 4, CLASSES)
