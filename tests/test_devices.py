@@ -9,7 +9,7 @@ import torch
 from metaopt import LearnedOptimizer, UserError
 from metaopt.cli.common import pick_device
 from metaopt.evaluation.evaluate import evaluate
-from metaopt.evaluation.methods import BASELINES, TELEPORT_STEPS, known_methods, resolve
+from metaopt.evaluation.methods import BASELINES, TELEPORT_STEPS, chain_methods, resolve
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.spec import ELEMENT_RULES, MetaOptimizerSpec
@@ -26,13 +26,13 @@ LOOKS = {
 }  # fmt: skip
 """Of other libraries, or a task at a time, or in an eigenbasis: their steps look at values."""
 
-SEARCHES = {name for name in known_methods() if name.endswith("_tele") and name in BASELINES}
+SEARCHES = {name for name in chain_methods() if name.endswith("_tele") and name in BASELINES}
 """Their step 5 teleports by a search, which asks whether all tasks have arrived."""
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.mark.parametrize("name", [name for name in known_methods() if name not in LOOKS])
+@pytest.mark.parametrize("name", [name for name in chain_methods() if name not in LOOKS])
 def test_no_step_of_a_method_asks_for_a_value(name):
     tasks = FAMILY.sample([1, 2]).to("meta")
     steps = min(TELEPORT_STEPS) if name in SEARCHES else 8

@@ -49,6 +49,7 @@ from metaopt.tasks.module_tasks import Singles
 from metaopt.tasks.named_task import named_task
 
 FIGURE = "loss.png"
+DEFAULT_ON_TASKS = ("lstm_layerwise", "adamw", "adamw_cosine")
 REPORT = "report.html"
 
 
@@ -141,9 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     family = _tasks(values)
     check_whole("--steps", values.steps)
-    methods = [resolve(name) for name in dict.fromkeys(names or default_methods())]
-    if values.task:
-        methods = [method.for_any_module() for method in methods]
+    names = names or (list(DEFAULT_ON_TASKS) if values.task else default_methods())
+    methods = [resolve(name) for name in dict.fromkeys(names)]
+    methods = [m.for_any_module() if values.task else m.for_chains() for m in methods]
     seeds = check_seeds(parse_seeds(values.seeds, values.problems), "test")
     out = Path(values.out)
     device = pick_device(values.device)

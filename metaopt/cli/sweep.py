@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from metaopt.checks import check_names, check_whole
 from metaopt.cli.common import Parser, guarded, parse, set_threads
-from metaopt.evaluation.methods import BASELINES
+from metaopt.evaluation.methods import BASELINES, chain_methods
 from metaopt.evaluation.progress import progress
 from metaopt.evaluation.sweep import RATES, diverged, lowest_rate, sweep
 from metaopt.tasks import RegressionFamily
@@ -21,7 +21,8 @@ def build_parser() -> Parser:
         prog="python -m metaopt.cli.sweep",
         description="Find the best learning rate of each baseline on validation tasks.",
     )
-    chosen = ",".join(name for name, method in BASELINES.items() if method.rate is not None)
+    known = (name for name in chain_methods() if name in BASELINES)
+    chosen = ",".join(name for name in known if BASELINES[name].rate is not None)
     parser.add_flag("--methods", chosen, "baselines to sweep, separated by commas")
     parser.add_flag("--problems", 32, "number of validation tasks")
     parser.add_flag("--steps", 100, "optimization steps of each run; the last loss counts")

@@ -90,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if done_before:
         print(f"the run in {out} was finished already; nothing was trained")
-    task = "" if values.task and isinstance(named_task(values.task), TaskFamily) else values.task
+    task = values.task
+    if task and isinstance(named_task(task), TaskFamily):
+        task = "MODULE:TASK"  # one of the family's, which the user has to choose
     print(f"best validation score (mean log10 loss): {trainer.best_score:.3f}")
     print(f"skipped meta-steps: {trainer.skipped} of {trainer.skipped + trainer.meta_steps}")
     print(f"checkpoints: {out / BEST}, {out / LAST}")

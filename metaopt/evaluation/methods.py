@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from metaopt.errors import UserError, shown, unknown
+from metaopt.evaluation.ordinary import ORDINARY
 from metaopt.evaluation.per_problem import PerProblemOptimizer
 from metaopt.extras import DISTRIBUTION, installed
 from metaopt.learned.checkpoint import (
@@ -43,8 +44,9 @@ class Method:
             none to choose.
         learned: whether it was meta-trained.
         facts: what its checkpoint says about it.
-        tasks: what it can step at this rate: "any" module; section 5.2's "regressions", for which
-            its default rate was tuned; or "chains" of layers alone, at any rate.
+        on: what it steps: "all" tasks; "chains" of layers, such as section 5.2's, alone; or tasks
+            of any "module", one by one, alone.
+        module_rate: the rate on tasks of any module; None where one has to be chosen.
     """
 
     name: str
@@ -52,7 +54,8 @@ class Method:
     rate: float | None = None
     learned: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
-    tasks: str = "regressions"
+    on: str = "all"
+    module_rate: float | None = None
 
     def __post_init__(self) -> None:
         rate, known = self.rate, isinstance(self.rate, Real) and not isinstance(self.rate, bool)
@@ -68,21 +71,33 @@ class Method:
             )
 
     def for_any_module(self) -> Method:
-        """Return the same, checked to be of use on tasks of any module.
+        """Return the same with its rate for tasks of any module.
 
         Raises:
-            UserError: if it steps chains of layers alone, or if its rate was tuned for section
-                5.2's tasks.
+            UserError: if it steps chains of layers alone, or if its only rate is section 5.2's.
         """
-        if self.tasks == "chains":
+        if self.on == "chains":
             raise UserError(
                 f"expected a method that can step any module, got {shown(self.name)}, which steps "
                 "section 5.2's tasks alone: leave it out"
             )
-        if self.rate is not None and self.tasks != "any":
+        if self.rate is not None and self.module_rate is None:
             raise UserError(
                 f"expected a learning rate for {shown(self.name)}, whose default is for section "
                 f"5.2's tasks, got none: as in {self.name}@1e-3"
+            )
+        return replace(self, rate=self.module_rate)
+
+    def for_chains(self) -> Method:
+        """Return the same, checked to be of use on section 5.2's tasks.
+
+        Raises:
+            UserError: if it steps tasks of any module alone.
+        """
+        if self.on == "module":
+            raise UserError(
+                f"expected a method for section 5.2's tasks, got {shown(self.name)}, which is for "
+                "tasks of any module: name another, or give --task"
             )
         return self
 
@@ -123,6 +138,26 @@ def _single(kind: type[torch.optim.Optimizer], **options: Any) -> Build:
         )
 
     return build
+
+
+def _ordinary(name: str) -> Method:
+    """An optimizer of networks, for tasks of any module."""
+    entry = ORDINARY[name]
+
+    def build(tasks: TaskBatch, rate: float) -> torch.optim.Optimizer:
+        if not isinstance(tasks, SingleTask):
+            BASELINES[name].for_chains()
+            raise TypeError(f"expected a SingleTask for {name}, got {type(tasks).__name__}")
+        return entry.optimizer(tasks.network, tasks.total_steps, rate)
+
+    return Method(name, build, entry.rate, on="module", module_rate=entry.rate)
+
+
+def _muon(tasks: TaskBatch, rate: float) -> torch.optim.Optimizer:
+    """Muon for the matrices of a batch; in a module, with AdamW beside it and a cosine."""
+    if isinstance(tasks, SingleTask):
+        return ORDINARY["muon"].optimizer(tasks.network, tasks.total_steps, rate)
+    return _single(torch.optim.Muon, weight_decay=0.0)(tasks, rate)
 
 
 def _from_extra(kind: str, **options: Any) -> Build:
@@ -212,13 +247,14 @@ BASELINES.update(
         Method("lbfgs", _single(torch.optim.LBFGS, max_iter=1, history_size=20), 1.0),
         Method("lbfgs_wolfe", _single(RestartingLBFGS), 3.0),
         Method("kfac", kfac(), 1.0),
-        Method("muon", _single(torch.optim.Muon, weight_decay=0.0), 0.2),
-        Method("levenberg_marquardt", LevenbergMarquardt, 1e-3, tasks="chains"),
-        Method("gd_tele", _teleporting(_SGD, 0.01), 3e-4, tasks="chains"),
-        Method("momentum_tele", _teleporting(_MOMENTUM, 0.01), 5e-5, tasks="chains"),
-        Method("adagrad_tele", _teleporting(_ADAGRAD, 0.01), 2.0, tasks="chains"),
-        Method("rmsprop_tele", _teleporting(_RMSPROP, 0.01), 0.3, tasks="chains"),
-        Method("adam_tele", _teleporting(_ADAM, 0.01), 0.7, tasks="chains"),
+        Method("muon", _muon, 0.2, module_rate=ORDINARY["muon"].rate),
+        *(_ordinary(name) for name in ORDINARY if name != "muon"),
+        Method("levenberg_marquardt", LevenbergMarquardt, 1e-3, on="chains"),
+        Method("gd_tele", _teleporting(_SGD, 0.01), 3e-4, on="chains"),
+        Method("momentum_tele", _teleporting(_MOMENTUM, 0.01), 5e-5, on="chains"),
+        Method("adagrad_tele", _teleporting(_ADAGRAD, 0.01), 2.0, on="chains"),
+        Method("rmsprop_tele", _teleporting(_RMSPROP, 0.01), 0.3, on="chains"),
+        Method("adam_tele", _teleporting(_ADAM, 0.01), 0.7, on="chains"),
     )
 )
 
@@ -231,6 +267,15 @@ if installed("pytorch_optimizer"):  # the extra "studies"
 def known_methods() -> list[str]:
     """Return the names of all methods: baselines, then shipped learned optimizers."""
     return [*BASELINES, *pretrained_names()]
+
+
+def chain_methods() -> list[str]:
+    """Return the names of the methods that step section 5.2's tasks."""
+    return [name for name in known_methods() if name not in BASELINES or not _of_modules(name)]
+
+
+def _of_modules(name: str) -> bool:
+    return BASELINES[name].on == "module"
 
 
 def default_methods() -> list[str]:
@@ -296,9 +341,7 @@ def resolve(text: str) -> Method:
         rate = float(rate_text)
     except ValueError:
         rate = math.nan
-    method = BASELINES[name]
-    tasks = "chains" if method.tasks == "chains" else "any"
-    return replace(method, name=text, rate=rate, tasks=tasks)
+    return replace(BASELINES[name], name=text, rate=rate, module_rate=rate)
 
 
 def describe(method: Method) -> dict[str, Any]:

@@ -87,6 +87,10 @@ STYLES = {
     "kfac": Style(3, 3, 6),
     "muon": Style(3, 2, 6),
     "soap": Style(7, 3, 3),
+    "adamw": Style(7, 2, 5),
+    "adamw_cosine": Style(2, 1, 5),
+    "sgd_cosine": Style(4, 2, 1),
+    "schedule_free": Style(5, 3, 0),
 }
 """Of known methods: one colour a base optimizer, dashes where it teleports."""
 

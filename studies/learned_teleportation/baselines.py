@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from metaopt.evaluation.methods import BASELINES
+from metaopt.evaluation.methods import BASELINES, chain_methods
 from metaopt.evaluation.sweep import lowest_rate
 from metaopt.tasks import RegressionFamily
 from studies.learned_teleportation.curves import Curves, measure
@@ -64,7 +64,8 @@ class Baselines:
         self.steps = steps
         self.validation_seeds = validation
         self.test_seeds = test
-        self.names = list(BASELINES if names is None else names)
+        every = (name for name in chain_methods() if name in BASELINES)
+        self.names = list(every if names is None else names)
         self.rates = {
             name: list(DAMPINGS)
             if name in SECOND_ORDER
