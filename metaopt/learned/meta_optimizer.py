@@ -16,6 +16,7 @@ from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.observation import TINY, Observation, SeenLoss
 from metaopt.learned.spec import MetaOptimizerSpec as MetaOptimizerSpec
 from metaopt.learned.state import State as State
+from metaopt.roles import Role
 from metaopt.symmetry import Element, LayerChain, LayerInput, Site, Teleportation, chain_orbit
 from metaopt.symmetry.teleportation import ChainOutputs
 
@@ -37,6 +38,8 @@ class StepInput(NamedTuple):
         trust: the factor of both f_t and T_t (:mod:`metaopt.learned.trust`).
         losses: the loss of each task, where a forward pass gives it.
         loss: what is known of the loss, as rules see it.
+        roles: what each parameter is for, where it is known.
+        total_steps: how many steps the run is going to have; 0 if it is not known.
     """
 
     parameters: Sequence[Tensor]
@@ -50,6 +53,8 @@ class StepInput(NamedTuple):
     trust: float = 1.0
     losses: Tensor | None = None
     loss: SeenLoss | None = None
+    roles: Sequence[Role] | None = None
+    total_steps: int = 0
 
     def observed(self, chain: LayerChain, x: Tensor) -> Observation:
         """Return what m1 and m2 see of a chain of layers.
@@ -67,6 +72,8 @@ class StepInput(NamedTuple):
             self.loss,
             self.rate * self.trust,
             self.absent,
+            self.roles,
+            self.total_steps,
         )
 
     def updated(self, update: Sequence[Tensor], batch_dims: int = 0) -> list[Tensor]:

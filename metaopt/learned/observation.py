@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metaopt.output_loss import SQUARE, OutputLoss
+from metaopt.roles import Role
 from metaopt.symmetry.chain import NO_CHAIN, Layer, LayerChain
 
 TINY = 1e-30  # keeps a division by a vanished scale finite in float32
@@ -62,6 +63,10 @@ class Observation:
         rate: the factor that f is going to be multiplied by.
         absent: places of the parameters that stay where they are, whatever f is.
         given_gradients: the gradients in the dtype that they came in.
+        roles: what each parameter is for, where it is known.
+        total_steps: how many steps the run is going to have; 0 if it is not known.
+        weight_decay: by how much of the length of f the weights are drawn to 0, for rules that step
+            in place.
     """
 
     chain: LayerChain
@@ -74,6 +79,9 @@ class Observation:
     rate: float = 1.0
     absent: frozenset[int] = frozenset()
     given_gradients: Sequence[Tensor] | None = None
+    roles: Sequence[Role] | None = None
+    total_steps: int = 0
+    weight_decay: float = 0.0
 
     @classmethod
     def of(
@@ -86,6 +94,8 @@ class Observation:
         loss: SeenLoss | None = None,
         rate: float = 1.0,
         absent: frozenset[int] = frozenset(),
+        roles: Sequence[Role] | None = None,
+        total_steps: int = 0,
     ) -> Observation:
         """Return what is seen of a chain of layers.
 
@@ -100,6 +110,8 @@ class Observation:
             loss: what is known of the loss, with gradients in its unit.
             rate: the factor that f is going to be multiplied by.
             absent: places of the parameters that stay where they are.
+            roles: what each parameter is for, where it is known.
+            total_steps: how many steps the run is going to have; 0 if it is not known.
         """
         if not second_order:
             parameters, gradients = (
@@ -115,11 +127,18 @@ class Observation:
             rate=rate,
             absent=absent,
             given_gradients=gradients,
+            roles=roles,
+            total_steps=total_steps,
         )
 
     @classmethod
     def loose(
-        cls, parameters: Sequence[Tensor], gradients: Sequence[Tensor], scales: Sequence[Tensor]
+        cls,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        scales: Sequence[Tensor],
+        roles: Sequence[Role] | None = None,
+        total_steps: int = 0,
     ) -> Observation:
         """Return what is seen of parameters that are no chain of layers; it has no graph.
 
@@ -127,6 +146,8 @@ class Observation:
             parameters: in order.
             gradients: one for each parameter, of its shape.
             scales: the Gauss-Newton scale of each, a scalar; none for an m1 that asks for none.
+            roles: what each parameter is for, where it is known.
+            total_steps: how many steps the run is going to have; 0 if it is not known.
         """
         return cls(
             NO_CHAIN,
@@ -134,6 +155,8 @@ class Observation:
             [gradient.detach().float() for gradient in gradients],
             parameters[0].new_empty(0, dtype=torch.float32),
             given_scales=scales,
+            roles=roles,
+            total_steps=total_steps,
         )
 
     @cached_property

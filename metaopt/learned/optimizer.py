@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaopt.checks import check_whole
 from metaopt.errors import UserError, unknown
 from metaopt.learned.checkpoint import load_meta_optimizer
 from metaopt.learned.forward_record import ForwardRecord, ForwardRecorder
@@ -20,6 +21,7 @@ from metaopt.learned.meta_optimizer import MetaOptimizer, State, StepInput
 from metaopt.learned.module_stepper import NONE, OF_THE_LOSS, RESCALING, ModuleStepper
 from metaopt.learned.state import KeptState, PerParameter
 from metaopt.learned.stepper import GradientStepper, Stepper, TaskStepper, as_real
+from metaopt.roles import roles_of
 from metaopt.symmetry import Teleportation
 from metaopt.symmetry.auto import AUTO
 from metaopt.target import (
@@ -32,7 +34,7 @@ from metaopt.target import (
 )
 from metaopt.wrappers import unwrapped
 
-DEFAULTS = {"lr": 1.0, "weight_decay": 0.0, "maximize": False, "skipped": 0}
+DEFAULTS = {"lr": 1.0, "weight_decay": 0.0, "maximize": False, "total_steps": 0, "skipped": 0}
 OF_OTHERS = ("betas", "momentum", "dampening", "eps", "alpha")  # options of torch's optimizers
 
 
@@ -62,6 +64,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             ``-lr * weight_decay * rho * w`` to a tensor w, with rho = ||f_t|| / ||w||. So 0.01
             draws the weights to 0 by 1 % of the length of each step, at any learned rate.
         maximize: whether to raise the loss; an option of a group too.
+        total_steps: how many steps the run is going to have, for rules that anneal their steps
+            towards its end; 0 if it is not known.
 
     Attributes:
         teleportation: the move of the last step, or None.
@@ -94,8 +98,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         *,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        total_steps: int = 0,
     ) -> None:
         check_option("lr", lr)
+        check_whole("total_steps", total_steps, 0)
         check_option("weight_decay", weight_decay)
         target = target_of(model, sites) if isinstance(model, nn.Module) else None
         network = target is not None and target.needs_batch
@@ -118,6 +124,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.recorder = ForwardRecorder(self.model)
         own_parameters = model.parameters() if isinstance(model, nn.Module) else model
         own = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+        own["total_steps"] = total_steps
         super().__init__(own_parameters, DEFAULTS | own)
         self._per_parameter = PerParameter(self.state)
         self._places: dict[int, tuple[list[tuple[int, torch.Size]], KeptState]] = {}
@@ -136,7 +143,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if action not in choices:
             raise UserError(unknown("an action", action, choices))
         target.trainable()  # refuses a model without any
-        return GradientStepper(list(target.model.parameters()), self.meta)
+        parameters = dict(target.model.named_parameters())
+        roles = roles_of(target.model)
+        return GradientStepper(
+            list(parameters.values()), self.meta, [roles[name] for name in parameters]
+        )
 
     @property
     def learned_states(self) -> list[State]:
@@ -214,7 +225,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 continue
             self._follow(parameters[0].device)
             now = self._input(stepper, parameters, group, seen, scale)
-            advanced = stepper.advance(self.meta, now, self._state_of(index, parameters))
+            state = self._state_of(index, parameters)
+            if stepper.steps_in_place(self.meta):
+                self._step_in_place(index, parameters, now, state)
+                continue
+            advanced = stepper.advance(self.meta, now, state)
             if stepper.skips_not_finite and not _finite(advanced.parameters):
                 group["skipped"] += 1
                 continue  # as if it had not been asked for
@@ -222,10 +237,24 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 for parameter, value in zip(parameters, advanced.parameters, strict=True):
                     as_real(parameter).copy_(value)
             self._keep(index, parameters, advanced.state)
-            for parameter in parameters:  # tools ask for an entry of each parameter
-                self.state[parameter].setdefault("step", _count(0))
-            torch._foreach_add_([self.state[parameter]["step"] for parameter in parameters], 1)
+            self._count(parameters)
             self.teleportation = self.teleportation or advanced.teleportation
+
+    def _step_in_place(
+        self, index: int, parameters: Sequence[nn.Parameter], now: StepInput, state: State
+    ) -> None:
+        following = self.steppers[index].step_(self.meta, now, state)
+        if following is None:
+            self.param_groups[index]["skipped"] += 1
+            return
+        self._keep(index, parameters, following)
+        self._count(parameters)
+
+    def _count(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Count a step of each parameter; tools ask for an entry of each."""
+        for parameter in parameters:
+            self.state[parameter].setdefault("step", _count(0))
+        torch._foreach_add_([self.state[parameter]["step"] for parameter in parameters], 1)
 
     def _input(
         self,
@@ -257,6 +286,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             frozen=stepper.frozen(),
             weight_decay=float(group["weight_decay"]),
             losses=stepper.losses(seen),
+            total_steps=int(group["total_steps"]),
         )
 
     def _check_options(self, groups: Iterable[dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from metaopt.learned import (  # noqa: F401  these register rules
     kfac,
     layerwise,
     spectral,
+    tensorwise,
     whitening,
 )
 from metaopt.learned.element import ELEMENT_RULES, ElementConfig, ElementRule
@@ -34,9 +35,9 @@ class MetaOptimizerSpec(Settings):
 
     Attributes:
         update: the update rule m1, which proposes the step f of the weights. "coordinatewise" has
-            an LSTM for each weight, "layerwise" sees statistics of each layer, "step_size" learns
-            the step size of gradient descent. The "flat" ones see all weights of a network of one
-            size at once, as in the paper.
+            an LSTM for each weight, "tensorwise" and "layerwise" see statistics of each tensor,
+            "step_size" learns the step size of gradient descent. The "flat" ones see all weights
+            of a network of one size at once, as in the paper.
         element: the element rule m2, which proposes the T of the group element g = exp(T).
             "spectral" works on the eigen-directions of the hidden features, "coordinatewise" on
             the entries of T, "flat" on all entries of one size at once, as in the paper. "none"

@@ -24,11 +24,13 @@ class Columns(NamedTuple):
         name: of its entries, such as "h1".
         dim: the dimension that is divided.
         sizes: how long the part of each is, in order.
+        owner: place of the one parameter that it belongs to; None if it is divided.
     """
 
     name: str
-    dim: int
-    sizes: Sequence[int]
+    dim: int = 0
+    sizes: Sequence[int] = ()
+    owner: int | None = None
 
 
 class Kept(NamedTuple):
@@ -73,7 +75,12 @@ def kept_of(
     """
     if columns is None:
         return [Kept(f"{name}_{index}", owners[:1]) for index in range(len(start()))]
-    return [Kept(f"{name}_{own.name}", owners, own.dim, own.sizes) for own in columns]
+    return [
+        Kept(f"{name}_{own.name}", owners, own.dim, own.sizes)
+        if own.owner is None
+        else Kept(f"{name}_{own.name}", [owners[own.owner]])
+        for own in columns
+    ]
 
 
 class PerParameter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, final
 
@@ -16,7 +17,9 @@ from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.meta_optimizer import Advanced, MetaOptimizer, StepInput
 from metaopt.learned.observation import Observation, SeenLoss
 from metaopt.learned.state import Kept, KeptState, State, kept_of
+from metaopt.learned.update import InPlace
 from metaopt.output_loss import NORM, SOFTMAX, SQUARE, OutputLoss
+from metaopt.roles import Role
 from metaopt.symmetry.chain import NO_CHAIN, LayerChain
 from metaopt.target import TaskTarget
 
@@ -85,6 +88,27 @@ class Stepper(ABC):
             state: the state before the step; it is not changed.
         """
 
+    def step_(self, meta: MetaOptimizer, now: StepInput, state: State) -> State | None:
+        """Change the parameters in place, for rules that can.
+
+        Args:
+            meta: the meta-optimizer.
+            now: what the step is made from.
+            state: before the step. It is used up.
+
+        Returns:
+            The next state; None where the step was not made, as a gradient is not finite.
+        """
+        raise NotImplementedError
+
+    def steps_in_place(self, meta: MetaOptimizer) -> bool:
+        """Return whether :meth:`step_` can be used.
+
+        Args:
+            meta: the meta-optimizer.
+        """
+        return False
+
     def functional_form(self) -> Stepper:
         """Return the stepper of the differentiable optimizer, which counts its own steps."""
         return self
@@ -108,6 +132,7 @@ class TaskStepper(Stepper):
         self.target = target
         self.parameters = target.parameters(target.names)
         self.output_loss: OutputLoss = getattr(target.model, "output_loss", SQUARE)
+        self.roles: Sequence[Role] | None = getattr(target.model, "roles", None)
         self._exact: dict[str, bool] = {}  # whether an action is exact on the tasks' data
 
     def init_state(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> State:
@@ -126,6 +151,8 @@ class TaskStepper(Stepper):
         """See :meth:`Stepper.advance`."""
         if meta.update.sees_losses and now.losses is not None:
             now = self._with_loss(now, now.losses.detach())
+        steps = getattr(self.target.model, "total_steps", 0)
+        now = now._replace(roles=self.roles, total_steps=steps)
         chain, layer_input = self.target.chain, self.target.layer_input
         return meta.advance(chain, layer_input, now, state, self._teleports(meta))
 
@@ -176,13 +203,20 @@ class GradientStepper(Stepper):
     Args:
         parameters: those that may be stepped, in order.
         meta: the meta-optimizer that is going to step them.
+        roles: what each parameter is for, where it is known.
 
     Raises:
         UserError: if its m1 needs a chain of layers.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], meta: MetaOptimizer) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        meta: MetaOptimizer,
+        roles: Sequence[Role] | None = None,
+    ) -> None:
         check_loose(meta)
+        self.roles = None if roles is None else dict(zip(map(id, parameters), roles, strict=True))
         self.parameters = list(parameters)
         divided = meta.update.columns(NO_CHAIN, list(map(as_real, self.parameters)))
         self.apart = divided is not None  # else m1 has one state for all, which fits these alone
@@ -213,13 +247,41 @@ class GradientStepper(Stepper):
             return {"update": update}
         return {"update": update, "largest": kept_largest(parameters)}
 
+    def steps_in_place(self, meta: MetaOptimizer) -> bool:
+        """See :meth:`Stepper.steps_in_place`."""
+        return isinstance(meta.update, InPlace)
+
+    def step_(self, meta: MetaOptimizer, now: StepInput, state: State) -> State | None:
+        """See :meth:`Stepper.step_`."""
+        assert isinstance(meta.update, InPlace)
+        loose = Observation.loose(
+            now.parameters, now.gradients, [], self._roles_of(now), now.total_steps
+        )
+        seen = replace(
+            loose,
+            as_given=(now.parameters, loose.x),
+            rate=now.rate * now.trust,
+            weight_decay=now.weight_decay,
+        )
+        following = meta.update.step_(seen, state["update"])
+        return None if following is None else {**state, "update": following}
+
+    def _roles_of(self, now: StepInput) -> list[Role] | None:
+        if self.roles is None:
+            return None
+        stepped = self.parameters  # all, or those that have a gradient
+        if len(now.parameters) < len(stepped):
+            stepped = self.active()
+        return [self.roles[id(p)] for p in stepped]
+
     def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
         """See :meth:`Stepper.advance`."""
         following = dict(state)
         if "largest" in state:
             loose, following["largest"] = loosely(now.parameters, now.gradients, state["largest"])
         else:
-            loose = Observation.loose(now.parameters, now.gradients, [])
+            roles, steps = self._roles_of(now), now.total_steps
+            loose = Observation.loose(now.parameters, now.gradients, [], roles, steps)
         update, following["update"] = meta.update.propose(loose, state["update"])
         return Advanced(now.updated(update), following, None)
 

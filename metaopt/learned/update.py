@@ -80,6 +80,23 @@ class UpdateRule(nn.Module, ABC):
         """
 
 
+class InPlace(ABC):
+    """What an update rule can do that also steps in place, at less memory and expense."""
+
+    @abstractmethod
+    def step_(self, seen: Observation, state: RuleState) -> RuleState | None:
+        """Change the parameters as :meth:`UpdateRule.propose` says, times the rate.
+
+        Args:
+            seen: what is seen at w_t, of one network; :attr:`Observation.as_given` has the
+                parameters to change.
+            state: before the step. It is used up.
+
+        Returns:
+            The next state; None where the gradients are not finite, and nothing was changed.
+        """
+
+
 class UpdateConfig(RuleConfig, ABC):
     """The config of an update rule (m1); a subclass is a frozen dataclass of checked fields."""
 

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaopt.errors import UserError, cut
 from metaopt.randomness import same_randomness
+from metaopt.roles import roles_of
 from metaopt.symmetry.functional import FunctionalForm, evaluating
 from metaopt.tasks.module_tasks import LOSS, ModuleTasks, mean_of, seed_of_step
 from metaopt.tasks.seeds import generators
@@ -72,6 +73,8 @@ class StackedTasks(ModuleTasks):
                 self.register_buffer(key, value)
         # In a tuple, as the module is none of this one's.
         self._form = (FunctionalForm(shell, [*self._owned, *self._frozen, *self._state]),)
+        known = roles_of(networks[0])
+        self.roles = [known[name.removeprefix("network.")] for name in self._owned]
         self.together: bool | None = None
         self._stacked: dict[tuple[str, int], list[Any]] = {}
         self._recent: dict[int, StackedBatch] = {}

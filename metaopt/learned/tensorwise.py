@@ -1,0 +1,408 @@
+"""m1 (the update network) a tensor at a time, for networks of any size on minibatches.
+
+Each parameter is stepped along two directions. One is Adam's (Kingma and Ba, 2015), m / sqrt(v).
+The other, for matrices between layers, is the momentum made orthogonal by Newton-Schulz iterations,
+as in Muon (Jordan et al., 2024). Both are scaled so that a step changes what the layer gives by as
+much at any width. A small LSTM sees statistics of each tensor and says how long the step is and how
+the directions are mixed. To control hand-designed features tensor by tensor is the idea of VeLO
+(Metz et al., 2022) and Celo (Moudgil et al., 2025).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from metaopt.learned.fields import LSTMFields
+from metaopt.learned.observation import Observation
+from metaopt.learned.state import Columns
+from metaopt.learned.update import UPDATE_RULES, InPlace, RuleState, UpdateConfig, UpdateRule
+from metaopt.roles import EMBEDDING, HIDDEN, KINDS, OUTPUT, VECTOR, Role, role_of_shape
+from metaopt.symmetry.chain import LayerChain
+
+MOMENTUM, SQUARE, LONG = 0.9, 0.99, 0.98  # decays of m, v, and of the mean ||g||^2
+RATES = {HIDDEN: 0.02, OUTPUT: 0.02, EMBEDDING: 0.01, VECTOR: 0.005}  # where the head gives 0
+WARM_UP = 10  # steps
+WIDEST = 256  # smaller side of a matrix that is made orthogonal: beyond, it costs too much
+ITERATIONS = 4
+SURPRISE = 2.0  # a gradient so many times longer than usual shortens the step
+QUINTIC = (3.4445, -4.7750, 2.0315)
+EPS = 1e-24
+NUMBERS = ("steps", "momentum_norm", "long", "first_norm", "path")  # kept of each tensor
+CHANNELS = 18
+OUTPUTS = 3
+
+
+class Column(NamedTuple):
+    """What is kept of each tensor and task, ``(tensors * tasks,)`` each.
+
+    Attributes:
+        steps: how many steps it has made.
+        momentum: ||m||^2.
+        long: the mean ||g||^2, not corrected for its start.
+        first: ||w||^2 before the first step.
+        path: the sum of the lengths of its steps.
+    """
+
+    steps: Tensor
+    momentum: Tensor
+    long: Tensor
+    first: Tensor
+    path: Tensor
+
+
+@final
+class TensorwiseUpdate(InPlace, UpdateRule):
+    """m1 a tensor at a time: Adam's direction and orthogonal momentum, mixed and scaled by an LSTM.
+
+    f = -r w(t) ((1 - a) A / sqrt(n) + a O sqrt(max(1, m / n))) for an (m, n) matrix between layers,
+    with A = l / sqrt(v), O the orthogonal factor of l, l between the momentum and the gradient, and
+    r, a and l from the LSTM. For other tensors f = -r w(t) A. w(t) rises over ten steps, and falls
+    in a line to 0 at ``total_steps`` where that is known. f does not depend on the scale of the
+    loss.
+
+    The state is that of the LSTM, five numbers of each tensor, and m and v of each tensor.
+
+    Args:
+        config: its fields.
+        generator: of the initial weights.
+    """
+
+    sees_layers: ClassVar[bool] = False
+
+    def __init__(self, config: TensorwiseConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.lstm = config.lstm(CHANNELS, OUTPUTS, generator)
+        self.lstm.zero_head()
+
+    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
+        """See :meth:`UpdateRule.init_state`."""
+        tasks = parameters[0].shape[: chain.batch_dims].numel()
+        columns = len(parameters) * tasks
+        numbers = torch.zeros(
+            len(NUMBERS), columns, dtype=torch.float32, device=parameters[0].device
+        )
+        moments = [
+            torch.zeros_like(p, dtype=torch.float32, requires_grad=False)
+            for p in parameters
+            for _ in range(2)
+        ]
+        return [*self.lstm.init_state(columns), numbers, *moments]
+
+    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
+        """See :meth:`UpdateRule.columns`."""
+        tasks = parameters[0].shape[: chain.batch_dims].numel()
+        sizes = [tasks] * len(parameters)
+        return [
+            *self.lstm.columns(sizes),
+            Columns("numbers", 1, sizes),
+            *(
+                Columns(name, owner=index)
+                for index in range(len(parameters))
+                for name in ("momentum", "square")
+            ),
+        ]
+
+    def propose(self, seen: Observation, state: RuleState) -> tuple[list[Tensor], RuleState]:
+        """See :meth:`UpdateRule.propose`."""
+        own = 2 * len(self.lstm.layers)
+        before, gradients, dims = state[own + 1 :], seen.gradients, seen.batch_dims
+        momenta = [m.lerp(g, 1 - MOMENTUM) for m, g in zip(before[::2], gradients, strict=True)]
+        squares = [
+            v.lerp(g.square(), 1 - SQUARE) for v, g in zip(before[1::2], gradients, strict=True)
+        ]
+        energies = Energies(
+            _energies([g.detach() for g in gradients], dims),
+            _energies([m.detach() for m in momenta], dims),
+            _energies(seen.numbers.parameters, dims),
+        )
+        facts = _facts(seen)
+        column, following, gains = self._gains(facts, energies, state)
+        updates = [
+            _parts(facts.roles[index], gains, index, gradients[index], m, v).update()
+            for index, (m, v) in enumerate(zip(momenta, squares, strict=True))
+        ]
+        pairs = zip(momenta, squares, strict=True)
+        return updates, [*following, column, *(tensor for pair in pairs for tensor in pair)]
+
+    def step_(self, seen: Observation, state: RuleState) -> RuleState | None:
+        """See :meth:`UpdateRule.step_`; the moments of the state are changed too."""
+        own = 2 * len(self.lstm.layers)
+        momenta, squares = state[own + 1 :: 2], state[own + 2 :: 2]
+        energy = _energies(seen.gradients, 0)
+        if not bool(energy.isfinite().all()):
+            return None
+        gradients = list(seen.gradients)
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        torch._foreach_mul_(squares, SQUARE)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - SQUARE)
+        energies = Energies(energy, _energies(momenta, 0), _energies(seen.parameters, 0))
+        facts = _facts(seen)
+        column, following, gains = self._gains(facts, energies, state)
+        assert seen.as_given is not None
+        for index, parameter in enumerate(seen.as_given[0]):
+            role, m, v = facts.roles[index], momenta[index], squares[index]
+            parts = _parts(role, gains, index, gradients[index], m, v)
+            plain = parameter.dtype == torch.float32 and not seen.weight_decay
+            if plain and parts.orthogonal is None:
+                parameter.addcdiv_(parts.numerator, parts.root, value=-seen.rate)
+                continue
+            update = parts.update()
+            if seen.weight_decay:
+                length = torch.linalg.vector_norm(update) / (energies.weights[index].sqrt() + EPS)
+                update.sub_(seen.weight_decay * length * seen.parameters[index])
+            parameter.add_(update.to(parameter.dtype), alpha=seen.rate)
+        moments = [tensor for pair in zip(momenta, squares, strict=True) for tensor in pair]
+        return [*following, column, *moments]
+
+    def _gains(
+        self, facts: Facts, energies: Energies, state: RuleState
+    ) -> tuple[Tensor, RuleState, Gains]:
+        """The numbers of each tensor and the LSTM's state after this step, and what it says."""
+        own = 2 * len(self.lstm.layers)
+        channels, column = _channels(facts, energies, Column(*state[own]))
+        output, following = self.lstm(channels, state[:own])
+        gains = _gains(facts, energies, column, output)
+        # As long as a step would be of a direction whose entries are 1.
+        lengths = gains.rate.detach().reshape(-1) * facts.sizes
+        column = column._replace(path=column.path + lengths)
+        return torch.stack(column), following, gains
+
+
+@UPDATE_RULES.register("tensorwise")
+@dataclass(frozen=True)
+class TensorwiseConfig(LSTMFields, UpdateConfig):
+    """The config of an m1 that steps a tensor at a time, for networks of any size."""
+
+    @property
+    def needs_chain(self) -> bool:
+        """See :attr:`RuleConfig.needs_chain`; no."""
+        return False
+
+    def build(self, generator: torch.Generator) -> TensorwiseUpdate:
+        """See :meth:`UpdateConfig.build`."""
+        return TensorwiseUpdate(self, generator)
+
+
+def orthogonal(role: Role) -> bool:
+    """Return whether the momentum of a parameter is made orthogonal.
+
+    Args:
+        role: of the parameter.
+    """
+    return role.kind == HIDDEN and role.mixes and min(role.rows, role.fan_in) <= WIDEST
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """Return a matrix with singular values near 1 and the same singular vectors.
+
+    Args:
+        matrix: ``(*batch, rows, columns)``.
+
+    Returns:
+        Of the same shape. Singular values above a hundredth of the Frobenius norm are in about
+        [0.5, 1.3] after four iterations.
+
+    Source: Jordan et al. (2024), Muon.
+    """
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x: Tensor = matrix.mT if tall else matrix
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + EPS)
+    a, b, c = QUINTIC
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Facts(NamedTuple):
+    """What stays the same over a run.
+
+    Attributes:
+        roles: of the parameters.
+        batch: the dimensions that count tasks.
+        dims: how many dimensions each parameter has beside them.
+        total_steps: of the run; 0 if it is not known.
+        rows: channels that stay, ``(channels, tensors * tasks)``: the logarithms of the fan-in and
+            of the number of entries, the kind, whether it is made orthogonal, and its place.
+        scales: the fan-in over the number of entries, ``(tensors * tasks,)``.
+        sizes: the length of a step of rate 1 along a direction whose entries are 1.
+    """
+
+    roles: Sequence[Role]
+    batch: torch.Size
+    dims: Sequence[int]
+    total_steps: int
+    rows: Tensor
+    scales: Tensor
+    sizes: Tensor
+
+
+class Energies(NamedTuple):
+    """Sums of squares of each tensor and task, ``(tensors * tasks,)`` each.
+
+    Attributes:
+        gradients: of the gradients.
+        momenta: of the momenta after this step.
+        weights: of the weights before it.
+    """
+
+    gradients: Tensor
+    momenta: Tensor
+    weights: Tensor
+
+
+class Gains(NamedTuple):
+    """What is said of each tensor, ``(tensors, *batch)`` each.
+
+    Attributes:
+        rate: the length of the step.
+        begun: what corrects both moments for their start.
+        mix: the part of the orthogonal direction.
+        look: how far the momentum is moved to the gradient.
+        dims: how many dimensions each parameter has beside those that count tasks.
+    """
+
+    rate: Tensor
+    begun: Tensor
+    mix: Tensor
+    look: Tensor
+    dims: Sequence[int]
+
+
+def _facts(seen: Observation) -> Facts:
+    dims = seen.batch_dims
+    shapes = [parameter.shape for parameter in seen.parameters]
+    roles = seen.roles or [role_of_shape(shape[dims:]) for shape in shapes]
+    batch = shapes[0][:dims]
+    entries = [max(shape[dims:].numel(), 1) for shape in shapes]
+    fixed = [
+        [math.log(role.fan_in) / 4 for role in roles],
+        [math.log(n) / 8 for n in entries],
+        *([float(role.kind == kind) for role in roles] for kind in KINDS[:3]),
+        [float(orthogonal(role)) for role in roles],
+        [index / len(roles) for index in range(len(roles))],
+        [role.fan_in / n for role, n in zip(roles, entries, strict=True)],
+        [(n / _width(role)) ** 0.5 for role, n in zip(roles, entries, strict=True)],
+    ]
+    rows = seen.parameters[0].new_tensor(fixed).repeat_interleave(batch.numel(), dim=1)
+    own = [len(shape) - dims for shape in shapes]
+    return Facts(roles, batch, own, seen.total_steps, rows[:-2], rows[-2], rows[-1])
+
+
+def _width(role: Role) -> float:
+    """What divides the square of a step's entries: the fan-in of a matrix."""
+    return role.fan_in if role.kind in (HIDDEN, OUTPUT) else 1.0
+
+
+def _channels(facts: Facts, energies: Energies, column: Column) -> tuple[Tensor, Column]:
+    """What the LSTM sees, ``(channels, tensors * tasks)``, and the numbers after this step."""
+    energy, momentum, size = energies
+    steps, count, b = column.steps + 1, len(facts.roles), MOMENTUM
+    first = torch.where(column.steps == 0, size, column.first)
+    long = LONG * column.long + (1 - LONG) * energy
+    mean = long / (1 - LONG**steps)
+    # ||m'||^2 = b^2 ||m||^2 + 2 b (1 - b) m.g + (1 - b)^2 ||g||^2 gives m.g without a pass.
+    product = (momentum - b * b * column.momentum - (1 - b) ** 2 * energy) / (2 * b * (1 - b))
+    turning = product / (energy * column.momentum + EPS).sqrt()
+    signal = momentum / ((1 - b**steps) ** 2 * mean + EPS)
+    known = float(facts.total_steps > 0)
+    progress = (steps / max(facts.total_steps, 1)).clamp(max=1.0) * known
+    channels = (
+        turning.clamp(-1, 1),
+        _log(signal, -8, 2),
+        _log(energy / (mean + EPS), -5, 5),
+        _log(_whole(energy, count) / (_whole(mean, count) + EPS), -5, 5),
+        _log(size * facts.scales, -8, 8) / 2,
+        _log(size / (first + EPS), -5, 5),
+        _log(column.path.square() / (first + EPS), -8, 8) / 2,
+        *facts.rows,
+        steps.log10() / 3,
+        progress,
+        torch.full_like(steps, known),
+        torch.full_like(steps, math.log10(max(facts.total_steps, 1)) / 4),
+    )
+    return torch.stack(channels), Column(steps, momentum, long, first, column.path)
+
+
+def _gains(facts: Facts, energies: Energies, column: Column, output: Tensor) -> Gains:
+    steps, count = column.steps, len(facts.roles)
+    rise = (steps / WARM_UP).clamp(max=1.0)
+    total = facts.total_steps
+    fall = (1 - (steps - 1) / total).clamp(min=0.0) if total else 1.0
+    # Where gradients grow at once, a step before was too long.
+    mean = _whole(column.long / (1 - LONG**steps), count)
+    trust = (SURPRISE * (mean / (_whole(energies.gradients, count) + EPS)).sqrt()).clamp(max=1.0)
+    usual = energies.gradients.new_tensor([RATES[role.kind] for role in facts.roles])
+    rate = rise * fall * trust * (3 * torch.tanh(output[0] / 3)).exp()
+    rate = rate * usual.repeat_interleave(facts.batch.numel())
+    # Both moments are corrected for their start: A = l sqrt(1 - b^t) / (1 - b^t) / sqrt(v).
+    begun = (1 - SQUARE**steps).sqrt() / (1 - MOMENTUM**steps)
+    mix, look = torch.sigmoid(output[1]), torch.sigmoid(output[2] - 2)
+    rate, begun, mix, look = (own.reshape(count, *facts.batch) for own in (rate, begun, mix, look))
+    return Gains(rate, begun, mix, look, facts.dims)
+
+
+class Parts(NamedTuple):
+    """The parts of f = -(numerator / root + orthogonal) of one parameter.
+
+    Attributes:
+        numerator: between the momentum and the gradient.
+        root: sqrt(v) over the length of the step, so that the length costs no pass of its own.
+        orthogonal: the orthogonal direction times its length; None where there is none.
+    """
+
+    numerator: Tensor
+    root: Tensor
+    orthogonal: Tensor | None
+
+    def update(self) -> Tensor:
+        """Return f."""
+        adam = self.numerator / self.root
+        return -adam if self.orthogonal is None else -(adam + self.orthogonal)
+
+
+def _parts(
+    role: Role, gains: Gains, index: int, gradient: Tensor, momentum: Tensor, square: Tensor
+) -> Parts:
+    batch = gains.rate.shape[1:]
+    alike = batch + (1,) * gains.dims[index]
+    rate, begun, mix, look = (own[index].reshape(alike) for own in gains[:4])
+    ahead = torch.lerp(momentum, gradient, look)
+    scale = rate * begun / _width(role) ** 0.5
+    if not orthogonal(role):
+        return Parts(ahead, _root(square, scale), None)
+    flat = ahead.flatten(len(batch) + 1) if gains.dims[index] > 2 else ahead
+    if role.transposed:
+        flat = flat.mT
+    step = orthogonalised(flat)
+    step = (step.mT if role.transposed else step).reshape(ahead.shape)
+    length = rate * mix * max(1.0, role.rows / role.fan_in) ** 0.5
+    return Parts(ahead, _root(square, scale * (1 - mix)), length * step)
+
+
+def _root(square: Tensor, scale: Tensor) -> Tensor:
+    """sqrt(v + EPS) / scale; inf where the scale is 0."""
+    factor = scale.square().reciprocal()
+    return torch.addcmul(EPS * factor, square, factor).sqrt()
+
+
+def _energies(tensors: Sequence[Tensor], dims: int) -> Tensor:
+    """The sums of squares of each tensor and task, ``(tensors * tasks,)``, tensor by tensor."""
+    if dims == 0:
+        return torch.stack(torch._foreach_norm(list(tensors))).square()
+    return torch.cat([tensor.flatten(dims).square().sum(dim=-1).reshape(-1) for tensor in tensors])
+
+
+def _whole(energies: Tensor, count: int) -> Tensor:
+    """The sums over all tensors of each task, at each tensor."""
+    return energies.reshape(count, -1).sum(dim=0).repeat(count)
+
+
+def _log(value: Tensor, low: float, high: float) -> Tensor:
+    return (value + EPS).log().clamp(low, high)
