@@ -23,6 +23,7 @@ from metaopt.registry import defaults
 from metaopt.symmetry.action import Action
 from metaopt.target import target_of
 from metaopt.tasks import TaskSampler, first_seeds
+from metaopt.training.guards import drawn_batch, sampled, validation_families
 from metaopt.training.shards import reduced_windows, split
 from metaopt.training.spec import TrainingSpec
 
@@ -135,7 +136,7 @@ class Trainer:
             UserError: after ``max_skips`` skipped meta-steps in a row.
         """
         self._set_rates()
-        drawn = self.tasks.draw(self.spec.batch_size, self.generator)
+        drawn = drawn_batch(self.spec, self.spec.batch_size, self.generator)
         values: list[float] = []
         norms: list[float] = []
         mean_log, rejected = math.nan, 0
@@ -178,7 +179,7 @@ class Trainer:
         """
         means = [
             self._mean_logs(family, count)
-            for family, count in self.tasks.validation(self.spec.validation_problems)
+            for family, count in validation_families(self.spec, self.spec.validation_problems)
         ]
         at = list(self.spec.validation_at)
         score = torch.stack(means)[:, at].mean().item()
@@ -209,7 +210,8 @@ class Trainer:
 
     def _losses(self, family: TaskSampler, seeds: Sequence[int], steps: int) -> Tensor:
         """Return the losses of the averaged networks on some tasks, float64 ``(steps + 1, B)``."""
-        tasks = family.sample(seeds).to(next(self.meta.parameters()).device)
+        tasks = sampled(family, seeds, self.spec.problems)
+        tasks = tasks.to(next(self.meta.parameters()).device)
         optimizer = LearnedOptimizer(tasks, self.averaged)
         return rollout(tasks, optimizer, steps, measure_invariance=False).losses
 
@@ -359,12 +361,13 @@ def check_acts(action: Action, name: str, spec: TrainingSpec) -> None:
     Raises:
         UserError: if the action cannot act at a site where it would be used.
     """
-    tasks = spec.tasks
-    drawn = tasks.draw(1, torch.Generator().manual_seed(spec.seed))
+    drawn = drawn_batch(spec, 1, torch.Generator().manual_seed(spec.seed))
     samples: list[tuple[TaskSampler, Sequence[int]]] = [(drawn.family, drawn.seeds[:1])]
-    samples += [(family, first_seeds("validation", 1)) for family, _ in tasks.validation(1)]
+    samples += [
+        (family, first_seeds("validation", 1)) for family, _ in validation_families(spec, 1)
+    ]
     for family, seeds in samples:
-        for site, why in target_of(family.sample(seeds)).obstacles(action):
+        for site, why in target_of(sampled(family, seeds, spec.problems)).obstacles(action):
             raise UserError(
                 f"expected an action that can act on problems={spec.problems!r}, got {name!r} "
                 f"for {site.name} ({why}): name another, such as post_activation"
