@@ -1,4 +1,4 @@
-"""What builds the optimizers of several studies from a network, and the settings of baselines."""
+"""What builds the optimizers that several studies compare, from a network."""
 
 from __future__ import annotations
 
@@ -13,23 +13,6 @@ from metaopt.optim import RestartingLBFGS
 
 Build = Callable[[nn.Module], torch.optim.Optimizer]
 """From a network, or a batch of tasks, to an optimizer of its parameters."""
-
-KFAC = (
-    (0.03, 0.3, 0.5),
-    (0.01, 0.3, 0.5),
-    (0.1, 0.3, 0.5),
-    (0.03, 0.6, 0.5),
-    (0.03, 0.3, 0.9),
-    (0.1, 0.6, 0.9),
-    (0.01, 0.6, 0.9),
-    (0.003, 0.3, 0.8),
-    (0.001, 0.6, 0.9),
-    (0.001, 0.3, 0.5),
-)
-"""Damping, rate and momentum of K-FAC by hand."""
-
-LBFGS = ((1.0, 10), (1.0, 30), (1.0, 100))
-"""First length and history of L-BFGS."""
 
 
 def learned_of(source: str, model: nn.Module) -> torch.optim.Optimizer:

@@ -9,14 +9,18 @@ from importlib import import_module
 import torch
 from torch import nn
 
-from studies.builders import KFAC, LBFGS, Build, kfac_of, lbfgs_of, learned_of
+from studies.builders import Build, kfac_of, lbfgs_of, learned_of
 
 LEARNED = ("lstm_update_tele", "lstm_whitened", "lstm_update_tele_v1")
 """Shipped optimizers; the first is the one that the others are compared with."""
 
-ADAM = (1e-3, 3e-3, 1e-2, 3e-2, 0.1)
-SOAP = (3e-3, 1e-2, 3e-2)
-KFAC_HERE = (KFAC[0], KFAC[3], KFAC[8])
+ADAM = (3e-3, 1e-2, 3e-2, 0.1, 0.3)
+SOAP = (1e-2, 3e-2, 0.1)
+LBFGS = ((1.0, 30), (1.0, 100), (1.0, 300))
+"""First length and history of L-BFGS."""
+
+KFAC = ((0.03, 0.3, 0.5), (1e-3, 0.6, 0.9), (1e-4, 0.6, 0.9))
+"""Damping, rate and momentum of K-FAC by hand: two of the zoo's settings, and a lower damping."""
 
 Methods = Mapping[str, Mapping[str, Build]]
 """What builds the optimizer of a network, by method and setting."""
@@ -37,7 +41,7 @@ def methods(soap: bool) -> Methods:
     tuned: dict[str, Mapping[str, Build]] = {
         "adam": {f"{rate:g}": partial(_adam_of, rate) for rate in ADAM},
         "lbfgs_wolfe": {f"{rate:g}, {n}": partial(lbfgs_of, rate, n) for rate, n in LBFGS},
-        "kfac": {f"{a:g}, {b:g}, {c:g}": partial(kfac_of, a, b, c) for a, b, c in KFAC_HERE},
+        "kfac": {f"{a:g}, {b:g}, {c:g}": partial(kfac_of, a, b, c) for a, b, c in KFAC},
     }
     if soap:
         tuned["soap"] = {f"{rate:g}": partial(_soap_of, rate) for rate in SOAP}

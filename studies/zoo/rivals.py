@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from metaopt.evaluation.methods import BASELINES
-from studies.builders import KFAC, LBFGS, Build, kfac_of, lbfgs_of, learned_of
+from studies.builders import Build, kfac_of, lbfgs_of, learned_of
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,25 @@ def _rates(name: str, *rates: float) -> dict[str, Build]:
     return {f"{rate:g}": partial(_of_rate, name, rate) for rate in rates}
 
 
+KFAC = (
+    (0.03, 0.3, 0.5),
+    (0.01, 0.3, 0.5),
+    (0.1, 0.3, 0.5),
+    (0.03, 0.6, 0.5),
+    (0.03, 0.3, 0.9),
+    (0.1, 0.6, 0.9),
+    (0.01, 0.6, 0.9),
+    (0.003, 0.3, 0.8),
+    (0.001, 0.6, 0.9),
+    (0.001, 0.3, 0.5),
+)
+"""Damping, rate and momentum of K-FAC by hand."""
+
 MOST_RESIDUALS = 200
 """Of Levenberg-Marquardt, which takes minutes for more."""
+
+LBFGS = ((1.0, 10), (1.0, 30), (1.0, 100))
+"""First length and history of L-BFGS."""
 
 
 def contenders(learned: Mapping[str, str], soap: bool = True) -> dict[str, Contender]:
