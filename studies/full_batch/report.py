@@ -96,7 +96,11 @@ def figure(measured: Runs, learned: str) -> bytes:
     rows = -(-len(problems) // columns)
     with usual_style():
         drawing, axes = plt.subplots(
-            2 * rows, columns, figsize=(3.6 * columns, 5 * rows), squeeze=False
+            2 * rows,
+            columns,
+            figsize=(3.6 * columns, 5 * rows),
+            squeeze=False,
+            layout="constrained",
         )
         for index in range(rows * columns):
             row, column = divmod(index, columns)
@@ -119,8 +123,8 @@ def figure(measured: Runs, learned: str) -> bytes:
             if not column:
                 by_step.set_ylabel("loss")
                 by_second.set_ylabel("loss")
-        axes[0][0].legend(fontsize=7)
-        drawing.tight_layout()
+        names = axes[0][0].get_legend_handles_labels()
+        drawing.legend(*names, loc="outside upper center", ncols=4, fontsize=8)
         buffer = io.BytesIO()
         drawing.savefig(buffer, format="png", dpi=110)
         plt.close(drawing)
