@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs soak mutants audit wheel train study controls families optimizers \
-  minibatches generalization theory publish clean
+  minibatches zoo fullbatch generalization theory publish clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -68,6 +68,12 @@ optimizers: $(STAMP) ## section 5.1 and appendix G on real data; needs MNIST in 
 
 minibatches: $(STAMP) ## the layerwise optimizer against tuned rivals; needs MNIST in $$METAOPT_DATA
 	$(BIN)/python -m studies.minibatches --out runs/minibatches
+
+zoo: $(STAMP) ## small full-batch networks of 324 kinds, resuming what is there (hours)
+	$(BIN)/python -m studies.zoo --out runs/zoo
+
+fullbatch: $(STAMP) ## real full-batch problems (20 minutes); needs MNIST in $$METAOPT_DATA
+	$(BIN)/python -m studies.full_batch --out runs/full_batch
 
 generalization: $(STAMP) ## section 4 on real data; needs all three data sets in $$METAOPT_DATA
 	for data in mnist fashion-mnist cifar10; do for study in correlation teleport; do \

@@ -345,7 +345,7 @@ class Settings:
         """Yield the configs whose fields are stored: all of the library's, and the chosen ones."""
         for kind, registry in self.components.items():
             chosen = registry[getattr(self, kind)]
-            yield from (c for c in registry.values() if c is chosen or _of_library(c))
+            yield from (c for c in registry.values() if c is chosen or of_library(c))
 
     def _check_components(self) -> None:
         """Build the chosen configs; most fields of others need values that some config accepts."""
@@ -371,5 +371,10 @@ def _complaint(config: type[Any], name: str, value: Any) -> UserError | None:
     return None
 
 
-def _of_library(config: type[Any]) -> bool:
-    return config.__module__.partition(".")[0] == LIBRARY
+def of_library(component: type[Any]) -> bool:
+    """Return whether a class is one of the library's own.
+
+    Args:
+        component: the class.
+    """
+    return component.__module__.partition(".")[0] == LIBRARY

@@ -37,6 +37,8 @@ STUDIES = (
     "families",
     "optimizers",
     "minibatches",
+    "zoo",
+    "full_batch",
     "generalization",
     "convergence",
 )

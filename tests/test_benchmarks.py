@@ -44,6 +44,7 @@ TINY = [
     ["memory", "--batch=1", "--steps=2", "--times=2", "--repeats=1"],
     ["methods", "--batch=1", "--steps=2", "--repeats=1"],
     ["own_tasks", "--copies=2", "--steps=2", "--repeats=1", "--windows=2"],
+    ["step_cost", "--steps=1", "--repeats=1", "--width=4"],
     ["teleport_cost", "--samples=2", "--size=16", "--width=2", "--repeats=1"],
     ["teleporting_step", "--steps=2", "--repeats=1"],
     ["unroll", "--batch=1", "--steps=10"],

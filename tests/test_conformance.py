@@ -17,13 +17,13 @@ from conformance_cases import (
     EXEMPT,
     SUBJECTS,
     advance,
-    assert_same,
     backward,
     built,
     conforming,
     network,
     values,
 )
+from same_cases import assert_same
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from test_trainer import assert_same, copies
+from same_cases import assert_same
 from test_unroll import METHODS, build, float64_networks, make_problem  # noqa: F401
 from torch import Tensor, nn
+from training_cases import copies
 
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import flatten

@@ -455,6 +455,95 @@ def test_a_component_that_cannot_be_built_is_named_in_a_line(what, mistake, comp
     assert ("out of order" if RAISES in mistake else "got None") in said
 
 
+IN_TRAINING = [
+    ("meta-loss", "return (losses**self.power).mean()", mistake, said)
+    for mistake, said in (
+        (RAISES, "got RuntimeError: out of order"),
+        ("return None", "to be a Tensor, got None"),
+        ("return losses.mean(dim=0)", "to be a scalar, got torch.float64 of shape ("),
+        ("return losses.argmax()", "to be a scalar, got torch.int64"),
+        ("return losses.mean().detach()", "got a constant"),
+    )
+]
+IN_TRAINING += [
+    ("estimator", "yield seen._replace(gradients=noisy)", mistake, said)
+    for mistake, said in (
+        (RAISES, "got RuntimeError: out of order"),
+        ("yield None", "to be a Window, got None"),
+        ("yield seen._replace(gradients=noisy[1:])", "a list of gradients of the shapes"),
+        ("yield seen._replace(gradients=None)", "a list of gradients of the shapes"),
+        ("yield seen._replace(losses=seen.losses[0])", "losses (K, B), got the shapes (), () and"),
+        ("yield seen._replace(meta_loss=1.0)", "got the shapes None, () and"),
+        ("return; yield", "to be a Window, got None"),
+        ("return None", "to be a Iterator, got None"),
+    )
+]
+DRAW = "return Drawn(RegressionFamily.square(self.one_width), draw_seeds(batch_size, generator))"
+IN_TRAINING += [
+    ("task distribution", DRAW, mistake, said)
+    for mistake, said in (
+        (RAISES, "got RuntimeError: out of order"),
+        ("return None", "to be a Drawn, got None"),
+        ("return Drawn(None, [10**7])", "to have a task family, got None"),
+        ("return Drawn(RegressionFamily.square(4), [])", "to have a list of seeds, got []"),
+        ("return Drawn(RegressionFamily.square(4), [0.5])", "to have a list of seeds, got [0.5]"),
+    )
+]
+VALIDATION = "return [(RegressionFamily.square(self.one_width), count)]"
+IN_TRAINING += [
+    ("task distribution", VALIDATION, mistake, said)
+    for mistake, said in (
+        (RAISES, "got RuntimeError: out of order"),
+        ("return None", "to be a list, got None"),
+        ("return []", "to be pairs of a task family and a number of tasks, got None"),
+        ("return [RegressionFamily.square(4)]", "to be pairs of a task family and a number"),
+        ("return [(None, count)]", "to have a task family, got None"),
+    )
+]
+SAMPLERS = """class Own:
+    coordinates = 32
+
+    def sample(self, seeds):
+        {}
+
+
+@TASK_DISTRIBUTIONS.register("one_size")"""
+IN_TRAINING += [
+    (
+        "task distribution",
+        '@TASK_DISTRIBUTIONS.register("one_size")',
+        SAMPLERS.format(mistake),
+        said,
+    )
+    for mistake, said in (
+        (RAISES, "tasks of problems='one_size', got RuntimeError: out of order"),
+        ("return None", "tasks of problems='one_size' to be a TaskBatch, got None"),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "place", "mistake", "expected"),
+    IN_TRAINING,
+    ids=[f"{what}-{number}" for number, (what, *_) in enumerate(IN_TRAINING)],
+)
+def test_a_mistake_of_a_component_in_training_is_one_line(what, place, mistake, expected, capsys):
+    text, kind, name, *_ = COMPONENTS[what]
+    assert place in text
+    text = text.replace(place, mistake)
+    if "class Own" in mistake:
+        text = text.replace("RegressionFamily.square(self.one_width)", "Own()")
+    write(text)
+    assert call(train, "--import", "mine", f"--{kind}", name) == 2
+    printed = capsys.readouterr().err
+    said = printed.splitlines()[-1]  # below those of the training until then
+    assert "Traceback" not in printed
+    assert said.startswith("error: ")
+    assert len(said) < 300
+    assert f"{name!r}" in said
+    assert expected in said
+
+
 @pytest.mark.parametrize("mistake", [RAISES, "return None"])
 def test_a_method_that_cannot_be_built_is_named_in_a_line(mistake, capsys):
     builds = "lambda task, rate: SignSGD(task.parameters(), rate)"

@@ -25,6 +25,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 IMPORT_NAMES = {
     "PyYAML": "yaml", "docstring-parser": "docstring_parser", "import-linter": "importlinter",
+    "scikit-learn": "sklearn",
 }  # fmt: skip
 SIZES = ["--samples", "4", "--input", "5", "--hidden", "3", "--output", "2"]
 SUBPACKAGES = ("symmetry", "tasks", "measures", "learned", "optim", "evaluation", "training")
@@ -94,7 +95,7 @@ def test_the_extras_are_those_of_the_documentation() -> None:
     }  # fmt: skip
     assert EXTRAS["report"] == {"matplotlib", "jinja2", "scipy"}
     assert EXTRAS["studies"] == (
-        EXTRAS["train"] | EXTRAS["report"] | {"pooch", "pytorch_optimizer"}
+        EXTRAS["train"] | EXTRAS["report"] | {"pooch", "pytorch_optimizer", "sklearn"}
     )
     assert EXTRAS["studies"] < EXTRAS["test"]
     assert EXTRAS["test"] | EXTRAS["integrations"] | EXTRAS["docs"] < EXTRAS["dev"]

@@ -5,8 +5,9 @@ from fractions import Fraction
 
 import pytest
 import torch
+from same_cases import assert_same
 from torch import Tensor
-from training_cases import assert_same, copies
+from training_cases import copies
 
 from metaopt import LearnedOptimizer, UserError
 from metaopt.evaluation.rollout import rollout

@@ -1,8 +1,9 @@
 """Meta-training with persistent evolution strategies."""
 
 import pytest
-from test_trainer import assert_same, copies
+from same_cases import assert_same
 from torch import nn
+from training_cases import copies
 
 from metaopt.learned.checkpoint import read_checkpoint
 from metaopt.learned.meta_optimizer import MetaOptimizerSpec

@@ -11,8 +11,8 @@ from torch.nn import functional
 from metaopt import TeleportingOptimizer, UserError
 from metaopt.measures import Sharpness, around, sharpness
 from metaopt.measures.around import Points, losses_of
+from metaopt.measures.column_loss import cross_entropy, of_columns
 from metaopt.measures.directions import unit_directions
-from metaopt.measures.output_loss import cross_entropy, of_columns
 from metaopt.symmetry import GradientAscent, LayerChain, LeakyReLU, Negated, as_chain
 from metaopt.symmetry.functional import NetworkLoss
 

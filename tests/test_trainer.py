@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from same_cases import assert_same
 from torch import nn
-from training_cases import assert_same, copies, make
+from training_cases import copies, make
 
 from metaopt import LearnedOptimizer, UserError
 from metaopt.evaluation.rollout import rollout

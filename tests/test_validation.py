@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from training_cases import assert_same, copies, make
+from same_cases import assert_same
+from training_cases import copies, make
 
 from metaopt import LearnedOptimizer
 from metaopt.evaluation.rollout import rollout

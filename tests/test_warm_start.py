@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from training_cases import assert_same, command, make, results
+from same_cases import assert_same
+from training_cases import command, make, results
 
 from metaopt import UserError
 from metaopt.cli.recipes import load_recipe

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from metaopt.cli.common import guarded
@@ -33,10 +32,6 @@ def make(networks: dict | None = None, **fields) -> Trainer:
 
 def copies(meta: MetaOptimizer) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in meta.state_dict().items()}
-
-
-def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    torch.testing.assert_close(dict(first), second, rtol=0, atol=0)
 
 
 def flags(out: Path, *switches: str, **changed: object) -> list[str]:

@@ -26,7 +26,7 @@ In float32 this is 2 MB, which a processor's cache holds."""
 KEPT = 2**26
 """How many numbers of D x are kept: 256 MB in float32. More are computed anew in each chunk."""
 
-OutputLoss = Callable[[Tensor], Tensor]
+ColumnLoss = Callable[[Tensor], Tensor]
 """A function from outputs of networks, ``(*points, out, samples)``, to losses, ``(*points,)``."""
 
 
@@ -130,7 +130,7 @@ class Surroundings:
             return self._first[across]
         return self.directions[0].map(lambda d: d.detach()[across])(self.x)
 
-    def losses(self, layers: Sequence[Layer], loss: OutputLoss) -> Tensor:
+    def losses(self, layers: Sequence[Layer], loss: ColumnLoss) -> Tensor:
         """Compute the losses of one network at all points, differentiably in its layers.
 
         Args:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.measures.around import Points, Surroundings, losses_of
+from metaopt.measures.column_loss import of_columns
 from metaopt.measures.directions import unit_directions
 from metaopt.measures.networks import activations
-from metaopt.measures.output_loss import of_columns
 from metaopt.symmetry.chain import LayerChain
 from metaopt.symmetry.finders import as_chain
 from metaopt.symmetry.functional import (
@@ -113,8 +113,8 @@ class Sharpness:
             if isinstance(loss, NetworkLoss):
                 per_point += activations(loss.model, loss.x)
             return losses_of(loss, parameters, self.points, per_point).mean(dim=(0, 1))
-        layers, output_loss = self.chain.layers(parameters), of_columns(loss.loss_fn, loss.y)
-        return self._around(self.chain, loss.x).losses(layers, output_loss).mean()
+        layers, column_loss = self.chain.layers(parameters), of_columns(loss.loss_fn, loss.y)
+        return self._around(self.chain, loss.x).losses(layers, column_loss).mean()
 
     def _around(self, chain: LayerChain, x: Tensor) -> Surroundings:
         """Return what computes the losses; it is kept while x is the same tensor, unchanged."""

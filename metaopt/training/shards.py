@@ -19,6 +19,7 @@ from metaopt.learned.meta_optimizer import MetaOptimizer
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.ranks import Ranks
 from metaopt.training.distributions import Drawn
+from metaopt.training.guards import sampled, windows
 from metaopt.training.spec import TrainingSpec
 from metaopt.training.unroll import Window
 
@@ -83,24 +84,22 @@ def reduced_windows(
             what an estimator draws.
 
     Raises:
-        UserError: if another process ends or is too slow.
+        UserError: if another process ends or is too slow, or if a component of a user's makes a
+            mistake.
     """
     shards = split(drawn.seeds, parts)
     device = next(meta.parameters()).device
-    estimator, meta_loss = spec.gradient_estimator, spec.window_loss
     own: list[Iterator[Window]] = []
     for k in ranks.own(len(shards)):
-        tasks = drawn.family.sample(shards[k]).to(device)
+        tasks = sampled(drawn.family, shards[k], spec.problems).to(device)
         optimizer = LearnedOptimizer(tasks, meta)
         generator = _generator(spec.seed, trajectory, k)
-        own.append(
-            estimator.windows(tasks, optimizer, spec.steps, spec.window, meta_loss, generator)
-        )
+        own.append(windows(spec, tasks, optimizer, generator))
     like = [p for p in meta.parameters() if p.requires_grad]
     length = sum(p.numel() for p in like) + len(_FACTS)
     weights = [len(shard) / len(drawn.seeds) for shard in shards]
     for _ in range(0, spec.steps, spec.window):
-        packed = [_pack(next(windows), spec.log_floor) for windows in own]
+        packed = [_pack(next(run), spec.log_floor) for run in own]
         gathered = ranks.gather(packed, [length] * len(shards))
         yield _reduce(gathered, weights, like)
 

@@ -24,6 +24,7 @@ from metaopt.symmetry.action import Action
 from metaopt.target import target_of
 from metaopt.tasks import TaskSampler, first_seeds
 from metaopt.tasks.module_tasks import LOSS, ModuleTasks
+from metaopt.training.guards import drawn_batch, sampled, validation_families
 from metaopt.training.shards import reduced_windows, split
 from metaopt.training.spec import TrainingSpec
 
@@ -138,7 +139,7 @@ class Trainer:
         """
         self._set_rates()
         size = min(self.spec.batch_size, self.spec.trajectories)
-        drawn = self.tasks.draw(size, self.generator)
+        drawn = drawn_batch(self.spec, self.tasks, size, self.generator)
         values: list[float] = []
         norms: list[float] = []
         mean_log, rejected = math.nan, 0
@@ -181,7 +182,9 @@ class Trainer:
         """
         means = [
             self._mean_logs(family, count)
-            for family, count in self.tasks.validation(self.spec.validation_problems)
+            for family, count in validation_families(
+                self.spec, self.tasks, self.spec.validation_problems
+            )
         ]
         at = list(self.spec.validation_at)
         score = torch.stack(means)[:, at].mean().item()
@@ -215,7 +218,8 @@ class Trainer:
 
         At the steps of ``validation_at`` they are those of the validation split, if there is one.
         """
-        tasks = family.sample(seeds).to(next(self.meta.parameters()).device)
+        tasks = sampled(family, seeds, self.spec.problems)
+        tasks = tasks.to(next(self.meta.parameters()).device)
         optimizer = LearnedOptimizer(tasks, self.averaged)
         count = self.tasks.eval_batches
         if not count or not isinstance(tasks, ModuleTasks):
@@ -379,12 +383,13 @@ def check_acts(action: Action, name: str, spec: TrainingSpec) -> None:
     Raises:
         UserError: if the action cannot act at a site where it would be used.
     """
-    tasks = spec.tasks
-    drawn = tasks.draw(1, torch.Generator().manual_seed(spec.seed))
+    drawn = drawn_batch(spec, tasks, 1, torch.Generator().manual_seed(spec.seed))
     samples: list[tuple[TaskSampler, Sequence[int]]] = [(drawn.family, drawn.seeds[:1])]
-    samples += [(family, first_seeds("validation", 1)) for family, _ in tasks.validation(1)]
+    samples += [
+        (family, first_seeds("validation", 1)) for family, _ in validation_families(spec, tasks, 1)
+    ]
     for family, seeds in samples:
-        for site, why in target_of(family.sample(seeds)).obstacles(action):
+        for site, why in target_of(sampled(family, seeds, spec.problems)).obstacles(action):
             raise UserError(
                 f"expected an action that can act on problems={spec.problems!r}, got {name!r} "
                 f"for {site.name} ({why}): name another, such as post_activation"

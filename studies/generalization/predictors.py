@@ -14,10 +14,10 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from metaopt.measures.around import Points, Surroundings
+from metaopt.measures.column_loss import cross_entropy
 from metaopt.measures.curvature import mean_curvature, random_elements
 from metaopt.measures.directions import unit_directions
 from metaopt.measures.hessian import Hessian
-from metaopt.measures.output_loss import cross_entropy
 from metaopt.measures.sharpness import DISPLACEMENTS
 from metaopt.symmetry import LayerInput, chain_orbit, make_action
 from metaopt.symmetry.objectives import LossFunction

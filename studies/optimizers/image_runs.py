@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from metaopt.tasks.data import batches
 from studies.report import write_json
 from studies.searches.fixed_ascent import FixedAscent
 from studies.searches.random_move import RandomMove
+from studies.steps import step_on
 
 Pair = tuple[Tensor, Tensor]
 """Images as rows of standardized pixels, ``(n, pixels)``, and classes ``(n,)``."""
@@ -172,11 +174,11 @@ def epoch_of_steps(
 ) -> Iterator[Tensor]:
     """Take a step on each minibatch, and yield the cross entropy before it."""
     for x, y in drawn:
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        yield loss.detach()
+        yield step_on(optimizer, partial(_cross_entropy, model, x, y), again=False)
+
+
+def _cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(model(x), y)
 
 
 def _train(plan: Plan, train: Pair, test: Pair) -> Run:

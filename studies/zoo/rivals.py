@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
 
-from metaopt.evaluation.methods import BASELINES, kfac
-from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.optim import RestartingLBFGS
-from metaopt.tasks import TaskBatch
-
-Build = Callable[[TaskBatch], torch.optim.Optimizer]
+from metaopt.evaluation.methods import BASELINES
+from studies.builders import Build, kfac_of, lbfgs_of, learned_of
 
 
 @dataclass(frozen=True)
@@ -33,26 +30,12 @@ class Contender:
     residuals: int | None = None
 
 
-def _of_rate(name: str, rate: float, tasks: TaskBatch) -> torch.optim.Optimizer:
+def _of_rate(name: str, rate: float, tasks: nn.Module) -> torch.optim.Optimizer:
     return BASELINES[name].build(tasks, rate)
 
 
 def _rates(name: str, *rates: float) -> dict[str, Build]:
     return {f"{rate:g}": partial(_of_rate, name, rate) for rate in rates}
-
-
-def _kfac_of(
-    damping: float, rate: float, momentum: float, tasks: TaskBatch
-) -> torch.optim.Optimizer:
-    return kfac(damping, momentum)(tasks, rate)
-
-
-def _lbfgs_of(rate: float, history: int, tasks: TaskBatch) -> torch.optim.Optimizer:
-    return RestartingLBFGS(tasks.parameters(), rate, history)
-
-
-def _learned_of(source: str, tasks: TaskBatch) -> torch.optim.Optimizer:
-    return LearnedOptimizer(tasks, source)
 
 
 KFAC = (
@@ -83,10 +66,10 @@ def contenders(learned: Mapping[str, str], soap: bool = True) -> dict[str, Conte
         learned: checkpoints of learned optimizers, or names of shipped ones, by name.
         soap: whether SOAP is among them; it needs the package pytorch_optimizer.
     """
-    own = {name: Contender({"": partial(_learned_of, path)}) for name, path in learned.items()}
+    own = {name: Contender({"": partial(learned_of, path)}) for name, path in learned.items()}
     adam = _rates("adam", 0.001, 0.003, 0.01, 0.02, 0.03, 0.06, 0.1, 0.3)
-    lbfgs = {f"{rate:g}, {n}": partial(_lbfgs_of, rate, n) for rate, n in LBFGS}
-    by_hand = {f"{a:g}, {b:g}, {c:g}": partial(_kfac_of, a, b, c) for a, b, c in KFAC}
+    lbfgs = {f"{rate:g}, {n}": partial(lbfgs_of, rate, n) for rate, n in LBFGS}
+    by_hand = {f"{a:g}, {b:g}, {c:g}": partial(kfac_of, a, b, c) for a, b, c in KFAC}
     rivals = {
         "adam": Contender(adam, rival=True),
         "lbfgs_wolfe": Contender(lbfgs, rival=True, one_by_one=True),

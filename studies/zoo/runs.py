@@ -17,9 +17,10 @@ from metaopt.evaluation.rollout import rollout
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.tasks import NetworkFamily, first_seeds
+from studies.builders import Build
 from studies.report import write_json
 from studies.zoo.cells import NETWORKS, Cell
-from studies.zoo.rivals import Build, Contender
+from studies.zoo.rivals import Contender
 
 STEPS = 100
 AT = (0, 10, 30, 100)

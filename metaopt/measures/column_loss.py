@@ -6,11 +6,11 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional
 
-from metaopt.measures.around import OutputLoss
+from metaopt.measures.around import ColumnLoss
 from metaopt.symmetry.functional import LossOnBatch
 
 
-def of_columns(loss_fn: LossOnBatch, y: Tensor) -> OutputLoss:
+def of_columns(loss_fn: LossOnBatch, y: Tensor) -> ColumnLoss:
     """Turn a loss of one output with samples in rows into one of many with samples in columns.
 
     Plain cross entropy is computed on the columns as they are stored, which is 14 times faster than
