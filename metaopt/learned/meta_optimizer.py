@@ -51,12 +51,12 @@ class StepInput(NamedTuple):
     losses: Tensor | None = None
     loss: SeenLoss | None = None
 
-    def observed(self, chain: LayerChain, x: Tensor) -> Observation:
+    def observed(self, chain: LayerChain, x: LayerInput) -> Observation:
         """Return what m1 and m2 see of a chain of layers.
 
         Args:
             chain: the layers.
-            x: the chain's input, ``(*batch, d_0, samples)``.
+            x: the chain's input.
         """
         return Observation.of(
             chain,
@@ -184,8 +184,7 @@ class MetaOptimizer(nn.Module):
             state: the state before the step; it is not changed.
             teleports: whether m2 acts.
         """
-        x = layer_input.original
-        seen = now.observed(chain, x)
+        seen = now.observed(chain, layer_input)
         update, following = self.update.propose(seen, state["update"])
         updated = now.updated(update, chain.batch_dims)
         if self.element is None:
@@ -196,7 +195,9 @@ class MetaOptimizer(nn.Module):
         orbit = chain_orbit(chain, updated, layer_input, self.action)
         elements = now.scaled(elements, [site for site, _ in orbit.acting])
         point = orbit.move(updated, elements)
-        moved = Teleportation(ChainOutputs(chain, x), updated, point.parameters, point.rejected)
+        moved = Teleportation(
+            ChainOutputs(chain, layer_input.original), updated, point.parameters, point.rejected
+        )
         if self.spec.hold:
             moved = moved.revert_rounding(now.parameters, self.spec.hold)
         return Advanced(list(moved.after), {"update": following, "element": element_state}, moved)

@@ -214,7 +214,7 @@ class ModuleStepper(Stepper):
         if "largest" in state:
             observed, following["largest"] = loosely(now.parameters, gradients, state["largest"])
         elif layer_input is not None:
-            observed = now.observed(self.chain, layer_input.original)
+            observed = now.observed(self.chain, layer_input)
         elif now.rate == 0:  # as tools step once to see what state there is
             return Advanced([p.clone() for p in now.parameters], following, None)
         else:  # a chain whose input nobody saw

@@ -17,8 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metaopt.learned.kronecker import Pass, moments, passed
 from metaopt.output_loss import SQUARE, OutputLoss
 from metaopt.symmetry.chain import NO_CHAIN, Layer, LayerChain
+from metaopt.symmetry.inputs import Eigen, LayerInput
 
 TINY = 1e-30  # keeps a division by a vanished scale finite in float32
 
@@ -62,6 +64,7 @@ class Observation:
         rate: the factor that f is going to be multiplied by.
         absent: places of the parameters that stay where they are, whatever f is.
         given_gradients: the gradients in the dtype that they came in.
+        given_input: the chain's input with what was computed from it, if it is kept.
     """
 
     chain: LayerChain
@@ -74,6 +77,7 @@ class Observation:
     rate: float = 1.0
     absent: frozenset[int] = frozenset()
     given_gradients: Sequence[Tensor] | None = None
+    given_input: LayerInput | None = None
 
     @classmethod
     def of(
@@ -81,7 +85,7 @@ class Observation:
         chain: LayerChain,
         parameters: Sequence[Tensor],
         gradients: Sequence[Tensor],
-        x: Tensor,
+        x: Tensor | LayerInput,
         second_order: bool = False,
         loss: SeenLoss | None = None,
         rate: float = 1.0,
@@ -95,12 +99,15 @@ class Observation:
             chain: the layers.
             parameters: of the chain, in order.
             gradients: one for each parameter, of its shape.
-            x: the chain's input, ``(*batch, d_0, samples)``.
+            x: the chain's input, ``(*batch, d_0, samples)``; as a ``LayerInput`` with what was
+                computed from it before.
             second_order: whether the parameters and gradients keep their graph.
             loss: what is known of the loss, with gradients in its unit.
             rate: the factor that f is going to be multiplied by.
             absent: places of the parameters that stay where they are.
         """
+        given = x if isinstance(x, LayerInput) else None
+        x = x.original if isinstance(x, LayerInput) else x
         if not second_order:
             parameters, gradients = (
                 [tensor.detach() for tensor in tensors] for tensors in (parameters, gradients)
@@ -115,6 +122,7 @@ class Observation:
             rate=rate,
             absent=absent,
             given_gradients=gradients,
+            given_input=given,
         )
 
     @classmethod
@@ -147,7 +155,15 @@ class Observation:
         given = None
         if self.as_given is not None:
             given = ([tensor.detach() for tensor in self.as_given[0]], self.as_given[1])
-        return Observation(self.chain, parameters, gradients, self.x, given, self.given_scales)
+        return Observation(
+            self.chain,
+            parameters,
+            gradients,
+            self.x,
+            given,
+            self.given_scales,
+            given_input=self.given_input,
+        )
 
     @property
     def batch_dims(self) -> int:
@@ -180,6 +196,23 @@ class Observation:
         """The gradients of each layer in float64, as they were before any rounding."""
         gradients = self.gradients if self.given_gradients is None else self.given_gradients
         return self.chain.layers([gradient.double() for gradient in gradients])
+
+    @cached_property
+    def input(self) -> LayerInput:
+        """The chain's input, as it was before any rounding."""
+        if self.given_input is not None:
+            return self.given_input
+        return LayerInput(self.x if self.as_given is None else self.as_given[1])
+
+    @cached_property
+    def passed(self) -> Pass:
+        """The forward pass in float64, without a graph, of what there was before any rounding."""
+        return passed(self.chain, self.double_layers, self.input)
+
+    @cached_property
+    def moments(self) -> list[Eigen]:
+        """The second moments of each layer's input, with a 1 for the bias, decomposed."""
+        return moments(self.chain, self.passed, self.input)
 
     @cached_property
     def double_inputs(self) -> list[Tensor]:

@@ -101,3 +101,23 @@ def derivative(activation: Activation, at: Tensor) -> Tensor:
         points = at.detach().requires_grad_()
         (gradients,) = torch.autograd.grad(activation(points).sum(), points)
     return gradients
+
+
+def with_derivative(activation: Activation, at: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return an activation and its derivative, entry by entry, detached; None stands for 1.
+
+    Args:
+        activation: the activation sigma.
+        at: points of any shape.
+    """
+    at = at.detach()
+    if isinstance(activation, Identity):
+        return at, None
+    if isinstance(activation, LeakyReLU):
+        slopes = torch.full_like(at, activation.slope).masked_fill_(at > 0, 1.0)
+        return activation(at), slopes
+    with torch.enable_grad():
+        points = at.requires_grad_()
+        values = activation(points)
+        (slopes,) = torch.autograd.grad(values, points, torch.ones_like(values))
+    return values.detach(), slopes

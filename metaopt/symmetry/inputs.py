@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,18 @@ from torch import Tensor
 MAX_CONDITION = 1e8  # of a matrix that QR inverts: what is lost to rounding is below 1e-8
 
 MAX_SIZE = 1e50  # Frobenius norm of W and h above which float64 products could overflow
+
+
+class Eigen(NamedTuple):
+    """The eigenvalues of a matrix, none below 0, and its eigenvectors; of I if it is not finite.
+
+    Attributes:
+        values: ascending, ``(*batch, n)``.
+        vectors: as columns, ``(*batch, n, n)``.
+    """
+
+    values: Tensor
+    vectors: Tensor
 
 
 class LayerInput:
@@ -46,6 +59,11 @@ class LayerInput:
     def pseudo_inverse(self) -> Tensor:
         """The pseudo-inverse h^+, ``(*batch, samples, features)``."""
         return pseudo_inverse(self.h)
+
+    @cached_property
+    def moment(self) -> Eigen:
+        """The second moments h h^T, decomposed."""
+        return eigen(self.h @ self.h.mT)
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -99,6 +117,20 @@ def pseudo_inverse(matrix: Tensor) -> Tensor:
             return short if tall is matrix else short.mT
     inverse: Tensor = torch.linalg.pinv(matrix)
     return inverse
+
+
+def eigen(matrix: Tensor) -> Eigen:
+    """Return symmetric matrices that have no eigenvalue below 0, decomposed.
+
+    Args:
+        matrix: ``(*batch, n, n)``.
+    """
+    if not matrix.sum().isfinite():
+        finite = matrix.isfinite().all(dim=-1).all(dim=-1)[..., None, None]
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        matrix = torch.where(finite, matrix, identity)
+    values, vectors = torch.linalg.eigh(matrix)
+    return Eigen(values.clamp_(min=0.0), vectors)
 
 
 def sound(matrix: Tensor) -> Tensor:
