@@ -160,7 +160,8 @@ def factored(
         of_inputs: C of each layer, decomposed.
         loss: of the outputs.
     """
-    s = loss.mean(at.outputs)
+    whole = at.slopes[-1] is None and loss.mean is SQUARE.mean  # S of the last layer is I
+    s = at.outputs if whole else loss.mean(at.outputs)
     found: list[Tensor] = []
     for layer, slope in zip(layers[::-1], at.slopes[::-1], strict=True):
         if slope is not None:
@@ -168,10 +169,13 @@ def factored(
         found.append(s)
         if len(found) < len(layers):
             weight = layer.weight.detach()
-            s = weight.mT @ s @ weight
+            s = weight.mT @ (weight if whole and len(found) == 1 else s @ weight)
     found.reverse()
-    if at.slopes[-1] is None and loss.mean is SQUARE.mean:
-        last = _of_identity(found[-1].shape[-1], s.device)
+    if whole:
+        last = _of_identity(at.outputs.shape[-2], at.outputs.device)
+        batch = at.outputs.shape[:-2]
+        if batch:
+            last = Eigen(*(own.expand(*batch, *own.shape) for own in last))
         return list(map(Factors, [*decomposed(found[:-1]), last], of_inputs))
     return list(map(Factors, decomposed(found), of_inputs))
 
@@ -187,15 +191,15 @@ def tangents(layers: Sequence[Layer], at: Pass | Curvature, directions: Sequence
     """
     moved: Tensor | None = None  # (*batch, out, directions so far, samples)
     for layer, a, slope, own in zip(layers, at.inputs, at.slopes, directions, strict=True):
-        samples, out = a.shape[-1], own.shape[-2]
-        rows = own.detach().movedim(-3, -2).flatten(start_dim=-3, end_dim=-2)
-        fresh = (rows @ a).unflatten(-2, (out, -1))
+        shape = (*own.shape[:-3], own.shape[-2], -1, a.shape[-1])
+        rows = own.detach().transpose(-3, -2).flatten(start_dim=-3, end_dim=-2)
+        fresh = (rows @ a).view(shape)
         if moved is not None:
             through = layer.weight.detach() @ moved.flatten(start_dim=-2)
-            fresh = torch.cat((through.unflatten(-1, (-1, samples)), fresh), dim=-2)
+            fresh = torch.cat((through.view(shape), fresh), dim=-2)
         moved = fresh if slope is None else fresh.mul_(slope.unsqueeze(-2))
     assert moved is not None  # a chain has layers
-    return moved.movedim(-2, -3)
+    return moved.transpose(-2, -3)
 
 
 @torch.no_grad()
@@ -228,6 +232,9 @@ def decomposed(matrices: Sequence[Tensor]) -> list[Eigen]:
         places.setdefault(matrix.shape, []).append(place)
     found: dict[int, Eigen] = {}
     for own in places.values():
+        if len(own) == 1:
+            found[own[0]] = eigen(matrices[own[0]])
+            continue
         joint = eigen(torch.stack([matrices[place] for place in own]))
         found |= zip(own, map(Eigen, *joint), strict=True)
     return [found[place] for place in range(len(matrices))]
@@ -237,7 +244,7 @@ def decomposed(matrices: Sequence[Tensor]) -> list[Eigen]:
 @torch.inference_mode(False)  # what is kept must serve callers outside it too
 def _of_identity(size: int, device: torch.device) -> Eigen:
     identity = torch.eye(size, dtype=torch.float64, device=device)
-    return Eigen(identity.diagonal().clone(), identity)
+    return Eigen(identity.diagonal().clone(), identity.mT)  # in columns, as from eigh
 
 
 def spread(of_tasks: Tensor, batch: torch.Size, like: Tensor) -> Tensor:

@@ -27,15 +27,14 @@ def _stepped(
     x: Tensor, h: Tensor, c: Tensor, weight_x: Tensor, weight_h: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h', c', the gates and tanh(c')."""
-    hidden = h.shape[0]
     gates = torch.addmm(bias.unsqueeze(-1), weight_x, x)
     gates.addmm_(weight_h, h)
-    gates[2 * hidden : 3 * hidden].mul_(2)
-    gates.sigmoid_()
-    i, f, s, o = gates.chunk(4)
-    g = s.mul_(2).sub_(1)
-    c_next = torch.mul(f, c).addcmul_(i, g)
-    tanh_c = torch.mul(c_next, 2).sigmoid_().mul_(2).sub_(1)
+    hidden = h.shape[0]
+    both, g, o = gates.split_with_sizes((2 * hidden, hidden, hidden))
+    i, f = both.sigmoid_().chunk(2)
+    c_next = torch.mul(f, c).addcmul_(i, g.tanh_())
+    tanh_c = c_next.tanh()
+    o.sigmoid_()
     return o * tanh_c, c_next, gates, tanh_c
 
 

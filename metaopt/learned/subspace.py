@@ -10,6 +10,7 @@ layer l (Martens and Grosse, 2015, sections 6.4 and 7).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -104,21 +105,24 @@ def promise(model: Model, c: Tensor) -> Tensor:
     return -((model.slope + 0.5 * quadratic) * c).sum(dim=-1)
 
 
-@torch.no_grad()
-def lengths(steps: Sequence[Tensor], weights: Sequence[Tensor], batch_dims: int) -> Tensor:
-    """Return the largest length of a step over that of the weights of its layer, ``(tasks,)``.
+def lengths(steps: Sequence[Tensor], weights: Sequence[Tensor], batch_dims: int) -> list[float]:
+    """Return for each task the largest length of a step over that of the weights of its layer.
 
     Args:
         steps: ``(*batch, out, in + 1)`` of each layer.
         weights: of their shapes.
         batch_dims: how many leading dimensions count tasks.
     """
-    of_steps, of_weights = (
-        torch.stack([norm(own).reshape(-1) for own in side]) for side in (steps, weights)
-    )
+    norms = torch.stack([norm(own) for own in (*steps, *weights)])
+    of_tasks = norms.reshape(len(norms), -1).mT.tolist()
     least = [SMALLEST * own.shape[batch_dims:].numel() ** 0.5 for own in weights]
-    floor = torch.tensor(least, dtype=of_weights.dtype, device=of_weights.device)
-    return (of_steps / of_weights.maximum(floor.unsqueeze(-1))).amax(dim=0)
+    return [_longest(own[: len(least)], own[len(least) :], least) for own in of_tasks]
+
+
+def _longest(steps: Sequence[float], weights: Sequence[float], least: Sequence[float]) -> float:
+    """The largest quotient; NaN if a step is."""
+    parts = [s / max(w, floor) for s, w, floor in zip(steps, weights, least, strict=True)]
+    return math.nan if any(map(math.isnan, parts)) else max(parts)
 
 
 def norm(matrix: Tensor) -> Tensor:

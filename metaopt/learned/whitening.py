@@ -87,12 +87,12 @@ class Place(NamedTuple):
     @classmethod
     def of(cls, rows: Tensor, seen: Observation) -> Place:
         """Return the place of rows ``(rows, coordinates)`` in the order of the parameters."""
-        pieces = iter(torch.split(rows, [p.numel() for p in seen.parameters], dim=1))
+        pieces = iter(rows.split_with_sizes([p.numel() for p in seen.parameters], dim=1))
         matrices = []
         for layer in seen.layers:
-            matrix = next(pieces).unflatten(1, layer.weight.shape)
+            matrix = next(pieces).view(-1, *layer.weight.shape)
             if layer.bias is not None:
-                bias = next(pieces).unflatten(1, (*layer.bias.shape, 1))
+                bias = next(pieces).view(-1, *layer.bias.shape, 1)
                 matrix = torch.cat((matrix, bias), dim=-1)
             matrices.append(matrix)
         layers = [split(own[NOW], like) for own, like in zip(matrices, seen.layers, strict=True)]
@@ -222,9 +222,12 @@ class LearnedWhitening(UpdateRule):
             f.into(torch.stack((last, g)))
             for f, last, g in zip(factors, place.row(LAST), slope, strict=True)
         ]
-        damped, easing, columns = self._proposed(factors, coefficients, verdicts, columns)
+        curvatures = [f.curvature for f in factors]
+        damped, easing, columns = self._proposed(
+            factors, curvatures, coefficients, verdicts, columns
+        )
         directions = [
-            torch.cat((own, moved[:PAST].movedim(0, -3)), dim=-3)
+            torch.cat((own, moved[:PAST].movedim(0, -3) if batch else moved[:PAST]), dim=-3)
             for own, moved in zip(damped, place.matrices, strict=True)
         ]
         if seen.absent:
@@ -235,7 +238,7 @@ class LearnedWhitening(UpdateRule):
             at,
             directions,
             slope,
-            [f.curvature.mean(dim=(-2, -1)) for f in factors],
+            [k.mean(dim=(-2, -1)) for k in curvatures],
             loss.kind,
         )
         nu = easing.new_tensor([verdict.trust.nu for verdict in verdicts])
@@ -246,12 +249,12 @@ class LearnedWhitening(UpdateRule):
                 directions, c.chunk(len(directions), dim=-1), place.row(NOW), strict=True
             )
         ]
-        far = lengths(steps, place.row(NOW), seen.batch_dims).tolist()
+        far = lengths(steps, place.row(NOW), seen.batch_dims)
         limits = [
             min(verdict.trust.length / (length + TINY), 1.0)
             for verdict, length in zip(verdicts, far, strict=True)
         ]
-        taken = c.detach() * seen.rate
+        taken = c.detach() if seen.rate == 1 else c.detach() * seen.rate
         if any(limit != 1.0 for limit in limits):
             limit = c.new_tensor(limits)
             steps = [step * spread(limit, batch, step) for step in steps]
@@ -278,6 +281,7 @@ class LearnedWhitening(UpdateRule):
     def _proposed(
         self,
         factors: Sequence[Factors],
+        curvatures: Sequence[Tensor],
         coefficients: Sequence[Tensor],
         verdicts: Sequence[Judged],
         columns: RuleState,
@@ -288,7 +292,7 @@ class LearnedWhitening(UpdateRule):
         directions ``(*batch, dampings, out, in + 1)``.
         """
         flat = torch.cat([own.flatten(start_dim=1) for own in coefficients], dim=1)
-        shown, relative, most = _channels(factors, flat, verdicts)
+        shown, relative, most = _channels(curvatures, flat, verdicts)
         embedded = torch.tanh(torch.addmm(self.embedding_bias.unsqueeze(-1), self.embedding, shown))
         outputs, columns = self.lstm(embedded, columns)
         said = torch.tanh(outputs[:-1])
@@ -296,14 +300,13 @@ class LearnedWhitening(UpdateRule):
         found = weights * (-flat[1] / (most + SMALL)) / (relative + dampings)
         sizes = [own[0].numel() for own in coefficients]
         damped = [
-            f.back(part.reshape(-1, *own.shape[1:])).movedim(0, -3)
+            f.back(part.view(-1, *own.shape[1:])).movedim(0, -3)
             for f, part, own in zip(
-                factors, torch.split(found, sizes, dim=1), coefficients, strict=True
+                factors, found.split_with_sizes(sizes, dim=1), coefficients, strict=True
             )
         ]
-        sums = [part.reshape(len(verdicts), -1).sum(dim=1) for part in outputs[-1].split(sizes)]
-        mean = torch.stack(sums).sum(dim=0) * (len(verdicts) / flat.shape[1])
-        return damped, (3.0 * torch.tanh(mean)).exp().double(), columns
+        easing = (3.0 * torch.tanh(_mean(outputs[-1], sizes, len(verdicts)))).exp()
+        return damped, easing.double(), columns
 
 
 def _trained_before() -> CoordinatewiseUpdate:
@@ -337,14 +340,22 @@ def _after(verdict: Judged, length: float, promised: float, exact: float) -> Tru
     )
 
 
+def _mean(row: Tensor, sizes: Sequence[int], tasks: int) -> Tensor:
+    """The mean over the coefficients of each task, ``(tasks,)``; ``sizes`` are of the layers."""
+    if tasks == 1:
+        return row.mean(dim=0, keepdim=True)
+    sums = [part.view(tasks, -1).sum(dim=1) for part in row.split_with_sizes(sizes)]
+    return torch.stack(sums).sum(dim=0) * (tasks / len(row))
+
+
 @torch.no_grad()
 def _channels(
-    factors: Sequence[Factors], coefficients: Tensor, verdicts: Sequence[Judged]
+    curvatures: Sequence[Tensor], coefficients: Tensor, verdicts: Sequence[Judged]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the LSTM sees of the coefficients of all layers, and their curvatures.
 
     Args:
-        factors: of each layer.
+        curvatures: of each layer.
         coefficients: of the last step and of the gradient, ``(2, coefficients)``.
         verdicts: of the tasks.
 
@@ -352,30 +363,30 @@ def _channels(
         The channels, ``(channels, coefficients)``; for each coefficient k / max k and max k.
     """
     last, g = coefficients
-    layers, tasks = len(factors), len(verdicts)
-    curvatures = [f.curvature for f in factors]
-    sizes = tuple(own.numel() for own in curvatures)
-    owner = _owner(sizes, tasks, g.device)
+    layers, tasks = len(curvatures), len(verdicts)
+    sizes = [own.numel() for own in curvatures]
     along = last * g  # its sign, and 0 where there is only rounding
-    size = along.abs()
-    peak = torch.cat([own.reshape(tasks, -1).amax(dim=1) for own in size.split(sizes)])
-    largest = torch.cat([f.largest.reshape(-1) for f in factors])
-    losses = g.new_tensor([verdict.loss for verdict in verdicts] * layers)
-    of_layers = torch.stack((largest, largest * losses, 1e-6 * peak)) + TINY
-    most, floor, least = of_layers.index_select(1, owner)
-    relative = torch.cat([own.reshape(-1) for own in curvatures]) / most
-    explained = g.square() / ((relative + 1e-6) * floor)
-    logs = torch.stack((relative, explained)).add_(1e-12).log_().div_(10).add_(1)
-    seen = torch.cat((logs, (along / (size + least)).unsqueeze(0)))
-    shown = [verdict.trust.shown(verdict.loss) for verdict in verdicts]
+    both = torch.stack((torch.cat([own.reshape(-1) for own in curvatures]), along.abs()))
+    largest = [
+        own.reshape(2, tasks, -1).amax(dim=-1) for own in both.split_with_sizes(sizes, dim=1)
+    ]
+    shown = [[verdict.loss, *verdict.trust.shown(verdict.loss)] for verdict in verdicts]
     numbers = [
         [*own, layers / 4 - 0.5, place / max(1, layers - 1) - 0.5]
         for place in range(layers)
         for own in shown
     ]
-    of_tasks = torch.tensor(numbers, dtype=torch.float32, device=g.device).mT
-    seen = seen.nan_to_num_(0.0, 5.0, -5.0).float()
-    return torch.cat((seen, of_tasks.index_select(1, owner))), relative, most
+    of_tasks = torch.tensor(numbers, dtype=g.dtype, device=g.device).mT
+    owner = _owner(tuple(sizes), tasks, g.device)
+    spread_out = torch.cat((torch.cat(largest, dim=1), of_tasks)).index_select(1, owner)
+    most, peak, losses = spread_out[:3].unbind()
+    most = most + TINY
+    relative = both[0] / most
+    explained = g.square() / ((relative + 1e-6) * most * losses + TINY)
+    logs = torch.stack((relative, explained)).add_(1e-12).log_().div_(10).add_(1)
+    sign = along / both[1].add_(peak, alpha=1e-6).add_(TINY)
+    channels = torch.cat((logs, sign.unsqueeze(0), spread_out[3:]))
+    return channels.nan_to_num_(0.0, 5.0, -5.0).float(), relative, most
 
 
 @lru_cache

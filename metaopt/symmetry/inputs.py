@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -125,7 +126,7 @@ def eigen(matrix: Tensor) -> Eigen:
     Args:
         matrix: ``(*batch, n, n)``.
     """
-    if not matrix.sum().isfinite():
+    if not math.isfinite(matrix.sum().item()):
         finite = matrix.isfinite().all(dim=-1).all(dim=-1)[..., None, None]
         identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         matrix = torch.where(finite, matrix, identity)
