@@ -62,11 +62,12 @@ class StepInput(NamedTuple):
             chain,
             self.parameters,
             self.gradients,
-            x,
+            x.original,
             self.second_order,
             self.loss,
             self.rate * self.trust,
             self.absent,
+            x,
         )
 
     def updated(self, update: Sequence[Tensor], batch_dims: int = 0) -> list[Tensor]:
@@ -195,9 +196,8 @@ class MetaOptimizer(nn.Module):
         orbit = chain_orbit(chain, updated, layer_input, self.action)
         elements = now.scaled(elements, [site for site, _ in orbit.acting])
         point = orbit.move(updated, elements)
-        moved = Teleportation(
-            ChainOutputs(chain, layer_input.original), updated, point.parameters, point.rejected
-        )
+        outputs = ChainOutputs(chain, layer_input.original)
+        moved = Teleportation(outputs, updated, point.parameters, point.rejected)
         if self.spec.hold:
             moved = moved.revert_rounding(now.parameters, self.spec.hold)
         return Advanced(list(moved.after), {"update": following, "element": element_state}, moved)

@@ -85,11 +85,12 @@ class Observation:
         chain: LayerChain,
         parameters: Sequence[Tensor],
         gradients: Sequence[Tensor],
-        x: Tensor | LayerInput,
+        x: Tensor,
         second_order: bool = False,
         loss: SeenLoss | None = None,
         rate: float = 1.0,
         absent: frozenset[int] = frozenset(),
+        given_input: LayerInput | None = None,
     ) -> Observation:
         """Return what is seen of a chain of layers.
 
@@ -99,15 +100,13 @@ class Observation:
             chain: the layers.
             parameters: of the chain, in order.
             gradients: one for each parameter, of its shape.
-            x: the chain's input, ``(*batch, d_0, samples)``; as a ``LayerInput`` with what was
-                computed from it before.
+            x: the chain's input, ``(*batch, d_0, samples)``.
             second_order: whether the parameters and gradients keep their graph.
             loss: what is known of the loss, with gradients in its unit.
             rate: the factor that f is going to be multiplied by.
             absent: places of the parameters that stay where they are.
+            given_input: the chain's input with what was computed from it, if it is kept.
         """
-        given = x if isinstance(x, LayerInput) else None
-        x = x.original if isinstance(x, LayerInput) else x
         if not second_order:
             parameters, gradients = (
                 [tensor.detach() for tensor in tensors] for tensors in (parameters, gradients)
@@ -122,7 +121,7 @@ class Observation:
             rate=rate,
             absent=absent,
             given_gradients=gradients,
-            given_input=given,
+            given_input=given_input,
         )
 
     @classmethod
@@ -286,8 +285,8 @@ def unflatten(row: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         row: ``(coordinates,)``.
         like: tensors of the shapes to give.
     """
-    pieces = torch.split(row, [tensor.numel() for tensor in like])
-    return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+    pieces = row.split_with_sizes([tensor.numel() for tensor in like])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
 def task_rows(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:

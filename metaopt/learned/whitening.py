@@ -76,9 +76,9 @@ class Place(NamedTuple):
 
     Attributes:
         layers: the weights.
-        matrices: for each layer the augmented weights of some rows, ``(rows, *batch, out, in + 1)``:
-            the last steps, where the last step began with the gradient there, and where this one
-            begins with the gradient there, in units of the loss.
+        matrices: rows of augmented weights of each layer, ``(rows, *batch, out, in + 1)``. They
+            are the last steps; where the last step began, with the gradient there; and where this
+            one begins, with the gradient there, in units of the loss.
     """
 
     layers: Sequence[Layer]
