@@ -51,6 +51,21 @@ class StepInput(NamedTuple):
     losses: Tensor | None = None
     loss: SeenLoss | None = None
 
+    def alone(self, chain: LayerChain) -> StepInput:
+        """Return the input of a step of one task, without dimensions that count tasks.
+
+        Args:
+            chain: the layers, with such dimensions.
+        """
+        parameters, gradients = (
+            [own.reshape(own.shape[chain.batch_dims :]) for own in tensors]
+            for tensors in (self.parameters, self.gradients)
+        )
+        loss = self.loss
+        if loss is not None and loss.targets is not None:
+            loss = loss._replace(targets=loss.targets.reshape(loss.targets.shape[-2:]))
+        return self._replace(parameters=parameters, gradients=gradients, loss=loss)
+
     def observed(self, chain: LayerChain, x: LayerInput) -> Observation:
         """Return what m1 and m2 see of a chain of layers.
 
@@ -185,6 +200,9 @@ class MetaOptimizer(nn.Module):
             state: the state before the step; it is not changed.
             teleports: whether m2 acts.
         """
+        lead = now.parameters[0].shape[: chain.batch_dims]
+        if lead and lead.numel() == 1 and not torch.is_grad_enabled():
+            return self._advance_alone(chain, layer_input, now, state, teleports)
         seen = now.observed(chain, layer_input)
         update, following = self.update.propose(seen, state["update"])
         updated = now.updated(update, chain.batch_dims)
@@ -201,6 +219,34 @@ class MetaOptimizer(nn.Module):
         if self.spec.hold:
             moved = moved.revert_rounding(now.parameters, self.spec.hold)
         return Advanced(list(moved.after), {"update": following, "element": element_state}, moved)
+
+    def _advance_alone(
+        self,
+        chain: LayerChain,
+        layer_input: LayerInput,
+        now: StepInput,
+        state: State,
+        teleports: bool,
+    ) -> Advanced:
+        """The step of one task, of plain matrices, which are faster than a batch of one."""
+        own = self.advance(chain.alone, layer_input.alone, now.alone(chain), state, teleports)
+        parameters = _like(own.parameters, now.parameters)
+        move = own.teleportation
+        if move is not None:
+            lead = now.parameters[0].shape[: chain.batch_dims]
+            move = Teleportation(
+                ChainOutputs(chain, layer_input.original),
+                _like(move.before, now.parameters),
+                parameters,
+                move.rejected.reshape(lead),
+                None if move.reverted is None else move.reverted.reshape(lead),
+            )
+        return Advanced(parameters, own.state, move)
+
+
+def _like(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors in the shapes of others."""
+    return [own.view(other.shape) for own, other in zip(tensors, like, strict=True)]
 
 
 def _norms(tensor: Tensor, batch_dims: int) -> Tensor:

@@ -57,6 +57,11 @@ class LayerInput:
         return LayerInput(torch.cat((self.h, torch.ones_like(self.h[..., :1, :])), dim=-2))
 
     @cached_property
+    def alone(self) -> LayerInput:
+        """The input of the one task that there is, without dimensions that count tasks."""
+        return LayerInput(self.original.reshape(self.original.shape[-2:]))
+
+    @cached_property
     def pseudo_inverse(self) -> Tensor:
         """The pseudo-inverse h^+, ``(*batch, samples, features)``."""
         return pseudo_inverse(self.h)
