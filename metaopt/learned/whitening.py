@@ -177,8 +177,11 @@ class LearnedWhitening(UpdateRule):
             update, other = self.other.propose(seen, other)
             unknown = [trust._replace(loss=math.inf) for trust in trusts_of(region)]
             return update, [*state[:width], past, region_of(unknown, region.device), *other]
-        update, own = self._step(seen, seen.loss, state[:width], past, region)
-        return update, [*own, *other]
+        # Without a graph inference mode takes an eighth of the time off.
+        with torch.inference_mode(not torch.is_grad_enabled()):
+            row, own = self._step(seen, seen.loss, state[:width], past, region)
+        row, *own = (tensor.clone() if tensor.is_inference() else tensor for tensor in (row, *own))
+        return unflatten(row, seen.parameters), [*own, *other]
 
     def _step(
         self,
@@ -187,7 +190,8 @@ class LearnedWhitening(UpdateRule):
         columns: RuleState,
         past: Tensor,
         region: Tensor,
-    ) -> tuple[list[Tensor], RuleState]:
+    ) -> tuple[Tensor, RuleState]:
+        """f of all parameters in one row, and the next state."""
         chain, batch = seen.chain, seen.gradients[0].shape[: seen.batch_dims]
         given = seen.parameters if seen.as_given is None else seen.as_given[0]
         slopes = seen.gradients if seen.given_gradients is None else seen.given_gradients
@@ -275,8 +279,7 @@ class LearnedWhitening(UpdateRule):
         if undone and seen.rate:  # an undone step is undone wholly, at any rate
             update = torch.where(back, (begun[NOW] - rows[NOW]) / seen.rate, 0.0) + moved
         past = torch.cat((moved.unsqueeze(0), begun[: PAST - 1], begun[NOW:])).detach()
-        state = [*columns, past, region_of(following, past.device)]
-        return unflatten(update, seen.parameters), state
+        return update, [*columns, past, region_of(following, past.device)]
 
     def _proposed(
         self,

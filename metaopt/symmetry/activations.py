@@ -116,8 +116,8 @@ def with_derivative(activation: Activation, at: Tensor) -> tuple[Tensor, Tensor 
     if isinstance(activation, LeakyReLU):
         slopes = torch.full_like(at, activation.slope).masked_fill_(at > 0, 1.0)
         return activation(at), slopes
-    with torch.enable_grad():
-        points = at.requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        points = (at.clone() if at.is_inference() else at).requires_grad_()
         values = activation(points)
         (slopes,) = torch.autograd.grad(values, points, torch.ones_like(values))
     return values.detach(), slopes

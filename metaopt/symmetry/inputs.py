@@ -52,6 +52,7 @@ class LayerInput:
         self._products: dict[str, tuple[Sequence[Tensor], Tensor]] | None = None
 
     @cached_property
+    @torch.inference_mode(False)  # what is kept must serve callers outside it too
     def with_ones(self) -> LayerInput:
         """The input with a row of ones below, which multiplies the bias."""
         return LayerInput(torch.cat((self.h, torch.ones_like(self.h[..., :1, :])), dim=-2))
@@ -67,6 +68,7 @@ class LayerInput:
         return pseudo_inverse(self.h)
 
     @cached_property
+    @torch.inference_mode(False)
     def moment(self) -> Eigen:
         """The second moments h h^T, decomposed."""
         return eigen(self.h @ self.h.mT)
