@@ -135,7 +135,6 @@ def curvature(
     return Curvature(factored(layers, at, moments(chain, at, given), loss), *at)
 
 
-@torch.no_grad()
 def moments(chain: LayerChain, at: Pass, x: LayerInput) -> list[Eigen]:
     """Return C of each layer, decomposed; that of the chain's input is kept with it.
 
@@ -148,7 +147,6 @@ def moments(chain: LayerChain, at: Pass, x: LayerInput) -> list[Eigen]:
     return [first.moment, *decomposed([a @ a.mT for a in at.inputs[1:]])]
 
 
-@torch.no_grad()
 def factored(
     layers: Sequence[Layer], at: Pass, of_inputs: Sequence[Eigen], loss: OutputLoss = SQUARE
 ) -> list[Factors]:
@@ -180,7 +178,6 @@ def factored(
     return list(map(Factors, decomposed(found), of_inputs))
 
 
-@torch.no_grad()
 def tangents(layers: Sequence[Layer], at: Pass | Curvature, directions: Sequence[Tensor]) -> Tensor:
     """Return J d for directions of single layers, ``(*batch, directions, out, samples)``.
 
@@ -202,7 +199,6 @@ def tangents(layers: Sequence[Layer], at: Pass | Curvature, directions: Sequence
     return moved.transpose(-2, -3)
 
 
-@torch.no_grad()
 def gradients(layers: Sequence[Layer], at: Pass | Curvature, of_output: Tensor) -> list[Tensor]:
     """Return the gradients of augmented weights, ``(*batch, out, in + 1)``, by backpropagation.
 

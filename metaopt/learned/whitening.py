@@ -478,12 +478,12 @@ def _computed_anew(place: Place, at: Pass, loss: OutputLoss, targets: Tensor) ->
 
 def _too_large(seen: Observation) -> bool:
     """Whether the decompositions or the tangents would take too long, or too much memory."""
-    widths = [n for layer in seen.layers for n in layer.weight.shape[-2:]]
-    outputs = [layer.weight.shape[-2] for layer in seen.layers]
-    directions = (len(DAMPINGS) + PAST) * len(seen.layers)
-    tasks = seen.gradients[0].shape[: seen.batch_dims].numel()
+    shapes = [layer.weight.shape for layer in seen.layers]
+    tasks, widest = shapes[0][: seen.batch_dims].numel(), max(shape[-2] for shape in shapes)
+    directions = (len(DAMPINGS) + PAST) * len(shapes)
     return (
-        max(widths) > WIDEST or tasks * directions * max(outputs) * seen.x.shape[-1] > MOST_ENTRIES
+        max(widest, max(shape[-1] for shape in shapes)) > WIDEST
+        or tasks * directions * widest * seen.x.shape[-1] > MOST_ENTRIES
     )
 
 
