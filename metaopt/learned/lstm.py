@@ -29,12 +29,12 @@ def _stepped(
     """h', c', the gates and tanh(c')."""
     gates = torch.addmm(bias.unsqueeze(-1), weight_x, x)
     gates.addmm_(weight_h, h)
-    hidden = h.shape[0]
-    both, g, o = gates.split_with_sizes((2 * hidden, hidden, hidden))
-    i, f = both.sigmoid_().chunk(2)
-    c_next = torch.mul(f, c).addcmul_(i, g.tanh_())
+    i, f, g, o = gates.chunk(4)
+    g.mul_(2)
+    gates.sigmoid_()
+    g.mul_(2).sub_(1)
+    c_next = torch.mul(f, c).addcmul_(i, g)
     tanh_c = c_next.tanh()
-    o.sigmoid_()
     return o * tanh_c, c_next, gates, tanh_c
 
 
