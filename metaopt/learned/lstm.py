@@ -2,9 +2,9 @@
 
 ``nn.LSTMCell`` has no fused kernel on the CPU. Here a state is ``(hidden, N)`` for N columns, so
 that each gate is one contiguous block of the ``(4 hidden, N)`` matrix of gates. tanh(x) =
-2 sigmoid(2x) - 1 lets one in-place ``sigmoid_`` compute all four gates, since ``torch.tanh`` costs
-five to ten times as much on the CPU. The backward pass is in closed form. The gates are in the
-order of ``nn.LSTMCell``, with which the tests compare: i, f, g, o.
+2 sigmoid(2x) - 1 lets one in-place ``sigmoid_`` compute all four gates. The backward pass is in
+closed form. The gates are in the order of ``nn.LSTMCell``, with which the tests compare: i, f, g,
+o.
 """
 
 from __future__ import annotations

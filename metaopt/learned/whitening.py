@@ -22,29 +22,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import resources
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, final
 
 import torch
 from safetensors.torch import load
 from torch import Tensor
 
 from metaopt.checks import check_positive
+from metaopt.learned.coefficients import CHANNELS, channels_of, mean_of_tasks
 from metaopt.learned.fields import LSTMFields
 from metaopt.learned.kronecker import (
     TINY,
     Factors,
     Pass,
     factored,
-    gradients,
     moments,
     passed,
     split,
     spread,
 )
 from metaopt.learned.lstm import LSTM, uniform_parameter
-from metaopt.learned.observation import Observation, SeenLoss, flatten, task_rows, unflatten
+from metaopt.learned.observation import Observation, SeenLoss, flatten, unflatten
+from metaopt.learned.place import (
+    KEPT,
+    LAST,
+    NOW,
+    PAST,
+    REMEMBERED,
+    SLOPES,
+    Place,
+    by_coordinate,
+    computed_anew,
+    crossed,
+    explained,
+)
 from metaopt.learned.state import Columns
-from metaopt.learned.subspace import lengths, minimum, model_of, norm, promise
+from metaopt.learned.subspace import lengths, minimum, model_of, promise
 from metaopt.learned.trust_region import Judged, Trust, first_trust, judged, region_of, trusts_of
 from metaopt.learned.update import (
     UPDATE_RULES,
@@ -54,53 +67,14 @@ from metaopt.learned.update import (
     UpdateConfig,
     UpdateRule,
 )
-from metaopt.output_loss import OutputLoss
-from metaopt.symmetry.chain import Layer, LayerChain
+from metaopt.symmetry.chain import LayerChain
 
-CHANNELS = 9
 DAMPINGS = (1e-1, 1e-3, 1e-5)  # what the LSTM's outputs of 0 stand for
 SCALES = (4.0,) * len(DAMPINGS) + (2.0,) * len(DAMPINGS)  # of its outputs, in powers of e
-PAST = 2  # last steps that are directions too
 SMALL = 1e-100  # of a curvature; its square is not 0
-LAST, KEPT, REMEMBERED, NOW, SLOPES = 0, PAST, PAST + 1, PAST + 2, PAST + 3  # rows of a point
-
-CLOSE, ROUNDED = 0.01, 1e-6  # of a gradient to what it is computed to be anew
-EXPLAINED = 0.05  # of the gradient, for what the output does not explain
 
 WIDEST = 1024  # units of a layer; above, the decompositions take too long
 MOST_ENTRIES = 2**27  # of the tangents of all directions, in float64 1 GiB
-
-
-class Place(NamedTuple):
-    """The place where a step begins, which may be where the last one began; all in float64.
-
-    Attributes:
-        layers: the weights.
-        matrices: rows of augmented weights of each layer, ``(rows, *batch, out, in + 1)``. They
-            are the last steps; where the last step began, with the gradient there; and where this
-            one begins, with the gradient there, in units of the loss.
-    """
-
-    layers: Sequence[Layer]
-    matrices: Sequence[Tensor]
-
-    @classmethod
-    def of(cls, rows: Tensor, seen: Observation) -> Place:
-        """Return the place of rows ``(rows, coordinates)`` in the order of the parameters."""
-        pieces = iter(rows.split_with_sizes([p.numel() for p in seen.parameters], dim=1))
-        matrices = []
-        for layer in seen.layers:
-            matrix = next(pieces).view(-1, *layer.weight.shape)
-            if layer.bias is not None:
-                bias = next(pieces).view(-1, *layer.bias.shape, 1)
-                matrix = torch.cat((matrix, bias), dim=-1)
-            matrices.append(matrix)
-        layers = [split(own[NOW], like) for own, like in zip(matrices, seen.layers, strict=True)]
-        return cls(layers, matrices)
-
-    def row(self, number: int) -> list[Tensor]:
-        """Return a row as augmented weights, ``(*batch, out, in + 1)`` each."""
-        return [own[number] for own in self.matrices]
 
 
 @final
@@ -202,12 +176,12 @@ class LearnedWhitening(UpdateRule):
             rows[REMEMBERED] *= math.sqrt(loss.factor)
         at = seen.passed
         verdicts = judged(
-            trusts_of(region), _losses(loss, at), loss, partial(_crossed, rows, seen), self._first
+            trusts_of(region), _losses(loss, at), loss, partial(crossed, rows, seen), self._first
         )
         undone = any(verdict.back for verdict in verdicts)
         begun = rows
         if undone:
-            back = _by_coordinate([verdict.back for verdict in verdicts], batch, seen)
+            back = by_coordinate([verdict.back for verdict in verdicts], batch, seen)
             begun = torch.cat((rows[:NOW], torch.where(back, rows[KEPT:NOW], rows[NOW:])))
             begun[LAST] = torch.where(back, 0.0, rows[LAST])
         place = Place.of(begun, seen)
@@ -217,11 +191,11 @@ class LearnedWhitening(UpdateRule):
         factors = factored(place.layers, at, of_inputs, loss.kind)
         exact = [trust.exact if back else float(loss.exact) for trust, _, back in verdicts]
         if loss.output_gradient is not None and loss.exact and not undone:
-            explained = _explained(place, at, loss.output_gradient)
-            exact = [explained * known for known in exact]
+            whole = explained(place, at, loss.output_gradient)
+            exact = [whole * known for known in exact]
         slope = place.row(SLOPES)
         if loss.targets is not None:
-            slope = _computed_anew(place, at, loss.kind, loss.targets.double())
+            slope = computed_anew(place, at, loss.kind, loss.targets.double())
         coefficients = [
             f.into(torch.stack((last, g)))
             for f, last, g in zip(factors, place.row(LAST), slope, strict=True)
@@ -274,7 +248,7 @@ class LearnedWhitening(UpdateRule):
         lost = [not trust.promised for trust in following]
         # One task of a loss that is not finite is skipped by the optimizer, and counted.
         if any(lost) and (batch or math.isfinite(verdicts[0].loss)):
-            moved = torch.where(_by_coordinate(lost, batch, seen), 0.0, moved)
+            moved = torch.where(by_coordinate(lost, batch, seen), 0.0, moved)
         update = moved
         if undone and seen.rate:  # an undone step is undone wholly, at any rate
             update = torch.where(back, (begun[NOW] - rows[NOW]) / seen.rate, 0.0) + moved
@@ -295,7 +269,7 @@ class LearnedWhitening(UpdateRule):
         directions ``(*batch, dampings, out, in + 1)``.
         """
         flat = torch.cat([own.flatten(start_dim=1) for own in coefficients], dim=1)
-        shown, relative, most = _channels(curvatures, flat, verdicts)
+        shown, relative, most = channels_of(curvatures, flat, verdicts)
         embedded = torch.tanh(torch.addmm(self.embedding_bias.unsqueeze(-1), self.embedding, shown))
         outputs, columns = self.lstm(embedded, columns)
         said = torch.tanh(outputs[:-1])
@@ -308,7 +282,7 @@ class LearnedWhitening(UpdateRule):
                 factors, found.split_with_sizes(sizes, dim=1), coefficients, strict=True
             )
         ]
-        easing = (3.0 * torch.tanh(_mean(outputs[-1], sizes, len(verdicts)))).exp()
+        easing = (3.0 * torch.tanh(mean_of_tasks(outputs[-1], sizes, len(verdicts)))).exp()
         return damped, easing.double(), columns
 
 
@@ -343,77 +317,12 @@ def _after(verdict: Judged, length: float, promised: float, exact: float) -> Tru
     )
 
 
-def _mean(row: Tensor, sizes: Sequence[int], tasks: int) -> Tensor:
-    """The mean over the coefficients of each task, ``(tasks,)``; ``sizes`` are of the layers."""
-    if tasks == 1:
-        return row.mean(dim=0, keepdim=True)
-    sums = [part.view(tasks, -1).sum(dim=1) for part in row.split_with_sizes(sizes)]
-    return torch.stack(sums).sum(dim=0) * (tasks / len(row))
-
-
-@torch.no_grad()
-def _channels(
-    curvatures: Sequence[Tensor], coefficients: Tensor, verdicts: Sequence[Judged]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the LSTM sees of the coefficients of all layers, and their curvatures.
-
-    Args:
-        curvatures: of each layer.
-        coefficients: of the last step and of the gradient, ``(2, coefficients)``.
-        verdicts: of the tasks.
-
-    Returns:
-        The channels, ``(channels, coefficients)``; for each coefficient k / max k and max k.
-    """
-    last, g = coefficients
-    layers, tasks = len(curvatures), len(verdicts)
-    sizes = [own.numel() for own in curvatures]
-    along = last * g  # its sign, and 0 where there is only rounding
-    both = torch.stack((torch.cat([own.reshape(-1) for own in curvatures]), along.abs()))
-    largest = [
-        own.reshape(2, tasks, -1).amax(dim=-1) for own in both.split_with_sizes(sizes, dim=1)
-    ]
-    shown = [[verdict.loss, *verdict.trust.shown(verdict.loss)] for verdict in verdicts]
-    numbers = [
-        [*own, layers / 4 - 0.5, place / max(1, layers - 1) - 0.5]
-        for place in range(layers)
-        for own in shown
-    ]
-    of_tasks = torch.tensor(numbers, dtype=g.dtype, device=g.device).mT
-    owner = _owner(tuple(sizes), tasks, g.device)
-    spread_out = torch.cat((torch.cat(largest, dim=1), of_tasks)).index_select(1, owner)
-    most, peak, losses = spread_out[:3].unbind()
-    most = most + TINY
-    relative = both[0] / most
-    explained = g.square() / ((relative + 1e-6) * most * losses + TINY)
-    logs = torch.stack((relative, explained)).add_(1e-12).log_().div_(10).add_(1)
-    sign = along / both[1].add_(peak, alpha=1e-6).add_(TINY)
-    channels = torch.cat((logs, sign.unsqueeze(0), spread_out[3:]))
-    return channels.nan_to_num_(0.0, 5.0, -5.0).float(), relative, most
-
-
-@lru_cache
-@torch.inference_mode(False)  # what is kept must serve callers outside it too
-def _owner(sizes: tuple[int, ...], tasks: int, device: torch.device) -> Tensor:
-    """For each coefficient the number of its layer and task; ``sizes`` are of the layers."""
-    counts = torch.tensor([size // tasks for size in sizes for _ in range(tasks)])
-    return torch.arange(len(counts)).repeat_interleave(counts).to(device)
-
-
 @lru_cache
 @torch.inference_mode(False)
 def _heads(device: torch.device) -> tuple[Tensor, Tensor]:
     """What the LSTM's outputs of 0 stand for, and their scales, in powers of e; in a column."""
     first = [math.log(damping) for damping in DAMPINGS] + [0.0] * len(DAMPINGS)
     return torch.tensor(first, device=device)[:, None], torch.tensor(SCALES, device=device)[:, None]
-
-
-def _by_coordinate(flags: Sequence[bool], batch: torch.Size, seen: Observation) -> Tensor:
-    """A flag of each task for each coordinate, in the order of the parameters."""
-    of_tasks = torch.tensor(flags, device=seen.parameters[0].device)
-    if len(flags) == 1:
-        return of_tasks
-    return flatten([spread(of_tasks, batch, p).expand_as(p) for p in seen.parameters])
 
 
 def _losses(loss: SeenLoss, at: Pass) -> list[float]:
@@ -425,29 +334,6 @@ def _losses(loss: SeenLoss, at: Pass) -> list[float]:
     return own
 
 
-@torch.no_grad()
-def _crossed(rows: Tensor, seen: Observation) -> list[float]:
-    """The change of any loss between two weights, from the gradients at both: the trapezoid rule.
-
-    Args:
-        rows: those of a place.
-        seen: what is seen.
-    """
-    terms = 0.5 * (rows[REMEMBERED] + rows[SLOPES]) * (rows[NOW] - rows[KEPT])
-    changes = task_rows(unflatten(terms, seen.parameters), seen.batch_dims).sum(dim=1)
-    own: list[float] = changes.tolist()
-    return own
-
-
-@torch.no_grad()
-def _explained(place: Place, at: Pass, output_gradient: Tensor) -> float:
-    """1 where the gradient of the weights is that of the output, and 0 where the loss has more."""
-    own = flatten(gradients(place.layers, at, output_gradient))
-    gap = flatten(place.row(SLOPES)).sub_(own)
-    gap_size, size = torch.stack([torch.linalg.vector_norm(row) for row in (gap, own)]).tolist()
-    return float(gap_size <= EXPLAINED * size)
-
-
 def _staying(seen: Observation, directions: Sequence[Tensor]) -> list[Tensor]:
     """Directions, with 0 for the parameters that stay where they are."""
     moves = [
@@ -456,24 +342,6 @@ def _staying(seen: Observation, directions: Sequence[Tensor]) -> list[Tensor]:
     ]
     masks = [layer.augmented().double() for layer in seen.chain.layers(moves)]
     return [own * mask.unsqueeze(-3) for own, mask in zip(directions, masks, strict=True)]
-
-
-def _computed_anew(place: Place, at: Pass, loss: OutputLoss, targets: Tensor) -> list[Tensor]:
-    """The gradients from the targets, where those that are given are their rounding.
-
-    In float32 the gradient p - y of a cross entropy is rounding once p is within 1e-7 of y. A
-    gradient that somebody has changed, such as by clipping, stays as it is.
-    """
-    anew = gradients(place.layers, at, loss.gradient(at.outputs, targets))
-    kept, downstream = [], ROUNDED * at.outputs.shape[-1] ** 0.5
-    for layer, given, own, a in zip(
-        place.layers[::-1], place.row(SLOPES)[::-1], anew[::-1], at.inputs[::-1], strict=True
-    ):
-        allowed = CLOSE * norm(own) + downstream * norm(a)
-        near = (norm(given - own) <= allowed)[..., None, None]
-        kept.append(torch.where(near, own, given))
-        downstream = downstream * norm(layer.weight)
-    return kept[::-1]
 
 
 def _too_large(seen: Observation) -> bool:
