@@ -201,7 +201,8 @@ class MetaOptimizer(nn.Module):
             teleports: whether m2 acts.
         """
         lead = now.parameters[0].shape[: chain.batch_dims]
-        if lead and lead.numel() == 1 and not torch.is_grad_enabled():
+        alone = lead and lead.numel() == 1 and not torch.is_grad_enabled()
+        if alone and self.update.sees_losses:  # others stay as they are, bit for bit
             return self._advance_alone(chain, layer_input, now, state, teleports)
         seen = now.observed(chain, layer_input)
         update, following = self.update.propose(seen, state["update"])
