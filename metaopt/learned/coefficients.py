@@ -7,7 +7,6 @@ the second.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -47,8 +46,7 @@ def channels_of(
         for own in shown
     ]
     of_tasks = torch.tensor(numbers, dtype=g.dtype, device=g.device).mT
-    owner = _owner(tuple(sizes), tasks, g.device)
-    spread_out = torch.cat((torch.cat(largest, dim=1), of_tasks)).index_select(1, owner)
+    spread_out = _spread_out(torch.cat((torch.cat(largest, dim=1), of_tasks)), sizes, tasks)
     most, peak, losses = spread_out[:3].unbind()
     most = most + TINY
     relative = both[0] / most
@@ -73,9 +71,12 @@ def mean_of_tasks(row: Tensor, sizes: Sequence[int], tasks: int) -> Tensor:
     return torch.stack(sums).sum(dim=0) * (tasks / len(row))
 
 
-@lru_cache
-@torch.inference_mode(False)  # what is kept must serve callers outside it too
-def _owner(sizes: tuple[int, ...], tasks: int, device: torch.device) -> Tensor:
-    """For each coefficient the number of its layer and task; ``sizes`` are of the layers."""
-    counts = torch.tensor([size // tasks for size in sizes for _ in range(tasks)])
-    return torch.arange(len(counts)).repeat_interleave(counts).to(device)
+def _spread_out(of_tasks: Tensor, sizes: Sequence[int], tasks: int) -> Tensor:
+    """Numbers of each layer and task, ``(rows, layers * tasks)``, for each coefficient."""
+    parts = [
+        own.unsqueeze(-1).expand(-1, -1, size // tasks).reshape(len(own), -1)
+        for own, size in zip(
+            of_tasks.split_with_sizes([tasks] * len(sizes), dim=1), sizes, strict=True
+        )
+    ]
+    return torch.cat(parts, dim=1)
