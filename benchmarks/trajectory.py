@@ -41,8 +41,9 @@ def windows(
 
 def train(recipe: Recipe, problem: Regression, meta: MetaOptimizer, steps: int) -> None:
     """A trajectory with a meta-step after each window."""
-    adam = torch.optim.Adam(meta.parameters(), lr=1e-4)
+    learned = [parameter for parameter in meta.parameters() if parameter.requires_grad]
+    adam = torch.optim.Adam(learned, lr=1e-4)
     for window in windows(recipe, problem, meta, steps):
-        for parameter, gradient in zip(meta.parameters(), window.gradients, strict=True):
+        for parameter, gradient in zip(learned, window.gradients, strict=True):
             parameter.grad = gradient
         adam.step()

@@ -29,7 +29,7 @@ def kfac_of(
     damping: float, rate: float, momentum: float, model: nn.Module
 ) -> torch.optim.Optimizer:
     """Return K-FAC by hand. See :func:`metaopt.evaluation.methods.kfac`."""
-    return kfac(damping, momentum)(model, rate)  # type: ignore[arg-type]
+    return kfac(damping, momentum)(model, rate)
 
 
 def lbfgs_of(length: float, history: int, model: nn.Module) -> torch.optim.Optimizer:

@@ -250,9 +250,19 @@ def site_gate(seen: Observation, site: LayerPair, gain: float) -> Tensor:
         site: the two layers.
         gain: of the gate.
     """
-    outgoing = seen.layer_gradients[site.outgoing].weight
     trace = seen.inputs[site.outgoing].square().sum(dim=(-2, -1))
-    return gate(gain, outgoing.square().mean(dim=(-2, -1)).sqrt(), trace)
+    return gate(gain, outgoing_rms(seen, site), trace)
+
+
+def outgoing_rms(seen: Observation, site: LayerPair) -> Tensor:
+    """Return the root mean square of the gradient of the outgoing weight, ``(*batch,)``.
+
+    Args:
+        seen: what is seen of the chain.
+        site: the two layers.
+    """
+    outgoing = seen.layer_gradients[site.outgoing].weight
+    return outgoing.square().mean(dim=(-2, -1)).sqrt()
 
 
 @final

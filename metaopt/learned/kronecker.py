@@ -12,14 +12,17 @@ S is the mean Hessian of the loss at the outputs, and below them S_l is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from metaopt.output_loss import SQUARE, OutputLoss
-from metaopt.symmetry.activations import derivative
+from metaopt.symmetry.activations import with_derivative
 from metaopt.symmetry.chain import Layer, LayerChain
+from metaopt.symmetry.inputs import Eigen, LayerInput, eigen
 
 TINY = 1e-300  # of a product of curvatures in float64
 
@@ -28,30 +31,32 @@ class Factors(NamedTuple):
     """The curvature of a layer, decomposed; tensors are float64 and without a graph.
 
     Attributes:
-        left: U, ``(*batch, out, out)``.
-        right: V, ``(*batch, in + 1, in + 1)``, or ``in`` without a bias.
-        curvature: k, ``(*batch, out, in + 1)``.
+        of_output: S = U diag(s) U^T, ``(*batch, out, out)``.
+        of_input: C = V diag(c) V^T, ``(*batch, in + 1, in + 1)``, or ``in`` without a bias.
     """
 
-    left: Tensor
-    right: Tensor
-    curvature: Tensor
+    of_output: Eigen
+    of_input: Eigen
 
-    @classmethod
-    def of(cls, s: Tensor, c: Tensor) -> Factors:
-        """Return the decomposition of a layer.
+    @property
+    def left(self) -> Tensor:
+        """U, ``(*batch, out, out)``."""
+        return self.of_output.vectors
 
-        Args:
-            s: S, ``(*batch, out, out)``.
-            c: C, ``(*batch, in + 1, in + 1)``, or ``in`` without a bias.
-        """
-        (left, u), (right, v) = _decomposed(s), _decomposed(c)
-        return cls(u, v, left.unsqueeze(-1) * right.unsqueeze(-2))
+    @property
+    def right(self) -> Tensor:
+        """V, ``(*batch, in + 1, in + 1)``, or ``in`` without a bias."""
+        return self.of_input.vectors
+
+    @property
+    def curvature(self) -> Tensor:
+        """The curvatures k, ``(*batch, out, in + 1)``."""
+        return self.of_output.values.unsqueeze(-1) * self.of_input.values.unsqueeze(-2)
 
     @property
     def largest(self) -> Tensor:
         """The largest curvature, ``(*batch, 1, 1)``."""
-        return self.curvature.amax(dim=(-2, -1), keepdim=True)
+        return (self.of_output.values[..., -1:] * self.of_input.values[..., -1:]).unsqueeze(-1)
 
     def into(self, matrix: Tensor) -> Tensor:
         """Return the coefficients U^T M V of a matrix."""
@@ -62,23 +67,58 @@ class Factors(NamedTuple):
         return self.left @ coefficients @ self.right.mT
 
 
+class Pass(NamedTuple):
+    """A forward pass of a chain; all without a graph.
+
+    Attributes:
+        inputs: of each layer, with a 1 for the bias, ``(*batch, in + 1, samples)``.
+        slopes: derivatives of the activation that follows each layer; None where it is the
+            identity.
+        outputs: of the network.
+    """
+
+    inputs: Sequence[Tensor]
+    slopes: Sequence[Tensor | None]
+    outputs: Tensor
+
+
 class Curvature(NamedTuple):
     """The Gauss-Newton curvature at a point; all without a graph.
 
     Attributes:
         factors: of each layer, decomposed.
         inputs: of each layer, with a 1 for the bias, ``(*batch, in + 1, samples)``.
-        slopes: derivatives of the activation that follows each layer.
+        slopes: derivatives of the activation that follows each layer; None where it is the
+            identity.
         outputs: of the network.
     """
 
     factors: Sequence[Factors]
     inputs: Sequence[Tensor]
-    slopes: Sequence[Tensor]
+    slopes: Sequence[Tensor | None]
     outputs: Tensor
 
 
 @torch.no_grad()
+def passed(chain: LayerChain, layers: Sequence[Layer], x: LayerInput) -> Pass:
+    """Return the forward pass of a chain.
+
+    Args:
+        chain: the layers.
+        layers: their weights, in float64.
+        x: the input of the chain.
+    """
+    first = x.with_ones if chain.biased[0] else x
+    inputs, slopes, h = [first.h], [], x.h
+    for place, (layer, activation) in enumerate(zip(layers, chain.activations, strict=True)):
+        if place:
+            biased = layer.bias is not None
+            inputs.append(functional.pad(h, (0, 0, 0, 1), value=1.0) if biased else h)
+        h, slope = with_derivative(activation, layer(h))
+        slopes.append(slope)
+    return Pass(inputs, slopes, h)
+
+
 def curvature(
     chain: LayerChain, layers: Sequence[Layer], x: Tensor, loss: OutputLoss = SQUARE
 ) -> Curvature:
@@ -90,69 +130,117 @@ def curvature(
         x: the input, ``(*batch, d_0, samples)``, in float64.
         loss: of the outputs.
     """
-    layers = [layer.map(Tensor.detach) for layer in layers]
-    h, inputs, slopes = x, [], []
-    for layer, activation in zip(layers, chain.activations, strict=True):
-        ones = [] if layer.bias is None else [torch.ones_like(h[..., :1, :])]
-        inputs.append(torch.cat((h, *ones), dim=-2))
-        z = layer(h)
-        slopes.append(derivative(activation, z))
-        h = activation(z)
-    s = loss.mean(h)
-    found: list[Factors] = []
-    for layer, a, slope in zip(layers[::-1], inputs[::-1], slopes[::-1], strict=True):
-        s = s * (slope @ slope.mT / slope.shape[-1])
-        found.append(Factors.of(s, a @ a.mT))
-        s = layer.weight.mT @ s @ layer.weight
-    return Curvature(found[::-1], inputs, slopes, h)
+    given = LayerInput(x)
+    at = passed(chain, layers, given)
+    return Curvature(factored(layers, at, moments(chain, at, given), loss), *at)
 
 
-@torch.no_grad()
-def tangents(layers: Sequence[Layer], at: Curvature, directions: Sequence[Tensor]) -> Tensor:
+def moments(chain: LayerChain, at: Pass, x: LayerInput) -> list[Eigen]:
+    """Return C of each layer, decomposed; that of the chain's input is kept with it.
+
+    Args:
+        chain: the layers.
+        at: a forward pass.
+        x: the input of the chain.
+    """
+    first = x.with_ones if chain.biased[0] else x
+    return [first.moment, *decomposed([a @ a.mT for a in at.inputs[1:]])]
+
+
+def factored(
+    layers: Sequence[Layer], at: Pass, of_inputs: Sequence[Eigen], loss: OutputLoss = SQUARE
+) -> list[Factors]:
+    """Return the curvature of each layer, decomposed.
+
+    Args:
+        layers: the weights.
+        at: the forward pass there.
+        of_inputs: C of each layer, decomposed.
+        loss: of the outputs.
+    """
+    whole = at.slopes[-1] is None and loss.mean is SQUARE.mean  # S of the last layer is I
+    s = at.outputs if whole else loss.mean(at.outputs)
+    found: list[Tensor] = []
+    for layer, slope in zip(layers[::-1], at.slopes[::-1], strict=True):
+        if slope is not None:
+            s = s * (slope @ slope.mT / slope.shape[-1])
+        found.append(s)
+        if len(found) < len(layers):
+            weight = layer.weight.detach()
+            s = weight.mT @ (weight if whole and len(found) == 1 else s @ weight)
+    found.reverse()
+    if whole:
+        last = _of_identity(at.outputs.shape[-2], at.outputs.device)
+        batch = at.outputs.shape[:-2]
+        if batch:
+            last = Eigen(*(own.expand(*batch, *own.shape) for own in last))
+        return list(map(Factors, [*decomposed(found[:-1]), last], of_inputs))
+    return list(map(Factors, decomposed(found), of_inputs))
+
+
+def tangents(layers: Sequence[Layer], at: Pass | Curvature, directions: Sequence[Tensor]) -> Tensor:
     """Return J d for directions of single layers, ``(*batch, directions, out, samples)``.
 
     Args:
         layers: the weights.
-        at: the curvature there.
+        at: the forward pass there.
         directions: of each layer in turn, ``(*batch, directions of it, out, in + 1)``.
     """
-    blocks: list[Tensor] = []  # one for each layer, (*batch, out, directions, samples)
+    moved: Tensor | None = None  # (*batch, out, directions so far, samples)
     for layer, a, slope, own in zip(layers, at.inputs, at.slopes, directions, strict=True):
-        weight, count = layer.weight.detach(), own.shape[-3]
-        blocks = [
-            (weight @ moved.flatten(start_dim=-2)).reshape(*slope.shape[:-1], *moved.shape[-2:])
-            for moved in blocks
-        ]
-        rows = own.detach().movedim(-3, -2).reshape(*slope.shape[:-2], -1, own.shape[-1])
-        blocks.append((rows @ a).reshape(*slope.shape[:-1], count, a.shape[-1]))
-        for moved in blocks:
-            moved.mul_(slope.unsqueeze(-2))
-    return torch.cat(blocks, dim=-2).movedim(-2, -3)
+        shape = (*own.shape[:-3], own.shape[-2], -1, a.shape[-1])
+        rows = own.detach().transpose(-3, -2).flatten(start_dim=-3, end_dim=-2)
+        fresh = (rows @ a).view(shape)
+        if moved is not None:
+            through = layer.weight.detach() @ moved.flatten(start_dim=-2)
+            fresh = torch.cat((through.view(shape), fresh), dim=-2)
+        moved = fresh if slope is None else fresh.mul_(slope.unsqueeze(-2))
+    assert moved is not None  # a chain has layers
+    return moved.transpose(-2, -3)
 
 
-@torch.no_grad()
-def gradients(layers: Sequence[Layer], at: Curvature, of_output: Tensor) -> list[Tensor]:
+def gradients(layers: Sequence[Layer], at: Pass | Curvature, of_output: Tensor) -> list[Tensor]:
     """Return the gradients of augmented weights, ``(*batch, out, in + 1)``, by backpropagation.
 
     Args:
         layers: the weights.
-        at: the curvature there.
+        at: the forward pass there.
         of_output: the gradient in the outputs, ``(*batch, out, samples)``.
     """
     found, back = [], of_output
     for layer, a, slope in zip(layers[::-1], at.inputs[::-1], at.slopes[::-1], strict=True):
-        back = back * slope
+        if slope is not None:
+            back = back * slope
         found.append(back @ a.mT)
-        back = layer.weight.detach().mT @ back
+        if len(found) < len(layers):
+            back = layer.weight.detach().mT @ back
     return found[::-1]
 
 
-def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, none below 0, and eigenvectors; of I where the matrix is not finite."""
-    sound = matrix.isfinite().all(dim=-1).all(dim=-1)[..., None, None]
-    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    values, vectors = torch.linalg.eigh(torch.where(sound, matrix, identity))
-    return values.clamp(min=0.0), vectors
+def decomposed(matrices: Sequence[Tensor]) -> list[Eigen]:
+    """Return symmetric matrices decomposed, those of one size together.
+
+    Args:
+        matrices: ``(*batch, n, n)`` each.
+    """
+    places: dict[torch.Size, list[int]] = {}
+    for place, matrix in enumerate(matrices):
+        places.setdefault(matrix.shape, []).append(place)
+    found: dict[int, Eigen] = {}
+    for own in places.values():
+        if len(own) == 1:
+            found[own[0]] = eigen(matrices[own[0]])
+            continue
+        joint = eigen(torch.stack([matrices[place] for place in own]))
+        found |= zip(own, map(Eigen, *joint), strict=True)
+    return [found[place] for place in range(len(matrices))]
+
+
+@lru_cache
+@torch.inference_mode(False)  # what is kept must serve callers outside it too
+def _of_identity(size: int, device: torch.device) -> Eigen:
+    identity = torch.eye(size, dtype=torch.float64, device=device)
+    return Eigen(identity.diagonal().clone(), identity.mT)  # in columns, as from eigh
 
 
 def spread(of_tasks: Tensor, batch: torch.Size, like: Tensor) -> Tensor:

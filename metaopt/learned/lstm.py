@@ -2,9 +2,9 @@
 
 ``nn.LSTMCell`` has no fused kernel on the CPU. Here a state is ``(hidden, N)`` for N columns, so
 that each gate is one contiguous block of the ``(4 hidden, N)`` matrix of gates. tanh(x) =
-2 sigmoid(2x) - 1 lets one in-place ``sigmoid_`` compute all four gates, since ``torch.tanh`` costs
-five to ten times as much on the CPU. The backward pass is in closed form. The gates are in the
-order of ``nn.LSTMCell``, with which the tests compare: i, f, g, o.
+2 sigmoid(2x) - 1 lets one in-place ``sigmoid_`` compute all four gates. The backward pass is in
+closed form. The gates are in the order of ``nn.LSTMCell``, with which the tests compare: i, f, g,
+o.
 """
 
 from __future__ import annotations
@@ -23,6 +23,21 @@ from metaopt.learned.state import Columns
 BLOCK = 6400  # columns stepped at once: gates of (80, 6400) float32 are 2 MB
 
 
+def _stepped(
+    x: Tensor, h: Tensor, c: Tensor, weight_x: Tensor, weight_h: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """h', c', the gates and tanh(c')."""
+    gates = torch.addmm(bias.unsqueeze(-1), weight_x, x)
+    gates.addmm_(weight_h, h)
+    i, f, g, o = gates.chunk(4)
+    g.mul_(2)
+    gates.sigmoid_()
+    g.mul_(2).sub_(1)
+    c_next = torch.mul(f, c).addcmul_(i, g)
+    tanh_c = c_next.tanh()
+    return o * tanh_c, c_next, gates, tanh_c
+
+
 class _LSTMStep(torch.autograd.Function):
     """One step (x, h, c) -> (h', c'), for x ``(inputs, N)`` and h, c ``(hidden, N)``."""
 
@@ -36,16 +51,7 @@ class _LSTMStep(torch.autograd.Function):
         weight_h: Tensor,
         bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        hidden = h.shape[0]
-        gates = torch.addmm(bias.unsqueeze(-1), weight_x, x)
-        gates.addmm_(weight_h, h)
-        gates[2 * hidden : 3 * hidden].mul_(2)
-        gates.sigmoid_()
-        i, f, s, o = gates.chunk(4)
-        g = s.mul_(2).sub_(1)
-        c_next = torch.mul(f, c).addcmul_(i, g)
-        tanh_c = torch.mul(c_next, 2).sigmoid_().mul_(2).sub_(1)
-        h_next = o * tanh_c
+        h_next, c_next, gates, tanh_c = _stepped(x, h, c, weight_x, weight_h, bias)
         ctx.save_for_backward(x, h, c, weight_x, weight_h, gates, tanh_c)
         return h_next, c_next
 
@@ -136,9 +142,10 @@ class LSTMLayer(nn.Module):
             i, f, g, o = gates.chunk(4)
             following = f.sigmoid() * c + i.sigmoid() * g.tanh()
             return o.sigmoid() * following.tanh(), following
-        result: tuple[Tensor, Tensor] = _LSTMStep.apply(  # type: ignore[no-untyped-call]
-            x, h, c, self.weight_x, self.weight_h, self.bias
-        )
+        own = x, h, c, self.weight_x, self.weight_h, self.bias
+        if not torch.is_grad_enabled():  # without the bookkeeping of autograd
+            return _stepped(*own)[:2]
+        result: tuple[Tensor, Tensor] = _LSTMStep.apply(*own)  # type: ignore[no-untyped-call]
         return result
 
 

@@ -200,7 +200,7 @@ class ModuleStepper(Stepper):
         met = self._met(seen, x, state, meta.update.sees_losses)
         state, same = met.state, met.same
         unit = float(state["curvature"][0]) or UNKNOWN
-        gradients = [gradient / unit for gradient in now.gradients]
+        gradients = list(torch._foreach_div(list(now.gradients), unit))
         now = now._replace(gradients=gradients, trust=float(state["trust"][0][0]))
         if meta.update.sees_losses:
             now = _with_loss(now, before, met, seen)
@@ -214,7 +214,7 @@ class ModuleStepper(Stepper):
         if "largest" in state:
             observed, following["largest"] = loosely(now.parameters, gradients, state["largest"])
         elif layer_input is not None:
-            observed = now.observed(self.chain, layer_input.original)
+            observed = now.observed(self.chain, layer_input)
         elif now.rate == 0:  # as tools step once to see what state there is
             return Advanced([p.clone() for p in now.parameters], following, None)
         else:  # a chain whose input nobody saw
@@ -279,6 +279,9 @@ class ModuleStepper(Stepper):
         energy = (gradient.double() / replicas.size).square().sum()
         following["energy"] = [0.5 * replicas.sum(energy).cpu()]
         following["trust"] = [trusted(state["trust"][0], gradient, same, replicas)]
+        # Two passes have shown a squared error, and the pass before was not recognised either.
+        square = same and float(state["kind"][0]) == float(kind) == CONFIRMED
+        recognises = recognises and not (known_square or square)
         found = _recognised_by_all(output, gradient, replicas) if recognises else None
         if found is None:
             return Met(state | following, same, alone)
@@ -410,5 +413,7 @@ def _recognised_by_all(output: Tensor, gradient: Tensor, replicas: Replicas) -> 
 
 def _all(replicas: Replicas, flags: Sequence[bool]) -> list[bool]:
     """Whether each flag is set in all processes."""
+    if not replicas:
+        return list(flags)
     gathered = replicas.gather(torch.tensor(flags))
     return [bool(flag) for flag in torch.stack(gathered).all(dim=0)]

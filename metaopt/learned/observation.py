@@ -17,9 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metaopt.learned.kronecker import Pass, moments, passed
 from metaopt.output_loss import SQUARE, OutputLoss
 from metaopt.roles import Role
 from metaopt.symmetry.chain import NO_CHAIN, Layer, LayerChain
+from metaopt.symmetry.inputs import Eigen, LayerInput
 
 TINY = 1e-30  # keeps a division by a vanished scale finite in float32
 
@@ -67,6 +69,7 @@ class Observation:
         total_steps: how many steps the run is going to have; 0 if it is not known.
         weight_decay: by how much of the length of f the weights are drawn to 0, for rules that step
             in place.
+        given_input: the chain's input with what was computed from it, if it is kept.
     """
 
     chain: LayerChain
@@ -82,6 +85,7 @@ class Observation:
     roles: Sequence[Role] | None = None
     total_steps: int = 0
     weight_decay: float = 0.0
+    given_input: LayerInput | None = None
 
     @classmethod
     def of(
@@ -96,6 +100,7 @@ class Observation:
         absent: frozenset[int] = frozenset(),
         roles: Sequence[Role] | None = None,
         total_steps: int = 0,
+        given_input: LayerInput | None = None,
     ) -> Observation:
         """Return what is seen of a chain of layers.
 
@@ -112,6 +117,7 @@ class Observation:
             absent: places of the parameters that stay where they are.
             roles: what each parameter is for, where it is known.
             total_steps: how many steps the run is going to have; 0 if it is not known.
+            given_input: the chain's input with what was computed from it, if it is kept.
         """
         if not second_order:
             parameters, gradients = (
@@ -129,6 +135,7 @@ class Observation:
             given_gradients=gradients,
             roles=roles,
             total_steps=total_steps,
+            given_input=given_input,
         )
 
     @classmethod
@@ -170,7 +177,15 @@ class Observation:
         given = None
         if self.as_given is not None:
             given = ([tensor.detach() for tensor in self.as_given[0]], self.as_given[1])
-        return Observation(self.chain, parameters, gradients, self.x, given, self.given_scales)
+        return Observation(
+            self.chain,
+            parameters,
+            gradients,
+            self.x,
+            given,
+            self.given_scales,
+            given_input=self.given_input,
+        )
 
     @property
     def batch_dims(self) -> int:
@@ -203,6 +218,23 @@ class Observation:
         """The gradients of each layer in float64, as they were before any rounding."""
         gradients = self.gradients if self.given_gradients is None else self.given_gradients
         return self.chain.layers([gradient.double() for gradient in gradients])
+
+    @cached_property
+    def input(self) -> LayerInput:
+        """The chain's input, as it was before any rounding."""
+        if self.given_input is not None:
+            return self.given_input
+        return LayerInput(self.x if self.as_given is None else self.as_given[1])
+
+    @cached_property
+    def passed(self) -> Pass:
+        """The forward pass in float64, without a graph, of what there was before any rounding."""
+        return passed(self.chain, self.double_layers, self.input)
+
+    @cached_property
+    def moments(self) -> list[Eigen]:
+        """The second moments of each layer's input, with a 1 for the bias, decomposed."""
+        return moments(self.chain, self.passed, self.input)
 
     @cached_property
     def double_inputs(self) -> list[Tensor]:
@@ -276,8 +308,8 @@ def unflatten(row: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         row: ``(coordinates,)``.
         like: tensors of the shapes to give.
     """
-    pieces = torch.split(row, [tensor.numel() for tensor in like])
-    return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+    pieces = row.split_with_sizes([tensor.numel() for tensor in like])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
 def task_rows(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:

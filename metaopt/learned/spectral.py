@@ -25,15 +25,17 @@ from metaopt.learned.element import (
     BoundedFields,
     ElementConfig,
     ElementRule,
+    outgoing_rms,
     site_gate,
 )
 from metaopt.learned.observation import TINY, Observation, log_sign, unflatten
 from metaopt.learned.state import Columns
-from metaopt.learned.units import EMPTY, Units
+from metaopt.learned.units import EMPTY, Units, gate
 from metaopt.learned.update import RuleState
 from metaopt.symmetry import Action
 from metaopt.symmetry.chain import Layer, LayerChain, LayerPair
 from metaopt.symmetry.element import MAX_DIRECTION, Element
+from metaopt.symmetry.inputs import Eigen, eigen
 
 SMALLEST = 1e-7  # of lambda / c; a smaller one is whitened as if it were this large
 
@@ -47,6 +49,7 @@ class Spectrum(NamedTuple):
         log_scale: log c, ``(*batch, 1)``.
         basis: the eigenvectors in float64, so that exp(T) exp(-T) is I to that precision.
         empty: the directions without features, ``(*batch, k)`` bool.
+        trace: of C in float64, ``(*batch,)``.
     """
 
     log_values: Tensor
@@ -54,6 +57,7 @@ class Spectrum(NamedTuple):
     log_scale: Tensor
     basis: Tensor
     empty: Tensor
+    trace: Tensor
 
     @classmethod
     def of(cls, h: Tensor, dtype: torch.dtype = torch.float32) -> Spectrum:
@@ -65,47 +69,66 @@ class Spectrum(NamedTuple):
                 of I.
             dtype: of all that is returned but the basis.
         """
-        c = h @ h.mT
-        scale = c.diagonal(dim1=-2, dim2=-1).mean(-1)
-        sound = c.isfinite().all(dim=-1).all(dim=-1) & (scale > 0)
-        identity = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
-        unit = torch.where(sound[..., None, None], c / (scale[..., None, None] + TINY), identity)
-        values, vectors = torch.linalg.eigh(unit)
-        logs = values.clamp(min=SMALLEST).log()
-        empty = values <= EMPTY
-        log_scale = torch.where(sound, scale, 1.0).log().unsqueeze(-1)
-        return cls(logs.to(dtype), vectors.to(dtype), log_scale.to(dtype), vectors, empty)
+        return cls.of_moment(eigen(h @ h.mT), dtype)
+
+    @classmethod
+    def of_moment(cls, moment: Eigen, dtype: torch.dtype = torch.float32) -> Spectrum:
+        """Return the spectrum of features whose C is known, decomposed.
+
+        Args:
+            moment: of C; that of I where C is not finite.
+            dtype: as for :meth:`of`.
+        """
+        values, vectors = moment
+        trace = values.sum(dim=-1, keepdim=True)
+        # Where C is 0 all directions are alike, as those of I are.
+        scale = torch.where(trace > 0, trace / values.shape[-1], 1.0)
+        relative = torch.where(trace > 0, values / scale, 1.0)
+        logs = relative.clamp(min=SMALLEST).log()
+        empty = relative <= EMPTY
+        return cls(
+            logs.to(dtype),
+            vectors.to(dtype),
+            scale.log().to(dtype),
+            vectors,
+            empty,
+            trace[..., 0],
+        )
 
 
-Feature = Callable[[Observation, LayerPair, Spectrum], list[Tensor]]
-"""What m2 sees of the directions of a site: channels ``(*batch, k)``."""
+def gradients(seen: Observation) -> list[Layer]:
+    """Return what is seen by its square norms along each direction, on both sides: gradients."""
+    return seen.layer_gradients
 
 
-def covariance(seen: Observation, site: LayerPair, spectrum: Spectrum) -> list[Tensor]:
-    """Return channels of the eigenvalues: log(lambda / c) and log c, both over 10."""
-    logs = spectrum.log_values
-    return [logs / 10.0, (spectrum.log_scale / 10.0).expand_as(logs)]
+def balance(seen: Observation) -> list[Layer]:
+    """Return what is seen by its square norms along each direction, on both sides: weights."""
+    return seen.layers
 
 
-def gradients(seen: Observation, site: LayerPair, spectrum: Spectrum) -> list[Tensor]:
-    """Return channels of the square norms of the gradients on both sides along each direction."""
-    return _energies(seen.layer_gradients, site, spectrum)
-
-
-def balance(seen: Observation, site: LayerPair, spectrum: Spectrum) -> list[Tensor]:
-    """Return channels of the square norms of the weights on both sides along each direction."""
-    return _energies(seen.layers, site, spectrum)
-
-
-def _energies(layers: Sequence[Layer], site: LayerPair, spectrum: Spectrum) -> list[Tensor]:
-    incoming, outgoing = layers[site.incoming].augmented(), layers[site.outgoing].weight
+def _energies(layers: Sequence[Sequence[Layer]], site: LayerPair, spectrum: Spectrum) -> Tensor:
+    """The square norms along each direction, ``(kinds of layers, sides, *batch, k)``."""
+    incoming = torch.stack([own[site.incoming].augmented() for own in layers])
+    outgoing = torch.stack([own[site.outgoing].weight for own in layers])
     along_in = (spectrum.vectors.mT @ incoming).square().sum(dim=-1)
     along_out = (outgoing @ spectrum.vectors).square().sum(dim=-2)
-    return [
-        channel
-        for along in (along_in, along_out)
-        for channel in log_sign(_level(along, spectrum.empty))
-    ]
+    return _level(torch.stack((along_in, along_out), dim=1), spectrum.empty)
+
+
+def _channels(
+    features: Sequence[str], seen: Observation, site: LayerPair, spectrum: Spectrum
+) -> Tensor:
+    """What m2 sees of the directions of a site, ``(channels, *batch, k)``."""
+    energies = [ENERGIES[name](seen) for name in features if name in ENERGIES]
+    shown: list[Tensor] = []
+    if energies:
+        pairs = zip(*log_sign(_energies(energies, site, spectrum)), strict=True)
+        shown = [torch.stack(pair, dim=1).flatten(end_dim=1) for pair in pairs]
+    if "covariance" in features:  # log(lambda / c) and log c, both over 10
+        logs = spectrum.log_values
+        both = torch.stack((logs, spectrum.log_scale.expand_as(logs))) / 10.0
+        shown.insert(list(features).index("covariance"), both)
+    return torch.cat(shown)
 
 
 def _level(values: Tensor, empty: Tensor) -> Tensor:
@@ -115,12 +138,14 @@ def _level(values: Tensor, empty: Tensor) -> Tensor:
     return torch.where(empty, mean, values)
 
 
-DIRECTION_FEATURES: dict[str, tuple[int, Feature]] = {
-    "gradients": (4, gradients),
-    "balance": (4, balance),
-    "covariance": (2, covariance),
+ENERGIES: dict[str, Callable[[Observation], Sequence[Layer]]] = {
+    "gradients": gradients,
+    "balance": balance,
 }
-"""What a spectral m2 can see, by name, with the number of channels of each."""
+"""What a spectral m2 sees the square norms of, on both sides of a site, by name."""
+
+DIRECTION_FEATURES = {"gradients": 4, "balance": 4, "covariance": 2}
+"""The numbers of channels of what a spectral m2 can see, by name."""
 
 
 @final
@@ -141,9 +166,8 @@ class SpectralElement(ElementRule):
     ) -> None:
         super().__init__()
         self.config = config
-        self.features = [DIRECTION_FEATURES[name][1] for name in config.features]
         self.preactivations = preactivations
-        channels = sum(DIRECTION_FEATURES[name][0] for name in config.features)
+        channels = sum(DIRECTION_FEATURES[name] for name in config.features)
         self.lstm = config.lstm(channels, 2, generator)
         self.lstm.zero_head()
 
@@ -163,13 +187,16 @@ class SpectralElement(ElementRule):
     def propose(self, seen: Observation, state: RuleState) -> tuple[list[Element], RuleState]:
         """See :meth:`ElementRule.propose`."""
         sites = seen.chain.pairs
-        spectra = [Spectrum.of(self._decomposed(seen, site), seen.x.dtype) for site in sites]
+        spectra = [self._spectrum(seen, site) for site in sites]
         channels = [
-            torch.stack([c for see in self.features for c in see(seen, site, spectrum)])
+            _channels(self.config.features, seen, site, spectrum)
             for site, spectrum in zip(sites, spectra, strict=True)
         ]
         values, following = self._values(channels, [s.log_values for s in spectra], state)
-        gates = [site_gate(seen, site, self.config.gate)[..., None] for site in sites]
+        gates = [
+            self._gate(seen, site, spectrum)[..., None]
+            for site, spectrum in zip(sites, spectra, strict=True)
+        ]
         return [
             Element(t * own, spectrum.basis)
             for t, own, spectrum in zip(values, gates, spectra, strict=True)
@@ -214,10 +241,19 @@ class SpectralElement(ElementRule):
                 channels += units.channel_pairs(name)
         return torch.stack(channels)
 
-    def _decomposed(self, seen: Observation, site: LayerPair) -> Tensor:
-        if not self.preactivations:
-            return seen.double_inputs[site.outgoing]
-        return seen.double_layers[site.incoming](seen.double_inputs[site.incoming])
+    def _spectrum(self, seen: Observation, site: LayerPair) -> Spectrum:
+        if self.preactivations:
+            layer, h = seen.double_layers[site.incoming], seen.double_inputs[site.incoming]
+            return Spectrum.of(layer(h), seen.x.dtype)
+        if not seen.chain.biased[site.outgoing]:  # m1 may have decomposed it
+            return Spectrum.of_moment(seen.moments[site.outgoing], seen.x.dtype)
+        return Spectrum.of(seen.passed.inputs[site.outgoing][..., :-1, :], seen.x.dtype)
+
+    def _gate(self, seen: Observation, site: LayerPair, spectrum: Spectrum) -> Tensor:
+        gain = self.config.gate
+        if self.preactivations:
+            return site_gate(seen, site, gain)
+        return gate(gain, outgoing_rms(seen, site), spectrum.trace).to(seen.x.dtype)
 
 
 @ELEMENT_RULES.register("spectral")

@@ -52,7 +52,7 @@ class Kept(NamedTuple):
         """Return the part of each owner, as views."""
         if not self.sizes:
             return [joint]
-        return list(torch.split(joint, list(self.sizes), dim=self.dim))
+        return list(joint.split_with_sizes(list(self.sizes), dim=self.dim))
 
 
 KeptState = Mapping[str, Sequence[Kept]]
@@ -124,7 +124,9 @@ class PerParameter:
         of = {key: self.entries[p] for key, p in _owners(kept).items()}
         for part, places in kept.items():
             for own, joint in zip(places, state[part], strict=True):
-                views = own.divide(joint)
+                before, views = self._joint.get((own.name, id(own.owners[0])), (None, []))
+                if before is not joint:
+                    views = own.divide(joint)
                 for owner, view in zip(own.owners, views, strict=True):
                     of[id(owner)][own.name] = view
                 self._joint[own.name, id(own.owners[0])] = joint, views

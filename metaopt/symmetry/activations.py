@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
@@ -90,6 +90,31 @@ class Elementwise:
         return self.function(z.clone())  # the function may work in place
 
 
+def _of_tanh(values: Tensor) -> Tensor:
+    return values.square().neg_().add_(1)
+
+
+def _of_sigmoid(values: Tensor) -> Tensor:
+    return torch.addcmul(values, values, values, value=-1)
+
+
+FROM_VALUES: tuple[tuple[object, Callable[[Tensor], Tensor]], ...] = (
+    (torch.tanh, _of_tanh),
+    (functional.tanh, _of_tanh),
+    (nn.Tanh, _of_tanh),
+    (torch.sigmoid, _of_sigmoid),
+    (functional.sigmoid, _of_sigmoid),
+    (nn.Sigmoid, _of_sigmoid),
+)
+"""Functions and classes whose derivative follows from the values, which autograd need not find."""
+
+
+def _known(activation: Activation) -> Callable[[Tensor], Tensor] | None:
+    function = getattr(activation, "function", None)
+    known_as = getattr(function, "known_as", function)
+    return next((own for known, own in FROM_VALUES if known is known_as), None)
+
+
 def derivative(activation: Activation, at: Tensor) -> Tensor:
     """Return the derivative of an activation, entry by entry, detached.
 
@@ -101,3 +126,27 @@ def derivative(activation: Activation, at: Tensor) -> Tensor:
         points = at.detach().requires_grad_()
         (gradients,) = torch.autograd.grad(activation(points).sum(), points)
     return gradients
+
+
+def with_derivative(activation: Activation, at: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return an activation and its derivative, entry by entry, detached; None stands for 1.
+
+    Args:
+        activation: the activation sigma.
+        at: points of any shape.
+    """
+    at = at.detach()
+    if isinstance(activation, Identity):
+        return at, None
+    if isinstance(activation, LeakyReLU):
+        slopes = torch.full_like(at, activation.slope).masked_fill_(at > 0, 1.0)
+        return activation(at), slopes
+    known = _known(activation)
+    if known is not None:
+        values = activation(at)
+        return values, known(values)
+    with torch.inference_mode(False), torch.enable_grad():
+        points = (at.clone() if at.is_inference() else at).requires_grad_()
+        values = activation(points)
+        (slopes,) = torch.autograd.grad(values, points, torch.ones_like(values))
+    return values.detach(), slopes

@@ -86,10 +86,11 @@ def fingerprint(x: Inputs) -> Tensor:
     Args:
         x: a batch, samples in rows: a tensor, or tensors inside tuples and mappings.
     """
-    total = torch.tensor((0.0, 0.0, float(samples_in(x))), dtype=torch.float64)
+    sums = [0.0, 0.0]
     for place, tensor in enumerate(tensors_in(x), start=1):
         own = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         flat = own.detach().reshape(-1).double()
         ramp = torch.linspace(1.0, 2.0, flat.numel(), dtype=torch.float64, device=flat.device)
-        total[:2] += place * torch.stack((flat.sum(), flat @ ramp)).cpu()
-    return total
+        own_sums = torch.stack((flat.sum(), flat @ ramp)).tolist()
+        sums = [total + place * more for total, more in zip(sums, own_sums, strict=True)]
+    return torch.tensor((*sums, float(samples_in(x))), dtype=torch.float64)

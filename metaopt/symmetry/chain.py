@@ -97,6 +97,11 @@ class LayerChain:
                 f"weights and biases in order"
             )
 
+    @cached_property
+    def alone(self) -> LayerChain:
+        """The chain of one network, without dimensions that count networks."""
+        return replace(self, batch_dims=0)
+
     @property
     def pairs(self) -> tuple[LayerPair, ...]:
         """The consecutive pairs of layers, between which a group can act."""

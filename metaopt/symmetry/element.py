@@ -97,10 +97,8 @@ class Element:
             return GroupElement(*EXPONENTIALS[kind](self.dense()))
         identity = torch.eye(self.width, dtype=self.basis.dtype, device=self.basis.device)
         # I + V diag(e^t - 1) V^T: at T = 0 that is I bit for bit.
-        g, inverse = (
-            identity + _in_basis(torch.expm1(t), self.basis) for t in (self.values, -self.values)
-        )
-        return GroupElement(g, inverse)
+        both = torch.expm1(torch.stack((self.values, -self.values)))
+        return GroupElement(*(identity + _in_basis(both, self.basis)))
 
     @cached_property
     def _exact(self) -> GroupElement:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +14,18 @@ from torch import Tensor
 MAX_CONDITION = 1e8  # of a matrix that QR inverts: what is lost to rounding is below 1e-8
 
 MAX_SIZE = 1e50  # Frobenius norm of W and h above which float64 products could overflow
+
+
+class Eigen(NamedTuple):
+    """The eigenvalues of a matrix, none below 0, and its eigenvectors; of I if it is not finite.
+
+    Attributes:
+        values: ascending, ``(*batch, n)``.
+        vectors: as columns, ``(*batch, n, n)``.
+    """
+
+    values: Tensor
+    vectors: Tensor
 
 
 class LayerInput:
@@ -38,14 +52,26 @@ class LayerInput:
         self._products: dict[str, tuple[Sequence[Tensor], Tensor]] | None = None
 
     @cached_property
+    @torch.inference_mode(False)  # what is kept must serve callers outside it too
     def with_ones(self) -> LayerInput:
         """The input with a row of ones below, which multiplies the bias."""
         return LayerInput(torch.cat((self.h, torch.ones_like(self.h[..., :1, :])), dim=-2))
 
     @cached_property
+    def alone(self) -> LayerInput:
+        """The input of the one task that there is, without dimensions that count tasks."""
+        return LayerInput(self.original.reshape(self.original.shape[-2:]))
+
+    @cached_property
     def pseudo_inverse(self) -> Tensor:
         """The pseudo-inverse h^+, ``(*batch, samples, features)``."""
         return pseudo_inverse(self.h)
+
+    @cached_property
+    @torch.inference_mode(False)
+    def moment(self) -> Eigen:
+        """The second moments h h^T, decomposed."""
+        return eigen(self.h @ self.h.mT)
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -99,6 +125,20 @@ def pseudo_inverse(matrix: Tensor) -> Tensor:
             return short if tall is matrix else short.mT
     inverse: Tensor = torch.linalg.pinv(matrix)
     return inverse
+
+
+def eigen(matrix: Tensor) -> Eigen:
+    """Return symmetric matrices that have no eigenvalue below 0, decomposed.
+
+    Args:
+        matrix: ``(*batch, n, n)``.
+    """
+    if not math.isfinite(matrix.sum().item()):
+        finite = matrix.isfinite().all(dim=-1).all(dim=-1)[..., None, None]
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        matrix = torch.where(finite, matrix, identity)
+    values, vectors = torch.linalg.eigh(matrix)
+    return Eigen(values.clamp_(min=0.0), vectors)
 
 
 def sound(matrix: Tensor) -> Tensor:

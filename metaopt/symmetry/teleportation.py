@@ -26,6 +26,14 @@ class Outputs(ABC):
             parameters: in the order of the move.
         """
 
+    def of_all(self, points: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+        """Return the outputs at several points, each as a call gives them.
+
+        Args:
+            points: parameters in the order of the move, of the same shapes each.
+        """
+        return [self(parameters) for parameters in points]
+
     @abstractmethod
     def on(self, x: Tensor) -> Outputs:
         """Return the outputs on other data.
@@ -55,6 +63,10 @@ class ChainOutputs(Outputs):
         """
         layers = self.chain.layers([parameter.double() for parameter in parameters])
         return self.chain.output(layers, self.x.double())
+
+    def of_all(self, points: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+        """Return the outputs at several points, all in one pass. See :meth:`Outputs.of_all`."""
+        return self([torch.stack(own) for own in zip(*points, strict=True)]).unbind()
 
     def on(self, x: Tensor) -> ChainOutputs:
         """Return the outputs on other data, samples in columns. See :meth:`Outputs.on`."""
@@ -117,7 +129,8 @@ class Teleportation:
             fraction: largest change of the outputs, as a fraction of the update's; above 0.
         """
         with torch.no_grad():
-            first, updated, moved = map(self.outputs, (updated_from, self.before, self.after))
+            points = (updated_from, self.before, self.after)
+            first, updated, moved = self.outputs.of_all(points)
             step, change = (torch.linalg.matrix_norm(d) for d in (updated - first, moved - updated))
         return self.revert(change > fraction * step)
 

@@ -180,12 +180,9 @@ class Trainer:
             The score, and the mean log10 loss of the first family at each step of
             ``validation_at``.
         """
-        means = [
-            self._mean_logs(family, count)
-            for family, count in validation_families(
-                self.spec, self.tasks, self.spec.validation_problems
-            )
-        ]
+        count = self.spec.validation_problems
+        families = validation_families(self.spec, self.tasks, count)
+        means = [self._mean_logs(family, count) for family, count in families]
         at = list(self.spec.validation_at)
         score = torch.stack(means)[:, at].mean().item()
         if score < self.best_score:
@@ -383,6 +380,7 @@ def check_acts(action: Action, name: str, spec: TrainingSpec) -> None:
     Raises:
         UserError: if the action cannot act at a site where it would be used.
     """
+    tasks = spec.tasks
     drawn = drawn_batch(spec, tasks, 1, torch.Generator().manual_seed(spec.seed))
     samples: list[tuple[TaskSampler, Sequence[int]]] = [(drawn.family, drawn.seeds[:1])]
     samples += [

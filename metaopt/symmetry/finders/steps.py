@@ -157,6 +157,11 @@ class _OfModule:
 
     module: nn.Module
 
+    @property
+    def known_as(self) -> type[nn.Module]:
+        """The class that says what the derivative is, if it is known."""
+        return type(self.module)
+
     def __call__(self, z: Tensor) -> Tensor:
         result: Tensor = self.module(z)
         return result
@@ -177,6 +182,11 @@ class _Called:
     run: Any
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
+
+    @property
+    def known_as(self) -> object:
+        """The function that says what the derivative is, if it is known."""
+        return None if self.args or self.kwargs else self.run
 
     def __call__(self, z: Tensor) -> Tensor:
         result: Tensor = self.run(z, *self.args, **self.kwargs)

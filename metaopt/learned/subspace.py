@@ -1,0 +1,137 @@
+"""The minimum of the Gauss-Newton model of a loss over a few directions of each layer.
+
+J d is computed for each direction d by a forward pass of tangents. So the model
+
+    <g, d> + 1/2 d^T J^T H J d + nu/2 sum_l k_l ||d_l||^2
+
+is exact in their span, with H the Hessian of the loss in the output and k_l the mean curvature of
+layer l (Martens and Grosse, 2015, sections 6.4 and 7).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metaopt.learned.kronecker import TINY, Pass, tangents
+from metaopt.output_loss import SQUARE, OutputLoss
+from metaopt.symmetry.chain import Layer
+
+RIDGE = 1e-9  # of the diagonal of the small problem
+SMALLEST = 0.03  # root mean square of the weights that is assumed there, as biases start at 0
+
+
+class Model(NamedTuple):
+    """The model of the loss along directions, for each task; all without a graph.
+
+    Attributes:
+        slope: of the loss along each, ``(*batch, directions)``.
+        product: <J d, H J d'>, ``(*batch, directions, directions)``.
+        metric: k_l <d, d'> of directions of one layer, and 0 of others.
+    """
+
+    slope: Tensor
+    product: Tensor
+    metric: Tensor
+
+
+@torch.no_grad()
+def model_of(
+    layers: Sequence[Layer],
+    at: Pass,
+    directions: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    means: Sequence[Tensor],
+    loss: OutputLoss,
+) -> Model:
+    """Return the model along directions of single layers, as many of each.
+
+    Args:
+        layers: the weights.
+        at: the forward pass there.
+        directions: ``(*batch, directions, out, in + 1)`` of each layer.
+        gradients: ``(*batch, out, in + 1)`` of each layer.
+        means: the mean curvature of each layer, ``(*batch,)``.
+        loss: of the outputs.
+    """
+    j = tangents(layers, at, directions)
+    flat = j.flatten(start_dim=-2)
+    hj = flat
+    if loss.product is not SQUARE.product:
+        hj = loss.product(at.outputs.unsqueeze(-3), j).flatten(start_dim=-2)
+    grams = []
+    for own, g in zip(directions, gradients, strict=True):
+        rows = torch.cat((own, g.unsqueeze(-3)), dim=-3).flatten(start_dim=-2)
+        grams.append(rows[..., :-1, :] @ rows.mT)
+    joint = torch.stack(grams)  # (layers, *batch, directions, directions + 1)
+    metric = joint[..., :-1] * torch.stack(list(means))[..., None, None]
+    slope = joint[..., -1].movedim(0, -2).flatten(start_dim=-2)
+    whole = torch.diag_embed(metric.movedim(0, -1), dim1=-4, dim2=-2)
+    size = slope.shape[-1]
+    return Model(slope, flat @ hj.mT, whole.reshape(*slope.shape[:-1], size, size))
+
+
+def minimum(model: Model, nu: Tensor) -> Tensor:
+    """Return the coefficients of the minimum, ``(*batch, directions)``.
+
+    A meta-gradient goes through nu. It does not go through the rest of the model, whose solution is
+    a minimum.
+
+    Args:
+        model: the model.
+        nu: the damping, ``(*batch, 1, 1)`` or one for all.
+    """
+    damped = torch.addcmul(model.product, model.metric, nu)
+    size = damped.detach().diagonal(dim1=-2, dim2=-1).clamp(min=TINY).rsqrt()
+    ridge = _ridge(size.shape[-1], size.dtype, size.device)
+    unit = torch.addcmul(ridge, damped, size.unsqueeze(-1) * size.unsqueeze(-2))
+    solution: Tensor = torch.linalg.solve_ex(unit, (model.slope * size).unsqueeze(-1))[0]
+    return -solution[..., 0] * size
+
+
+def promise(model: Model, c: Tensor) -> Tensor:
+    """Return by how much a step lowers the model without its damping, ``(*batch,)``.
+
+    Args:
+        model: the model.
+        c: the coefficients of the step.
+    """
+    quadratic = (model.product @ c.unsqueeze(-1))[..., 0]
+    return -((model.slope + 0.5 * quadratic) * c).sum(dim=-1)
+
+
+def lengths(steps: Sequence[Tensor], weights: Sequence[Tensor], batch_dims: int) -> list[float]:
+    """Return for each task the largest length of a step over that of the weights of its layer.
+
+    Args:
+        steps: ``(*batch, out, in + 1)`` of each layer.
+        weights: of their shapes.
+        batch_dims: how many leading dimensions count tasks.
+    """
+    norms = torch.stack([norm(own) for own in (*steps, *weights)])
+    of_tasks = norms.reshape(len(norms), -1).mT.tolist()
+    least = [SMALLEST * own.shape[batch_dims:].numel() ** 0.5 for own in weights]
+    return [_longest(own[: len(least)], own[len(least) :], least) for own in of_tasks]
+
+
+def _longest(steps: Sequence[float], weights: Sequence[float], least: Sequence[float]) -> float:
+    """The largest quotient; NaN if a step is."""
+    parts = [s / max(w, floor) for s, w, floor in zip(steps, weights, least, strict=True)]
+    return math.nan if any(map(math.isnan, parts)) else max(parts)
+
+
+def norm(matrix: Tensor) -> Tensor:
+    """Return the Frobenius norm of matrices, without a graph."""
+    size: Tensor = torch.linalg.vector_norm(matrix.detach(), dim=(-2, -1))
+    return size
+
+
+@lru_cache
+@torch.inference_mode(False)  # what is kept must serve callers outside it too
+def _ridge(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return RIDGE * torch.eye(size, dtype=dtype, device=device)

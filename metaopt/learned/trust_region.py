@@ -1,0 +1,171 @@
+"""How far a model of the loss is trusted (Conn, Gould and Toint, 2000, chapter 6).
+
+The damping nu and the largest length of a step follow the ratio of what a step has changed to what
+the model promised. These are a few numbers for each task, so they are numbers of Python: a tensor
+of one entry costs a hundred times as much.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metaopt.learned.kronecker import TINY
+from metaopt.learned.observation import SeenLoss
+
+GOOD, POOR = 0.5, 0.25  # of the ratio of the change of the loss to what the model promised
+EASED, TIGHTENED = 3.0, 4.0  # factors of nu
+RELIABLE = 0.75  # of that ratio, for a longer step
+LONGER, SHORTER = 2.0, 0.5  # factors of the last length
+NU = (1e-9, 1e6)  # its range
+SHORTEST, FARTHEST = 1e-7, 1.0  # range of the largest length, over that of the weights of its layer
+LEAST = 1e-7  # of the loss, for a promise or a change that is no rounding
+
+
+class Trust(NamedTuple):
+    """How far the model of a task is trusted.
+
+    Attributes:
+        steps: how many steps were made.
+        nu: the damping.
+        length: the largest length of a step, over that of the weights of its layer.
+        last: the length of the last step.
+        promised: by how much the model said that it would lower the loss.
+        loss: where the last step began; inf if there is none.
+        exact: 1 where that was known to be all of the loss, else 0.
+    """
+
+    steps: float
+    nu: float
+    length: float
+    last: float
+    promised: float
+    loss: float
+    exact: float
+
+    def shown(self, loss: float) -> list[float]:
+        """Return what an LSTM sees of a task: four channels.
+
+        Args:
+            loss: where the next step begins.
+        """
+        change = 0.5 * _log_ratio(loss, self.loss)
+        return [
+            min(max(change, -2.5), 2.5),
+            math.log1p(self.steps) / 3 - 0.5,
+            math.log(self.nu) / 10,
+            math.log(max(self.length, 1e-9)) / 5,
+        ]
+
+
+class Judged(NamedTuple):
+    """What is known of a task after a step.
+
+    Attributes:
+        trust: how far its model is trusted now.
+        loss: where the next step begins.
+        back: whether the last step is taken back.
+    """
+
+    trust: Trust
+    loss: float
+    back: bool
+
+
+def first_trust(damping: float, length: float) -> Trust:
+    """Return the trust before the first step.
+
+    Args:
+        damping: nu.
+        length: the largest length of a step.
+    """
+    return Trust(0.0, damping, length, 0.0, 0.0, math.inf, 1.0)
+
+
+def trusts_of(region: Tensor) -> list[Trust]:
+    """Return the trust of each task from a state, ``(7, tasks)``."""
+    return [Trust(*own) for own in region.mT.tolist()]
+
+
+def region_of(trusts: Sequence[Trust], device: torch.device) -> Tensor:
+    """Return the state of trusts, ``(7, tasks)`` float64.
+
+    Args:
+        trusts: of the tasks.
+        device: of the state.
+    """
+    rows = list(zip(*trusts, strict=True))
+    return torch.tensor(rows, dtype=torch.float64, device=device)
+
+
+def judged(
+    before: Sequence[Trust],
+    losses: Sequence[float],
+    seen: SeenLoss,
+    crossed: Callable[[], Sequence[float]],
+    first: tuple[float, float],
+) -> list[Judged]:
+    """Return what is known of each task after a step.
+
+    Args:
+        before: the trust before.
+        losses: those now.
+        seen: what is seen of the loss.
+        crossed: gives the changes of the losses by the gradients before and after the step.
+        first: nu and the largest length where there is no last step.
+    """
+    changes: Sequence[float] | None = None
+    if not (seen.exact and all(trust.exact > 0 for trust in before)):
+        changes = crossed()
+    return [
+        _judged(trust, loss, seen, None if changes is None else changes[task], first)
+        for task, (trust, loss) in enumerate(zip(before, losses, strict=True))
+    ]
+
+
+def _judged(
+    trust: Trust, now: float, seen: SeenLoss, crossed: float | None, first: tuple[float, float]
+) -> Judged:
+    before = trust.loss * seen.factor
+    if math.isnan(before):
+        before = math.inf
+    fresh = math.isinf(before)
+    change, loss = now - before, now
+    if crossed is not None and (trust.exact <= 0 or not seen.exact):
+        change = crossed
+    if not (seen.exact or fresh):
+        loss = before + change
+    promised = trust.promised * (1.0 if fresh else seen.factor)
+    least = LEAST * abs(before)
+    told = not fresh and (promised > least or not abs(change) <= least)
+    ratio = -change / (promised + TINY)
+    poor = told and not ratio > POOR
+    nu, length = trust.nu, trust.length
+    if told and ratio > GOOD:
+        nu /= EASED
+    elif poor:
+        nu *= TIGHTENED
+    if told and ratio > RELIABLE:
+        length = max(length, min(LONGER * trust.last, FARTHEST))
+    elif poor:
+        length = SHORTER * trust.last
+    if fresh and trust.steps > 0:
+        nu, length = first
+    back = not fresh and not change <= 0
+    following = trust._replace(
+        nu=min(max(nu, NU[0]), NU[1]), length=max(length, SHORTEST), loss=before
+    )
+    return Judged(following, before if back else loss, back)
+
+
+def _log_ratio(now: float, before: float) -> float:
+    """log(now / before); 0 where there is none before, or where one is no loss."""
+    if math.isinf(before) or not (now >= 0 and before >= 0) or now == before == 0:
+        return 0.0
+    if now == 0 or math.isinf(now) or before == 0:
+        return -math.inf if now == 0 else math.inf
+    return math.log(now) - math.log(before)
