@@ -19,7 +19,7 @@ from metaopt.learned.observation import Observation, SeenLoss
 from metaopt.learned.state import Kept, KeptState, State, kept_of
 from metaopt.learned.update import InPlace
 from metaopt.output_loss import NORM, SOFTMAX, SQUARE, OutputLoss
-from metaopt.roles import Role
+from metaopt.roles import Role, role_of_shape
 from metaopt.symmetry.chain import NO_CHAIN, LayerChain
 from metaopt.target import TaskTarget
 
@@ -216,12 +216,14 @@ class GradientStepper(Stepper):
         roles: Sequence[Role] | None = None,
     ) -> None:
         check_loose(meta)
-        self.roles = None if roles is None else dict(zip(map(id, parameters), roles, strict=True))
         self.parameters = list(parameters)
+        self.roles = list(map(role_of_shape, _shapes(parameters))) if roles is None else list(roles)
         divided = meta.update.columns(NO_CHAIN, list(map(as_real, self.parameters)))
         self.apart = divided is not None  # else m1 has one state for all, which fits these alone
         if not self.apart:
-            self.parameters = [p for p in self.parameters if p.requires_grad]
+            kept = [i for i, p in enumerate(self.parameters) if p.requires_grad]
+            self.parameters = [self.parameters[i] for i in kept]
+            self.roles = [self.roles[i] for i in kept]
 
     def active(self) -> list[nn.Parameter]:
         """See :meth:`Stepper.active`."""
@@ -266,13 +268,11 @@ class GradientStepper(Stepper):
         following = meta.update.step_(seen, state["update"])
         return None if following is None else {**state, "update": following}
 
-    def _roles_of(self, now: StepInput) -> list[Role] | None:
-        if self.roles is None:
-            return None
-        stepped = self.parameters  # all, or those that have a gradient
-        if len(now.parameters) < len(stepped):
-            stepped = self.active()
-        return [self.roles[id(p)] for p in stepped]
+    def _roles_of(self, now: StepInput) -> list[Role]:
+        if len(now.parameters) == len(self.parameters):
+            return self.roles
+        active = set(map(id, self.active()))
+        return [r for p, r in zip(self.parameters, self.roles, strict=True) if id(p) in active]
 
     def advance(self, meta: MetaOptimizer, now: StepInput, state: State) -> Advanced:
         """See :meth:`Stepper.advance`."""
@@ -284,6 +284,10 @@ class GradientStepper(Stepper):
             loose = Observation.loose(now.parameters, now.gradients, [], roles, steps)
         update, following["update"] = meta.update.propose(loose, state["update"])
         return Advanced(now.updated(update), following, None)
+
+
+def _shapes(parameters: Sequence[nn.Parameter]) -> list[torch.Size]:
+    return [parameter.shape for parameter in parameters]
 
 
 def check_loose(meta: MetaOptimizer) -> None:

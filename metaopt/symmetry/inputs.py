@@ -133,7 +133,8 @@ def eigen(matrix: Tensor) -> Eigen:
     Args:
         matrix: ``(*batch, n, n)``.
     """
-    if not math.isfinite(matrix.sum().item()):
+    # On the CPU to look is cheap; elsewhere the host would wait.
+    if matrix.device.type != "cpu" or not math.isfinite(matrix.sum().item()):
         finite = matrix.isfinite().all(dim=-1).all(dim=-1)[..., None, None]
         identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         matrix = torch.where(finite, matrix, identity)
