@@ -74,6 +74,17 @@ class TaskDistribution(ABC):
             UserError: for tasks that cannot be trained on.
         """
 
+    def horizon(self, steps: int, generator: torch.Generator) -> tuple[int, bool]:
+        """Return the length of the next trajectory, and whether the rule is told it.
+
+        By default it is that of the config, and the rule is told.
+
+        Args:
+            steps: of the config.
+            generator: the source of all random choices.
+        """
+        return steps, True
+
     @abstractmethod
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
         """Draw the next batch of tasks to train on.

@@ -9,6 +9,7 @@ from typing import ClassVar, final
 import torch
 
 from metaopt.checks import check_whole
+from metaopt.errors import UserError
 from metaopt.tasks import Task, TaskFamily, TaskSampler, check_task, first_seeds
 from metaopt.tasks.named_task import named_task, task_of
 from metaopt.tasks.stacked import Copies
@@ -17,6 +18,7 @@ from metaopt.training.distributions import (
     Drawn,
     TaskDistribution,
     draw_seeds,
+    drawn_evenly_in_logarithms,
 )
 
 VALIDATED = 4  # tasks of a family
@@ -35,14 +37,22 @@ class OwnTasks(TaskDistribution):
         task: "package.module:Name" of a ``metaopt.tasks.Task`` or ``TaskFamily``, which is built
             without arguments. It takes the place of --problems.
         eval_batches: how many batches of the validation split, and of the test split, count.
+        shortest: with a number above 0, the steps of a batch's trajectories are drawn between it
+            and --steps, evenly in their logarithm.
+        announced: how often the rule is told how long the trajectory is, from 0 to 1.
     """
 
     chains: ClassVar[bool] = False
     task: str = ""
     eval_batches: int = 10
+    shortest: int = 0
+    announced: float = 1.0
 
     def __post_init__(self) -> None:
         check_whole("eval_batches", self.eval_batches)
+        check_whole("shortest", self.shortest, 0)
+        if not 0 <= self.announced <= 1:
+            raise UserError(f"expected announced in [0, 1], got {self.announced}: 1 is always")
 
     @cached_property
     def source(self) -> Task | TaskFamily:
@@ -56,6 +66,14 @@ class OwnTasks(TaskDistribution):
             check_task(task_of(self.source, seed), seed)
         else:
             check_task(self.source, seed)
+
+    def horizon(self, steps: int, generator: torch.Generator) -> tuple[int, bool]:
+        """Draw the length of a trajectory, and whether the rule is told. See the base class."""
+        if self.shortest:
+            low = min(self.shortest, steps)
+            steps = round(drawn_evenly_in_logarithms(generator, low, steps))
+        told = self.announced == 1 or float(torch.rand((), generator=generator)) < self.announced
+        return steps, told
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
         """Draw a task of a family, and seeds. See :meth:`TaskDistribution.draw`."""

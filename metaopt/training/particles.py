@@ -22,7 +22,7 @@ from metaopt.evaluation.rollout import rollout
 from metaopt.learned.lstm import LSTMLayer
 from metaopt.learned.meta_optimizer import MetaOptimizer, StepInput
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.symmetry import LayerChain, LayerInput
+from metaopt.symmetry import LayerInput
 from metaopt.tasks import TaskBatch
 
 
@@ -109,10 +109,11 @@ class Together(Particles):
 class _Step(nn.Module):
     """The step of one particle as a module, whose parameters are those of the rule."""
 
-    def __init__(self, meta: MetaOptimizer, chain: LayerChain) -> None:
+    def __init__(self, meta: MetaOptimizer, tasks: TaskBatch) -> None:
         super().__init__()
         self.meta = copy.deepcopy(meta)
-        self.chain = chain
+        self.chain, self.total_steps = tasks.chain, tasks.total_steps
+        self.roles = getattr(tasks, "roles", None)
         for module in self.meta.modules():
             if isinstance(module, LSTMLayer):
                 module.plain = True
@@ -129,6 +130,8 @@ class _Step(nn.Module):
             [parameter.unsqueeze(0) for parameter in parameters],
             [gradient.unsqueeze(0) for gradient in gradients],
             absent=absent,
+            roles=self.roles,
+            total_steps=self.total_steps,
         )
         own: dict[str, Any] = {"update": list(state)}
         advanced = self.meta.advance(self.chain, LayerInput(x.unsqueeze(0)), now, own)
@@ -142,7 +145,7 @@ class _EachItsOwn(torch.optim.Optimizer):
     def __init__(self, tasks: TaskBatch, meta: MetaOptimizer) -> None:
         super().__init__(list(tasks.parameters()), {})
         self.tasks = tasks
-        self.module = _Step(meta, tasks.chain).requires_grad_(False)
+        self.module = _Step(meta, tasks).requires_grad_(False)
         trained = [name for name, p in meta.named_parameters() if p.requires_grad]
         self.names = [f"meta.{name}" for name in trained]
         one = [parameter.detach()[:1] for parameter in tasks.parameters()]

@@ -69,6 +69,7 @@ def reduced_windows(
     meta: MetaOptimizer,
     ranks: Ranks,
     trajectory: int,
+    told: bool = True,
 ) -> Iterator[Reduced]:
     """Unroll the shards of this process window by window, and combine all shards.
 
@@ -82,6 +83,7 @@ def reduced_windows(
         ranks: the processes that share the shards.
         trajectory: number of the first trajectory of the batch. With the seed of ``spec`` it seeds
             what an estimator draws.
+        told: whether the rule is told how long the trajectory is.
 
     Raises:
         UserError: if another process ends or is too slow, or if a component of a user's makes a
@@ -92,6 +94,7 @@ def reduced_windows(
     own: list[Iterator[Window]] = []
     for k in ranks.own(len(shards)):
         tasks = sampled(drawn.family, shards[k], spec.problems).to(device)
+        tasks.total_steps = spec.steps if told else 0
         optimizer = LearnedOptimizer(tasks, meta)
         generator = _generator(spec.seed, trajectory, k)
         own.append(windows(spec, tasks, optimizer, generator))

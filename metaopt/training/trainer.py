@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -140,11 +141,13 @@ class Trainer:
         self._set_rates()
         size = min(self.spec.batch_size, self.spec.trajectories)
         drawn = drawn_batch(self.spec, self.tasks, size, self.generator)
+        steps, told = self.tasks.horizon(self.spec.steps, self.generator)
+        spec = self.spec if steps == self.spec.steps else replace(self.spec, steps=steps)
         values: list[float] = []
         norms: list[float] = []
         mean_log, rejected = math.nan, 0
         for window in reduced_windows(
-            drawn, self.parts, self.spec, self.meta, self.ranks, self.trajectories
+            drawn, self.parts, spec, self.meta, self.ranks, self.trajectories, told
         ):
             mean_log, rejected = window.mean_log, window.rejected
             norm = torch.linalg.vector_norm(
@@ -217,6 +220,7 @@ class Trainer:
         """
         tasks = sampled(family, seeds, self.spec.problems)
         tasks = tasks.to(next(self.meta.parameters()).device)
+        tasks.total_steps = steps
         optimizer = LearnedOptimizer(tasks, self.averaged)
         count = self.tasks.eval_batches
         if not count or not isinstance(tasks, ModuleTasks):
