@@ -310,6 +310,7 @@ def _channels(facts: Facts, energies: Energies, column: Column) -> tuple[Tensor,
     # ||m'||^2 = b^2 ||m||^2 + 2 b (1 - b) m.g + (1 - b)^2 ||g||^2 gives m.g without a pass.
     product = (momentum - b * b * column.momentum - (1 - b) ** 2 * energy) / (2 * b * (1 - b))
     turning = product / (energy * column.momentum + EPS).sqrt()
+    turning = torch.where(column.momentum > 0, turning, 0.0)  # else there is only rounding
     signal = momentum / ((1 - b**steps) ** 2 * mean + EPS)
     known = float(facts.total_steps > 0)
     progress = (steps / max(facts.total_steps, 1)).clamp(max=1.0) * known
@@ -337,7 +338,8 @@ def _gains(facts: Facts, energies: Energies, column: Column, output: Tensor) -> 
     fall = (1 - (steps - 1) / total).clamp(min=0.0) if total else 1.0
     # Where gradients grow at once, a step before was too long.
     mean = _whole(column.long / (1 - LONG**steps), count)
-    trust = (SURPRISE * (mean / (_whole(energies.gradients, count) + EPS)).sqrt()).clamp(max=1.0)
+    surprise = (mean + EPS) / (_whole(energies.gradients, count) + EPS)
+    trust = (SURPRISE * surprise.sqrt()).clamp(max=1.0)
     usual = energies.gradients.new_tensor([RATES[role.kind] for role in facts.roles])
     rate = rise * fall * trust * (3 * torch.tanh(output[0] / 3)).exp()
     rate = rate * usual.repeat_interleave(facts.batch.numel())
@@ -388,8 +390,9 @@ def _parts(
 
 def _root(square: Tensor, scale: Tensor) -> Tensor:
     """sqrt(v + EPS) / scale; inf where the scale is 0."""
-    factor = scale.square().reciprocal()
-    return torch.addcmul(EPS * factor, square, factor).sqrt()
+    factor = scale.clamp(min=1e-15).square().reciprocal()
+    start = torch.where(scale == 0, torch.inf, EPS * factor)
+    return torch.addcmul(start, square, factor).sqrt()
 
 
 def _energies(tensors: Sequence[Tensor], dims: int) -> Tensor:

@@ -1,0 +1,281 @@
+"""The update rule a tensor at a time: its directions, its lengths, and its step in place."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from own_tasks import Images, Tokens
+from torch import nn
+from torch.nn import functional as F
+
+from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.learned.observation import Observation
+from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.learned.tensorwise import RATES, WARM_UP, orthogonal, orthogonalised
+from metaopt.roles import EMBEDDING, HIDDEN, OUTPUT, VECTOR, Role, role_of_shape, roles_of
+from metaopt.symmetry.chain import NO_CHAIN, LayerChain
+from metaopt.tasks import stacked
+
+
+def build(seed: int = 0, scale: float = 0.0) -> MetaOptimizer:
+    """Untrained, or with a head that says something."""
+    meta = MetaOptimizer(MetaOptimizerSpec(update="tensorwise", element="none", hidden=5), seed)
+    generator = torch.Generator().manual_seed(seed)
+    if scale:
+        nn.init.normal_(meta.update.lstm.head_weight, std=scale, generator=generator)
+    return meta
+
+
+def network(seed: int = 3) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 7), nn.LayerNorm(7),
+        nn.Linear(7, 7), nn.Tanh(), nn.Linear(7, 3),
+    )  # fmt: skip
+
+
+def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(6, 2, 4, 4, generator=generator), torch.arange(6) % 3
+
+
+def steps(
+    model: nn.Module, optimizer: torch.optim.Optimizer, count: int, factor: float = 1.0
+) -> list[float]:
+    losses = []
+    for step in range(count):
+        optimizer.zero_grad()
+        x, y = batch(step % 3)
+        loss = factor * F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4), (3, 6, 2)])
+def test_an_orthogonalised_matrix_keeps_its_singular_vectors(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = orthogonalised(matrix)
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    rotated = u.mT @ found @ v.mT
+    values = rotated.diagonal(dim1=-2, dim2=-1)
+    torch.testing.assert_close(rotated, torch.diag_embed(values), rtol=0, atol=1e-12)
+    large = s > 0.01 * torch.linalg.vector_norm(matrix, dim=(-2, -1)).unsqueeze(-1)
+    assert large.any()
+    assert (values[large] > 0.3).all()
+    assert (values < 1.4).all()
+
+
+def test_roles_are_read_from_the_modules():
+    class Conv1D(nn.Module):  # as transformers has it: weight (in, out)
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(6, 4))
+
+    model = nn.ModuleDict(
+        {
+            "table": nn.Embedding(11, 6),
+            "places": nn.ParameterList([torch.zeros(1, 9, 6)]),
+            "depthwise": nn.Conv2d(6, 6, 3, groups=6, bias=False),
+            "norm": nn.LayerNorm(6),
+            "old": Conv1D(),
+            "conv": nn.Conv2d(4, 8, (3, 2)),
+            "head": nn.Linear(8, 11),
+        }
+    )
+    assert roles_of(model) == {
+        "table.weight": Role(EMBEDDING),
+        "places.0": Role(VECTOR),
+        "depthwise.weight": Role(HIDDEN, 6, 9, False),
+        "norm.weight": Role(VECTOR),
+        "norm.bias": Role(VECTOR),
+        "old.weight": Role(HIDDEN, 4, 6, True, True),
+        "conv.weight": Role(HIDDEN, 8, 24, True),
+        "conv.bias": Role(VECTOR),
+        "head.weight": Role(OUTPUT, 11, 8, True),
+        "head.bias": Role(VECTOR),
+    }
+    tied = Tokens().model(0)
+    assert roles_of(tied)["embedding.weight"].kind == EMBEDDING
+    assert roles_of(tied)["inner.weight"].kind == OUTPUT
+    assert role_of_shape((0, 4)) == role_of_shape(()) == role_of_shape((7,)) == Role(VECTOR)
+    assert not orthogonal(Role(HIDDEN, 300, 400, True))
+    assert orthogonal(Role(HIDDEN, 200, 4000, True))
+
+
+def naive(model: nn.Module, count: int, total: int = 0) -> list[torch.Tensor]:
+    """The untrained rule, a tensor at a time, in float64."""
+    names = roles_of(model)
+    w = {n: p.detach().double() for n, p in model.named_parameters()}
+    m = {n: torch.zeros_like(p) for n, p in w.items()}
+    v = {n: torch.zeros_like(p) for n, p in w.items()}
+    look, mix = 1 / (1 + math.exp(2)), 0.5
+    usual, trust = 0.0, 1.0
+    for t in range(1, count + 1):
+        x, y = batch((t - 1) % 3)
+        values = {n: p.clone().requires_grad_() for n, p in w.items()}
+        output = torch.func.functional_call(model.double(), values, (x.double(),))
+        gradients = torch.autograd.grad(F.cross_entropy(output, y), list(values.values()))
+        energy = sum(float(g.square().sum()) for g in gradients)
+        usual = 0.98 * usual + 0.02 * energy
+        trust = min(1.0, 2 * math.sqrt(usual / (1 - 0.98**t) / energy))
+        for (name, role), g in zip(names.items(), gradients, strict=True):
+            m[name] = 0.9 * m[name] + 0.1 * g
+            v[name] = 0.99 * v[name] + 0.01 * g * g
+            ahead = m[name] + look * (g - m[name])
+            begun = math.sqrt(1 - 0.99**t) / (1 - 0.9**t)
+            rate = RATES[role.kind] * min(1, t / WARM_UP) * trust
+            rate *= 1 - (t - 1) / total if total else 1
+            adam = begun * ahead / v[name].sqrt()
+            if role.kind in (HIDDEN, OUTPUT):
+                adam = adam / math.sqrt(role.fan_in)
+            if role.kind == HIDDEN:
+                o = orthogonalised(ahead.reshape(role.rows, -1)).reshape(ahead.shape)
+                adam = (1 - mix) * adam + mix * o * max(1, role.rows / role.fan_in) ** 0.5
+            w[name] = w[name] - rate * adam
+    return list(w.values())
+
+
+@pytest.mark.parametrize("total", [0, 8])
+def test_the_untrained_rule_is_its_formula(total):
+    model = network()
+    optimizer = LearnedOptimizer(model, build(), total_steps=total)
+    steps(model, optimizer, 7)
+    for parameter, expected in zip(model.parameters(), naive(network(), 7, total), strict=True):
+        torch.testing.assert_close(parameter.double(), expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"lr": 0.3, "weight_decay": 0.2}, {"total_steps": 9}])
+def test_the_step_in_place_is_the_pure_one(options, monkeypatch):
+    meta = build(2, 0.5)
+    models = network(), network()
+    first, second = (LearnedOptimizer(model, meta, **options) for model in models)
+    monkeypatch.setattr(second.steppers[0], "steps_in_place", lambda meta: False)
+    for model, optimizer in zip(models, (first, second), strict=True):
+        steps(model, optimizer, 5)
+    for own, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-7)
+    for own, other in zip(*(o.learned_state["update"] for o in (first, second)), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-7)
+
+
+def test_tasks_together_are_the_tasks_alone():
+    meta, parameters = build(1, 0.5), [torch.randn(3, 4, 5), torch.randn(3, 4)]
+    gradients = [torch.randn_like(p) for p in parameters]
+
+    def proposed(own, gradients, chain):
+        state = meta.update.init_state(chain, own)
+        for factor in (1.0, -0.5, 2.0):
+            seen = Observation.of(chain, own, [factor * g for g in gradients], own[0].new_empty(0))
+            update, state = meta.update.propose(seen, state)
+        return update
+
+    together = proposed(parameters, gradients, LayerChain((), (), batch_dims=1))
+    for b in range(3):
+        alone = proposed([p[b] for p in parameters], [g[b] for g in gradients], NO_CHAIN)
+        for own, expected in zip(together, alone, strict=True):
+            torch.testing.assert_close(own[b], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_scale_of_the_loss_makes_no_difference():
+    models = network(), network()
+    for model, factor in zip(models, (1.0, 1e4), strict=True):
+        steps(model, LearnedOptimizer(model, build(2, 0.5)), 6, factor)
+    for own, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_gradient_of_zero_moves_nothing_and_makes_no_nan():
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = LearnedOptimizer(model, build(2, 0.5))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(3):
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(t.isfinite().all() for t in optimizer.learned_state["update"])
+    losses = steps(model, optimizer, 30)
+    assert losses[-1] < losses[0]
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
+    model = network()
+    optimizer = LearnedOptimizer(model, build(2, 0.5))
+    steps(model, optimizer, 2)
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+    next(model.parameters()).grad[0, 0, 0, 0] = math.inf
+    optimizer.step()
+    assert optimizer.skipped == 1
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[0][name])
+    for key, entries in optimizer.state_dict()["state"].items():
+        for name, value in entries.items():
+            assert torch.equal(value, before[1][key][name]), name
+
+
+def test_a_run_goes_on_from_its_state():
+    whole, model = network(), network()
+    optimizer = LearnedOptimizer(whole, build(2, 0.5))
+    first = LearnedOptimizer(model, build(2, 0.5))
+    for own, stepped in ((whole, optimizer), (model, first)):
+        steps(own, stepped, 3)
+    second = LearnedOptimizer(model, build(2, 0.5))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for own, stepped in ((whole, optimizer), (model, second)):
+        steps(own, stepped, 3)
+    for a, b in zip(whole.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_each_parameter_keeps_its_own_moments():
+    model = network()
+    optimizer = LearnedOptimizer(model, build())
+    steps(model, optimizer, 1)
+    for parameter in model.parameters():
+        entries = optimizer.state[parameter]
+        assert entries["m1_momentum"].shape == entries["m1_square"].shape == parameter.shape
+        assert entries["m1_numbers"].shape == (5, 1)
+    count = sum(p.numel() for p in model.parameters())
+    held = sum(
+        entries[name].numel() for entries in optimizer.state.values()
+        for name in ("m1_momentum", "m1_square")
+    )  # fmt: skip
+    assert held == 2 * count
+
+
+def test_it_anneals_to_zero_at_the_announced_end():
+    model = network()
+    optimizer = LearnedOptimizer(model, build(), total_steps=20)
+    lengths = []
+    for _ in range(22):
+        before = [p.detach().clone() for p in model.parameters()]
+        steps(model, optimizer, 1)
+        moved = [(a - b.detach()).norm() for a, b in zip(before, model.parameters(), strict=True)]
+        lengths.append(float(torch.stack(moved).norm()))
+    assert lengths[19] < 0.15 * max(lengths)
+    assert lengths[20] == lengths[21] == 0.0
+
+
+def test_half_precision_weights_are_stepped():
+    model = network().bfloat16()
+    optimizer = LearnedOptimizer(model, build())
+    x, y = batch()
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x.bfloat16()), y)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.7
+    assert optimizer.state[next(model.parameters())]["m1_momentum"].dtype == torch.float32
+
+
+def test_stacked_copies_know_the_roles():
+    assert [role.kind for role in stacked(Images(), [1, 2]).roles] == [
+        HIDDEN, VECTOR, VECTOR, VECTOR, OUTPUT, VECTOR,
+    ]  # fmt: skip
