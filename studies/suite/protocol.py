@@ -47,7 +47,7 @@ def _settings(rates: tuple[float, ...], decays: tuple[float, ...] = (0.0,)) -> t
     return tuple(Setting(rate, decay) for rate in rates for decay in decays)
 
 
-SIX = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 3e-2)
+SIX = (1e-3, 2e-3, 5e-3, 1e-2, 3e-2, 1e-1)
 FOUR = (1e-3, 3e-3, 1e-2, 3e-2)
 
 SETTINGS: dict[str, tuple[Setting, ...]] = {
