@@ -53,7 +53,7 @@ FOUR = (1e-3, 3e-3, 1e-2, 3e-2)
 SETTINGS: dict[str, tuple[Setting, ...]] = {
     BASELINE: _settings(SIX, (0.0, 0.1)),
     CONSTANT: _settings(SIX),
-    "muon": _settings((5e-4, 1e-3, 3e-3, 1e-2)),
+    "muon": _settings(FOUR),
     "schedule_free": _settings(FOUR),
     "sgd_cosine": _settings((1e-2, 3e-2, 1e-1, 3e-1)),
 }
