@@ -29,7 +29,7 @@ from studies.recipes import LAYERWISE, SHIPPED
 
 ROOT = Path(__file__).parents[1]
 PAGES = tuple(ROOT / page for page in (
-    "README.md", "docs/results.md", "docs/tables.md", "docs/theory.md",
+    "README.md", "docs/results.md", "docs/tables.md", "docs/theory.md", "docs/suite.md",
 ))  # fmt: skip
 STUDIES = (
     "study",
@@ -39,6 +39,7 @@ STUDIES = (
     "minibatches",
     "zoo",
     "full_batch",
+    "suite",
     "generalization",
     "convergence",
 )

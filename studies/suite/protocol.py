@@ -47,17 +47,21 @@ def _settings(rates: tuple[float, ...], decays: tuple[float, ...] = (0.0,)) -> t
     return tuple(Setting(rate, decay) for rate in rates for decay in decays)
 
 
-SIX = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 3e-2)
+SIX = (1e-3, 2e-3, 5e-3, 1e-2, 3e-2, 1e-1)
 FOUR = (1e-3, 3e-3, 1e-2, 3e-2)
 
 SETTINGS: dict[str, tuple[Setting, ...]] = {
     BASELINE: _settings(SIX, (0.0, 0.1)),
     CONSTANT: _settings(SIX),
-    "muon": _settings((5e-4, 1e-3, 3e-3, 1e-2)),
+    "muon": _settings(FOUR),
     "schedule_free": _settings(FOUR),
     "sgd_cosine": _settings((1e-2, 3e-2, 1e-1, 3e-1)),
 }
 """The settings that each baseline is tuned over, for each task."""
+
+
+OPEN = ":open"
+"""The end of the name of a learned optimizer that is not told how many steps there will be."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,11 @@ class Run:
     data: str = ""
 
     @property
+    def told(self) -> bool:
+        """Whether a learned optimizer is told how many steps there will be."""
+        return not self.method.endswith(OPEN)
+
+    @property
     def key(self) -> str:
         """Names the run, and differs from that of any other."""
         setting = f"{self.setting.rate!r}/{self.setting.decay!r}"
@@ -127,18 +136,20 @@ def contender(text: str) -> Contender:
     """Return the method that a user means; a baseline without a rate is tuned.
 
     Args:
-        text: a baseline, ``baseline@rate``, a shipped optimizer, or the path of a checkpoint.
+        text: a baseline, ``baseline@rate``, a shipped optimizer, or the path of a checkpoint. One
+            of the last two may end with ``:open``: it is not told how many steps there will be.
 
     Raises:
         UserError: for an unknown name, a rate that is none, or a checkpoint that cannot be read.
     """
-    name, at, rate_text = text.partition("@")
-    if text.endswith(".safetensors") or name in pretrained_names():
-        if at and not text.endswith(".safetensors"):
+    source = text.removesuffix(OPEN)
+    name, at, rate_text = source.partition("@")
+    if source.endswith(".safetensors") or name in pretrained_names():
+        if at and not source.endswith(".safetensors"):
             raise UserError(f"expected {name} without a rate, got {text!r}: leave out the @")
-        checkpoint = named_checkpoint(text)
+        checkpoint = named_checkpoint(source)
         digest = hashlib.sha256(checkpoint_bytes(*checkpoint)).hexdigest()[:12]
-        return Contender(text, text, (Setting(),), digest)
+        return Contender(text, source, (Setting(),), digest)
     if name not in ORDINARY:
         known = [*ORDINARY, *pretrained_names()]
         raise UserError(unknown("a method", name, known, "name one, or a .safetensors file"))

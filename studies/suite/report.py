@@ -9,7 +9,7 @@ import numpy as np
 
 from metaopt.tasks.suite import SUITE
 from studies.report import markdown
-from studies.suite.protocol import BASELINE, CONSTANT, Setting
+from studies.suite.protocol import BASELINE, CONSTANT, SETTINGS, Setting
 from studies.suite.reference import Reference
 from studies.suite.runs import Record
 from studies.suite.speedup import Numbers, reached, speed_up, with_interval
@@ -122,14 +122,22 @@ def training_losses(results: Reference) -> str:
 def settings(results: Reference) -> str:
     """Return the table of the rates (and weight decays) that were chosen.
 
+    A rate that is the first or the last of those tried is marked.
+
     Args:
         results: what is compared.
     """
     lines = []
     for task in results.tasks:
         runs = [results.of(task, method)[0] for method in results.methods]
-        lines.append([_task(task), *(str(Setting(run["rate"], run["decay"])) for run in runs)])
+        lines.append([_task(task), *map(_chosen, runs)])
     return markdown(["task", *results.methods], lines)
+
+
+def _chosen(run: Record) -> str:
+    tried = [own.rate for own in SETTINGS.get(run["method"], ())]
+    mark = " (end)" if run["rate"] in (*tried[:1], *tried[-1:]) else ""
+    return f"{Setting(run['rate'], run['decay'])}{mark}"
 
 
 def _task(name: str) -> str:

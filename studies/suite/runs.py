@@ -74,7 +74,7 @@ def measure(run: Run, data_dir: str | None, pretrained: Path) -> Record:
 
 def _optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     if run.digest:
-        return LearnedOptimizer(model, run.optimizer)
+        return LearnedOptimizer(model, run.optimizer, total_steps=run.steps if run.told else 0)
     setting = run.setting
     return ORDINARY[run.optimizer].optimizer(model, run.steps, setting.rate, setting.decay)
 
@@ -85,8 +85,9 @@ def _train(
     """Return the loss before each step, and the seconds of all steps."""
     losses = np.full(run.steps, np.inf)
     model.train()
+    batches = islice(iter(task.batches(run.seed, "train")), run.steps)  # loads the data
     start = time.process_time()
-    for step, batch in enumerate(islice(iter(task.batches(run.seed, "train")), run.steps)):
+    for step, batch in enumerate(batches):
         optimizer.zero_grad()
         loss = task.loss(model, batch)
         losses[step] = loss.item()

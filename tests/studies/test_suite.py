@@ -231,7 +231,7 @@ def test_tables_say_speed_ups_losses_and_where_a_test_loss_is_worse():
     assert "1 of 2 | 1 of 2 | 1.5 | 4 |" in line
     assert "| mnist_mlp | 1.00 | 0.53 |" in text["suite_speedups"]
     assert "| lora (held out) | 1 | **0.9** | 1.04 |" in text["suite_test"]
-    assert "| lora (held out) | 0.1 | 0.1 | 0.1 |" in text["suite_settings"]
+    assert "| lora (held out) | 0.1 (end) | 0.1 (end) | 0.1 |" in text["suite_settings"]
     assert suite_figure(results).startswith(b"\x89PNG")
     instead = results.beside([a_record("lora", "own", flat, 2.0)], ["lora"])
     assert instead.of("lora", "own")[0]["loss"] == 2.0
