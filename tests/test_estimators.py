@@ -283,6 +283,7 @@ RULES = {
     "coordinatewise": {"hidden": 4},
     "plain heads": {"hidden": 4, "heads": ("plain",)},
     "layerwise": {"update": "layerwise", "hidden": 4},
+    "tensorwise": {"update": "tensorwise", "hidden": 4},
 }
 
 

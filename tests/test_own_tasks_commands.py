@@ -18,6 +18,7 @@ from metaopt.evaluation.rollout import rollout
 from metaopt.learned.checkpoint import load_meta_optimizer, read_checkpoint
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.tasks import SingleTask, first_seeds
+from metaopt.training.own_tasks import OwnTasks
 
 SHORT = [
     "--steps=6", "--window=3", "--batch_size=2", "--validation_problems=2", "--hidden=4",
@@ -177,3 +178,29 @@ def test_ordinary_optimizers_are_methods_on_tasks_of_any_module(name):
     if name != "muon":
         with pytest.raises(UserError, match=f"section 5.2's tasks, got '{name}', which is for tas"):
             resolve(name).for_chains()
+
+
+def test_horizons_are_drawn_evenly_in_their_logarithm_and_announced_as_often_as_asked():
+    tasks = OwnTasks(task="own_tasks:Images", shortest=10, announced=0.25)
+    generator = torch.Generator().manual_seed(1)
+    drawn = [tasks.horizon(1000, generator) for _ in range(400)]
+    steps = torch.tensor([float(count) for count, _ in drawn])
+    assert steps.min() >= 10
+    assert steps.max() <= 1000
+    assert steps.log10().mean() == pytest.approx(2.0, abs=0.1)
+    assert sum(told for _, told in drawn) / 400 == pytest.approx(0.25, abs=0.07)
+    plain = OwnTasks(task="own_tasks:Images")
+    state = generator.get_state()
+    assert plain.horizon(7, generator) == (7, True)
+    assert torch.equal(generator.get_state(), state)
+    with pytest.raises(UserError, match=r"expected announced in \[0, 1\], got 2"):
+        OwnTasks(task="own_tasks:Images", announced=2.0)
+
+
+def test_a_run_with_drawn_horizons_trains_the_rule_that_anneals(tmp_path):
+    checkpoint = trained(
+        tmp_path / "run", "--update=tensorwise", "--element=none", "--estimator=pes",
+        "--shortest=3", "--announced=0.5", "--pes_pairs=2",
+    )  # fmt: skip
+    assert checkpoint.facts["spec"]["update"] == "tensorwise"
+    assert read_checkpoint(tmp_path / "run" / "last.safetensors").facts["skipped"] == 0

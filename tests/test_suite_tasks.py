@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metaopt import UserError
+from metaopt.tasks import stacked
 from metaopt.tasks.suite import SUITE, suite_task, tabular, text, text_digest
 from metaopt.tasks.suite.attention import SelfAttention
 from metaopt.tasks.suite.autoencoder import autoencoder
@@ -28,9 +29,10 @@ from metaopt.tasks.suite.images import image_parts
 from metaopt.tasks.suite.lora import LowRank, adapt
 from metaopt.tasks.suite.lstm_characters import PlainLSTM, RecurrentModel
 from metaopt.tasks.suite.mlp import perceptron
+from metaopt.tasks.suite.small import TOKENS, DrawnSequences, SmallFamily
 from metaopt.tasks.suite.vision_transformer import VisionTransformer
 
-FAMILIES = (MlpFamily, AutoencoderFamily, ResidualFamily, LstmFamily, SuiteFamily)
+FAMILIES = (MlpFamily, AutoencoderFamily, ResidualFamily, LstmFamily, SuiteFamily, SmallFamily)
 
 
 @pytest.fixture(scope="module")
@@ -347,3 +349,31 @@ def test_synthetic_classes_are_drawn_by_their_seed_and_can_be_told_apart():
     x, y = one["train"]
     nearest = torch.cdist(one["test"][0], x).argmin(dim=1)
     assert (y[nearest] == one["test"][1]).float().mean() > 0.5
+
+
+def test_small_tasks_of_every_kind_run_as_copies_in_one_pass(files):
+    family, seen = SmallFamily(files["data_dir"]), set()
+    for seed in range(40):
+        task = family.sample(seed)
+        kind = type(task.model(0)).__name__, type(task).__name__
+        if kind in seen:
+            continue
+        seen.add(kind)
+        tasks = stacked(task, [1, 2])
+        tasks(0).sum().backward()
+        assert tasks.together
+        assert all(p.grad is not None for p in tasks.parameters())
+    assert {name for _, name in seen} == {"DrawnPairs", "DrawnText", "DrawnSequences"}
+
+
+def test_tokens_follow_those_some_places_before():
+    for seed in range(6):
+        task = DrawnSequences(nn.Identity, 64, 20, seed)
+        x, y = next(iter(task.batches(3, "train")))
+        assert x.shape == y.shape == (64, 20)
+        assert torch.equal(x[:, 1:], y[:, :-1])
+        assert x.max() < TOKENS
+        whole = torch.cat((x, y[:, -1:]), dim=1)
+        follows = task.permutation[whole[:, : -task.lag]] == whole[:, task.lag :]
+        by_chance = task.noise / TOKENS
+        assert follows.double().mean() == pytest.approx(1 - task.noise + by_chance, abs=0.03)

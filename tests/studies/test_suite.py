@@ -156,7 +156,11 @@ def test_what_is_kept_goes_on_after_a_kill_in_a_line(tmp_path):
 def test_methods_are_baselines_with_or_without_a_rate_and_learned_optimizers():
     assert contender("muon").settings == SETTINGS["muon"]
     assert contender("muon@0.5").settings == (Setting(0.5),)
-    learned = contender("lstm_layerwise")
+    learned, untold = contender("lstm_layerwise"), contender("lstm_layerwise:open")
+    assert (untold.digest, untold.optimizer) == (learned.digest, learned.optimizer)
+    run = plan("mnist_mlp", untold, Setting(), 0, True, Path("none"))
+    assert not run.told
+    assert plan("mnist_mlp", learned, Setting(), 0, True, Path("none")).told
     assert learned.learned
     assert learned.settings == (Setting(),)
     for text, message in (
