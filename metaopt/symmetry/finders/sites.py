@@ -101,6 +101,15 @@ def grouped(left_out: Sequence[LeftOut]) -> str:
     return "; ".join((*shown, *further))
 
 
+def grouped_lines(left_out: Sequence[LeftOut]) -> list[str]:
+    """Return a line for each reason; those that differ in names of layers alone are grouped.
+
+    Args:
+        left_out: layers with reasons.
+    """
+    return _each(left_out, FEW)
+
+
 def _each(left_out: Sequence[LeftOut], alone: int = 1) -> list[str]:
     """Return each reason once; one that is given at most ``alone`` times, each time."""
     names = {name for out in left_out for name in out.names}

@@ -1,0 +1,236 @@
+"""Verification by doing: each proposed site is moved at random in float64, and outputs compared.
+
+The weights are disturbed first, on copies. So what holds only at an initialisation, such as for
+biases of zero, does not hold here. Many sites are moved at once; where the output changes, halves
+of them are, until those that change it are alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from metaopt.errors import UserError
+from metaopt.symmetry.action import relative_change
+from metaopt.symmetry.auto import for_all_data
+from metaopt.symmetry.element import Element
+from metaopt.symmetry.finders.network import Candidate, Network
+from metaopt.symmetry.functional import call_with, evaluating
+from metaopt.symmetry.nested import Inputs, arguments_of, mapped, tensors_in
+from metaopt.symmetry.orbit import ActingSite, Orbit
+from metaopt.symmetry.precise import Precise
+from metaopt.symmetry.site import LeftOut, Site
+
+TOLERANCE = 1e-9
+"""The largest relative change of the output, in float64, for which a site holds."""
+
+SIZE = 0.3
+"""The standard deviation of the entries of T times the root of the width, of a random move."""
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What became of candidates.
+
+    Attributes:
+        sites: those that hold, in the order of the candidates.
+        left_out: the others, with the reasons.
+    """
+
+    sites: tuple[Site, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def random_elements(
+    orbit: Orbit, parameters: Sequence[Tensor], size: float, seed: int
+) -> list[Element]:
+    """Return a random T for each site of an orbit.
+
+    Args:
+        orbit: the orbit.
+        parameters: the weights, in order.
+        size: the standard deviation of each number of a diagonal T, and of the entries of a dense
+            one times the root of its width.
+        seed: of the random numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    elements = []
+    for zero, (site, _) in zip(orbit.identity(parameters), orbit.acting, strict=True):
+        drawn = torch.randn(zero.values.shape, generator=generator, dtype=torch.float64)
+        scale = size if zero.diagonal else size / site.width**0.5
+        elements.append(zero.with_values(scale * drawn.to(zero.values.device)))
+    return elements
+
+
+def acting_at(sites: Sequence[Site]) -> tuple[ActingSite, ...]:
+    """Return sites with the action of the largest group that is exact for all data there.
+
+    Args:
+        sites: the sites.
+
+    Raises:
+        UserError: for a site where no group is exact for all data.
+    """
+    found = []
+    for site in sites:
+        acting = for_all_data(site)
+        if acting is None:
+            raise UserError(
+                f"expected sites where a group keeps all data, got {site.name}: leave it out"
+            )
+        found.append(acting)
+    return tuple(found)
+
+
+class Judge:
+    """A model in float64 with disturbed weights, on which moves are tried.
+
+    Args:
+        model: the module; it is not changed.
+        x: what it is called with.
+        moved: the names of the parameters that sites may move.
+
+    Raises:
+        UserError: if the model gives nothing that can be compared.
+    """
+
+    def __init__(self, model: nn.Module, x: Inputs, moved: Sequence[str]) -> None:
+        trained = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.model, self.x, self.names = model, x, tuple(dict.fromkeys((*moved, *trained)))
+        generator = torch.Generator().manual_seed(SEED)
+        self.start = {}
+        for name in self.names:
+            old = model.get_parameter(name).detach()
+            noise = torch.randn(old.shape, generator=generator, dtype=torch.float64).to(old.device)
+            size = 0.1 * old.double().square().mean().sqrt().clamp(min=0.1)
+            self.start[name] = old.double() + size * noise
+        self.precise = True
+        self.before = self.outputs(self.start)
+        self.reached = self._reached()
+
+    def outputs(self, values: dict[str, Tensor]) -> Tensor:
+        """Return all that the model gives, as one row in float64."""
+        with evaluating(self.model):
+            if self.precise:
+                try:
+                    return self._outputs(values, torch.float64)
+                except (RuntimeError, TypeError, ValueError, AssertionError):
+                    # A dtype may be written into the forward; any other error comes again.
+                    self.precise = False
+            kept = {n: v.to(self.model.get_parameter(n).dtype) for n, v in values.items()}
+            return self._outputs(kept, None)
+
+    def _outputs(self, values: dict[str, Tensor], dtype: torch.dtype | None) -> Tensor:
+        def wide(tensor: Tensor) -> Tensor:
+            return tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+
+        args, kwargs = arguments_of(mapped(wide, self.x))
+        names, own = list(values), list(values.values())
+        if dtype is None:
+            result = call_with(self.model, names, own, args, kwargs)
+        else:
+            with Precise():  # type: ignore[no-untyped-call]
+                result = call_with(self.model, names, own, args, kwargs, dtype)
+        floating = [t for t in tensors_in(result) if t.is_floating_point()]
+        rows = [t.double().reshape(1, -1) for t in floating if t.dim()]
+        rows = rows or [t.double().reshape(1, -1) for t in floating]
+        if not rows:
+            raise UserError(
+                f"expected a model that gives floating-point tensors, got "
+                f"{type(result).__name__}: wrap it in a module that gives some"
+            )
+        return torch.cat(rows, dim=1)
+
+    def _reached(self) -> dict[str, Tensor]:
+        """Return the gradient of a random function of the outputs, to see what they depend on."""
+        leaves = {name: value.clone().requires_grad_() for name, value in self.start.items()}
+        with torch.enable_grad():
+            outputs = self.outputs(leaves)
+            generator = torch.Generator().manual_seed(SEED)
+            weights = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
+            value = (outputs * weights.to(outputs.device)).sum()
+            gradients = torch.autograd.grad(
+                value, list(leaves.values()), allow_unused=True, materialize_grads=True
+            )
+        return {name: g.detach() for name, g in zip(leaves, gradients, strict=True)}
+
+    def unseen(self, site: Site) -> bool:
+        """Return whether the output does not depend on what a site moves."""
+        return any(
+            not bool(view.read(self.reached).any())
+            for view in (site.incoming[0], site.outgoing[0])
+        )
+
+    @torch.no_grad()
+    def change(self, sites: Sequence[Site], size: float = SIZE) -> float:
+        """Return the relative change of the output by a random move at some sites.
+
+        Args:
+            sites: the sites.
+            size: of the move; see :func:`random_elements`.
+        """
+        orbit = Orbit(self.names, acting_at(sites))
+        start = [self.start[name] for name in self.names]
+        point = orbit.move(start, random_elements(orbit, start, size, SEED + 1))
+        after = self.outputs(dict(zip(self.names, point.parameters, strict=True)))
+        changed = float(relative_change(self.before, after))
+        return changed if not bool(point.rejected) else float("inf")
+
+    @property
+    def tolerance(self) -> float:
+        """The largest change for which a site holds; larger where the model is not in float64."""
+        return TOLERANCE if self.precise else 1e-4
+
+
+def verified(network: Network, candidates: Sequence[Candidate]) -> Verified:
+    """Return the sites that keep the output of a network on its inputs, moved at random.
+
+    Args:
+        network: the network with its inputs.
+        candidates: the proposals.
+    """
+    moved = [name for c in candidates for site in c.alternatives for name in site.parameters]
+    if not moved:
+        return Verified((), ())
+    judge = Judge(network.model, network.x, moved)
+    chosen: dict[int, Site] = {}
+    left_out: list[LeftOut] = []
+    waiting = {place: list(c.alternatives) for place, c in enumerate(candidates)}
+    while waiting:
+        trying = []
+        for place, alternatives in list(waiting.items()):
+            if judge.unseen(alternatives[0]):
+                del waiting[place]
+                why = "what the model gives does not depend on it, so nothing could be verified"
+                left_out.append(LeftOut(alternatives[0].layers, why))
+            else:
+                trying.append(place)
+        held = _hold(judge, [(place, waiting[place][0]) for place in trying])
+        for place in trying:
+            site = waiting[place].pop(0)
+            if place in held:
+                chosen[place] = site
+                del waiting[place]
+            elif not waiting[place]:
+                del waiting[place]
+                changed = judge.change([site])
+                why = f"a random move there changes what the model gives by {changed:.0e}"
+                left_out.append(LeftOut(site.layers, why))
+    return Verified(tuple(chosen[place] for place in sorted(chosen)), tuple(left_out))
+
+
+def _hold(judge: Judge, sites: Sequence[tuple[int, Site]]) -> set[int]:
+    """Return the places of the sites that hold, found by halves."""
+    if not sites:
+        return set()
+    if judge.change([site for _, site in sites]) <= judge.tolerance:
+        return {place for place, _ in sites}
+    if len(sites) == 1:
+        return set()
+    middle = len(sites) // 2
+    return _hold(judge, sites[:middle]) | _hold(judge, sites[middle:])
