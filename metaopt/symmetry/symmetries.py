@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final, overload
 
-from torch import Tensor, nn
+from torch import nn
 
 from metaopt.errors import UserError, shown
 from metaopt.symmetry.activations import Identity
@@ -16,7 +16,7 @@ from metaopt.symmetry.finders.find import find_sites
 from metaopt.symmetry.finders.network import KINDS, Candidate, Network, features_last
 from metaopt.symmetry.finders.projection import Projection
 from metaopt.symmetry.finders.sites import Sites, grouped_lines
-from metaopt.symmetry.nested import Inputs
+from metaopt.symmetry.nested import as_inputs
 from metaopt.symmetry.site import LeftOut, MatrixView, Site
 from metaopt.symmetry.verify import verified
 from metaopt.wrappers import unwrapped
@@ -249,7 +249,7 @@ def symmetries(model: nn.Module, *inputs: Any, also: Sequence[Site | Pair] = ())
     if not isinstance(model, nn.Module):
         raise UserError(f"expected an nn.Module, got {type(model).__name__}: give the model itself")
     model = unwrapped(model)
-    network = Network(model, _as_inputs(inputs))
+    network = Network(model, as_inputs(inputs))
     declared = [item.site(model) if isinstance(item, Pair) else item for item in also]
     for item in declared:
         if not isinstance(item, Site):
@@ -297,14 +297,6 @@ def known_symmetries(model: nn.Module) -> Symmetries:
             left_out.append(LeftOut(site.layers, why))
     found = _without_doubles(sites)
     return Symmetries(found, _once(left_out, found))
-
-
-def _as_inputs(inputs: tuple[Any, ...]) -> Inputs | None:
-    if not inputs:
-        return None
-    if len(inputs) == 1 and (isinstance(inputs[0], Tensor) or not isinstance(inputs[0], tuple)):
-        return inputs[0] if not isinstance(inputs[0], list) else (inputs[0],)
-    return inputs[0] if len(inputs) == 1 else tuple(inputs)
 
 
 def _candidates(network: Network) -> tuple[list[Candidate], list[LeftOut]]:

@@ -18,10 +18,9 @@ from metaopt.symmetry.action import relative_change
 from metaopt.symmetry.auto import for_all_data
 from metaopt.symmetry.element import Element
 from metaopt.symmetry.finders.network import Candidate, Network
-from metaopt.symmetry.functional import call_with, evaluating
-from metaopt.symmetry.nested import Inputs, arguments_of, mapped, tensors_in
+from metaopt.symmetry.nested import Inputs
 from metaopt.symmetry.orbit import ActingSite, Orbit
-from metaopt.symmetry.precise import Precise
+from metaopt.symmetry.outputs import NetworkOutputs
 from metaopt.symmetry.site import LeftOut, Site
 
 TOLERANCE = 1e-9
@@ -101,7 +100,7 @@ class Judge:
 
     def __init__(self, model: nn.Module, x: Inputs, moved: Sequence[str]) -> None:
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.model, self.x, self.names = model, x, tuple(dict.fromkeys((*moved, *trained)))
+        self.names = tuple(dict.fromkeys((*moved, *trained)))
         generator = torch.Generator().manual_seed(SEED)
         self.start = {}
         for name in self.names:
@@ -109,42 +108,9 @@ class Judge:
             noise = torch.randn(old.shape, generator=generator, dtype=torch.float64).to(old.device)
             size = 0.1 * old.double().square().mean().sqrt().clamp(min=0.1)
             self.start[name] = old.double() + size * noise
-        self.precise = True
+        self.outputs = NetworkOutputs(model, x)
         self.before = self.outputs(self.start)
         self.reached = self._reached()
-
-    def outputs(self, values: dict[str, Tensor]) -> Tensor:
-        """Return all that the model gives, as one row in float64."""
-        with evaluating(self.model):
-            if self.precise:
-                try:
-                    return self._outputs(values, torch.float64)
-                except (RuntimeError, TypeError, ValueError, AssertionError):
-                    # A dtype may be written into the forward; any other error comes again.
-                    self.precise = False
-            kept = {n: v.to(self.model.get_parameter(n).dtype) for n, v in values.items()}
-            return self._outputs(kept, None)
-
-    def _outputs(self, values: dict[str, Tensor], dtype: torch.dtype | None) -> Tensor:
-        def wide(tensor: Tensor) -> Tensor:
-            return tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
-
-        args, kwargs = arguments_of(mapped(wide, self.x))
-        names, own = list(values), list(values.values())
-        if dtype is None:
-            result = call_with(self.model, names, own, args, kwargs)
-        else:
-            with Precise():  # type: ignore[no-untyped-call]
-                result = call_with(self.model, names, own, args, kwargs, dtype)
-        floating = [t for t in tensors_in(result) if t.is_floating_point()]
-        rows = [t.double().reshape(1, -1) for t in floating if t.dim()]
-        rows = rows or [t.double().reshape(1, -1) for t in floating]
-        if not rows:
-            raise UserError(
-                f"expected a model that gives floating-point tensors, got "
-                f"{type(result).__name__}: wrap it in a module that gives some"
-            )
-        return torch.cat(rows, dim=1)
 
     def _reached(self) -> dict[str, Tensor]:
         """Return the gradient of a random function of the outputs, to see what they depend on."""
@@ -162,8 +128,7 @@ class Judge:
     def unseen(self, site: Site) -> bool:
         """Return whether the output does not depend on what a site moves."""
         return any(
-            not bool(view.read(self.reached).any())
-            for view in (site.incoming[0], site.outgoing[0])
+            not bool(view.read(self.reached).any()) for view in (site.incoming[0], site.outgoing[0])
         )
 
     @torch.no_grad()
@@ -184,7 +149,7 @@ class Judge:
     @property
     def tolerance(self) -> float:
         """The largest change for which a site holds; larger where the model is not in float64."""
-        return TOLERANCE if self.precise else 1e-4
+        return TOLERANCE if self.outputs.precise else 1e-4
 
 
 def verified(network: Network, candidates: Sequence[Candidate]) -> Verified:

@@ -24,8 +24,8 @@ from metaopt.symmetry.site import Site
 
 GATED = "gated units"
 NAMES = (
-    ("up_proj", "down_proj"), ("wi_1", "wo"), ("w3", "w2"), ("up", "down"), ("linear_v", "linear_2"),
-    ("fc1_x", "fc2"), ("up_proj", "out_proj"),
+    ("up_proj", "down_proj"), ("wi_1", "wo"), ("w3", "w2"), ("up", "down"),
+    ("linear_v", "linear_2"), ("fc1_x", "fc2"), ("up_proj", "out_proj"),
 )  # fmt: skip
 """What up and down are called where gate and up are two layers."""
 GATES = ("gate_proj", "wi_0", "w1", "gate", "linear_1", "fc1_g", "gate_linear")

@@ -60,7 +60,7 @@ def queries_keys(network: Network) -> Iterator[Candidate | LeftOut]:
     Args:
         network: the network.
     """
-    for name, readings in _by_module(network).items():
+    for readings in _by_module(network).values():
         sites: list[Site] = []
         known = False
         for attention in readings:

@@ -35,7 +35,7 @@ def stream(network: Network) -> Iterator[Candidate | LeftOut]:
     by_width: dict[int, list[Norm]] = {}
     for norm in norms(network):
         width = _width_of(network, norm)
-        if width is not None:
+        if width is not None and norm.readers:
             by_width.setdefault(width, []).append(norm)
     for width, own in by_width.items():
         if any(not _without_gain(norm.module) for norm in own):

@@ -181,9 +181,7 @@ class _Flow:
         module = self.trace.module(node)
         if node.op == "output" or node in self.trace.kept:
             self._end(inputs, "the network gives it")
-        elif not inputs and not self._is_maker(module):
-            return
-        elif is_shape_query(node):
+        elif is_shape_query(node) or not (inputs or self._is_maker(module)):
             return
         elif isinstance(module, (nn.Linear, *_CONVS, *_TRANSPOSED)):
             self._layer(node, module, inputs)
