@@ -157,6 +157,9 @@ def _above(name: str) -> list[str]:
 
 def _fits(site: Site) -> list[str]:
     """What the actions can do there, and where none keeps all data, why others cannot."""
+    if site.kind:  # a site of metaopt.symmetries, which has one group
+        heads = f", one for each of {site.heads} heads" if site.head_dims else ""
+        return [f"{site.group}{heads}: exact for all data"]
     lines = []
     actions = {name: make_action(name) for name in ACTIONS}
     for name, action in sorted(actions.items(), key=lambda item: -item[1].max_samples(site)):
