@@ -33,9 +33,10 @@ from metaopt.replicas import Replicas, replicas_of
 from metaopt.symmetry import ACTIONS, Action, Teleportation
 from metaopt.symmetry.action import check_transports
 from metaopt.symmetry.auto import AUTO, Returns, fingerprint, for_all_data
-from metaopt.symmetry.balance import SEARCHES, balanced
+from metaopt.symmetry.balancing import SEARCHES, balanced
 from metaopt.symmetry.chain import ChainModule
 from metaopt.symmetry.functional import LossOnBatch, second_derivatives
+from metaopt.symmetry.network_sites import Symmetries, known_symmetries
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.products import SiteProducts
@@ -46,7 +47,6 @@ from metaopt.symmetry.search import (
     check_search,
     moves_by_group,
 )
-from metaopt.symmetry.symmetries import Symmetries, known_symmetries
 from metaopt.symmetry.teleportation import OutputChange, Outputs
 from metaopt.target import Batch, Chosen, Target, as_batch, check_loss_fn, given
 from metaopt.wrappers import unwrapped

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.errors import UserError, shown
-from metaopt.symmetry.balance import Balance
+from metaopt.symmetry.balancing import Balance
 from metaopt.symmetry.element import Element
 from metaopt.symmetry.finders.norms import GAINS
 from metaopt.symmetry.finders.stream import STREAM
 from metaopt.symmetry.nested import Inputs, as_inputs
+from metaopt.symmetry.network_sites import symmetries
 from metaopt.symmetry.orbit import Orbit
 from metaopt.symmetry.outputs import NetworkOutputs
 from metaopt.symmetry.site import Site
-from metaopt.symmetry.symmetries import symmetries
 from metaopt.symmetry.verify import acting_at
 from metaopt.wrappers import unwrapped
 
