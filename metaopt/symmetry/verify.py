@@ -31,6 +31,9 @@ SIZE = 0.3
 
 SEED = 0
 
+SEEN = 100.0
+"""How many times the tolerance the output has to change by, if one side of a site moved alone."""
+
 
 @dataclass(frozen=True)
 class Verified:
@@ -89,6 +92,8 @@ def acting_at(sites: Sequence[Site]) -> tuple[ActingSite, ...]:
 class Judge:
     """A model in float64 with disturbed weights, on which moves are tried.
 
+    The disturbance is large enough that each layer counts, whatever the weights began as.
+
     Args:
         model: the module; it is not changed.
         x: what it is called with.
@@ -106,7 +111,8 @@ class Judge:
         for name in self.names:
             old = model.get_parameter(name).detach()
             noise = torch.randn(old.shape, generator=generator, dtype=torch.float64).to(old.device)
-            size = 0.1 * old.double().square().mean().sqrt().clamp(min=0.1)
+            least = 0.1 if old.dim() < 2 else 0.5 / old.shape[-1] ** 0.5
+            size = max(0.1 * float(old.double().square().mean().sqrt()), least)
             self.start[name] = old.double() + size * noise
         self.outputs = NetworkOutputs(model, x)
         self.before = self.outputs(self.start)
@@ -126,10 +132,22 @@ class Judge:
         return {name: g.detach() for name, g in zip(leaves, gradients, strict=True)}
 
     def unseen(self, site: Site) -> bool:
-        """Return whether the output does not depend on what a site moves."""
-        return any(
-            not bool(view.read(self.reached).any()) for view in (site.incoming[0], site.outgoing[0])
-        )
+        """Return whether the output would hardly change if one side of a site moved alone.
+
+        Then that it stays under a move of both sides says nothing. The change is taken to first
+        order.
+        """
+        size = SIZE / site.width**0.5 / float(self.before.norm().clamp(min=1e-300))
+        for views, across in ((site.incoming, -1), (site.outgoing, -2)):
+            change = torch.stack(
+                [
+                    (view.read(self.reached) * view.read(self.start)).sum(dim=across).norm()
+                    for view in views
+                ]
+            ).sum()
+            if not float(change) * size > SEEN * self.tolerance:
+                return True
+        return False
 
     @torch.no_grad()
     def change(self, sites: Sequence[Site], size: float = SIZE) -> float:
@@ -171,7 +189,7 @@ def verified(network: Network, candidates: Sequence[Candidate]) -> Verified:
         for place, alternatives in list(waiting.items()):
             if judge.unseen(alternatives[0]):
                 del waiting[place]
-                why = "what the model gives does not depend on it, so nothing could be verified"
+                why = "what the model gives hardly depends on it, so nothing could be verified"
                 left_out.append(LeftOut(alternatives[0].layers, why))
             else:
                 trying.append(place)
