@@ -47,6 +47,8 @@ def are_sites(chosen: Chosen) -> bool:
     Args:
         chosen: what the user gave; an empty sequence is one of pairs.
     """
+    if isinstance(chosen, Symmetries):
+        return True
     return not isinstance(chosen, str) and any(isinstance(item, Site) for item in chosen)
 
 

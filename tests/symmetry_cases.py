@@ -258,7 +258,7 @@ class Inverted(nn.Module):
 
 
 def mobilenet(act: type[nn.Module]) -> nn.Module:
-    """Two blocks: the sum of all, and two sites in each block where the activation lets scales pass.
+    """Two blocks: a site of all sums, and two in each block where the activation lets scales pass.
 
     The last features are averaged and used by a layer.
     """

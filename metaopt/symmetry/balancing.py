@@ -192,6 +192,7 @@ def imbalance(site: Site, weights: Mapping[str, Tensor]) -> float:
         site: the site.
         weights: tensors by name.
     """
+    weights = {name: weights[name].detach() for name in site.parameters}
     diagonal = site.group in ("positive", "nonzero")
     measure = _squares if diagonal else _gram
     made, used = (measure(site, weights, side) for side in (0, 1))

@@ -35,7 +35,7 @@ STRENGTHS = (1.0, 0.5, 0.25)
 
 PASSES = 20
 SETTLED = 1e-3
-RATE = 0.03
+RATE = 0.1
 """The step of the search's Adam, in entries of T."""
 
 
@@ -230,8 +230,8 @@ def _search(
             error = outputs.error(dict(zip(orbit.names, point, strict=True)))
             optimizer.zero_grad()
             torch.autograd.backward(error)
-        if float(error) < best:
-            best = float(error)
+        if (reached := float(error.detach())) < best:
+            best = reached
             kept = [element.with_values(element.values.detach().clone()) for element in elements]
             found = [p.detach() for p in point], kept
         optimizer.step()
