@@ -11,9 +11,9 @@ from torch import nn
 from metaopt.errors import UserError, shown
 from metaopt.symmetry.activations import Identity
 from metaopt.symmetry.auto import for_all_data
-from metaopt.symmetry.finders import kinds as _kinds  # noqa: F401 (they enter themselves)
 from metaopt.symmetry.finders.find import find_sites
-from metaopt.symmetry.finders.network import KINDS, Candidate, Network, features_last
+from metaopt.symmetry.finders.kinds import KINDS
+from metaopt.symmetry.finders.network import Candidate, Network, features_last
 from metaopt.symmetry.finders.projection import Projection
 from metaopt.symmetry.finders.sites import Sites, grouped_lines
 from metaopt.symmetry.nested import as_inputs
@@ -239,6 +239,7 @@ def symmetries(model: nn.Module, *inputs: Any, also: Sequence[Site | Pair] = ())
 
     Example:
         >>> layers = nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 3), nn.Linear(3, 2)
+        >>> import torch
         >>> print(symmetries(nn.Sequential(*layers), torch.rand(5, 9)))
         2 sites, 13 free directions; each verified by a random move in float64
           units: 1 site, 4 free directions
@@ -284,8 +285,9 @@ def known_symmetries(model: nn.Module) -> Symmetries:
         model: the module.
     """
     network = Network(model)
-    candidates, left_out = _candidates(network)
-    sites = []
+    candidates, others = _candidates(network)
+    sites: list[Site] = []
+    left_out: list[LeftOut] = []
     for candidate in candidates:
         site = candidate.alternatives[0]
         why = network.obstacle(site)
@@ -296,7 +298,7 @@ def known_symmetries(model: nn.Module) -> Symmetries:
         else:
             left_out.append(LeftOut(site.layers, why))
     found = _without_doubles(sites)
-    return Symmetries(found, _once(left_out, found))
+    return Symmetries(found, _once([*left_out, *others], found))
 
 
 def _candidates(network: Network) -> tuple[list[Candidate], list[LeftOut]]:
@@ -304,6 +306,12 @@ def _candidates(network: Network) -> tuple[list[Candidate], list[LeftOut]]:
     candidates: list[Candidate] = []
     left_out: list[LeftOut] = []
     found = find_sites(network.model)
+    for propose in KINDS.values():
+        for item in propose(network):
+            if isinstance(item, LeftOut):
+                left_out.append(item)
+            else:
+                candidates.append(item)
     for site in found.found:
         acting = for_all_data(site)
         if acting is not None:
@@ -311,24 +319,24 @@ def _candidates(network: Network) -> tuple[list[Candidate], list[LeftOut]]:
             kind = PAIRS if linear else UNITS
             group = "GL" if linear else "positive"
             candidates.append(Candidate.of(replace(site, kind=kind, group=group), known=True))
-    for propose in KINDS.values():
-        for item in propose(network):
-            if isinstance(item, LeftOut):
-                left_out.append(item)
-            else:
-                candidates.append(item)
-    return candidates, [*left_out, *(out for out in found.left_out if network.traces)]
+    if not network.traces and found.left_out:
+        untraced = found.left_out[0].reason
+        left_out.append(LeftOut(("the data flow",), f"it is not known, as {untraced}"))
+    return candidates, left_out
 
 
 def _without_doubles(sites: Sequence[Site]) -> tuple[Site, ...]:
-    """Return sites without those that move what another one moves by a larger group."""
-    kept: list[Site] = []
+    """Return sites without those that move what another one moves by a group as large.
+
+    They stand kind by kind, and the sites of a kind in the order of the data flow.
+    """
+    largest: dict[object, Site] = {}
     for site in sites:
-        same = [own for own in kept if _moves(own) == _moves(site)]
-        if not same:
-            kept.append(site)
-    order = list(dict.fromkeys(site.kind for site in kept))
-    return tuple(sorted(kept, key=lambda site: order.index(site.kind)))
+        moved = _moves(site)
+        if moved not in largest or site.directions > largest[moved].directions:
+            largest[moved] = site
+    order = list(dict.fromkeys(site.kind for site in largest.values()))
+    return tuple(sorted(largest.values(), key=lambda site: order.index(site.kind)))
 
 
 def _moves(site: Site) -> tuple[frozenset[object], frozenset[object]]:

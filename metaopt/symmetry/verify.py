@@ -111,7 +111,8 @@ class Judge:
         for name in self.names:
             old = model.get_parameter(name).detach()
             noise = torch.randn(old.shape, generator=generator, dtype=torch.float64).to(old.device)
-            least = 0.1 if old.dim() < 2 else 0.5 / old.shape[-1] ** 0.5
+            inputs = old.numel() // max(len(old), 1) if old.dim() > 1 else 25
+            least = 0.5 / max(inputs, 1) ** 0.5  # so that signals neither fade nor grow
             size = max(0.1 * float(old.double().square().mean().sqrt()), least)
             self.start[name] = old.double() + size * noise
         self.outputs = NetworkOutputs(model, x)

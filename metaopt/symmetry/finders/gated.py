@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from metaopt.symmetry.finders.network import (
-    KINDS,
     Candidate,
     Network,
     features_last,
@@ -34,7 +33,6 @@ FUSED = (("gate_up_proj", "down_proj"), ("w12", "w3"), ("proj", "out"), ("fc1", 
 """What the layer of gate and up is called where it is one, and down."""
 
 
-@KINDS.register("gated")
 def gated(network: Network) -> Iterator[Candidate]:
     """Propose scales of the units of gated layers, found by names and in the data flow.
 

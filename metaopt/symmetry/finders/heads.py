@@ -14,14 +14,13 @@ from torch import nn
 
 from metaopt.symmetry.activations import Identity
 from metaopt.symmetry.finders.attention import Attention, attentions
-from metaopt.symmetry.finders.network import KINDS, Candidate, Network
+from metaopt.symmetry.finders.network import Candidate, Network
 from metaopt.symmetry.finders.projection import Projection
 from metaopt.symmetry.site import LeftOut, Site
 
 VALUES, QUERIES = "values and outputs", "queries and keys"
 
 
-@KINDS.register("values_outputs")
 def values_outputs(network: Network) -> Iterator[Candidate | LeftOut]:
     """Propose GL(d_head) of the values of each head, whose inverse the output layer takes.
 
@@ -53,7 +52,6 @@ def values_outputs(network: Network) -> Iterator[Candidate | LeftOut]:
     yield from (found for found in attentions(network) if isinstance(found, LeftOut))
 
 
-@KINDS.register("queries_keys")
 def queries_keys(network: Network) -> Iterator[Candidate | LeftOut]:
     """Propose groups of the queries of each head, whose inverse transpose the keys take.
 

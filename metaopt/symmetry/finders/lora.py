@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from metaopt.symmetry.activations import Identity
-from metaopt.symmetry.finders.network import KINDS, Candidate, Network, of_known_library
+from metaopt.symmetry.finders.network import Candidate, Network, of_known_library
 from metaopt.symmetry.site import LeftOut, MatrixView, Site
 
 LORA = "low-rank pairs"
@@ -20,7 +20,6 @@ PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"), ("lora_
 """What the attributes of a module are called that hold A and B."""
 
 
-@KINDS.register("low_rank")
 def low_rank(network: Network) -> Iterator[Candidate | LeftOut]:
     """Propose GL(r) between the two matrices of low-rank adapters.
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from metaopt.symmetry.finders.network import (
-    KINDS,
     Candidate,
     Network,
     features_last,
@@ -166,7 +165,6 @@ def _of_multihead(
         )
 
 
-@KINDS.register("norm_gains")
 def norm_gains(network: Network) -> Iterator[Candidate | LeftOut]:
     """Propose scales of the gain and shift of a norm, whose inverse all its readers take.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from metaopt.symmetry.finders.network import KINDS, Candidate, Network, features_last, is_dense
+from metaopt.symmetry.finders.network import Candidate, Network, features_last, is_dense
 from metaopt.symmetry.finders.norms import Norm, centres, is_norm, norms, reading_views
 from metaopt.symmetry.site import LeftOut, MatrixView, Site
 
@@ -21,7 +21,6 @@ STREAM = "residual streams"
 _LAYERS = (nn.Embedding, nn.MultiheadAttention, nn.modules.conv._ConvNd)
 
 
-@KINDS.register("stream")
 def stream(network: Network) -> Iterator[Candidate | LeftOut]:
     """Propose rotations of the residual stream, one for each width that the norms have.
 

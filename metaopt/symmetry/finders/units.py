@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from metaopt.symmetry.activations import Identity
 from metaopt.symmetry.finders.network import (
-    KINDS,
     Candidate,
     Network,
     features_last,
@@ -34,6 +34,7 @@ UNITS = "units"
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_NORMALISE = (F.batch_norm, torch.batch_norm)
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (nn.ReLU, nn.LeakyReLU, nn.PReLU)
 _POOLS = (nn.MaxPool1d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
@@ -69,7 +70,6 @@ class _Value:
     layout: str  # "channels" of an image or a sequence, "last" dimension, "blocks" of a row
 
 
-@KINDS.register("units")
 def units(network: Network) -> Iterator[Candidate | LeftOut]:
     """Propose positive scales of units in the data flow, where torch.fx can trace it.
 
@@ -181,7 +181,7 @@ class _Flow:
         module = self.trace.module(node)
         if node.op == "output" or node in self.trace.kept:
             self._end(inputs, "the network gives it")
-        elif is_shape_query(node) or not (inputs or self._is_maker(module)):
+        elif is_shape_query(node) or not (inputs or self._makes(node, module)):
             return
         elif isinstance(module, (nn.Linear, *_CONVS, *_TRANSPOSED)):
             self._layer(node, module, inputs)
@@ -189,12 +189,15 @@ class _Flow:
             self._norm(node, module, inputs)
         elif node.target in _SUMS:
             self._sum(node, inputs)
+        elif node.target in _NORMALISE:
+            self._functional_norm(node, inputs)
         else:
             self._step(node, inputs)
 
     @staticmethod
-    def _is_maker(module: nn.Module | None) -> bool:
-        return isinstance(module, (nn.Linear, *_CONVS, *_TRANSPOSED, *_NORMS))
+    def _makes(node: fx.Node, module: nn.Module | None) -> bool:
+        layers = (nn.Linear, *_CONVS, *_TRANSPOSED, *_NORMS)
+        return isinstance(module, layers) or node.target in _NORMALISE
 
     def _end(self, nodes: list[fx.Node], why: str) -> None:
         for node in nodes:
@@ -233,6 +236,27 @@ class _Flow:
         own.made.append((name, MatrixView(f"{name}.weight", columns=(), bias=bias)))
         layout = "channels" if before is None else before.layout
         self.values[node] = _Value(own, layout)
+
+    def _functional_norm(self, node: fx.Node, inputs: list[fx.Node]) -> None:
+        """Read ``F.batch_norm`` with parameters of the model, as subclasses of a batch norm do."""
+        self._end(inputs, "batch_norm undoes the scale of each channel")
+        gain, shift = (_option(node, name, 3 + i) for i, name in enumerate(("weight", "bias")))
+        before = self.values.get(first_input(node) or node)
+        alone = all(
+            isinstance(own, fx.Node) and own.op == "get_attr" and len(own.users) == 1
+            for own in (gain, shift)
+        )
+        if not alone or (before is not None and before.layout == "blocks"):
+            return
+        assert isinstance(gain, fx.Node)
+        assert isinstance(shift, fx.Node)
+        name = str(gain.target).rpartition(".")[0]
+        if self.trace.calls[id(self.trace.model.get_submodule(name))] > 1:
+            return
+        own = self._new(self.trace.model.get_parameter(str(gain.target)).numel())
+        bias = MatrixView(str(shift.target), columns=())
+        own.made.append((name, MatrixView(str(gain.target), columns=(), bias=bias)))
+        self.values[node] = _Value(own, "channels" if before is None else before.layout)
 
     def _sum(self, node: fx.Node, inputs: list[fx.Node]) -> None:
         terms = [a for a in node.args[:2] if isinstance(a, fx.Node)]
@@ -288,6 +312,10 @@ class _Flow:
         if any(id(p) in self.trace.direct for p in module.parameters()):
             return f"the forward reads the weights of {name} outside of {name} too"
         return ""
+
+
+def _option(node: fx.Node, name: str, place: int) -> object:
+    return node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
 
 
 def _layout(step: Step, value: _Value) -> str | None:
