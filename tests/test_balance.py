@@ -242,7 +242,7 @@ def test_the_optimizer_balances_at_each_step_with_no_loss_and_no_batch() -> None
     for step in range(5):
         gradients_of(model, x, y)
         optimizer.step()
-        losses.append(float(nn.functional.mse_loss(model(x), y)))
+        losses.append(nn.functional.mse_loss(model(x), y).item())
         assert optimizer.made == step, "it begins after the first step"
     assert losses[-1] < losses[0]
     assert optimizer.teleportation is not None
