@@ -270,7 +270,8 @@ def test_the_balance_of_a_step_is_followed_by_the_step_of_its_base() -> None:
 def test_first_moments_go_along_exactly_and_second_ones_by_the_squares() -> None:
     model, x, y = transformer()
     base = torch.optim.Adam(model.parameters(), 0.0, betas=(0.0, 0.0))
-    optimizer = TeleportingOptimizer(base, model, search="balance", buffers="transport")
+    optimizer = TeleportingOptimizer(base, model, search="balance")
+    assert optimizer.buffers == "transport"
     gradients_of(model, x, y)
     optimizer.base.step()
     before = {p: base.state[p]["exp_avg_sq"].clone() for p in model.parameters()}

@@ -45,9 +45,7 @@ def tuned(scale: float, balance: bool) -> float:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, 3e-3, weight_decay=0.0)
     if balance:  # B is 0 before the first step, so it begins after it
-        optimizer = TeleportingOptimizer(
-            optimizer, model, search="balance", schedule=1, buffers="transport"
-        )
+        optimizer = TeleportingOptimizer(optimizer, model, search="balance", schedule=1)
     for _ in range(STEPS):
         optimizer.zero_grad()
         loss = nn.functional.mse_loss(model(x), y)

@@ -131,7 +131,8 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             no teleports. :class:`~metaopt.symmetry.LevelSetTeleport` uses no group and so takes any
             model; it keeps the loss but not the outputs, and ignores ``action``.
         buffers: what happens to the base's buffers, such as momenta, at a teleport: "keep", "reset"
-            or "transport" (appendix G.1; see ``metaopt.optim.buffers``). Wrap a base that is no
+            or "transport" (appendix G.1; see ``metaopt.optim.buffers``). By default "keep", and
+            "transport" for a search that needs no loss. Wrap a base that is no
             optimizer of torch before its first step, so that "reset" knows what is new.
         sites: pairs of names (incoming layer, outgoing layer) of a network to use, instead of all
             sites; or sites of :func:`metaopt.symmetries`, as for transformers. "balance" takes by
@@ -170,7 +171,7 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         action: str | Action = AUTO,
         schedule: Schedule = None,
         search: Search | str | None = None,
-        buffers: str = "keep",
+        buffers: str | None = None,
         sites: Chosen | None = None,
         max_defect: float = 0.1,
     ) -> None:
@@ -179,6 +180,9 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             if search not in SEARCHES:
                 raise UserError(unknown("a search", search, tuple(SEARCHES), "build one"))
             search = SEARCHES[search]()
+        needs_loss = bool(getattr(search, "needs_loss", True))
+        if buffers is None:
+            buffers = "keep" if needs_loss else "transport"
         if buffers not in POLICIES:
             raise UserError(f"expected buffers of {', '.join(POLICIES)}, got {buffers!r}: name one")
         if not isinstance(max_defect, int | float) or not max_defect > 0:
@@ -195,7 +199,6 @@ class TeleportingOptimizer(torch.optim.Optimizer):
                 f"expected pairs of names as sites, got {shown(sites)}: give a list of (incoming, "
                 f"outgoing), or leave it out"
             )
-        needs_loss = getattr(search, "needs_loss", True)
         if sites is None and not needs_loss and not isinstance(unwrapped(model), ChainModule):
             sites = balanced(known_symmetries(unwrapped(model)))
         elif sites is not None and not isinstance(sites, Symmetries):
