@@ -20,6 +20,7 @@ from torch import Tensor
 
 from metaopt.checks import check_positive, check_whole
 from metaopt.errors import UserError, shown
+from metaopt.symmetry.closed_form import linear_move
 from metaopt.symmetry.element import MAX_DIRECTION, Element
 from metaopt.symmetry.finders.norms import GAINS
 from metaopt.symmetry.finders.stream import STREAM
@@ -86,7 +87,6 @@ class Balance:
         with torch.no_grad():
             weights = dict(named(orbit.names, parameters))
             steps: list[list[Element]] = []
-            rejected = torch.zeros((), dtype=torch.bool, device=parameters[0].device)
             for _ in range(self.passes):
                 elements = orbit.identity([weights[name] for name in orbit.names])
                 largest = 0.0
@@ -94,17 +94,19 @@ class Balance:
                     sites = [orbit.acting[place].site for place in places]
                     found = self._elements(sites, weights, elements[places[0]])
                     for place, element in zip(places, found, strict=True):
-                        site, action = orbit.acting[place]
-                        moved = action.move(element, site, weights)
-                        weights |= moved.weights
-                        rejected = rejected | moved.rejected.any()
+                        site = orbit.acting[place].site
+                        weights |= linear_move(element.exponential(), site, weights)
                         elements[place] = element
                 steps.append(elements)
                 if self.passes > 1:
                     largest = max(float(e.values.abs().max()) for e in elements)
                 if largest <= SETTLED:
                     break
-        return SearchResult([weights[name] for name in orbit.names], rejected, steps)
+            end = [weights[name] for name in orbit.names]
+            finite = torch.stack([_norm(value).isfinite() for value in end]).all()
+            if not finite:  # such weights came in
+                end = list(parameters)
+        return SearchResult(end, ~finite, steps)
 
     def _elements(
         self, sites: Sequence[Site], weights: Mapping[str, Tensor], zero: Element
@@ -234,13 +236,26 @@ def _gram(site: Site, weights: Mapping[str, Tensor], side: int) -> Tensor:
 
 def _squares(site: Site, weights: Mapping[str, Tensor], side: int) -> Tensor:
     """Return the squared norms of the units on a side, ``(*heads, k)`` in float64."""
-    squares = [m.square().sum(dim=-1) for m in _matrices(site, weights, side)]
-    return torch.stack(squares).sum(dim=0)
+    total: Tensor | None = None
+    for view in site.incoming if side == 0 else site.outgoing:
+        parts = (view, view.bias) if side == 0 else (view,)
+        for part in parts:
+            if part is not None:
+                norms = _norm(part.read(weights), -1 if side == 0 else -2).square()
+                total = norms if total is None else total + norms
+    assert total is not None
+    return total
 
 
 def _of_planes(gram: Tensor, planes: Sequence[tuple[int, int]]) -> Tensor:
     """Return the squared norm of each plane, ``(*heads, planes)``."""
     return gram.diagonal(dim1=-2, dim2=-1)[..., torch.tensor(planes, device=gram.device)].sum(-1)
+
+
+def _norm(tensor: Tensor, dim: int | None = None) -> Tensor:
+    """Return the norm along a dimension, or of all, in float64 and without a copy."""
+    norm: Tensor = torch.linalg.vector_norm(tensor, dim=dim, dtype=torch.float64)
+    return norm
 
 
 def _trace(matrix: Tensor) -> Tensor:
