@@ -38,6 +38,8 @@ STUDIES = (
     "optimizers",
     "minibatches",
     "generalization",
+    "adapters",
+    "quantisation",
     "convergence",
 )
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)

