@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs soak mutants audit wheel train study controls families optimizers \
-  minibatches zoo fullbatch generalization theory publish clean
+  minibatches zoo fullbatch generalization adapters quantisation theory publish clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -79,6 +79,12 @@ generalization: $(STAMP) ## section 4 on real data; needs all three data sets in
 	for data in mnist fashion-mnist cifar10; do for study in correlation teleport; do \
 	  $(BIN)/python -m studies.generalization $$study --dataset $$data \
 	    --out runs/generalization || exit; done; done
+
+adapters: $(STAMP) ## low-rank adapters, balanced at each step, against AdamW (half an hour)
+	$(BIN)/python -m studies.adapters --out runs/adapters
+
+quantisation: $(STAMP) ## equalised before rounding; MNIST of $$METAOPT_DATA, if it is there
+	$(BIN)/python -m studies.quantisation --out runs/quantisation
 
 theory: $(STAMP) ## the paper's theorems against their bounds (minutes)
 	$(BIN)/python -m studies.convergence all

@@ -16,6 +16,7 @@ from metaopt.learned.checkpoint import pretrained_card
 from metaopt.learned.checkpoint import pretrained_names as list_pretrained
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.optim import TeleportingOptimizer
+from metaopt.symmetry import balance, equalize, symmetries
 
 if TYPE_CHECKING:
     from metaopt import evaluation, training
@@ -26,6 +27,8 @@ __all__ = [
     "LearnedOptimizer",
     "TeleportingOptimizer",
     "UserError",
+    "balance",
+    "equalize",
     "evaluation",
     "learned",
     "list_pretrained",
@@ -33,6 +36,7 @@ __all__ = [
     "measures",
     "optim",
     "pretrained_card",
+    "symmetries",
     "symmetry",
     "tasks",
     "training",

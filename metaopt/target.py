@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from metaopt.errors import UserError, unknown
+from metaopt.errors import UserError, shown, unknown
 from metaopt.symmetry.action import Action
 from metaopt.symmetry.actions import ACTIONS, action_of
 from metaopt.symmetry.auto import AUTO, Returns, choose_actions, for_all_data
@@ -29,12 +29,27 @@ from metaopt.symmetry.functional import (
 )
 from metaopt.symmetry.inputs import LayerInput
 from metaopt.symmetry.nested import Inputs, samples_in, tensors_in
+from metaopt.symmetry.network_sites import Symmetries
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.search import GradientAscent, Search
 from metaopt.symmetry.site import LeftOut, Site
 from metaopt.symmetry.teleportation import ChainOutputs, Outputs
 from metaopt.wrappers import unwrapped
+
+Chosen = Sequence[Any]
+"""Sites that a user chose: pairs of names (incoming layer, outgoing layer), or sites themselves."""
+
+
+def are_sites(chosen: Chosen) -> bool:
+    """Return whether what a user chose are sites, and not pairs of names.
+
+    Args:
+        chosen: what the user gave; an empty sequence is one of pairs.
+    """
+    if isinstance(chosen, Symmetries):
+        return True
+    return not isinstance(chosen, str) and any(isinstance(item, Site) for item in chosen)
 
 
 class Batch(NamedTuple):
@@ -299,16 +314,22 @@ class ModuleTarget(Target):
 
     Args:
         model: the module, or a wrapper of it: losses and outputs are those of the module inside.
-        sites: pairs of names (incoming layer, outgoing layer) to use, instead of all sites.
+        sites: pairs of names (incoming layer, outgoing layer) to use, instead of all sites; or
+            sites of :func:`metaopt.symmetries`.
     """
 
     needs_batch = True
 
-    def __init__(self, model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) -> None:
+    def __init__(self, model: nn.Module, sites: Chosen | None = None) -> None:
         self.model = unwrapped(model)
         everything = find_sites(self.model)
         self._chain = everything.chain
-        self.sites = everything if sites is None else choose_sites(self.model, everything, sites)
+        if sites is None:
+            self.sites = everything
+        elif are_sites(sites):
+            self.sites = _given_sites(self.model, sites)
+        else:
+            self.sites = choose_sites(self.model, everything, sites)
         # Without a bound some networks are lost.
         self.search = GradientAscent(max_ratio=2.0, steps_per_gradient=5)
 
@@ -374,7 +395,7 @@ class ModuleTarget(Target):
         return self.sites.report()
 
 
-def target_of(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) -> Target:
+def target_of(model: nn.Module, sites: Chosen | None = None) -> Target:
     """Return a model as an optimizer sees it.
 
     Wrappers that compute the same are seen through; see :mod:`metaopt.wrappers`.
@@ -382,7 +403,8 @@ def target_of(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) 
     Args:
         model: any ``nn.Module``, or a :class:`~metaopt.symmetry.ChainModule` such as a batch of
             tasks, which holds its own data.
-        sites: pairs of names (incoming layer, outgoing layer) of a module to use, instead of all.
+        sites: pairs of names (incoming layer, outgoing layer) of a module to use, instead of all;
+            or sites of :func:`metaopt.symmetries`.
 
     Raises:
         UserError: if the module has sites of its own, if one of ``sites`` was not found, or for
@@ -401,6 +423,28 @@ def target_of(model: nn.Module, sites: Sequence[tuple[str, str]] | None = None) 
     _check_module(inner)
     check_parameters(inner.named_parameters())
     return ModuleTarget(inner, sites)
+
+
+def _given_sites(model: nn.Module, chosen: Chosen) -> Sites:
+    """Return sites that a user gave as the sites of a module.
+
+    Raises:
+        UserError: if one of them is of another model.
+    """
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for site in chosen:
+        if not isinstance(site, Site):
+            raise UserError(
+                f"expected sites of metaopt.symmetries(), got {shown(site)}: give sites alone, or "
+                f"pairs of names alone"
+            )
+        if missing := [name for name in site.parameters if name not in names]:
+            raise UserError(
+                f"expected sites of this model, got {site.name}, whose {missing[0]} it does not "
+                f"have: call metaopt.symmetries() on the model that is trained"
+            )
+    left_out = chosen.left_out if isinstance(chosen, Symmetries) else ()
+    return Sites(tuple(chosen), left_out, "sites were given")
 
 
 def _check_module(model: nn.Module) -> None:

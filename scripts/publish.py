@@ -41,6 +41,8 @@ STUDIES = (
     "full_batch",
     "suite",
     "generalization",
+    "adapters",
+    "quantisation",
     "convergence",
 )
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)

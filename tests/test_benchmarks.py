@@ -40,6 +40,7 @@ TINY = [
         "--curves=1",
         "--repeats=1",
     ],
+    ["balance_cost", "--width=8", "--blocks=1", "--batch=2", "--length=4", "--repeats=1"],
     ["lstm_step", "--rows=8"],
     ["memory", "--batch=1", "--steps=2", "--times=2", "--repeats=1"],
     ["methods", "--batch=1", "--steps=2", "--repeats=1"],

@@ -151,7 +151,13 @@ def test_the_python_of_the_pages_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     namespace: dict[str, object] = {"__name__": "docs"}
-    for name in ("index.md", "results.md", "using.md", "faq.md"):  # the last saves what was made
+    for name in (
+        "index.md",
+        "results.md",
+        "using.md",
+        "symmetries.md",
+        "faq.md",
+    ):  # the last saves what was made
         sources = blocks("python", DOCS / name)
         assert sources
         for source in sources:

@@ -18,7 +18,7 @@ from script_cases import load
 
 from metaopt.evaluation.methods import BASELINES
 from metaopt.evaluation.rollout import rollout
-from metaopt.symmetry import ACTIONS, STEPS, Element, LeakyReLU
+from metaopt.symmetry import ACTIONS, KINDS, STEPS, Element, LeakyReLU
 from metaopt.symmetry.chain import Layer
 from metaopt.tasks import RegressionFamily, first_seeds
 from metaopt.training.distributions import TASK_DISTRIBUTIONS
@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 
 DOCS = Path(__file__).parents[1] / "docs"
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
-TABLES: tuple[dict[Any, Any], ...] = (ACTIONS, BASELINES, TASK_DISTRIBUTIONS, STEPS)
+TABLES: tuple[dict[Any, Any], ...] = (ACTIONS, BASELINES, TASK_DISTRIBUTIONS, STEPS, KINDS)
 
 
 @pytest.fixture(autouse=True)
@@ -206,3 +206,28 @@ def test_what_an_example_adds_can_be_named_on_the_command_line(
         assert "error: expected an action of the group GL" in run.stderr
     else:
         assert run.returncode == 0, run.stderr
+
+
+def test_the_new_finder_finds_the_heads_of_its_attention() -> None:
+    measured = example("add_attention").main()
+    assert measured["sites"] == 4
+    assert measured["squared norm after"] < 0.9 * measured["squared norm before"]
+    assert measured["invariance error"] < 1e-6
+
+
+@pytest.mark.filterwarnings("default")
+def test_balanced_adapters_depend_less_on_how_they_begin() -> None:
+    pytest.importorskip("peft")
+    losses = example("balance_adapter").main()
+    spread = {name: max(own.values()) / min(own.values()) for name, own in losses.items()}
+    assert spread["AdamW, balanced"] < 1.5
+    assert spread["AdamW"] > 2
+
+
+@pytest.mark.filterwarnings("default")
+def test_equalising_before_torchao_quantises_costs_less() -> None:
+    pytest.importorskip("torchao")
+    measured = example("equalize_and_quantize").main()
+    assert measured["equalised in closed form"] < 0.8 * measured["plain"]
+    assert measured["and by 50 steps of a search"] < measured["equalised in closed form"]
+    assert measured["invariance error"] < 1e-6

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.symmetry.site import LeftOut, Site
-from metaopt.target import Target, target_of
+from metaopt.target import Chosen, Target, are_sites, target_of
 
 
 @final
@@ -26,7 +26,8 @@ class Movable:
     Args:
         model: the model.
         base: the optimizer whose groups hold the parameters that are trained.
-        sites: pairs of names (incoming layer, outgoing layer) to use, instead of all sites.
+        sites: pairs of names (incoming layer, outgoing layer) to use, instead of all sites; or
+            sites themselves.
 
     Attributes:
         target: the model with the sites that may be moved, as of the last :meth:`update`.
@@ -36,11 +37,13 @@ class Movable:
         self,
         model: nn.Module,
         base: torch.optim.Optimizer,
-        sites: Sequence[tuple[str, str]] | None,
+        sites: Chosen | None,
     ) -> None:
         self.model, self.base = model, base
         self._whole = self.target = target_of(model, sites)
-        self._chosen = None if sites is None else [site.layers for site in self._whole.sites.found]
+        self._given = sites if sites is not None and are_sites(sites) else None
+        by_names = sites is not None and self._given is None
+        self._chosen = [site.layers for site in self._whole.sites.found] if by_names else None
         self._requiring = self._that_require_a_gradient()
         self._staying: dict[int, str] = {}
 
@@ -53,7 +56,7 @@ class Movable:
         if self._requiring != self._that_require_a_gradient():
             self._requiring = self._that_require_a_gradient()
             chain = None if self._chosen is None else "sites were given"
-            self._whole = _without(target_of(self.model), self._not_chosen, chain)
+            self._whole = _without(target_of(self.model, self._given), self._not_chosen, chain)
         staying = self._reasons(with_rate)
         if staying != self._staying:  # also where something was frozen or unfrozen
             self._staying = staying

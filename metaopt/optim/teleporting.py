@@ -33,9 +33,13 @@ from metaopt.replicas import Replicas, replicas_of
 from metaopt.symmetry import ACTIONS, Action, Teleportation
 from metaopt.symmetry.action import check_transports
 from metaopt.symmetry.auto import AUTO, Returns, fingerprint, for_all_data
+from metaopt.symmetry.balancing import SEARCHES, balanced
+from metaopt.symmetry.chain import ChainModule
 from metaopt.symmetry.functional import LossOnBatch, second_derivatives
+from metaopt.symmetry.network_sites import Symmetries, known_symmetries
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ActingSite, Orbit
+from metaopt.symmetry.products import SiteProducts
 from metaopt.symmetry.search import (
     AGREEMENT,
     Search,
@@ -43,8 +47,9 @@ from metaopt.symmetry.search import (
     check_search,
     moves_by_group,
 )
-from metaopt.symmetry.teleportation import OutputChange
-from metaopt.target import Batch, Target, as_batch, check_loss_fn, given
+from metaopt.symmetry.teleportation import OutputChange, Outputs
+from metaopt.target import Batch, Chosen, Target, as_batch, check_loss_fn, given
+from metaopt.wrappers import unwrapped
 
 Closure = Callable[[], Any]
 P = ParamSpec("P")
@@ -119,15 +124,19 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         schedule: the steps before which to teleport, counted from 0; see :data:`Schedule`. At such
             a step give :meth:`step` a closure or a batch. Parameters stay that are frozen then, or
             whose learning rate is 0; where nothing can move, the teleport is skipped and counted.
-        search: how the new point is found. By default it is gradient ascent, for a network up to
+        search: how the new point is found. "balance" goes to the point of least norm at each step
+            of the schedule (:class:`~metaopt.symmetry.Balance`); it needs no ``loss_fn``, and
+            ``step`` no batch and no closure. By default it is gradient ascent, for a network up to
             twice the squared gradient norm; that often costs more than it brings, so compare with
             no teleports. :class:`~metaopt.symmetry.LevelSetTeleport` uses no group and so takes any
             model; it keeps the loss but not the outputs, and ignores ``action``.
         buffers: what happens to the base's buffers, such as momenta, at a teleport: "keep", "reset"
-            or "transport" (appendix G.1; see ``metaopt.optim.buffers``). Wrap a base that is no
+            or "transport" (appendix G.1; see ``metaopt.optim.buffers``). By default "keep", and
+            "transport" for a search that needs no loss. Wrap a base that is no
             optimizer of torch before its first step, so that "reset" knows what is new.
         sites: pairs of names (incoming layer, outgoing layer) of a network to use, instead of all
-            sites.
+            sites; or sites of :func:`metaopt.symmetries`, as for transformers. "balance" takes by
+            default what it knows from the classes of modules.
         max_defect: largest relative change of a network's output that a teleport may make, on its
             batch or on the held-out one. A teleport with a larger change is reverted and counted in
             ``undone``. (For tasks the action itself rejects such moves.)
@@ -161,12 +170,19 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         loss_fn: LossOnBatch | None = None,
         action: str | Action = AUTO,
         schedule: Schedule = None,
-        search: Search | None = None,
-        buffers: str = "keep",
-        sites: Sequence[tuple[str, str]] | None = None,
+        search: Search | str | None = None,
+        buffers: str | None = None,
+        sites: Chosen | None = None,
         max_defect: float = 0.1,
     ) -> None:
         _check_base(base)
+        if isinstance(search, str):
+            if search not in SEARCHES:
+                raise UserError(unknown("a search", search, tuple(SEARCHES), "build one"))
+            search = SEARCHES[search]()
+        needs_loss = bool(getattr(search, "needs_loss", True))
+        if buffers is None:
+            buffers = "keep" if needs_loss else "transport"
         if buffers not in POLICIES:
             raise UserError(f"expected buffers of {', '.join(POLICIES)}, got {buffers!r}: name one")
         if not isinstance(max_defect, int | float) or not max_defect > 0:
@@ -183,9 +199,13 @@ class TeleportingOptimizer(torch.optim.Optimizer):
                 f"expected pairs of names as sites, got {shown(sites)}: give a list of (incoming, "
                 f"outgoing), or leave it out"
             )
-        self._movable = Movable(model, base, None if sites is None else list(sites))
+        if sites is None and not needs_loss and not isinstance(unwrapped(model), ChainModule):
+            sites = balanced(known_symmetries(unwrapped(model)))
+        elif sites is not None and not isinstance(sites, Symmetries):
+            sites = list(sites)
+        self._movable = Movable(model, base, sites)
         target = self._movable.target
-        if target.needs_batch and loss_fn is None:
+        if target.needs_batch and loss_fn is None and needs_loss:
             raise UserError(
                 f"expected a loss_fn for a {type(model).__name__}, got none: give a function of "
                 f"the model's output and y"
@@ -388,8 +408,8 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             return self._step_base(closure)
         loss = self._teleport_at_step(closure, on)
         self.steps += 1
-        self._step_base(closure)
-        return loss
+        after = self._step_base(closure)
+        return loss if self._needs_loss else after
 
     def _step_base(self, closure: Closure | None) -> Any:
         with _without_hooks_of_all() if any(_hooks_of_all().values()) else nullcontext():
@@ -397,6 +417,13 @@ class TeleportingOptimizer(torch.optim.Optimizer):
 
     def _teleport_at_step(self, closure: Closure | None, batch: Batch | None) -> Any:
         """Teleport, and take the gradients along; return the loss before, if there is a closure."""
+        if not self._needs_loss:
+            with self._alone():
+                found = self._find(batch)
+            self._make(found)
+            if not found.move.stayed.all():
+                transport_gradients(found.way)
+            return None
         if closure is None:
             self._check_given(batch)
             with self._alone():
@@ -619,8 +646,15 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         lines = [f"Teleports {name}: {count}" for name, count in counts.items()]
         return "\n".join([self._movable.update().report(), *lines])
 
+    @property
+    def _needs_loss(self) -> bool:
+        """Whether the search evaluates the loss."""
+        return bool(getattr(self.search, "needs_loss", True))
+
     def _loss(self, names: Sequence[str], batch: Batch | None, replicas: Replicas) -> LossFunction:
         """The loss on the batch, of all processes together."""
+        if not self._needs_loss:
+            return _no_loss
         loss = self.target.loss(names, self.loss_fn, batch)
         return replicas.loss(loss)
 
@@ -648,21 +682,23 @@ class TeleportingOptimizer(torch.optim.Optimizer):
         # What is kept must not alias the weights that are about to change.
         before = [parameter.detach().clone() for parameter in parameters]
         led = ClosureLoss(closure, parameters, self._everything(), replicas) if closure else None
-        if self.target.needs_batch and led is None:
+        if self.target.needs_batch and led is None and self._needs_loss:
             given(batch)
         orbit = self._orbit(batch, replicas)
         loss = led or self._loss(names, batch, replicas)
         with second_derivatives(self.target.model):
             result = _of_the_first(replicas, self.search(orbit, before, loss))
-        outputs = (
-            self.target.outputs(names, None if batch is None else batch.x)
-            if led is None
-            else ClosureOutputs(led, before, result.parameters)
-        )
+        if led is not None:
+            outputs: Outputs = ClosureOutputs(led, before, result.parameters)
+        elif batch is None and self.target.needs_batch:
+            outputs = SiteProducts(orbit)
+        else:
+            outputs = self.target.outputs(names, None if batch is None else batch.x)
         move = Teleportation(outputs, before, result.parameters, result.rejected)
         if self.target.needs_batch:
             confirmed = getattr(result, "confirmed", False) and self.max_defect >= AGREEMENT
             known = confirmed or not moves_by_group(self.search)
+            known = known or (batch is None and led is None)  # exact for all data: the sites say so
             errors = [] if known else [move.invariance_error()]
             errors += [judge.invariance_error(move.after) for judge in judges]
             errors.append(torch.zeros((), device=before[0].device))
@@ -690,6 +726,11 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             for new in self._new:
                 reset(new.base, way.parameters, new)
         self.made += 1
+
+
+def _no_loss(values: Sequence[Tensor]) -> Tensor:
+    """Raise an error: a search that needs no loss evaluated it."""
+    raise UserError("expected a search that evaluates no loss, got one that does: mend needs_loss")
 
 
 _COUNTS = ("steps", "made", "undone", "skipped")

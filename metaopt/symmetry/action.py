@@ -123,6 +123,17 @@ class Action(ABC):
             inputs: the input h of the incoming layer at these weights, if it is known.
         """
 
+    def project(self, values: Tensor, site: Site) -> Tensor:
+        """Return the part of a T that lies in the Lie algebra of the action's group.
+
+        By default that is all of it.
+
+        Args:
+            values: of an element of the form that :meth:`identity` gives.
+            site: where the group acts.
+        """
+        return values
+
     def transport(
         self, element: Element, site: Site, buffers: Mapping[str, Tensor], squares: bool = False
     ) -> dict[str, Tensor]:

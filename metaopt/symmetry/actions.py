@@ -177,7 +177,7 @@ class PreActivationAction(_ActsLinearly):
         )
 
 
-class _BothSides(_ActsLinearly):
+class BothSides(_ActsLinearly):
     """g on every incoming matrix and g^-1 on every outgoing one, which needs no features.
 
     Biases of the incoming side move along. Where several matrices make or use the same features,
@@ -222,7 +222,7 @@ class _BothSides(_ActsLinearly):
 
 @final
 @ACTIONS.register("linear")
-class LinearAction(_BothSides):
+class LinearAction(BothSides):
     """The action of GL between two matrices with nothing between: incoming g W, outgoing W g^-1.
 
     It is exact for all data.
@@ -240,7 +240,7 @@ class LinearAction(_BothSides):
 
 @final
 @ACTIONS.register("rescaling")
-class RescalingAction(_BothSides):
+class RescalingAction(BothSides):
     """The positive rescaling of hidden units by D = diag(exp(t)), which is exact for every input.
 
         W_{m-1} <- D W_{m-1},   b_{m-1} <- D b_{m-1},   W_m <- W_m D^-1.

@@ -12,6 +12,7 @@ from metaopt.symmetry.actions import ACTIONS, make_action
 from metaopt.symmetry.finders.sites import Sites
 from metaopt.symmetry.nested import Inputs, samples_in, tensors_in
 from metaopt.symmetry.orbit import ActingSite
+from metaopt.symmetry.projected import GROUPS
 from metaopt.symmetry.site import Site
 
 AUTO = "auto"
@@ -36,6 +37,8 @@ def for_all_data(site: Site, names: Sequence[str] | None = None) -> ActingSite |
     Returns:
         The site with the action of the group; None if no group keeps the function on all data.
     """
+    if names is None and site.group in GROUPS:
+        return ActingSite(site, GROUPS[site.group]())
     exact = [
         action for action in map(make_action, ACTIONS if names is None else names)
         if action.max_samples(site) == float("inf")

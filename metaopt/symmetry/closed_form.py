@@ -13,7 +13,7 @@ reaches the gradient through ``torch.where``.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, reduce
 from typing import ClassVar, NamedTuple
 
@@ -25,7 +25,7 @@ from metaopt.symmetry.action import Action, Moved, relative_change
 from metaopt.symmetry.activations import Activation, Identity
 from metaopt.symmetry.element import EXPONENTIALS, Element, GroupElement, per_task
 from metaopt.symmetry.inputs import LayerInput, sound
-from metaopt.symmetry.site import Site
+from metaopt.symmetry.site import MatrixView, Site
 
 
 class Proposal(NamedTuple):
@@ -341,6 +341,36 @@ class SiteMatrices:
         return relative_change(self.outgoing[0] @ self.with_ones(self.features), after)
 
 
+def linear_move(g: GroupElement, site: Site, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Move the weights of a site: incoming W to g W, and outgoing W to W g^-1.
+
+    Nothing is checked and nothing is rejected, as it is in :meth:`ClosedFormAction.move`.
+
+    Args:
+        g: the group element, float64.
+        site: where it acts.
+        weights: tensors by name, at least of ``site.parameters``.
+
+    Returns:
+        The weights that change, as new tensors.
+    """
+    site = site.without_outgoing_bias()
+    moved = {name: weights[name] for name in site.parameters}
+
+    def put(view: MatrixView, act: Callable[[Tensor], Tensor]) -> None:
+        old = view.read(weights)
+        # Scales are float64, so their products are, too.
+        view.write(moved, act(old if g.diagonal else old.double()).to(old.dtype))
+
+    for view in site.incoming:
+        put(view, g.times)
+        if view.bias is not None:
+            put(view.bias, g.times)
+    for view in site.outgoing:
+        put(view, g.after)
+    return moved
+
+
 def linear_transport(
     g: GroupElement, site: Site, buffers: Mapping[str, Tensor], squares: bool = False
 ) -> dict[str, Tensor]:
@@ -360,10 +390,12 @@ def linear_transport(
     moved = {name: buffers[name] for name in site.parameters}
     for view in site.incoming:
         old = view.read_augmented(buffers)
-        view.write_augmented(moved, g.dual_times(old.double()).to(old.dtype))
+        wide = old if g.diagonal else old.double()  # scales are float64: so is their product
+        view.write_augmented(moved, g.dual_times(wide).to(old.dtype))
     for view in site.outgoing:
         old = view.read(buffers)
-        view.write(moved, g.dual_after(old.double()).to(old.dtype))
+        wide = old if g.diagonal else old.double()
+        view.write(moved, g.dual_after(wide).to(old.dtype))
     return moved
 
 

@@ -91,19 +91,22 @@ class Element:
         """
         if self.diagonal:
             return GroupElement(self.values.exp(), (-self.values).exp(), diagonal=True)
-        if self.basis is None and kind == "exact" and not self.values.requires_grad:
-            return self._exact
-        if self.basis is None or kind != "exact":
+        if kind != "exact":
             return GroupElement(*EXPONENTIALS[kind](self.dense()))
+        return self._computed() if self.values.requires_grad else self._exact
+
+    @cached_property
+    def _exact(self) -> GroupElement:
+        """The exponential, computed once, as the same step is often made again."""
+        return self._computed()
+
+    def _computed(self) -> GroupElement:
+        if self.basis is None:
+            return GroupElement(*exact(self.values))
         identity = torch.eye(self.width, dtype=self.basis.dtype, device=self.basis.device)
         # I + V diag(e^t - 1) V^T: at T = 0 that is I bit for bit.
         both = torch.expm1(torch.stack((self.values, -self.values)))
         return GroupElement(*(identity + _in_basis(both, self.basis)))
-
-    @cached_property
-    def _exact(self) -> GroupElement:
-        """The exponential of a dense T, computed once, as the same step is often made again."""
-        return GroupElement(*exact(self.values))
 
 
 @dataclass(frozen=True)

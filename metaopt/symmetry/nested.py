@@ -29,6 +29,18 @@ def arguments_of(x: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(x), {}) if type(x) in (tuple, list) else ((x,), {})
 
 
+def as_inputs(inputs: tuple[Any, ...]) -> Inputs | None:
+    """Return what a user gave as ``*inputs`` in the form that models are called with here.
+
+    Args:
+        inputs: the arguments; or one mapping of them, or one tuple.
+
+    Returns:
+        None if nothing was given.
+    """
+    return (inputs[0] if len(inputs) == 1 else inputs) if inputs else None
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """Return all tensors in a nested value, in order.
 

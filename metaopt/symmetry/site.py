@@ -36,6 +36,8 @@ class MatrixView:
         at: pairs (dimension of ``shape``, index) that stay fixed, to see one head of several.
         heads: dimensions of ``shape`` that count matrices; they come before the rows.
         bias: the view of the bias that belongs to the rows, if there is one.
+        narrow: a part (dimension of the parameter, start, length) that is cut out before ``shape``
+            is read, where a parameter holds parts of several sizes.
 
     Example:
         >>> weights = {"w": torch.arange(24.0).reshape(4, 6)}
@@ -52,10 +54,15 @@ class MatrixView:
     at: tuple[tuple[int, int], ...] = ()
     heads: tuple[int, ...] = ()
     bias: MatrixView | None = None
+    narrow: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.shape is None and (
-            self.rows != (0,) or self.columns not in ((1,), ()) or self.at or self.heads
+            self.rows != (0,)
+            or self.columns not in ((1,), ())
+            or self.at
+            or self.heads
+            or self.narrow
         ):
             raise UserError(
                 f"expected the shape of {self.parameter} beside rows, columns, at or heads, got "
@@ -97,7 +104,7 @@ class MatrixView:
         old = parameters[self.parameter]
         laid_out = self._laid_out(old)
         shaped = value.reshape(laid_out.shape)
-        if self.at:
+        if self.at or self.narrow:
             new = old.clone(memory_format=torch.contiguous_format)
             self._laid_out(new).copy_(shaped)
             parameters[self.parameter] = new
@@ -130,6 +137,9 @@ class MatrixView:
         """A view of the tensor, ``(*batch, *heads, *rows, *columns)``."""
         assert self.shape is not None
         lead = tensor.dim() - self.dims
+        if self.narrow is not None:
+            dimension, start, length = self.narrow
+            tensor = tensor.narrow(lead + dimension, start, length)
         split = tensor.reshape(*tensor.shape[:lead], *self.shape)
         fixed = dict(self.at)
         index = [fixed.get(dimension, slice(None)) for dimension in range(len(self.shape))]
@@ -160,7 +170,8 @@ class Site:
             the group element multiplies them from the right.
         between: the elementwise activation between the two; None if it is not one fixed function.
         group: the largest group that acts here: "GL" for invertible matrices, "positive" for
-            positive scales of units.
+            positive scales of units, "nonzero" for scales of either sign, or a name of
+            ``metaopt.symmetry.GROUPS``.
         width: the number k of features.
         exact: "always", or "on a batch of at most N samples".
         layers: the names of the module that makes the features and of the one that uses them.
@@ -171,6 +182,9 @@ class Site:
         scaled: the name of the batch norm that is scaled instead of the incoming layer, if any.
         block: how many inputs of the outgoing layer belong to one unit: H * W across a Flatten,
             else 1.
+        kind: what the site is, for people, such as "values and outputs".
+        planes: pairs of units that a rotation of positions turns into one another; the group
+            "plane_rotations" scales and turns each pair.
     """
 
     name: str
@@ -187,6 +201,26 @@ class Site:
     homogeneous: bool = False
     scaled: str | None = None
     block: int = 1
+    kind: str = ""
+    planes: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def heads(self) -> int:
+        """How many group elements act here, one for each head."""
+        view = self.incoming[0]
+        return math.prod(view.shape[dimension] for dimension in view.heads) if view.shape else 1
+
+    @property
+    def directions(self) -> int:
+        """The number of free directions: the dimension of the group, of all heads together."""
+        k, rest = self.width, self.width - 2 * len(self.planes)
+        sizes = {
+            "GL": k * k,
+            "orthogonal": k * (k - 1) // 2,
+            "orthogonal_of_ones": (k - 1) * (k - 2) // 2,
+            "plane_rotations": 2 * len(self.planes) + rest * rest,
+        }
+        return self.heads * sizes.get(self.group, k)
 
     @property
     def parameters(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from metaopt.symmetry.action import ALL_DATA
 from metaopt.symmetry.element import Element, GroupElement, Way
-from metaopt.symmetry.orbit import Orbit
+from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.site import MatrixView, named
 
 JITTER = 1e-14
@@ -113,6 +113,7 @@ class Blocks:
         squares: squared entries at the start of the blocks that are scaled alone.
         others: the other blocks at the start.
         rest: the squared norm of what no site moves, float64.
+        acting: the sites with their actions, in the order of ``places``.
     """
 
     identity: list[Element]
@@ -121,6 +122,7 @@ class Blocks:
     squares: list[_Block]
     others: list[_Block]
     rest: Tensor
+    acting: Sequence[ActingSite] = ()
 
     @property
     def _scales(self) -> int:
@@ -189,6 +191,9 @@ class Blocks:
                     values[place.element] += sign * (m @ m.mT)
                 else:
                     values[0][place.part] += sign * m.square().sum(dim=-1).flatten()
+        for place, (site, action) in zip(self.places, self.acting, strict=True):
+            if place.part is None:
+                values[place.element] = action.project(values[place.element], site)
         return [e.with_values(v) for e, v in zip(self.identity, values, strict=True)]
 
     def of_sites(self, elements: Sequence[Element]) -> list[Element]:
@@ -240,7 +245,8 @@ def gradient_blocks(orbit: Orbit, gradients: Sequence[Tensor]) -> Blocks | None:
         return None
     squares = _joined([block for block in squared if block.scaled], offset)
     others = [block for block in blocks if not block.scaled]
-    return Blocks(identity, places, [zero.values.shape for zero in zeros], squares, others, rest)
+    shapes = [zero.values.shape for zero in zeros]
+    return Blocks(identity, places, shapes, squares, others, rest, orbit.acting)
 
 
 def _uses(orbit: Orbit, places: Sequence[_Place]) -> dict[str, list[_Use]]:
@@ -257,11 +263,12 @@ def _uses(orbit: Orbit, places: Sequence[_Place]) -> dict[str, list[_Use]]:
 
 def _blocks_of(gradient: Tensor, uses: Sequence[_Use]) -> list[_Block] | None:
     """Return the blocks of a parameter's gradient, one for each part that sites move."""
-    parts: dict[tuple[tuple[int, int], ...], list[_Use]] = {}
+    parts: dict[object, list[_Use]] = {}
     for use in uses:
-        parts.setdefault(use.view.at, []).append(use)
+        parts.setdefault((use.view.at, use.view.narrow), []).append(use)
     fixed = {(use.view.shape, tuple(dimension for dimension, _ in use.view.at)) for use in uses}
-    if len(parts) > 1 and len(fixed) > 1:
+    cut = any(use.view.narrow for use in uses)
+    if len(parts) > 1 and (len(fixed) > 1 or cut):
         return None  # they may overlap
     blocks = [_block(gradient, part) for part in parts.values()]
     found = [block for block in blocks if block is not None]
@@ -276,7 +283,7 @@ def _block(gradient: Tensor, uses: Sequence[_Use]) -> _Block | None:
         return None
     diagonal = all(use.place.part is not None for use in uses)
     plain = all(use.view.shape is None and use.view.columns for use in uses)
-    if diagonal and not uses[0].view.at:
+    if diagonal and not uses[0].view.at and not uses[0].view.narrow:
         matrix = _norms(gradient, uses)
     elif len(uses) == 1:
         matrix = _of_one_site(uses[0].view.read({uses[0].view.parameter: gradient}), uses[0])

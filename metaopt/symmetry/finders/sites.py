@@ -101,6 +101,15 @@ def grouped(left_out: Sequence[LeftOut]) -> str:
     return "; ".join((*shown, *further))
 
 
+def grouped_lines(left_out: Sequence[LeftOut]) -> list[str]:
+    """Return a line for each reason; those that differ in names of layers alone are grouped.
+
+    Args:
+        left_out: layers with reasons.
+    """
+    return _each(left_out, FEW)
+
+
 def _each(left_out: Sequence[LeftOut], alone: int = 1) -> list[str]:
     """Return each reason once; one that is given at most ``alone`` times, each time."""
     names = {name for out in left_out for name in out.names}
@@ -148,6 +157,9 @@ def _above(name: str) -> list[str]:
 
 def _fits(site: Site) -> list[str]:
     """What the actions can do there, and where none keeps all data, why others cannot."""
+    if site.kind:  # a site of metaopt.symmetries, which has one group
+        heads = f", one for each of {site.heads} heads" if site.head_dims else ""
+        return [f"{site.group}{heads}: exact for all data"]
     lines = []
     actions = {name: make_action(name) for name in ACTIONS}
     for name, action in sorted(actions.items(), key=lambda item: -item[1].max_samples(site)):

@@ -1,0 +1,131 @@
+"""One tuning of the character model, and the file that keeps what was done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+import metaopt
+from metaopt.storage import write_atomically
+from metaopt.symmetry import Symmetries
+from studies.adapters.network import CharacterModel, batch, text
+
+BASE = "base.safetensors"
+PLUS = 16  # how many times A's rate LoRA+ gives B
+METHODS = ("adamw", "lora_plus", "balanced", "balanced_keep")
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One tuning.
+
+    Attributes:
+        method: one of :data:`METHODS`.
+        rate: of AdamW.
+        rank: of the adapters.
+        scale: how many times as large as usual A is drawn.
+        seed: of A and of the batches.
+        steps: of AdamW.
+    """
+
+    method: str
+    rate: float
+    rank: int = 8
+    scale: float = 1.0
+    seed: int = 0
+    steps: int = 300
+
+
+def pretrained(folder: Path, steps: int) -> CharacterModel:
+    """Return the character model trained on the pages; it is trained once and kept.
+
+    Args:
+        folder: of the study.
+        steps: of the training.
+    """
+    torch.manual_seed(0)
+    model = CharacterModel()
+    path = folder / BASE
+    if not path.exists():
+        train, _ = text("docs", "*.md")
+        optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        _train(model, train, optimizer, steps, 0, schedule.step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save(model.state_dict()))
+    model.load_state_dict(load_file(path))
+    return model
+
+
+def tuned(model: CharacterModel, setting: Setting) -> float:
+    """Tune a model in place, and return its loss on held-out text, in nats a character.
+
+    Args:
+        model: the pretrained model.
+        setting: how.
+    """
+    train, test = text("metaopt", "*.py")
+    model.adapt(setting.rank, setting.scale, setting.seed)
+    groups = [
+        {"params": [p for n, p in model.named_parameters() if f"lora_{side}" in n], "lr": rate}
+        for side, rate in (
+            ("A", setting.rate),
+            ("B", setting.rate * (PLUS if setting.method == "lora_plus" else 1)),
+        )
+    ]
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    if setting.method.startswith("balanced"):
+        policy = setting.method.partition("_")[2] or "transport"
+        optimizer = metaopt.TeleportingOptimizer(
+            optimizer, model, search="balance", schedule=1, buffers=policy, sites=_pairs(model)
+        )
+    _train(model, train, optimizer, setting.steps, setting.seed)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        losses = [model.loss(batch(test, generator)) for _ in range(20)]
+    return float(torch.stack(losses).mean())
+
+
+def _pairs(model: CharacterModel) -> Symmetries:
+    return metaopt.symmetries(model, torch.zeros(1, 8, dtype=torch.long)).of_kind("low-rank pairs")
+
+
+def _train(
+    model: CharacterModel, characters: Tensor, optimizer: torch.optim.Optimizer, steps: int,
+    seed: int, after: Callable[[], object] = lambda: None,
+) -> None:  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = model.loss(batch(characters, generator))
+        torch.autograd.backward(loss)
+        optimizer.step()
+        after()
+
+
+def measured(folder: Path, settings: Sequence[Setting], pretraining: int) -> Iterator[float]:
+    """Yield the loss of each setting; what was done is read, and what is done is kept.
+
+    Args:
+        folder: of the study.
+        settings: the settings.
+        pretraining: steps of the training before.
+    """
+    path = folder / "runs.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    known = {json.dumps(row["setting"]): row["loss"] for row in map(json.loads, lines)}
+    for setting in settings:
+        key = json.dumps(asdict(setting))
+        if key not in known:
+            known[key] = tuned(pretrained(folder, pretraining), setting)
+            lines.append(json.dumps({"setting": asdict(setting), "loss": known[key]}))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, ("\n".join(lines) + "\n").encode())
+        yield known[key]
