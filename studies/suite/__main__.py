@@ -2,7 +2,7 @@
 
     python -m studies.suite --out runs/suite [--methods NAME,NAME] [--processes 2] [--quick]
 
-Without --methods all baselines are tuned and run anew (two to three hours of one core), and --out
+Without --methods all baselines are tuned and run anew (about an hour of one core), and --out
 gets a reference.json. With --methods these are run on three test seeds, minutes each, and compared
 with the reference results of the repository. A method is a shipped optimizer, a .safetensors file,
 a baseline (at its tuned setting) or BASELINE@RATE. What is done is kept, so it goes on where it was
