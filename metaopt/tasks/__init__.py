@@ -1,6 +1,7 @@
 """Tasks that optimizers are trained and tested on, families that draw them, and their seeds."""
 
 from metaopt.tasks.batch import TaskBatch, TaskSampler
+from metaopt.tasks.layers import LayerPass, LayerRecorder
 from metaopt.tasks.minibatches import MinibatchFamily, MinibatchTasks
 from metaopt.tasks.module_tasks import SingleTask, check_task
 from metaopt.tasks.named import FAMILIES
@@ -14,6 +15,8 @@ __all__ = [
     "FAMILIES",
     "PAPER_TEST_SEEDS",
     "SPLITS",
+    "LayerPass",
+    "LayerRecorder",
     "MinibatchFamily",
     "MinibatchTasks",
     "NetworkFamily",

@@ -20,6 +20,7 @@ from metaopt.errors import UserError, cut
 from metaopt.randomness import same_randomness
 from metaopt.roles import roles_of
 from metaopt.symmetry.functional import FunctionalForm, evaluating
+from metaopt.tasks.layers import LayerRecorder
 from metaopt.tasks.module_tasks import LOSS, ModuleTasks, mean_of, seed_of_step
 from metaopt.tasks.seeds import generators
 from metaopt.tasks.stacked_batch import StackedBatch
@@ -75,9 +76,15 @@ class StackedTasks(ModuleTasks):
         self._form = (FunctionalForm(shell, [*self._owned, *self._frozen, *self._state]),)
         known = roles_of(networks[0])
         self.roles = [known[name.removeprefix("network.")] for name in self._owned]
+        self.recorder: LayerRecorder | None = None
         self.together: bool | None = None
         self._stacked: dict[tuple[str, int], list[Any]] = {}
         self._recent: dict[int, StackedBatch] = {}
+
+    @property
+    def shell(self) -> nn.Module:
+        """The module that runs, whose parameters are those of one copy at a time."""
+        return self._form[0].model
 
     def forward(self, step: int = 0) -> Tensor:
         """Return the losses on the training batches of a step, ``(B,)``.
@@ -125,16 +132,20 @@ class StackedTasks(ModuleTasks):
         state = [value.clone() for value in before]
         batch = batch.to(self.x.device)
 
-        def one(values: list[Tensor], leaves: list[Tensor]) -> dict[str, Tensor]:
-            numbers: dict[str, Tensor] = form(values, batch.rebuilt(leaves), metrics)
-            return numbers
+        recorder = self.recorder if torch.is_grad_enabled() and not metrics else None
+        names: list[str] = []
+
+        def one(values: list[Tensor], leaves: list[Tensor]) -> tuple[dict[str, Tensor], Any]:
+            with _calls_of(recorder) as calls:
+                numbers: dict[str, Tensor] = form(values, batch.rebuilt(leaves), metrics)
+            names[:] = [name for name, *_ in calls]
+            return numbers, [call[1:] for call in calls]
 
         if self.together is not False and not batch.uneven:
             try:
                 with same_randomness(seed), sdpa_kernel(SDPBackend.MATH):
-                    stacked: dict[str, Tensor] = torch.vmap(one, randomness="different")(
-                        [*fixed, *state], batch.leaves
-                    )
+                    mapped = torch.vmap(one, randomness="different")
+                    stacked, layers = mapped([*fixed, *state], batch.leaves)
                 self.together = True
             except Exception as error:  # whatever vmap cannot do; a task's own error comes again
                 if self.together:
@@ -151,7 +162,16 @@ class StackedTasks(ModuleTasks):
                 with same_randomness(seed + index), sdpa_kernel(SDPBackend.MATH):
                     own = [value[index] for value in (*fixed, *state)]
                     each.append(one(own, batch.of_copy(index)))
-            stacked = {name: torch.stack([own[name] for own in each]) for name in each[0]}
+            stacked = {
+                name: torch.stack([numbers[name] for numbers, _ in each]) for name in each[0][0]
+            }
+        if recorder is not None and self.together:
+            for name, (inputs, output) in zip(names, layers, strict=True):
+                recorder.saw(name, inputs, [output])
+        elif recorder is not None:
+            for name, calls in zip(names, zip(*(own for _, own in each), strict=True), strict=True):
+                inputs, outputs = zip(*calls, strict=True)
+                recorder.saw(name, torch.stack(inputs), outputs)
         if form.model.training:
             with torch.no_grad():
                 for value, changed in zip(before, state, strict=True):
@@ -165,6 +185,15 @@ class StackedTasks(ModuleTasks):
             f"{cut(' '.join(str(cause).split()), 150)}",
             stacklevel=4,
         )
+
+
+@contextmanager
+def _calls_of(recorder: LayerRecorder | None) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
+    if recorder is None:
+        yield []
+    else:
+        with recorder.mapped() as calls:
+            yield calls
 
 
 @contextmanager
