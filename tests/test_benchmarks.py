@@ -21,11 +21,13 @@ HELPERS = {
     "interleaved",
     "trajectory",
     "jax_trajectory",
+    "learned_optimization_pes",
     "teleport_networks",
 }  # imported by the others
 HELPERS |= {"scaling_point", "scaling_model", "scaling_projection", "scaling_tables"}
 HELPERS |= {"scaling"}  # which test_scaling_benchmark.py runs
 JAX = ["against_jax", "--batch=1", "--steps=10", "--repeats=1"]
+PES = ["pes_against_learned_optimization", "--tasks=1", "--batch=2", "--window=2", "--repeats=1"]
 TINY = [
     ["against_released_code", "--code=.", "--batch=1", "--runs=1", "--steps=2", "--repeats=1"],
     ["arithmetic", "--batch=1", "--steps=2", "--repeats=1"],
@@ -63,7 +65,7 @@ def numbers(result: dict[str, Any]) -> list[float]:
 
 def test_no_benchmark_is_left_out() -> None:
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == HELPERS | {
-        command[0] for command in [*TINY, JAX]
+        command[0] for command in [*TINY, JAX, PES]
     }
 
 
@@ -92,3 +94,15 @@ def test_against_jax_agrees_or_says_to_install_it() -> None:
         assert ran.stderr == "this benchmark needs JAX: pip install jax\n"
     else:
         assert json.loads(ran.stdout)["meta_gradient_difference"] < 1e-3
+
+
+def test_pes_against_learned_optimization_runs_or_says_what_to_install() -> None:
+    script = str(BENCHMARKS / f"{PES[0]}.py")
+    ran = subprocess.run([sys.executable, script, *PES[1:]], capture_output=True, text=True)
+    if all(map(importlib.util.find_spec, ("jax", "flax", "learned_optimization"))):
+        result = json.loads(ran.stdout)
+        assert all(math.isfinite(number) for number in numbers(result))
+        assert result["NNAdam"]["meta_parameters_there"] > 0
+    else:
+        assert ran.returncode == 1
+        assert ran.stderr.startswith("this benchmark needs JAX and google/learned_optimization: ")
