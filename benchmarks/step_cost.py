@@ -18,7 +18,7 @@ from itertools import islice
 import torch
 from command import parse
 
-from metaopt.evaluation.methods import BASELINES, known_methods, resolve
+from metaopt.evaluation.methods import BASELINES, chain_methods, resolve
 from metaopt.tasks import RegressionFamily
 
 WARM_UP = 2  # steps that are not counted
@@ -50,7 +50,7 @@ def main() -> None:
     options = parse(__doc__, batch=1, steps=60, repeats=3, width=20, threads=1)
     results = {}
     for kind, alone in (("alone", True), ("whole", False)):
-        names = [n for n in known_methods() if not (alone and n in NEED_A_CLOSURE)]
+        names = [n for n in chain_methods() if not (alone and n in NEED_A_CLOSURE)]
         taken: dict[str, list[float]] = {name: [] for name in names}
         for repeat in range(options.repeats):
             first = 10**6 + repeat * options.batch

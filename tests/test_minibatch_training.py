@@ -139,12 +139,12 @@ def test_validation_has_the_families_that_the_table_says():
     assert pairs == [(family, 9) for family in MINIBATCH_VALIDATION.values()]
     assert {family.kind for family, _ in pairs} == CHOICES["kind"]
     smoothing = {name: tasks.smoothing for name, tasks in TASK_DISTRIBUTIONS.items()}
-    assert smoothing == {"regression": 0.0, "minibatches": 0.1, "networks": 0.0}
+    assert smoothing == {"regression": 0.0, "minibatches": 0.1, "networks": 0.0, "task": 0.0}
 
 
 def test_unknown_problems_are_refused():
     with pytest.raises(
-        UserError, match="problems of regression, minibatches, networks, got 'nonsense'"
+        UserError, match="problems of regression, minibatches, networks, task, got 'nonsense'"
     ):
         TrainingSpec(problems="nonsense")
 
