@@ -196,6 +196,31 @@ class NoModule(Images):
         return None
 
 
+class Detached(Images):
+    def loss(self, model, batch):
+        return super().loss(model, batch).detach()
+
+
+class NotFinite(Images):
+    def loss(self, model, batch):
+        return super().loss(model, batch) * float("nan")
+
+
+class VectorMetric(Images):
+    def metrics(self, model, batch):
+        return {"each": batch["y"]}
+
+
+class LossMetric(Images):
+    def metrics(self, model, batch):
+        return {"loss": 7.0}
+
+
+class Exits(Images):
+    def loss(self, model, batch):
+        raise SystemExit(3)
+
+
 class NoTask:
     pass
 
@@ -211,6 +236,11 @@ MISTAKES = {
     "Empty": "expected Empty.batches(1000000, 'train') to give a batch, got none",
     "PerSample": "expected PerSample.loss to return a scalar tensor, got (8,)",
     "Raising": "expected Raising.loss to run, got ValueError: no loss today (own_tasks.py:",
+    "Detached": "expected Detached.loss to depend on the weights, got one without a gradient",
+    "NotFinite": "expected NotFinite.loss to be finite at the initial weights, got nan",
+    "VectorMetric": "expected VectorMetric.metrics to give scalars by names of their own, got (8,)",
+    "LossMetric": "expected LossMetric.metrics to give scalars by names of their own, got one with",
+    "Exits": "expected Exits.loss to run, got SystemExit: 3",
     "NoParameters": "expected NoParameters.model to return a module with trainable parameters",
     "NoModule": "expected NoModule.model to return an nn.Module, got None",
     "NoTask": "expected a Task or a TaskFamily of metaopt.tasks under 'own_tasks:NoTask'",

@@ -63,12 +63,15 @@ def test_copies_together_are_the_copies_one_by_one(kind):
         expected = torch.cat([single(step) for single in singles])
         torch.testing.assert_close(together(step), expected, rtol=0, atol=1e-12)
         for name, gradient in gradients(together).items():
-            own = [gradients(single.network)[name.replace("/", ".")] for single in singles]
+            own = [
+                gradients(single.network)[name.removeprefix("network/").replace("/", ".")]
+                for single in singles
+            ]
             torch.testing.assert_close(gradient, torch.stack(own), rtol=1e-10, atol=1e-12)
     assert together.together
     state = dict(singles[1].network.named_buffers())
     for name, value in state.items():
-        kept = getattr(together, name.replace(".", "/"))[1]
+        kept = getattr(together, f"network/{name.replace('.', '/')}")[1]
         torch.testing.assert_close(kept, value, rtol=1e-12, atol=1e-12)
 
 
@@ -84,7 +87,7 @@ def test_held_out_numbers_are_those_of_the_copies_in_evaluation_mode(kind, split
         task = kind()
         network = task.model(seed)
         for name, value in network.named_buffers():
-            value.copy_(before[name.replace(".", "/")][index])
+            value.copy_(before[f"network/{name.replace('.', '/')}"][index])
         network.eval()
         batches = [b for b, _ in zip(task.batches(seed, split), range(2), strict=False)]
         expected = torch.stack([task.loss(network, batch) for batch in batches]).mean()
@@ -130,7 +133,7 @@ def test_each_copy_draws_its_own_masks_and_a_step_draws_them_again():
 def test_weights_that_are_tied_stay_so():
     together = stacked(Tokens(), SEEDS)
     names = [name for name, _ in together.named_parameters()]
-    assert names == ["embedding/weight", "inner/weight", "inner/bias"]
+    assert names == ["network/embedding/weight", "network/inner/weight", "network/inner/bias"]
 
 
 def test_a_module_that_vmap_cannot_run_runs_one_by_one_and_says_so():
@@ -242,9 +245,11 @@ def test_statistics_of_batch_norm_are_updated_once_where_a_window_is_made_again(
     monkeypatch.setattr(Unroll, "truncate", truncate)
     for recompute in (0, 2):
         windows(stacked(Images(), SEEDS), layerwise(), recompute)
-    means = [network.get_buffer("1/running_mean") for network in (ends[1], ends[-1])]
+    means = [network.get_buffer("network/1/running_mean") for network in (ends[1], ends[-1])]
     assert means[0].any()
-    counts = [network.get_buffer("1/num_batches_tracked") for network in (ends[1], ends[-1])]
+    counts = [
+        network.get_buffer("network/1/num_batches_tracked") for network in (ends[1], ends[-1])
+    ]
     torch.testing.assert_close(*counts)
     torch.testing.assert_close(*means)
 
@@ -291,3 +296,55 @@ def test_what_is_no_task_is_refused():
         stacked(Images(), [])
     with pytest.raises(TypeError, match="abstract"):
         Task()
+
+
+class Moving(Images):
+    """A running mean that is assigned anew, and parameters with the names of a batch's own."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x = nn.Parameter(torch.randn(20, 3, dtype=torch.float64))
+            self.register_buffer("seeds", torch.zeros(20, dtype=torch.float64))
+
+        def forward(self, images):
+            flat = images.flatten(1)[:, :20]
+            if self.training:
+                self.seeds = 0.9 * self.seeds + 0.1 * flat.mean(dim=0).detach()
+            return (flat - self.seeds) @ self.x
+
+    def model(self, seed):
+        torch.manual_seed(seed)
+        return self.Network()
+
+
+def test_a_buffer_that_is_assigned_anew_is_kept():
+    together, singles = stacked(Moving(), SEEDS), [SingleTask(Moving(), seed) for seed in SEEDS]
+    for step in range(4):
+        expected = torch.cat([single(step) for single in singles])
+        torch.testing.assert_close(together(step), expected, rtol=0, atol=1e-12)
+    kept = together.get_buffer("network/seeds")
+    torch.testing.assert_close(kept, torch.stack([s.network.seeds for s in singles]))
+    assert kept.any()
+
+
+def test_a_window_made_again_finds_the_buffers_as_they_were():
+    meta = layerwise()
+    first, second = stacked(Moving(), SEEDS), stacked(Moving(), SEEDS)
+    for own, other in zip(windows(first, meta, 2), windows(second, meta), strict=True):
+        for gradient, expected in zip(own.gradients, other.gradients, strict=True):
+            scale = max(float(expected.abs().max()), 1e-6)
+            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_metrics_that_look_at_values_run_one_by_one_beside_a_loss_that_does_not():
+    class Looking(Images):
+        def metrics(self, model, batch):
+            return {"mean": model(batch["x"]).mean().item()}
+
+    together = stacked(Looking(), SEEDS)
+    together(0)
+    with pytest.warns(UserWarning, match="runs copy by copy"):
+        found = together.measure("test", 2)
+    assert found["mean"].shape == (3,)
+    assert together.together

@@ -198,12 +198,14 @@ class Unroll:
         second_order, self.optimizer.second_order = self.optimizer.second_order, False
         after: list[Tensor] = []
         places: list[Place] = []
+        before = self._changing()  # as the pass at the present weights finds them
         losses = self.losses()
         for step in range(count):
             if step % every == 0:
-                places.append(self.place())
+                places.append(self.place()._replace(buffers=before))
             self.step(losses)
             self.truncate()
+            before = self._changing()
             losses = self.losses()
             after.append(losses.detach())
         self.optimizer.second_order = second_order
@@ -216,10 +218,13 @@ class Unroll:
 
     def place(self) -> Place:
         """Return where the run is, without its graph."""
-        with torch.no_grad():
-            buffers = {n: self.network.get_buffer(n).clone() for n in self.network.changing()}
         held = [tensor.detach() for tensor in self.tensors()]
-        return Place(held, buffers, self.steps, self.optimizer.rejected)
+        return Place(held, self._changing(), self.steps, self.optimizer.rejected)
+
+    def _changing(self) -> dict[str, Tensor]:
+        """Copies of the buffers that a forward pass changes, by name."""
+        with torch.no_grad():
+            return {n: self.network.get_buffer(n).clone() for n in self.network.changing()}
 
     def go_to(self, place: Place) -> list[Tensor]:
         """Go back to where the run was, and return its weights and state as leaves of a new graph.

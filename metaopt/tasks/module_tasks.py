@@ -77,6 +77,23 @@ class ModuleTasks(TaskBatch):
             )
         return batches
 
+    def means(self, found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the means over batches of the loss and of each metric, in float64.
+
+        Args:
+            found: what :meth:`numbers` gave for each batch.
+
+        Raises:
+            UserError: if batches have other metrics.
+        """
+        for own in found:
+            if own.keys() != found[0].keys():
+                raise UserError(
+                    f"expected {named(self.task)}.metrics to give the same names for each batch, "
+                    f"got {sorted(found[0])} and {sorted(own)}: give all of them each time"
+                )
+        return {name: mean_of([own[name] for own in found]) for name in found[0]}
+
     def fresh(self, seed: int) -> nn.Module:
         """Return the module of a seed at its initial weights, in training mode.
 
@@ -128,7 +145,15 @@ class ModuleTasks(TaskBatch):
             loss = self.scalar(self.task.loss(network, batch))
         with calling(self.task, "metrics"):
             metrics = self.task.metrics(network, batch)
-            return {LOSS: loss, **{k: torch.as_tensor(v) for k, v in metrics.items()}}
+            found = {name: torch.as_tensor(value) for name, value in metrics.items()}
+        for name, value in found.items():
+            if name == LOSS or value.numel() != 1:
+                got = "one with the name loss" if name == LOSS else f"{tuple(value.shape)}"
+                raise UserError(
+                    f"expected {named(self.task)}.metrics to give scalars by names of their own, "
+                    f"got {got} of {cut(str(name), 40)!r}: take a mean, or name it otherwise"
+                )
+        return {LOSS: loss, **{name: value.reshape(()) for name, value in found.items()}}
 
 
 @final
@@ -173,7 +198,7 @@ class SingleTask(ModuleTasks):
         batches = self.of_split(self.seeds[0], split, count)
         with evaluating(self.network), same_randomness(seed_of_step(self.seeds, -1)):
             found = [self.numbers(self.network, moved(b, self.x.device)) for b in batches]
-        return {name: mean_of([own[name] for own in found]).reshape(1) for name in found[0]}
+        return {name: mean.reshape(1) for name, mean in self.means(found).items()}
 
 
 @final
@@ -242,7 +267,18 @@ def check_task(task: object, seed: int) -> None:
             f"expected {named(task)}.batches to give the same batches for one seed, got others: "
             "draw them from a generator with that seed"
         )
-    first(0)
+    loss = first(0)
+    if not loss.requires_grad:
+        raise UserError(
+            f"expected {named(task)}.loss to depend on the weights, got one without a gradient: "
+            "compute it by torch's operations, and detach nothing"
+        )
+    if not bool(loss.isfinite().all()):
+        raise UserError(
+            f"expected {named(task)}.loss to be finite at the initial weights, got "
+            f"{float(loss.detach())}: mend the task"
+        )
+    first.measure("validation", 1)
 
 
 def seed_of_step(seeds: Sequence[int], step: int) -> int:

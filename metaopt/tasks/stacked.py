@@ -21,7 +21,7 @@ from metaopt.randomness import same_randomness
 from metaopt.roles import roles_of
 from metaopt.symmetry.functional import FunctionalForm, evaluating
 from metaopt.tasks.layers import LayerRecorder
-from metaopt.tasks.module_tasks import LOSS, ModuleTasks, mean_of, seed_of_step
+from metaopt.tasks.module_tasks import LOSS, ModuleTasks, seed_of_step
 from metaopt.tasks.seeds import generators
 from metaopt.tasks.stacked_batch import StackedBatch
 from metaopt.tasks.stream import calling, named
@@ -40,9 +40,6 @@ class StackedTasks(ModuleTasks):
     Args:
         task: the task.
         seeds: one for each copy.
-
-    Attributes:
-        together: whether the copies run in one pass; None before the first pass.
 
     Raises:
         UserError: for no seed or one out of range, for copies whose parameters differ in their
@@ -64,7 +61,7 @@ class StackedTasks(ModuleTasks):
                     f"expected copies of {named(task)} with the same parameters, got another shape "
                     f"of {cut(name)} for another seed: make a TaskFamily of the sizes"
                 )
-            key, value = name.replace(".", "/"), torch.stack(values)
+            key, value = f"network/{name.replace('.', '/')}", torch.stack(values)
             if first.requires_grad:
                 self._owned[f"network.{name}"] = key
                 self.register_parameter(key, nn.Parameter(value))
@@ -77,9 +74,14 @@ class StackedTasks(ModuleTasks):
         known = roles_of(networks[0])
         self.roles = [known[name.removeprefix("network.")] for name in self._owned]
         self.recorder: LayerRecorder | None = None
-        self.together: bool | None = None
+        self._passes: dict[bool, bool] = {}  # whether vmap can run it without and with metrics
         self._stacked: dict[tuple[str, int], list[Any]] = {}
         self._recent: dict[int, StackedBatch] = {}
+
+    @property
+    def together(self) -> bool | None:
+        """Whether the copies run in one pass; None before the first pass."""
+        return self._passes.get(False)
 
     @property
     def shell(self) -> nn.Module:
@@ -111,7 +113,7 @@ class StackedTasks(ModuleTasks):
                 self._run(batch, seed_of_step(self.seeds, -1), metrics=True)
                 for batch in self._stacked[split, count]
             ]
-        return {name: mean_of([own[name] for own in found]) for name in found[0]}
+        return self.means(found)
 
     def changing(self) -> list[str]:
         """See :meth:`TaskBatch.changing`."""
@@ -141,22 +143,24 @@ class StackedTasks(ModuleTasks):
             names[:] = [name for name, *_ in calls]
             return numbers, [call[1:] for call in calls]
 
-        if self.together is not False and not batch.uneven:
+        together = self._passes.get(metrics)
+        if together is not False and not batch.uneven:
             try:
                 with same_randomness(seed), sdpa_kernel(SDPBackend.MATH):
                     mapped = torch.vmap(one, randomness="different")
                     stacked, layers = mapped([*fixed, *state], batch.leaves)
-                self.together = True
+                together = True
             except Exception as error:  # whatever vmap cannot do; a task's own error comes again
-                if self.together:
+                if together:
                     raise
                 self._say(error)
                 state = [value.clone() for value in before]
-                self.together = False
-        elif batch.uneven and self.together is not False:
+                together = False
+        elif batch.uneven and together is not False:
             self._say(batch.uneven)
-            self.together = False
-        if not self.together:
+            together = False
+        self._passes[metrics] = bool(together)
+        if not together:
             each = []
             for index in range(self.batch):
                 with same_randomness(seed + index), sdpa_kernel(SDPBackend.MATH):
@@ -165,7 +169,7 @@ class StackedTasks(ModuleTasks):
             stacked = {
                 name: torch.stack([numbers[name] for numbers, _ in each]) for name in each[0][0]
             }
-        if recorder is not None and self.together:
+        if recorder is not None and together:
             for name, (inputs, output) in zip(names, layers, strict=True):
                 recorder.saw(name, inputs, [output])
         elif recorder is not None:
@@ -217,11 +221,23 @@ class _Numbers(nn.Module):
 
     def forward(self, batch: Any, metrics: bool) -> dict[str, Tensor]:
         """Return the loss, and the metrics if they are asked for."""
-        tasks = self._tasks[0]
+        tasks, given = self._tasks[0], dict(self.network.named_buffers())
         if metrics:
-            return tasks.numbers(self.network, batch)
-        with calling(tasks.task, LOSS):
-            return {LOSS: tasks.scalar(tasks.task.loss(self.network, batch))}
+            numbers = tasks.numbers(self.network, batch)
+        else:
+            with calling(tasks.task, LOSS):
+                numbers = {LOSS: tasks.scalar(tasks.task.loss(self.network, batch))}
+        with torch.no_grad():
+            for name, now in self.network.named_buffers():
+                before = given.get(name)
+                if before is None or before.shape != now.shape:
+                    raise UserError(
+                        f"expected buffers of {named(tasks.task)} that keep their shapes, got "
+                        f"another of {cut(name)}: register it with its shape"
+                    )
+                if before is not now:  # assigned anew, which the stacked buffer has to learn
+                    before.copy_(now)
+        return numbers
 
 
 @final

@@ -31,7 +31,7 @@ def calling(task: object, what: str) -> Iterator[None]:
         yield
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # whatever the code of others raises
+    except (Exception, SystemExit) as error:  # whatever the code of others raises
         last = traceback.extract_tb(error.__traceback__)[-1]
         reason = cut(" ".join(f"{type(error).__name__}: {error}".split()), 120)
         place = f"{last.filename.rpartition('/')[2]}:{last.lineno}"
