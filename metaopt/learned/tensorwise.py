@@ -145,7 +145,8 @@ class TensorwiseUpdate(InPlace, UpdateRule):
         facts = _facts(seen)
         column, following, gains = self._gains(facts, energies, state)
         assert seen.as_given is not None
-        for index, parameter in enumerate(seen.as_given[0]):
+        stepped = seen.as_given[0] if seen.rate else ()  # adding 0 could turn -0.0 into 0.0
+        for index, parameter in enumerate(stepped):
             role, m, v = facts.roles[index], momenta[index], squares[index]
             parts = _parts(role, gains, index, gradients[index], m, v)
             plain = parameter.dtype == torch.float32 and not seen.weight_decay

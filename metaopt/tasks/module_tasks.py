@@ -16,8 +16,9 @@ from metaopt.errors import UserError, cut, shown
 from metaopt.randomness import same_randomness
 from metaopt.symmetry.chain import LayerChain
 from metaopt.symmetry.functional import evaluating
+from metaopt.symmetry.nested import tensors_in
 from metaopt.tasks.batch import TaskBatch
-from metaopt.tasks.stacked_batch import leaves_of, moved
+from metaopt.tasks.stacked_batch import moved
 from metaopt.tasks.stream import BatchStream, calling, named
 from metaopt.tasks.task import Task
 
@@ -258,7 +259,7 @@ def check_task(task: object, seed: int) -> None:
                 f"expected {named(task)}.model to give the same weights for one seed, got others "
                 f"of {cut(name)}: seed it, as by torch.manual_seed(seed)"
             )
-    batches = [list(leaves_of(each.streams[0].at(0))) for each in (first, second)]
+    batches = [tensors_in(each.streams[0].at(0)) for each in (first, second)]
     same = len(batches[0]) == len(batches[1]) and all(
         torch.equal(a, b) for a, b in zip(*batches, strict=True)
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from metaopt.symmetry.nested import mapped
+from metaopt.symmetry.nested import mapped, tensors_in
 
 
 @final
@@ -39,7 +39,7 @@ class StackedBatch:
             return cls(
                 batches, [], "the batches of its copies differ in shape or in what they hold"
             )
-        flat = zip(*(leaves_of(batch) for batch in batches), strict=True)
+        flat = zip(*(tensors_in(batch) for batch in batches), strict=True)
         return cls(batches, [torch.stack(own) for own in flat], "")
 
     def to(self, device: torch.device) -> StackedBatch:
@@ -76,25 +76,9 @@ def moved(batch: Any, device: torch.device) -> Any:
         batch: a tensor, or tuples, lists and dictionaries of tensors.
         device: where they go.
     """
-    if all(leaf.device == device for leaf in leaves_of(batch)):
+    if all(leaf.device == device for leaf in tensors_in(batch)):
         return batch
     return mapped(lambda tensor: tensor.to(device), batch)
-
-
-def leaves_of(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a batch, in order.
-
-    Args:
-        value: a tensor, or tuples, lists and dictionaries of tensors.
-    """
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from leaves_of(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from leaves_of(item)
 
 
 def _alike(column: Sequence[Any]) -> bool:

@@ -144,6 +144,11 @@ class TrainingSpec(Settings):
         check_whole("seed", self.seed, 0, 2**63 - 1)
 
     @property
+    def batch(self) -> int:
+        """Tasks of a batch; a budget below one batch is one smaller batch."""
+        return min(self.batch_size, self.trajectories)
+
+    @property
     def tasks(self) -> TaskDistribution:
         """The task distribution to train and validate on."""
         return self.chosen(TASK_DISTRIBUTIONS, self.problems)

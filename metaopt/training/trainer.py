@@ -101,8 +101,7 @@ class Trainer:
     @property
     def due(self) -> bool:
         """Whether ``validation_every`` asks for a validation after the batch before."""
-        size = min(self.spec.batch_size, self.spec.trajectories)
-        every, before = self.spec.validation_every, self.trajectories - size
+        every, before = self.spec.validation_every, self.trajectories - self.spec.batch
         return self.trajectories > 0 and self.trajectories // every > before // every
 
     def warm_start(self, checkpoint: Checkpoint, source: str) -> None:
@@ -139,8 +138,7 @@ class Trainer:
             UserError: after ``max_skips`` skipped meta-steps in a row.
         """
         self._set_rates()
-        size = min(self.spec.batch_size, self.spec.trajectories)
-        drawn = drawn_batch(self.spec, self.tasks, size, self.generator)
+        drawn = drawn_batch(self.spec, self.tasks, self.spec.batch, self.generator)
         steps, told = self.tasks.horizon(self.spec.steps, self.generator)
         spec = self.spec if steps == self.spec.steps else replace(self.spec, steps=steps)
         values: list[float] = []
@@ -161,7 +159,7 @@ class Trainer:
             norms.append(norm)
             if window.settled:
                 break
-        self.trajectories += size
+        self.trajectories += self.spec.batch
         return {
             "meta_loss": sum(values) / len(values) if values else math.nan,
             "gradient_norm": sum(norms) / len(norms) if norms else math.nan,

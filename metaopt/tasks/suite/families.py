@@ -7,6 +7,7 @@ A task of a family has its module, its data and its batch size drawn by its seed
 from __future__ import annotations
 
 import math
+from abc import ABC
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -165,7 +166,18 @@ def synthetic_parts(inputs: int, classes: int, seed: int, samples: int = 4096) -
     return parts
 
 
-class MlpFamily(TaskFamily):
+class ImageFamily(TaskFamily, ABC):
+    """What families on images share.
+
+    Args:
+        data_dir: the folder that has a folder of each data set; by default ``$METAOPT_DATA``.
+    """
+
+    def __init__(self, data_dir: str | Path | None = None) -> None:
+        self.data_dir = data_dir
+
+
+class MlpFamily(ImageFamily):
     """Multilayer perceptrons of 1 to 12 hidden layers, 16 to 256 wide.
 
     They classify digits, garments or random clusters. Six activations; no norm, layer norm or batch
@@ -176,9 +188,6 @@ class MlpFamily(TaskFamily):
     """
 
     DATA: ClassVar[tuple[str, ...]] = ("mnist", "fashion-mnist", "synthetic")
-
-    def __init__(self, data_dir: str | Path | None = None) -> None:
-        self.data_dir = data_dir
 
     def sample(self, seed: int) -> Task:
         """Return the task of a seed.
@@ -204,15 +213,12 @@ class MlpFamily(TaskFamily):
         return DrawnPairs(parts, build, batch)
 
 
-class AutoencoderFamily(TaskFamily):
+class AutoencoderFamily(ImageFamily):
     """Autoencoders of digits or garments, 1 to 4 hidden layers to either side of the code.
 
     Args:
         data_dir: the folder that has a folder of each data set; by default ``$METAOPT_DATA``.
     """
-
-    def __init__(self, data_dir: str | Path | None = None) -> None:
-        self.data_dir = data_dir
 
     def sample(self, seed: int) -> Task:
         """Return the task of a seed.
@@ -234,15 +240,12 @@ class AutoencoderFamily(TaskFamily):
         return DrawnPairs(parts, build, draw.size(16, 256), reproduces=True)
 
 
-class ResidualFamily(TaskFamily):
+class ResidualFamily(ImageFamily):
     """Residual convolutional networks with batch norm, of 1 to 12 blocks in up to three stages.
 
     Args:
         data_dir: the folder that has a folder of each data set; by default ``$METAOPT_DATA``.
     """
-
-    def __init__(self, data_dir: str | Path | None = None) -> None:
-        self.data_dir = data_dir
 
     def sample(self, seed: int) -> Task:
         """Return the task of a seed.

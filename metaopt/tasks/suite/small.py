@@ -21,13 +21,14 @@ from metaopt.tasks.suite.families import (
     Draw,
     DrawnPairs,
     DrawnText,
+    ImageFamily,
     synthetic_parts,
 )
 from metaopt.tasks.suite.images import CLASSES, image_parts
 from metaopt.tasks.suite.lstm_characters import RecurrentModel
 from metaopt.tasks.suite.mlp import NORMS, perceptron
 from metaopt.tasks.suite.residual import residual_network
-from metaopt.tasks.task import SPLITS, Task, TaskFamily
+from metaopt.tasks.task import SPLITS, Task
 
 MOST_PLAIN = 4  # hidden layers of a perceptron without shortcuts
 TOKENS = 16
@@ -147,7 +148,7 @@ class DrawnSequences(Task):
         return functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
 
 
-class SmallFamily(TaskFamily):
+class SmallFamily(ImageFamily):
     """Small perceptrons, autoencoders, residual networks, LSTMs, and attention on random numbers.
 
     Perceptrons have up to 12 hidden layers. Half of the tasks are perceptrons.
@@ -157,9 +158,6 @@ class SmallFamily(TaskFamily):
     """
 
     KINDS = ("mlp", "mlp", "mlp", "autoencoder", "residual", "lstm", "attention")
-
-    def __init__(self, data_dir: str | Path | None = None) -> None:
-        self.data_dir = data_dir
 
     def sample(self, seed: int) -> Task:
         """Return the task of a seed.
