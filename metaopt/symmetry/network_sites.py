@@ -238,8 +238,9 @@ def symmetries(model: nn.Module, *inputs: Any, also: Sequence[Site | Pair] = ())
         UserError: if the model is no module, or what is declared does not fit it.
 
     Example:
-        >>> layers = nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 3), nn.Linear(3, 2)
         >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> layers = nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 3), nn.Linear(3, 2)
         >>> print(symmetries(nn.Sequential(*layers), torch.rand(5, 9)))
         2 sites, 13 free directions; each verified by a random move in float64
           units: 1 site, 4 free directions
