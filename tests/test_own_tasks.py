@@ -26,9 +26,13 @@ from metaopt.evaluation.rollout import rollout
 from metaopt.learned.differentiable import Unroll
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.tasks import SingleTask, Task, check_task, stacked
+from metaopt.tasks import FAMILIES, SingleTask, Task, check_task, stacked
 from metaopt.tasks.stream import BatchStream
+from metaopt.training import estimators
 from metaopt.training.meta_loss import META_LOSSES
+from metaopt.training.particles import OneByOne
+from metaopt.training.spec import TrainingSpec
+from metaopt.training.trainer import check_fit
 from metaopt.training.unroll import unroll
 
 SEEDS = (3, 1, 8)
@@ -266,6 +270,41 @@ def test_windows_of_copies_have_the_summed_meta_gradient_of_the_copies(kind):
             own = torch.stack([own[number].gradients[place] for own in alone]).mean(dim=0)
             scale = max(float(own.abs().max()), 1e-3)
             torch.testing.assert_close(gradient, own, rtol=1e-3, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_the_meta_loss_of_an_evolution_strategy_may_be_held_out(together, monkeypatch):
+    """It is of the weights after each window."""
+    meta = MetaOptimizer(MetaOptimizerSpec(update="tensorwise", element="none", hidden=4), 0)
+    if not together:
+        monkeypatch.setattr(estimators, "particles", lambda p, o, n: OneByOne(p, o.meta, n))
+    estimator = TrainingSpec(estimator="es", pes_sigma=1e-30, pes_held_out=2).gradient_estimator
+    tasks = stacked(Images(), SEEDS)
+    generator = torch.Generator().manual_seed(0)
+    found = list(
+        estimator.windows(
+            tasks, LearnedOptimizer(tasks, meta), 5, 3, META_LOSSES["log"](), generator
+        )
+    )
+    stepped = stacked(Images(), SEEDS)
+    optimizer = LearnedOptimizer(stepped, meta)
+    for window, (start, count) in zip(found, ((0, 3), (3, 2)), strict=True):
+        rollout(stepped, optimizer, count, measure_invariance=False, first_step=start)
+        expected = stepped.measure("validation", 2)["loss"]
+        torch.testing.assert_close(window.losses, expected.repeat(2).unsqueeze(0))
+        assert window.meta_loss.item() == pytest.approx(expected.log().mean().item())
+
+
+def test_a_held_out_meta_loss_needs_a_validation_split():
+    spec = TrainingSpec(problems="minibatches", estimator="pes", pes_held_out=1)
+    with pytest.raises(UserError, match="expected pes_held_out=0 for problems='minibatches'"):
+        check_fit(MetaOptimizerSpec(update="tensorwise", element="none"), spec)
+    tasks = FAMILIES["width_8"].sample(SEEDS)
+    windows = spec.gradient_estimator.windows(
+        tasks, LearnedOptimizer(tasks, layerwise()), 2, 1, META_LOSSES["log"](), torch.Generator()
+    )
+    with pytest.raises(UserError, match="expected pes_held_out=0 for tasks without a validation"):
+        next(windows)
 
 
 def test_a_parameter_without_gradient_stays_where_it_is_under_higher():

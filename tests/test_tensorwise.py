@@ -14,7 +14,15 @@ from torch.nn import functional as F
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import Observation
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.learned.tensorwise import RATES, WARM_UP, orthogonal, orthogonalised
+from metaopt.learned.tensorwise import (
+    DECAY,
+    RATES,
+    WARM_UP,
+    in_blocks,
+    orthogonal,
+    orthogonalised,
+    period,
+)
 from metaopt.roles import EMBEDDING, HIDDEN, OUTPUT, VECTOR, Role, role_of_shape, roles_of
 from metaopt.symmetry.chain import NO_CHAIN, LayerChain
 from metaopt.tasks import stacked
@@ -70,6 +78,47 @@ def test_an_orthogonalised_matrix_keeps_its_singular_vectors(shape):
     assert (values < 1.4).all()
 
 
+@pytest.mark.parametrize("shape", [(300, 310), (520, 300), (2, 257, 400)])
+def test_a_wide_matrix_is_made_orthogonal_in_blocks(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = in_blocks(matrix)
+    along = -2 if shape[-2] <= shape[-1] else -1
+    side = min(shape[-2:])
+    start = 0
+    for size in {300: (100, 100, 100), 257: (86, 86, 85)}[side]:
+        own = found.narrow(along, start, size)
+        torch.testing.assert_close(own, orthogonalised(matrix.narrow(along, start, size)))
+        start += size
+    assert start == side
+
+
+def test_the_wider_a_matrix_the_more_seldom_it_is_made_orthogonal():
+    periods = [period(Role(HIDDEN, rows, 900, True)) for rows in (8, 32, 64, 128, 256, 900)]
+    assert periods == [1, 1, 2, 4, 8, 8]
+
+
+def wide(seed: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(32, 70), nn.Tanh(), nn.Linear(70, 66), nn.Tanh(),
+                         nn.Linear(66, 3))  # fmt: skip
+
+
+def test_what_is_made_orthogonal_seldom_is_its_formula_and_the_pure_step(monkeypatch):
+    assert {period(role) for role in roles_of(wide()).values()} == {1, 2}
+    meta = build(2, 0.5)
+    models = wide(), wide()
+    first, second = (LearnedOptimizer(model, meta) for model in models)
+    monkeypatch.setattr(second.steppers[0], "steps_in_place", lambda meta: False)
+    for model, optimizer in zip(models, (first, second), strict=True):
+        steps(model, optimizer, 5)
+    for own, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+    model = wide()
+    steps(model, LearnedOptimizer(model, build()), 5)
+    for parameter, expected in zip(model.parameters(), naive(wide(), 5), strict=True):
+        torch.testing.assert_close(parameter.double(), expected, rtol=2e-4, atol=2e-5)
+
+
 def test_roles_are_read_from_the_modules():
     class Conv1D(nn.Module):  # as transformers has it: weight (in, out)
         def __init__(self):
@@ -103,13 +152,14 @@ def test_roles_are_read_from_the_modules():
     assert roles_of(tied)["embedding.weight"].kind == EMBEDDING
     assert roles_of(tied)["inner.weight"].kind == OUTPUT
     assert role_of_shape((0, 4)) == role_of_shape(()) == role_of_shape((7,)) == Role(VECTOR)
-    assert not orthogonal(Role(HIDDEN, 300, 400, True))
+    assert not orthogonal(Role(HIDDEN, 300, 1, False))
     assert orthogonal(Role(HIDDEN, 200, 4000, True))
 
 
 def naive(model: nn.Module, count: int, total: int = 0) -> list[torch.Tensor]:
     """The untrained rule, a tensor at a time, in float64."""
     names = roles_of(model)
+    every = {name: period(role) for name, role in names.items()}
     w = {n: p.detach().double() for n, p in model.named_parameters()}
     m = {n: torch.zeros_like(p) for n, p in w.items()}
     v = {n: torch.zeros_like(p) for n, p in w.items()}
@@ -135,7 +185,12 @@ def naive(model: nn.Module, count: int, total: int = 0) -> list[torch.Tensor]:
                 adam = adam / math.sqrt(role.fan_in)
             if role.kind == HIDDEN:
                 o = orthogonalised(ahead.reshape(role.rows, -1)).reshape(ahead.shape)
-                adam = (1 - mix) * adam + mix * o * max(1, role.rows / role.fan_in) ** 0.5
+                now = every[name] * ((t + list(names).index(name)) % every[name] == 0)
+                adam = (1 - mix) * adam + now * mix * o * max(1, role.rows / role.fan_in) ** 0.5
+            if role.kind != VECTOR:
+                relative = g.numel() / (role.fan_in if role.kind in (HIDDEN, OUTPUT) else 1)
+                relative = math.sqrt(relative / float(w[name].square().sum()))
+                adam = adam + DECAY * relative * w[name]
             w[name] = w[name] - rate * adam
     return list(w.values())
 

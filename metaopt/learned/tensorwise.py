@@ -26,16 +26,20 @@ from metaopt.roles import EMBEDDING, HIDDEN, KINDS, OUTPUT, VECTOR, Role, role_o
 from metaopt.symmetry.chain import LayerChain
 
 MOMENTUM, SQUARE, LONG = 0.9, 0.99, 0.98  # decays of m, v, and of the mean ||g||^2
-RATES = {HIDDEN: 0.02, OUTPUT: 0.02, EMBEDDING: 0.01, VECTOR: 0.005}  # where the head gives 0
+RATES = {HIDDEN: 0.06, OUTPUT: 0.3, EMBEDDING: 0.06, VECTOR: 0.025}  # where the head gives 0
+DECAY = 0.05  # of a step's length, towards 0, where the head gives 0
+LONGEST_DECAY = 0.5  # of a weight, in a step
 WARM_UP = 10  # steps
-WIDEST = 256  # smaller side of a matrix that is made orthogonal: beyond, it costs too much
 ITERATIONS = 4
+WIDEST = 256  # smaller side of what is made orthogonal as a whole
+BLOCK = 128  # smaller side of the blocks that wider matrices are made orthogonal in
+PER_STEP, MOST_STEPS = 32, 8
 SURPRISE = 2.0  # a gradient so many times longer than usual shortens the step
 QUINTIC = (3.4445, -4.7750, 2.0315)
 EPS = 1e-24
 NUMBERS = ("steps", "momentum_norm", "long", "first_norm", "path")  # kept of each tensor
 CHANNELS = 18
-OUTPUTS = 3
+OUTPUTS = 4
 
 
 class Column(NamedTuple):
@@ -60,11 +64,14 @@ class Column(NamedTuple):
 class TensorwiseUpdate(InPlace, UpdateRule):
     """m1 a tensor at a time: Adam's direction and orthogonal momentum, mixed and scaled by an LSTM.
 
-    f = -r w(t) ((1 - a) A / sqrt(n) + a O sqrt(max(1, m / n))) for an (m, n) matrix between layers,
-    with A = l / sqrt(v), O the orthogonal factor of l, l between the momentum and the gradient, and
-    r, a and l from the LSTM. For other tensors f = -r w(t) A. w(t) rises over ten steps, and falls
-    in a line to 0 at ``total_steps`` where that is known. f does not depend on the scale of the
-    loss.
+    f = -r w(t) ((1 - a) A / sqrt(n) + a O sqrt(max(1, m / n))) - d w for an (m, n) matrix between
+    layers, with A = l / sqrt(v), O the orthogonal factor of l, l between the momentum and the
+    gradient, and r, a, l and d from the LSTM. For other tensors f = -r w(t) A - d w, without d for
+    vectors. w(t) rises over ten steps, and falls in a line to 0 at ``total_steps`` where that is
+    known. f does not depend on the scale of the loss.
+
+    O is what costs. The wider the matrix, the more seldom a step has it, and is as many times
+    longer along it then: each second step at a smaller side of 64, each eighth from 256.
 
     The state is that of the LSTM, five numbers of each tensor, and m and v of each tensor.
 
@@ -124,8 +131,8 @@ class TensorwiseUpdate(InPlace, UpdateRule):
         facts = _facts(seen)
         column, following, gains = self._gains(facts, energies, state)
         updates = [
-            _parts(facts.roles[index], gains, index, gradients[index], m, v).update()
-            for index, (m, v) in enumerate(zip(momenta, squares, strict=True))
+            _parts(facts.roles[index], gains, index, gradients[index], m, v).update(w)
+            for index, (m, v, w) in enumerate(zip(momenta, squares, seen.parameters, strict=True))
         ]
         pairs = zip(momenta, squares, strict=True)
         return updates, [*following, column, *(tensor for pair in pairs for tensor in pair)]
@@ -145,15 +152,19 @@ class TensorwiseUpdate(InPlace, UpdateRule):
         facts = _facts(seen)
         column, following, gains = self._gains(facts, energies, state)
         assert seen.as_given is not None
+        step = int(column[0, 0])
         stepped = seen.as_given[0] if seen.rate else ()  # adding 0 could turn -0.0 into 0.0
         for index, parameter in enumerate(stepped):
             role, m, v = facts.roles[index], momenta[index], squares[index]
-            parts = _parts(role, gains, index, gradients[index], m, v)
-            plain = parameter.dtype == torch.float32 and not seen.weight_decay
-            if plain and parts.orthogonal is None:
+            parts = _parts(role, gains, index, gradients[index], m, v, step)
+            if parameter.dtype == torch.float32 and not seen.weight_decay:
+                if parts.decay is not None:
+                    parameter.mul_(1 - seen.rate * parts.decay)
+                if parts.orthogonal is not None:
+                    parameter.sub_(parts.orthogonal, alpha=seen.rate)
                 parameter.addcdiv_(parts.numerator, parts.root, value=-seen.rate)
                 continue
-            update = parts.update()
+            update = parts.update(seen.parameters[index])
             if seen.weight_decay:
                 length = torch.linalg.vector_norm(update) / (energies.weights[index].sqrt() + EPS)
                 update.sub_(seen.weight_decay * length * seen.parameters[index])
@@ -196,7 +207,36 @@ def orthogonal(role: Role) -> bool:
     Args:
         role: of the parameter.
     """
-    return role.kind == HIDDEN and role.mixes and min(role.rows, role.fan_in) <= WIDEST
+    return role.kind == HIDDEN and role.mixes
+
+
+def period(role: Role) -> int:
+    """Return at each how many steps the momentum of a matrix is made orthogonal.
+
+    Args:
+        role: of the matrix.
+    """
+    return min(MOST_STEPS, max(1, min(role.rows, role.fan_in) // PER_STEP))
+
+
+def in_blocks(matrix: Tensor) -> Tensor:
+    """Return a matrix made orthogonal, as a whole or in blocks where it is wide.
+
+    Args:
+        matrix: ``(*batch, rows, columns)``.
+
+    Returns:
+        Of the same shape. Where the smaller side is above ``WIDEST``, blocks of at most ``BLOCK``
+        rows or columns are made orthogonal each by itself.
+
+    Source: Khaled et al. (2025), MuonBP, for the blocks.
+    """
+    side = min(matrix.shape[-2:])
+    if side <= WIDEST:
+        return orthogonalised(matrix)
+    along = -2 if matrix.shape[-2] <= matrix.shape[-1] else -1
+    blocks = matrix.tensor_split(math.ceil(side / BLOCK), dim=along)
+    return torch.cat([orthogonalised(block) for block in blocks], dim=along)
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
@@ -266,6 +306,8 @@ class Gains(NamedTuple):
         begun: what corrects both moments for their start.
         mix: the part of the orthogonal direction.
         look: how far the momentum is moved to the gradient.
+        decay: the part of the weights that is taken away.
+        steps: how many steps have been made, with this one.
         dims: how many dimensions each parameter has beside those that count tasks.
     """
 
@@ -273,6 +315,8 @@ class Gains(NamedTuple):
     begun: Tensor
     mix: Tensor
     look: Tensor
+    decay: Tensor
+    steps: Tensor
     dims: Sequence[int]
 
 
@@ -342,51 +386,85 @@ def _gains(facts: Facts, energies: Energies, column: Column, output: Tensor) -> 
     surprise = (mean + EPS) / (_whole(energies.gradients, count) + EPS)
     trust = (SURPRISE * surprise.sqrt()).clamp(max=1.0)
     usual = energies.gradients.new_tensor([RATES[role.kind] for role in facts.roles])
-    rate = rise * fall * trust * (3 * torch.tanh(output[0] / 3)).exp()
+    rate = rise * fall * trust * _factor(output[0])
     rate = rate * usual.repeat_interleave(facts.batch.numel())
+    weights = energies.weights.sqrt() + EPS
+    decay = DECAY * _factor(output[3]) * rate * facts.sizes / weights
+    decay = torch.where(energies.momenta > 0, decay.clamp(max=LONGEST_DECAY), 0.0)
     # Both moments are corrected for their start: A = l sqrt(1 - b^t) / (1 - b^t) / sqrt(v).
     begun = (1 - SQUARE**steps).sqrt() / (1 - MOMENTUM**steps)
     mix, look = torch.sigmoid(output[1]), torch.sigmoid(output[2] - 2)
-    rate, begun, mix, look = (own.reshape(count, *facts.batch) for own in (rate, begun, mix, look))
-    return Gains(rate, begun, mix, look, facts.dims)
+    shape = (count, *facts.batch)
+    rate, begun, mix, look = (own.reshape(shape) for own in (rate, begun, mix, look))
+    decay, steps = decay.reshape(shape), steps.reshape(shape)
+    return Gains(rate, begun, mix, look, decay, steps, facts.dims)
+
+
+def _factor(output: Tensor) -> Tensor:
+    """A factor between e^-3 and e^3, 1 at 0."""
+    return (3 * torch.tanh(output / 3)).exp()
 
 
 class Parts(NamedTuple):
-    """The parts of f = -(numerator / root + orthogonal) of one parameter.
+    """The parts of f = -(numerator / root + orthogonal) - decay w of one parameter.
 
     Attributes:
         numerator: between the momentum and the gradient.
         root: sqrt(v) over the length of the step, so that the length costs no pass of its own.
         orthogonal: the orthogonal direction times its length; None where there is none.
+        decay: the part of w that is taken away; None for vectors.
     """
 
     numerator: Tensor
     root: Tensor
     orthogonal: Tensor | None
+    decay: Tensor | None
 
-    def update(self) -> Tensor:
-        """Return f."""
-        adam = self.numerator / self.root
-        return -adam if self.orthogonal is None else -(adam + self.orthogonal)
+    def update(self, weights: Tensor) -> Tensor:
+        """Return f.
+
+        Args:
+            weights: w.
+        """
+        step = self.numerator / self.root
+        if self.orthogonal is not None:
+            step = step + self.orthogonal
+        if self.decay is not None:
+            step = step + self.decay * weights
+        return -step
 
 
 def _parts(
-    role: Role, gains: Gains, index: int, gradient: Tensor, momentum: Tensor, square: Tensor
+    role: Role,
+    gains: Gains,
+    index: int,
+    gradient: Tensor,
+    momentum: Tensor,
+    square: Tensor,
+    step: int | None = None,
 ) -> Parts:
+    """The parts of f of a parameter; without the number of the step, for any number."""
     batch = gains.rate.shape[1:]
     alike = batch + (1,) * gains.dims[index]
-    rate, begun, mix, look = (own[index].reshape(alike) for own in gains[:4])
+    rate, begun, mix, look, decay, steps = (own[index].reshape(alike) for own in gains[:6])
     ahead = torch.lerp(momentum, gradient, look)
     scale = rate * begun / _width(role) ** 0.5
+    taken = None if role.kind == VECTOR else decay
     if not orthogonal(role):
-        return Parts(ahead, _root(square, scale), None)
+        return Parts(ahead, _root(square, scale), None, taken)
+    every = period(role)
+    root = _root(square, scale * (1 - mix))
+    if step is not None and (step + index) % every:
+        return Parts(ahead, root, None, taken)
     flat = ahead.flatten(len(batch) + 1) if gains.dims[index] > 2 else ahead
     if role.transposed:
         flat = flat.mT
-    step = orthogonalised(flat)
-    step = (step.mT if role.transposed else step).reshape(ahead.shape)
-    length = rate * mix * max(1.0, role.rows / role.fan_in) ** 0.5
-    return Parts(ahead, _root(square, scale * (1 - mix)), length * step)
+    found = in_blocks(flat)
+    found = (found.mT if role.transposed else found).reshape(ahead.shape)
+    length = every * rate * mix * max(1.0, role.rows / role.fan_in) ** 0.5
+    if step is None and every > 1:
+        length = torch.where((steps + index) % every == 0, length, 0.0)
+    return Parts(ahead, root, length * found, taken)
 
 
 def _root(square: Tensor, scale: Tensor) -> Tensor:

@@ -148,6 +148,7 @@ class Evolution(Estimator):
     pes_sigma: float
     pes_pairs: int
     pes_staggered: bool
+    pes_held_out: int
 
     def windows(
         self,
@@ -161,8 +162,9 @@ class Evolution(Estimator):
         """Compare the losses of pairs of particles. See :meth:`Estimator.windows`.
 
         The meta-loss of a window is the mean over all particles. Their losses stand side by side,
-        ``(K, 2 * pes_pairs * B)``: those at theta + eps of the first pair of each task, then those
-        at theta - eps, then the next pair. Rejected teleportations are counted over all of them.
+        ``(K, 2 * pes_pairs * B)``, or ``(1, 2 * pes_pairs * B)`` where they are held-out ones.
+        First are those at theta + eps of the first pair of each task, then those at theta - eps, then the
+        next pair. Rejected teleportations are counted over all of them.
         """
         sigma, pairs, tasks = self.pes_sigma, self.pes_pairs, problem.batch
         theta = meta_parameters(optimizer)
@@ -188,6 +190,8 @@ class Evolution(Estimator):
                 ]
             losses, more = runs.advance(both, start, min(window, steps - start))
             rejected = rejected + more
+            if self.pes_held_out:
+                losses = runs.held_out(self.pes_held_out)
             values = torch.stack([meta_loss(own.unsqueeze(1)) for own in losses.unbind(dim=1)])
             plus, minus = values.view(pairs, 2, tasks).unbind(dim=1)
             difference = (plus - minus) / (2 * sigma * sigma * pairs * tasks)
@@ -214,15 +218,20 @@ class EvolutionFields:
         pes_pairs: pairs of particles of each task, stepped at theta + eps and at theta - eps.
         pes_staggered: whether the tasks of a batch are at different ages. Task b of B starts again
             at its initial weights b/B of the horizon before the end.
+        pes_held_out: how many batches of the validation split the meta-loss of a window is taken
+            on, after its last step; 0 for the training batches of its steps. With it, networks
+            learn what generalizes. For tasks of --task.
     """
 
     pes_sigma: float = 0.01
     pes_pairs: int = 1
     pes_staggered: bool = False
+    pes_held_out: int = 0
 
     def __post_init__(self) -> None:
         check_positive("pes_sigma", self.pes_sigma, EvolutionFields.pes_sigma)
         check_whole("pes_pairs", self.pes_pairs)
+        check_whole("pes_held_out", self.pes_held_out, 0)
 
 
 @ESTIMATORS.register("pes")

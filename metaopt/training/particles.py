@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaopt.errors import cut
+from metaopt.errors import UserError, cut
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.lstm import LSTMLayer
 from metaopt.learned.meta_optimizer import MetaOptimizer, StepInput
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.symmetry import LayerInput
 from metaopt.tasks import TaskBatch
+from metaopt.tasks.module_tasks import LOSS, ModuleTasks
 
 
 class Particles(ABC):
@@ -41,6 +42,14 @@ class Particles(ABC):
         Returns:
             The losses after each step, ``(K, particles)``, and the number of rejected
             teleportations.
+        """
+
+    @abstractmethod
+    def held_out(self, count: int) -> Tensor:
+        """Return the losses on the first batches of the validation split, ``(1, particles)``.
+
+        Args:
+            count: how many batches.
         """
 
     @abstractmethod
@@ -98,12 +107,25 @@ class Together(Particles):
         run = rollout(self.tasks, self.optimizer, count, measure_invariance=False, first_step=start)
         return run.losses[1:], run.rejected.sum()
 
+    def held_out(self, count: int) -> Tensor:
+        """See :meth:`Particles.held_out`."""
+        return _held_out(self.tasks, count)
+
     @torch.no_grad()
     def restart(self, indices: Sequence[int]) -> None:
         """See :meth:`Particles.restart`."""
         for name, value in self.tasks.state_dict().items():
             value[list(indices)] = self.initial[name][list(indices)]
         self.optimizer.restart(indices)
+
+
+def _held_out(tasks: TaskBatch, count: int) -> Tensor:
+    if not isinstance(tasks, ModuleTasks):
+        raise UserError(
+            f"expected pes_held_out=0 for tasks without a validation split, got {count}: set it to "
+            "0, or name tasks that have one by --task"
+        )
+    return tasks.measure("validation", count)[LOSS].unsqueeze(0)
 
 
 class _Step(nn.Module):
@@ -232,6 +254,10 @@ class OneByOne(Particles):
             losses.append(run.losses[1:])
             rejected.append(run.rejected.sum())
         return torch.cat(losses, dim=1), torch.stack(rejected).sum()
+
+    def held_out(self, count: int) -> Tensor:
+        """See :meth:`Particles.held_out`."""
+        return torch.cat([_held_out(tasks, count) for tasks, _ in self.runs], dim=1)
 
     def restart(self, indices: Sequence[int]) -> None:
         """See :meth:`Particles.restart`."""

@@ -339,6 +339,12 @@ def check_fit(networks: MetaOptimizerSpec, spec: TrainingSpec) -> None:
     for rule in rules:
         if rule.one_size is not None:
             tasks.check_one_size(rule.one_size)
+    held_out = getattr(spec.gradient_estimator, "pes_held_out", 0)
+    if held_out and not tasks.eval_batches:
+        raise UserError(
+            f"expected pes_held_out=0 for problems={spec.problems!r}, which have no validation "
+            f"split, got {held_out}: set it to 0, or train on tasks of your own by --task"
+        )
     elsewhere = networks.update_config.only_where_exact
     if tasks.chains and networks.element_config.needs_chain and not elsewhere:
         check_acts(networks.build_action(), networks.action, spec)

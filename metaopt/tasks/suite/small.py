@@ -32,11 +32,18 @@ from metaopt.tasks.task import SPLITS, Task
 
 MOST_PLAIN = 4  # hidden layers of a perceptron without shortcuts
 TOKENS = 16
+FEWEST, MOST = 1_000, 20_000  # images to train on, so that runs have a tenth of an epoch, or ten
 
 
 @cache
 def _images(name: str, side: int, data_dir: str | Path | None) -> Parts:
     return image_parts(name, side, data_dir)
+
+
+def _some_images(name: str, side: int, data_dir: str | Path | None, count: int) -> Parts:
+    parts = _images(name, side, data_dir)
+    x, y = parts["train"]
+    return parts | {"train": (x[:count], y[:count])}
 
 
 class Block(nn.Module):
@@ -151,7 +158,8 @@ class DrawnSequences(Task):
 class SmallFamily(ImageFamily):
     """Small perceptrons, autoencoders, residual networks, LSTMs, and attention on random numbers.
 
-    Perceptrons have up to 12 hidden layers. Half of the tasks are perceptrons.
+    Perceptrons have up to 12 hidden layers. Nearly half of the tasks are perceptrons. Images to
+    train on are 1,000 to 20,000, so that what fits them need not fit others.
 
     Args:
         data_dir: the folder that has a folder of each data set; by default ``$METAOPT_DATA``.
@@ -170,6 +178,9 @@ class SmallFamily(ImageFamily):
         made: Task = getattr(self, f"_{kind}")(draw)
         return made
 
+    def _parts(self, draw: Draw, data: str, side: int) -> Callable[[], Parts]:
+        return partial(_some_images, data, side, self.data_dir, draw.size(FEWEST, MOST))
+
     def _mlp(self, draw: Draw) -> Task:
         hidden, width = draw.size(1, 12), draw.size(12, 64)
         residual = hidden > MOST_PLAIN or draw.one_of((False, True))
@@ -177,10 +188,13 @@ class SmallFamily(ImageFamily):
         data, batch = draw.one_of(("mnist", "fashion-mnist", "synthetic")), draw.size(16, 64)
         if data == "synthetic":
             inputs, classes = draw.size(8, 48), draw.size(2, 16)
-            parts = partial(synthetic_parts, inputs, classes, draw.seed())
+            samples = draw.size(1024, 8192)
+            parts: Callable[[], Parts] = partial(
+                synthetic_parts, inputs, classes, draw.seed(), samples
+            )
         else:
             side, classes = draw.one_of((7, 8)), CLASSES
-            inputs, parts = side * side, partial(_images, data, side, self.data_dir)
+            inputs, parts = side * side, self._parts(draw, data, side)
         build = partial(perceptron, inputs, width, hidden, classes, activation, norm, residual)
         return DrawnPairs(parts, build, batch)
 
@@ -189,7 +203,7 @@ class SmallFamily(ImageFamily):
         activation = ACTIVATIONS[draw.one_of(list(ACTIVATIONS))]
         sizes = draw.size(24, 64), draw.size(4, 16), draw.size(1, 3)
         build = partial(autoencoder, 64, *sizes, activation)
-        parts = partial(_images, data, 8, self.data_dir)
+        parts = self._parts(draw, data, 8)
         return DrawnPairs(parts, build, draw.size(16, 64), reproduces=True)
 
     def _residual(self, draw: Draw) -> Task:
@@ -199,7 +213,7 @@ class SmallFamily(ImageFamily):
         blocks = draw.size(1, 4 // stages)
         activation = ACTIVATIONS[draw.one_of(list(ACTIVATIONS))]
         build = partial(residual_network, widths, blocks, CLASSES, activation)
-        return DrawnPairs(partial(_images, data, 7, self.data_dir), build, draw.size(8, 24))
+        return DrawnPairs(self._parts(draw, data, 7), build, draw.size(8, 24))
 
     def _lstm(self, draw: Draw) -> Task:
         sizes = draw.size(8, 24), draw.size(16, 40), draw.size(1, 2)
