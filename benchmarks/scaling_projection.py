@@ -147,5 +147,5 @@ def _layerwise_state(width: int) -> list[Any]:
 
     from metaopt.symmetry.chain import LayerChain
 
-    meta = MetaOptimizer(replace(load_recipe("lstm_layerwise").networks))
+    meta = MetaOptimizer(replace(load_recipe("lstm_layerwise_v1").networks))
     return meta.update.init_state(LayerChain((), ()), [torch.zeros(width, width)])[-4:]

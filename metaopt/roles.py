@@ -49,6 +49,18 @@ def role_of_shape(shape: Sequence[int]) -> Role:
     return Role(HIDDEN, shape[0], math.prod(shape[1:]), shape[1] > 1)
 
 
+def role_of(parameter: Tensor) -> Role:
+    """Return what a parameter is taken for without its module.
+
+    A complex matrix is one of twice as many inputs, as it is stepped: real and imaginary parts.
+
+    Args:
+        parameter: any parameter.
+    """
+    parts = (2,) if parameter.is_complex() and parameter.dim() > 1 else ()
+    return role_of_shape((*parameter.shape, *parts))
+
+
 def roles_of(model: nn.Module) -> dict[str, Role]:
     """Return what each parameter of a module is for, by its first name.
 
@@ -82,7 +94,7 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
 def _role(parameter: Tensor, owner: nn.Module, embedding: bool) -> Role:
     if embedding:
         return Role(EMBEDDING)
-    role = role_of_shape(parameter.shape)
+    role = role_of(parameter)
     if parameter.dim() == 2 and role.kind == HIDDEN and type(owner).__name__ in TRANSPOSED:
         return Role(HIDDEN, parameter.shape[1], parameter.shape[0], True, True)
     return role

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-LAYERWISE = ("lstm_layerwise",)
+LAYERWISE = ("lstm_layerwise_v1",)
 """For ordinary networks on minibatches."""
 
-SHIPPED = ("lstm_update_tele", "lstm_update_tele_v1", "lstm_update", "lstm_lr_tele")
+SHIPPED = (
+    "lstm_update_tele", "lstm_whitened", "lstm_update_tele_v1", "lstm_update", "lstm_lr_tele",
+)  # fmt: skip
 """The methods of Figure 6, each in the form that was best on validation problems."""
 
 PAPER = (

@@ -149,7 +149,7 @@ TWO_DEVICES = "parameters of one optimizer that lie on several devices are refus
 A_MODULE = "a module is one group; groups are given as parameters, or added to it"
 LBFGS = ("LBFGS",)
 MODULE = ("on a module",)
-OF_LAYERS = tuple(f"{name} on a module" for name in list_pretrained() if name != "lstm_layerwise")
+OF_LAYERS = tuple(f"{name} on a module" for name in list_pretrained() if "layerwise" not in name)
 EXEMPT = (
     Exempt("test_optim_infos_do_not_specify_global_cliquey_kwargs", "it checks torch's own table"),
     Exempt("test_forloop_goes_right_direction_multigpu", TWO_DEVICES),

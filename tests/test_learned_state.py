@@ -122,11 +122,11 @@ def test_a_state_of_an_older_version_goes_on(make, name):
 
 def test_the_older_count_of_steps_was_one_for_all_tensors():
     model = mlp()
-    optimizer = LearnedOptimizer(model, "lstm_layerwise")
+    optimizer = LearnedOptimizer(model, "lstm_layerwise_v1")
     train(model, optimizer, [batch_for(mlp)] * 3)
     old = joint_form(optimizer, ())
     old["state"]["learned"][0]["update"][0] = torch.tensor([3.0])
-    loaded = LearnedOptimizer(copy.deepcopy(model), "lstm_layerwise")
+    loaded = LearnedOptimizer(copy.deepcopy(model), "lstm_layerwise_v1")
     loaded.load_state_dict(old)
     assert loaded.learned_state["update"][0].tolist() == [3.0] * 6
 
@@ -154,14 +154,14 @@ def test_a_parameter_that_comes_later_starts_its_own_state():
     """Unfrozen after three steps, it is stepped as in an optimizer that begins there."""
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
     model[0].requires_grad_(False)
-    optimizer = LearnedOptimizer(model, "lstm_layerwise")
+    optimizer = LearnedOptimizer(model, "lstm_layerwise_v1")
     x, y = torch.randn(6, 4), torch.randn(6, 2)
     train(model, optimizer, [(x, y)] * 3)
     assert model[0].weight not in optimizer.state
     twin = copy.deepcopy(model)
     for each in (model, twin):
         each[0].requires_grad_(True)
-    fresh = LearnedOptimizer(twin, "lstm_layerwise")
+    fresh = LearnedOptimizer(twin, "lstm_layerwise_v1")
     train(model, optimizer, [(x, y)])
     train(twin, fresh, [(x, y)])
     torch.testing.assert_close(model[0].weight, twin[0].weight, rtol=1e-6, atol=1e-9)
@@ -209,7 +209,7 @@ def test_a_frozen_layer_of_a_chain_stays_while_others_move(name):
 
 def test_entries_that_a_tool_replaces_are_read_again():
     model = mlp()
-    optimizer = LearnedOptimizer(model, "lstm_layerwise")
+    optimizer = LearnedOptimizer(model, "lstm_layerwise_v1")
     train(model, optimizer, [batch_for(mlp)] * 2)
     weight = model[0].weight
     optimizer.state[weight]["m1_momentum"] = torch.full_like(

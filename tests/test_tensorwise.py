@@ -179,7 +179,7 @@ def naive(model: nn.Module, count: int, total: int = 0) -> list[torch.Tensor]:
             ahead = m[name] + look * (g - m[name])
             begun = math.sqrt(1 - 0.99**t) / (1 - 0.9**t)
             rate = RATES[role.kind] * min(1, t / WARM_UP) * trust
-            rate *= 1 - (t - 1) / total if total else 1
+            rate *= 1 - (t - 1) / total if total else (1 + t / 30) ** -0.5
             adam = begun * ahead / v[name].sqrt()
             if role.kind in (HIDDEN, OUTPUT):
                 adam = adam / math.sqrt(role.fan_in)

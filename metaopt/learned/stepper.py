@@ -19,7 +19,7 @@ from metaopt.learned.observation import Observation, SeenLoss
 from metaopt.learned.state import Kept, KeptState, State, kept_of
 from metaopt.learned.update import InPlace
 from metaopt.output_loss import NORM, SOFTMAX, SQUARE, OutputLoss
-from metaopt.roles import Role, role_of_shape
+from metaopt.roles import Role, role_of
 from metaopt.symmetry.chain import NO_CHAIN, LayerChain
 from metaopt.target import TaskTarget
 
@@ -217,7 +217,7 @@ class GradientStepper(Stepper):
     ) -> None:
         check_loose(meta)
         self.parameters = list(parameters)
-        self.roles = list(map(role_of_shape, _shapes(parameters))) if roles is None else list(roles)
+        self.roles = list(map(role_of, parameters)) if roles is None else list(roles)
         divided = meta.update.columns(NO_CHAIN, list(map(as_real, self.parameters)))
         self.apart = divided is not None  # else m1 has one state for all, which fits these alone
         if not self.apart:
@@ -284,10 +284,6 @@ class GradientStepper(Stepper):
             loose = Observation.loose(now.parameters, now.gradients, [], roles, steps)
         update, following["update"] = meta.update.propose(loose, state["update"])
         return Advanced(now.updated(update), following, None)
-
-
-def _shapes(parameters: Sequence[nn.Parameter]) -> list[torch.Size]:
-    return [parameter.shape for parameter in parameters]
 
 
 def check_loose(meta: MetaOptimizer) -> None:

@@ -30,6 +30,7 @@ RATES = {HIDDEN: 0.06, OUTPUT: 0.3, EMBEDDING: 0.06, VECTOR: 0.025}  # where the
 DECAY = 0.05  # of a step's length, towards 0, where the head gives 0
 LONGEST_DECAY = 0.5  # of a weight, in a step
 WARM_UP = 10  # steps
+OPEN = 30  # steps after which the rate has fallen by the root of 2 where the end is not known
 ITERATIONS = 4
 WIDEST = 256  # smaller side of what is made orthogonal as a whole
 BLOCK = 128  # smaller side of the blocks that wider matrices are made orthogonal in
@@ -67,8 +68,8 @@ class TensorwiseUpdate(InPlace, UpdateRule):
     f = -r w(t) ((1 - a) A / sqrt(n) + a O sqrt(max(1, m / n))) - d w for an (m, n) matrix between
     layers, with A = l / sqrt(v), O the orthogonal factor of l, l between the momentum and the
     gradient, and r, a, l and d from the LSTM. For other tensors f = -r w(t) A - d w, without d for
-    vectors. w(t) rises over ten steps, and falls in a line to 0 at ``total_steps`` where that is
-    known. f does not depend on the scale of the loss.
+    vectors. w(t) rises over ten steps. It falls in a line to 0 at ``total_steps`` where that is
+    known, else as 1 / sqrt(1 + t / 30). f does not depend on the scale of the loss.
 
     O is what costs. The wider the matrix, the more seldom a step has it, and is as many times
     longer along it then: each second step at a smaller side of 64, each eighth from 256.
@@ -86,6 +87,9 @@ class TensorwiseUpdate(InPlace, UpdateRule):
         super().__init__()
         self.lstm = config.lstm(CHANNELS, OUTPUTS, generator)
         self.lstm.zero_head()
+        if config.head_alone:
+            for layer in self.lstm.layers:
+                layer.requires_grad_(False)
 
     def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`UpdateRule.init_state`."""
@@ -189,7 +193,14 @@ class TensorwiseUpdate(InPlace, UpdateRule):
 @UPDATE_RULES.register("tensorwise")
 @dataclass(frozen=True)
 class TensorwiseConfig(LSTMFields, UpdateConfig):
-    """The config of an m1 that steps a tensor at a time, for networks of any size."""
+    """The config of an m1 that steps a tensor at a time, for networks of any size.
+
+    Attributes:
+        head_alone: whether the LSTM keeps its random initial weights, and what it says is trained
+            alone. These are few meta-parameters, which suits evolution strategies.
+    """
+
+    head_alone: bool = False
 
     @property
     def needs_chain(self) -> bool:
@@ -380,7 +391,7 @@ def _gains(facts: Facts, energies: Energies, column: Column, output: Tensor) -> 
     steps, count = column.steps, len(facts.roles)
     rise = (steps / WARM_UP).clamp(max=1.0)
     total = facts.total_steps
-    fall = (1 - (steps - 1) / total).clamp(min=0.0) if total else 1.0
+    fall = (1 - (steps - 1) / total).clamp(min=0.0) if total else (1 + steps / OPEN) ** -0.5
     # Where gradients grow at once, a step before was too long.
     mean = _whole(column.long / (1 - LONG**steps), count)
     surprise = (mean + EPS) / (_whole(energies.gradients, count) + EPS)

@@ -23,7 +23,7 @@ from metaopt.evaluation.figure import Band, band_figure
 from metaopt.storage import write_atomically
 from metaopt.tasks import RegressionFamily, first_seeds
 from studies.command import add_jobs, study_parser
-from studies.learned_teleportation.baselines import SECOND_ORDER, Baselines
+from studies.learned_teleportation.baselines import Baselines
 from studies.learned_teleportation.meta_seeds import Trained, measured
 from studies.learned_teleportation.scale import TITLES, Quick, Scale
 from studies.learned_teleportation.tables import (
@@ -37,6 +37,8 @@ from studies.recipes import PAPER, SHIPPED
 from studies.report import over_seeds, write_json, write_text
 
 EQ79 = "lstm_update_tele_eq79"
+NAMED = {"kfac": "K-FAC by hand", "levenberg_marquardt": "Levenberg-Marquardt"}
+"""Baselines with curves of their own in the figure, beside gradient descent."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -132,8 +134,8 @@ def _figures(
         single("GD", baselines.tuned("gd").curves.means, "gd"),
         single("envelope of baselines", baselines.envelope().losses),
         *(
-            single("Levenberg-Marquardt", baselines.tuned(name).curves.means, name)
-            for name in SECOND_ORDER
+            single(title, baselines.tuned(name).curves.means, name)
+            for name, title in NAMED.items()
             if name in baselines.names
         ),
     ]

@@ -41,7 +41,7 @@ from studies.learned_teleportation.training_pool import seeded, train_all
 from studies.optimizers.image_runs import BASES, Pair, epoch_of_steps
 from studies.report import markdown, write_json, write_text
 
-NAME = "lstm_layerwise"
+NAME = "lstm_layerwise_v1"
 FAMILIES = MINIBATCH_VALIDATION | {
     "wide": MinibatchFamily(input=256, hidden=96, depth=3, minibatch=64),
     "deep": MinibatchFamily("regression", input=16, hidden=24, output=3, depth=7),

@@ -11,6 +11,7 @@ from studies.learned_teleportation.baselines import RATES
 LONG = 2800
 TITLES = {
     "lstm_update_tele": "LSTM(update,tele)",
+    "lstm_whitened": "the same without m2",
     "lstm_update_tele_v1": "LSTM(update,tele), first",
     "lstm_update": "LSTM(update)",
     "lstm_lr_tele": "LSTM(lr,tele)",
