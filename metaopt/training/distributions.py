@@ -85,6 +85,14 @@ class TaskDistribution(ABC):
         """
         return steps, True
 
+    def most(self, batch_size: int) -> int | None:
+        """Return the most tasks that a batch may hold; None, the default, where it is not known.
+
+        Args:
+            batch_size: see :meth:`draw`.
+        """
+        return None
+
     @abstractmethod
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
         """Draw the next batch of tasks to train on.
@@ -193,9 +201,16 @@ class RegressionTasks(TaskDistribution):
         See :meth:`TaskDistribution.draw`.
         """
         family = self.draw_family(generator)
-        budget = batch_size * self.reference.coordinates
-        count = max(1, round(budget / family.coordinates))
-        return Drawn(family, draw_seeds(count, generator))
+        return Drawn(family, draw_seeds(self._count(batch_size, family), generator))
+
+    def most(self, batch_size: int) -> int:
+        """Return how many of the smallest tasks make a batch. See the base class."""
+        smallest = RegressionFamily.square(min(self.widths), depth=min(self.depths))
+        return self._count(batch_size, smallest)
+
+    def _count(self, batch_size: int, family: RegressionFamily) -> int:
+        """As many tasks of a family as have the weights of ``batch_size`` tasks of width 20."""
+        return max(1, round(batch_size * self.reference.coordinates / family.coordinates))
 
     def draw_family(self, generator: torch.Generator) -> RegressionFamily:
         """Draw the sizes, the activation and the data of a batch.
@@ -271,6 +286,10 @@ class MinibatchTraining(TaskDistribution):
     chains: ClassVar[bool] = False
     smoothing: ClassVar[float] = 0.1
 
+    def most(self, batch_size: int) -> int:
+        """Return ``batch_size``, as each task counts as one. See :meth:`TaskDistribution.most`."""
+        return batch_size
+
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
         """Draw an architecture, data and a minibatch size. See :meth:`TaskDistribution.draw`."""
 
@@ -325,6 +344,10 @@ class NetworkTraining(TaskDistribution):
     A batch holds tasks of one kind. Every other batch, in the mean, is of section 5.2, where m2 can
     act, and the others are ``batch_size`` networks each.
     """
+
+    def most(self, batch_size: int) -> int:
+        """Return ``batch_size``, as each task counts as one. See :meth:`TaskDistribution.most`."""
+        return batch_size
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
         """Draw a kind of network, its data and its sizes. See :meth:`TaskDistribution.draw`."""

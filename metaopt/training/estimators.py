@@ -163,8 +163,8 @@ class Evolution(Estimator):
 
         The meta-loss of a window is the mean over all particles. Their losses stand side by side,
         ``(K, 2 * pes_pairs * B)``, or ``(1, 2 * pes_pairs * B)`` where they are held-out ones.
-        First are those at theta + eps of the first pair of each task, then those at theta - eps, then the
-        next pair. Rejected teleportations are counted over all of them.
+        First are those at theta + eps of the first pair of each task, then those at theta - eps,
+        then the next pair. Rejected teleportations are counted over all of them.
         """
         sigma, pairs, tasks = self.pes_sigma, self.pes_pairs, problem.batch
         theta = meta_parameters(optimizer)

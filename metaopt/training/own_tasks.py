@@ -75,6 +75,10 @@ class OwnTasks(TaskDistribution):
         told = self.announced == 1 or float(torch.rand((), generator=generator)) < self.announced
         return steps, told
 
+    def most(self, batch_size: int) -> int:
+        """Return ``batch_size``, as each task counts as one. See :meth:`TaskDistribution.most`."""
+        return batch_size
+
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
         """Draw a task of a family, and seeds. See :meth:`TaskDistribution.draw`."""
         task = self.source

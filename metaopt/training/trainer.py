@@ -25,6 +25,7 @@ from metaopt.symmetry.action import Action
 from metaopt.target import target_of
 from metaopt.tasks import TaskSampler, first_seeds
 from metaopt.tasks.module_tasks import LOSS, ModuleTasks
+from metaopt.training.effects import check_effects
 from metaopt.training.guards import drawn_batch, sampled, validation_families
 from metaopt.training.shards import reduced_windows, split
 from metaopt.training.spec import TrainingSpec
@@ -55,7 +56,7 @@ class Trainer:
             are earlier ones, where the rates followed them.
 
     Raises:
-        UserError: if the networks do not fit the tasks.
+        UserError: if the networks do not fit the tasks, or a field of the config has no effect.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Trainer:
         ranks: Ranks = ALONE,
         device: torch.device = CPU,
     ) -> None:
+        check_effects(spec)
         check_fit(networks, spec)
         self.spec = spec
         self.tasks = spec.tasks
