@@ -32,6 +32,7 @@ from metaopt.tasks.seeds import TRAINING
 Choice = TypeVar("Choice")
 
 REFERENCE_WIDTH = 20
+ROUNDING = 1e-6  # a loss of 0 may come out below 0 by as much
 
 
 class Drawn(NamedTuple):
@@ -389,6 +390,22 @@ class NetworkTraining(TaskDistribution):
             (replace(family, dtype="float64"), count) for family in NETWORK_VALIDATION.values()
         ]
         return [*own, (RegressionTasks().reference, count)]
+
+
+def check_losses(lowest: float) -> None:
+    """Check that losses are not below 0, as their logarithms are taken.
+
+    Args:
+        lowest: the lowest of them. NaN passes, as other code counts it.
+
+    Raises:
+        UserError: if it is below 0 by more than rounding.
+    """
+    if lowest < -ROUNDING:
+        raise UserError(
+            "expected losses of 0 or more, as meta-losses and validation scores are logarithms, "
+            f"got {lowest:.3g}: add a constant to the loss of the task, which changes no gradient"
+        )
 
 
 def draw_seeds(count: int, generator: torch.Generator) -> list[int]:
