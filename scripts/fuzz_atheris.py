@@ -17,7 +17,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["metaopt.tasks.data", "metaopt.learned.checkpoint"]):
+with atheris.instrument_imports(include=["metaopt.tasks.data", "metaopt.learned.checkpoint_files"]):
     from metaopt.learned.checkpoint import checkpoint_bytes, load_meta_optimizer, meta_tensors
     from metaopt.tasks.data.idx import read_idx
 

@@ -221,6 +221,37 @@ class Exits(Images):
         raise SystemExit(3)
 
 
+class Negative(Images):
+    def loss(self, model, batch):
+        return super().loss(model, batch) - 9.0
+
+
+class Lazy(Images):
+    def model(self, seed):
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+
+
+class Writing(Images):
+    def loss(self, model, batch):
+        batch["x"].add_(0.1)
+        return super().loss(model, batch)
+
+
+class Complex(Task):
+    """A parameter of complex numbers."""
+
+    def model(self, seed):
+        torch.manual_seed(seed)
+        return nn.Linear(3, 2, bias=False, dtype=torch.complex128)
+
+    def batches(self, seed, split):
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randn(5, 3, dtype=torch.complex128, generator=generator)]
+
+    def loss(self, model, batch):
+        return model(batch).abs().square().mean()
+
+
 class NoTask:
     pass
 
@@ -243,6 +274,8 @@ MISTAKES = {
     "Exits": "expected Exits.loss to run, got SystemExit: 3",
     "NoParameters": "expected NoParameters.model to return a module with trainable parameters",
     "NoModule": "expected NoModule.model to return an nn.Module, got None",
+    "Lazy": "expected Lazy.model to return a module whose sizes are known, got 1.weight, which is",
+    "Writing": "expected Writing.loss to leave its batch as it is",
     "NoTask": "expected a Task or a TaskFamily of metaopt.tasks under 'own_tasks:NoTask'",
     "Needs": "expected to build 'own_tasks:Needs', got TypeError",
     "Imagse": "expected a class of own_tasks",

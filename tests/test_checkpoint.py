@@ -12,7 +12,7 @@ from safetensors.torch import save
 import metaopt
 from metaopt import LearnedOptimizer, UserError
 from metaopt.evaluation import resolve
-from metaopt.learned import checkpoint
+from metaopt.learned import checkpoint_files
 from metaopt.learned.checkpoint import (
     META,
     build_meta_optimizer,
@@ -146,7 +146,7 @@ def test_one_flipped_bit_is_noticed_anywhere_in_the_file(path, mask):
 
 
 def test_another_version_is_refused_and_named(path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "VERSION", checkpoint.VERSION + 1)
+    monkeypatch.setattr(checkpoint_files, "VERSION", checkpoint_files.VERSION + 1)
     write_checkpoint(path, tensors(), FACTS)
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"version 1, got 2 .*use the metaopt release"):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metaopt import LearnedOptimizer
 from metaopt.learned.checkpoint import load_meta_optimizer, save_meta_optimizer
-from metaopt.learned.layerwise import LayerwiseUpdate
+from metaopt.learned.layerwise import LayerwiseUpdate, _corrections, _spread
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import Observation
 from metaopt.symmetry.chain import NO_CHAIN
@@ -257,3 +257,19 @@ def test_it_lowers_the_loss_of_ordinary_networks(kind, std):
     given = list(model.parameters()) if kind == "parameters" else model
     losses = train(model, LearnedOptimizer(given, build(std)), [pair] * 100)
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_corrections_of_tensors_that_differ_in_age_and_outputs_stand_at_each_coordinate():
+    """Also where a tensor has no coordinate."""
+    sizes, steps = [6, 1, 0, 7], torch.tensor([1.0, 2.0, 3.0, 9.0], dtype=torch.float64)
+    found = _corrections(steps, sizes, steps.device)
+    outputs = torch.arange(24.0).reshape(3, 8)  # of four tensors in two tasks
+    whole = _spread(outputs, sizes)
+    assert whole.shape == (3, 2, 14)
+    place = 0
+    for tensor, size in enumerate(sizes):
+        for _ in range(size):
+            for decay, own in found.items():
+                assert own[place] == pytest.approx(1 - decay ** steps[tensor].item(), rel=1e-9)
+            assert torch.equal(whole[:, :, place], outputs[:, 2 * tensor : 2 * tensor + 2])
+            place += 1

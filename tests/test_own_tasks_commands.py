@@ -133,6 +133,24 @@ def test_each_mistake_is_one_line(name, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("task", "line"),
+    [
+        ("Negative", "expected losses of 0 or more, as meta-losses and validation scores are log"),
+        ("Complex", "expected copies of Complex with real parameters, got weight of dtype torch.c"),
+    ],
+)
+def test_what_can_be_evaluated_but_not_trained_on_is_refused_before_anything_is_written(
+    task, line, tmp_path
+):
+    for estimator in ("truncated", "pes"):
+        with pytest.raises(UserError) as error:
+            trained(tmp_path / "run", f"--estimator={estimator}", task=task)
+        assert str(error.value).startswith(line)
+        assert len(str(error.value)) < 300
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["--task=own_tasks"], "expected package.module:Name, got 'own_tasks'"),

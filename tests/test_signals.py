@@ -16,6 +16,16 @@ from metaopt.training.trainer import Trainer
 ENDING = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU"]
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_terminal():
+    """Tests that a script runs in its background, or nohup, start with some signals ignored."""
+    plain = dict.fromkeys(ENDING[1:], signal.SIG_DFL) | {"SIGINT": signal.default_int_handler}
+    before = {name: signal.signal(signal.Signals[name], own) for name, own in plain.items()}
+    yield
+    for name, own in before.items():
+        signal.signal(signal.Signals[name], own)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed")

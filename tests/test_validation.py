@@ -7,7 +7,7 @@ import torch
 from same_cases import assert_same
 from training_cases import copies, make
 
-from metaopt import LearnedOptimizer
+from metaopt import LearnedOptimizer, UserError
 from metaopt.evaluation.rollout import rollout
 from metaopt.tasks import FAMILIES, Regression, RegressionFamily
 from metaopt.tasks.seeds import VALIDATION
@@ -125,3 +125,16 @@ def test_validation_reports_what_a_rollout_of_the_same_problems_gives():
     numbers = trainer.validate()
     expected = mean_logs(trainer, RegressionFamily.square(20), 2).tolist()
     assert [numbers[f"log10_loss_at_{t}"] for t in (2, 4)] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("meta_loss", ["log_last", "sum"])
+def test_losses_that_fall_below_0_end_the_run_in_one_line(meta_loss, monkeypatch):
+    """Also where they are above 0 at the start."""
+    trainer = make(meta_loss=meta_loss)
+    whole = Regression.forward
+    monkeypatch.setattr(Regression, "forward", lambda *given: whole(*given) - 1e12)
+    for call in (trainer.train_batch, trainer.validate):
+        with pytest.raises(UserError, match=r"expected losses of 0 or more, .* got -\d"):
+            call()
+    monkeypatch.setattr(Regression, "forward", lambda *given: 0.0 * whole(*given) - 1e-9)
+    trainer.validate()  # a rounding error

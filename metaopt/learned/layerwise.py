@@ -164,8 +164,7 @@ def _corrections(steps: Tensor, sizes: Sequence[int], device: torch.device) -> d
         same = False
     if same:
         return {decay: own[0] for decay, own in each.items()}
-    index = torch.repeat_interleave(torch.tensor(sizes), output_size=sum(sizes))
-    return {decay: own[index].to(device) for decay, own in each.items()}
+    return {decay: _repeated(own.to(device), sizes) for decay, own in each.items()}
 
 
 def _directions(
@@ -184,7 +183,13 @@ def _spread(output: Tensor, sizes: Sequence[int]) -> Tensor:
         output: ``(outputs, tensors * tasks)``.
         sizes: the number of coordinates of each tensor.
     """
-    by_task = output.reshape(len(output), len(sizes), -1).mT
-    repeats = torch.tensor(sizes, device=output.device)
-    index = torch.repeat_interleave(repeats, output_size=sum(sizes))  # else the host asks for it
-    return by_task[:, :, index]
+    return _repeated(output.reshape(len(output), len(sizes), -1).mT, sizes)
+
+
+def _repeated(each: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Entries of the last dimension, each as often as its tensor has coordinates.
+
+    Pieces of one entry are copied faster than by an index for each coordinate.
+    """
+    pieces = zip(each.split(1, dim=-1), sizes, strict=True)
+    return torch.cat([own.expand(*own.shape[:-1], size) for own, size in pieces], dim=-1)

@@ -69,7 +69,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     Attributes:
         teleportation: the move of the last step, or None.
-        skipped: how many steps of a network were not taken, because a weight would not be finite.
+        skipped: how many steps were not taken, because a weight would not be finite. Of a batch of
+            tasks each task counts by itself, and the others are stepped.
 
     Raises:
         UserError: for an unknown optimizer, or options that do not fit the model.
@@ -229,9 +230,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if stepper.steps_in_place(self.meta):
                 self._step_in_place(index, parameters, now, state)
                 continue
-            advanced = stepper.advance(self.meta, now, state)
-            if stepper.skips_not_finite and not _finite(advanced.parameters):
-                group["skipped"] += 1
+            advanced, skipped = stepper.finite_step(self.meta, now, state)
+            group["skipped"] += skipped
+            if advanced is None:
                 continue  # as if it had not been asked for
             if now.rate:  # at 0, adding 0 could still turn -0.0 into 0.0
                 for parameter, value in zip(parameters, advanced.parameters, strict=True):
@@ -528,7 +529,3 @@ def _other_state(name: str, entry: Tensor, fresh: Tensor | None) -> UserError:
         f"{tuple(entry.shape)} for {expected}: load a state of the same optimizer on a model of "
         f"the same size"
     )
-
-
-def _finite(tensors: Sequence[Tensor]) -> bool:
-    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())

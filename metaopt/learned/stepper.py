@@ -32,12 +32,10 @@ class Stepper(ABC):
 
     Attributes:
         parameters: those that may be stepped, in order.
-        skips_not_finite: whether a step is skipped that would make a weight infinite or NaN.
         apart: whether each parameter can be stepped without the others.
     """
 
     parameters: list[nn.Parameter]
-    skips_not_finite: bool = True
     apart: bool = False
 
     def active(self) -> list[nn.Parameter]:
@@ -88,6 +86,23 @@ class Stepper(ABC):
             state: the state before the step; it is not changed.
         """
 
+    def finite_step(
+        self, meta: MetaOptimizer, now: StepInput, state: State
+    ) -> tuple[Advanced | None, int]:
+        """Return a step that makes no weight infinite or NaN, and how many steps are left out.
+
+        Args:
+            meta: the meta-optimizer.
+            now: what the step is made from.
+            state: the state before the step; it is not changed.
+
+        Returns:
+            The outcome, None where the step would make a weight infinite or NaN; and 1 then, else
+            0. Of a batch of tasks the latter is the number of tasks whose weights stay.
+        """
+        advanced = self.advance(meta, now, state)
+        return (advanced, 0) if _finite(advanced.parameters) else (None, 1)
+
     def step_(self, meta: MetaOptimizer, now: StepInput, state: State) -> State | None:
         """Change the parameters in place, for rules that can.
 
@@ -126,8 +141,6 @@ class TaskStepper(Stepper):
         target: the tasks.
     """
 
-    skips_not_finite = False  # tasks are independent, and one that is lost must not stop the others
-
     def __init__(self, target: TaskTarget) -> None:
         self.target = target
         self.parameters = target.parameters(target.names)
@@ -155,6 +168,31 @@ class TaskStepper(Stepper):
         now = now._replace(roles=self.roles, total_steps=steps)
         chain, layer_input = self.target.chain, self.target.layer_input
         return meta.advance(chain, layer_input, now, state, self._teleports(meta))
+
+    def finite_step(
+        self, meta: MetaOptimizer, now: StepInput, state: State
+    ) -> tuple[Advanced | None, int]:
+        """See :meth:`Stepper.finite_step`; one task that is lost does not stop the others."""
+        advanced = self.advance(meta, now, state)
+        if _finite([*advanced.parameters, *now.gradients]):
+            return advanced, 0
+        dims = self.target.chain.batch_dims
+        without = _not_finite(now.gradients, dims)
+        lost = _not_finite(advanced.parameters, dims)
+        if bool(lost.all()):
+            return None, lost.numel()
+        if bool(lost.any()):  # a step without gradient keeps the state of the lost ones finite
+            gradients = [g.masked_fill(_along(without, g), 0.0) for g in now.gradients]
+            advanced = self.advance(meta, now._replace(gradients=gradients), state)
+            stepped = [
+                torch.where(_along(lost, own), own, after)
+                for own, after in zip(now.parameters, advanced.parameters, strict=True)
+            ]
+            advanced = advanced._replace(parameters=stepped)
+        moved = torch.zeros_like(lost)  # a rule may go back to where the loss was finite
+        for own, after in zip(now.parameters, advanced.parameters, strict=True):
+            moved |= (own != after).flatten(start_dim=dims).any(dim=-1)
+        return advanced, int((lost | (without & ~moved)).sum())
 
     def _with_loss(self, now: StepInput, losses: Tensor) -> StepInput:
         """The input with the loss; of a norm L it is that of 1/2 L^2."""
@@ -284,6 +322,21 @@ class GradientStepper(Stepper):
             loose = Observation.loose(now.parameters, now.gradients, [], roles, steps)
         update, following["update"] = meta.update.propose(loose, state["update"])
         return Advanced(now.updated(update), following, None)
+
+
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
+
+def _not_finite(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:
+    """Which tasks have an entry that is infinite or NaN."""
+    each = [(~own.isfinite()).flatten(start_dim=batch_dims).any(dim=-1) for own in tensors]
+    return torch.stack(each).any(dim=0)
+
+
+def _along(tasks: Tensor, like: Tensor) -> Tensor:
+    """One entry a task, with dimensions that broadcast over those of a parameter."""
+    return tasks.view(*tasks.shape, *[1] * (like.dim() - tasks.dim()))
 
 
 def check_loose(meta: MetaOptimizer) -> None:

@@ -22,14 +22,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from importlib import resources
 from typing import ClassVar, final
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
 from metaopt.checks import check_positive
+from metaopt.learned.checkpoint_files import META, named_checkpoint
 from metaopt.learned.coefficients import CHANNELS, channels_of, mean_of_tasks
 from metaopt.learned.fields import LSTMFields
 from metaopt.learned.kronecker import (
@@ -298,13 +297,7 @@ def _trained_before() -> CoordinatewiseUpdate:
 
 @lru_cache
 def _tensors_before() -> dict[str, Tensor]:
-    file = resources.files("metaopt.learned") / "pretrained" / "lstm_update_tele_v1.safetensors"
-    prefix = "meta/update."
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in load(file.read_bytes()).items()
-        if name.startswith(prefix)
-    }
+    return named_checkpoint("lstm_update_tele_v1").under(f"{META}update.")
 
 
 def _after(verdict: Judged, length: float, promised: float, exact: float) -> Trust:

@@ -10,6 +10,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from metaopt.checks import check_whole
 from metaopt.errors import UserError, cut, shown
@@ -115,6 +116,12 @@ class ModuleTasks(TaskBatch):
             raise UserError(
                 f"expected {named(self.task)}.model to return a module with trainable parameters, "
                 "got none: return a module that can be trained"
+            )
+        tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        if lazy := [name for name, tensor in tensors.items() if is_lazy(tensor)]:
+            raise UserError(
+                f"expected {named(self.task)}.model to return a module whose sizes are known, got "
+                f"{cut(lazy[0])}, which is not initialized yet: run an input through it first"
             )
         return network.train()
 
@@ -236,12 +243,15 @@ class Singles:
         return SingleTask(self.task, seed)
 
 
-def check_task(task: object, seed: int) -> None:
+def check_task(task: object, seed: int) -> float:
     """Check that an object is a task, and that a seed gives the same model and batch twice.
 
     Args:
         task: what a user gave.
         seed: from 0 to 2^63 - 1.
+
+    Returns:
+        The loss on the first batch at the initial weights.
 
     Raises:
         UserError: naming what differs, or what the task cannot do.
@@ -268,7 +278,13 @@ def check_task(task: object, seed: int) -> None:
             f"expected {named(task)}.batches to give the same batches for one seed, got others: "
             "draw them from a generator with that seed"
         )
+    before = [tensor.clone() for tensor in batches[0]]
     loss = first(0)
+    if not all(torch.equal(a, b) for a, b in zip(before, batches[0], strict=True)):
+        raise UserError(
+            f"expected {named(task)}.loss to leave its batch as it is, which is used again, got "
+            "one that writes into a tensor of it: write into a clone"
+        )
     if not loss.requires_grad:
         raise UserError(
             f"expected {named(task)}.loss to depend on the weights, got one without a gradient: "
@@ -280,6 +296,7 @@ def check_task(task: object, seed: int) -> None:
             f"{float(loss.detach())}: mend the task"
         )
     first.measure("validation", 1)
+    return float(loss.detach())
 
 
 def seed_of_step(seeds: Sequence[int], step: int) -> int:

@@ -43,7 +43,7 @@ class StackedTasks(ModuleTasks):
 
     Raises:
         UserError: for no seed or one out of range, for copies whose parameters differ in their
-            names or shapes, or if the task raises an error.
+            names or shapes or are complex, or if the task raises an error.
     """
 
     def __init__(self, task: Task, seeds: Sequence[int]) -> None:
@@ -62,6 +62,11 @@ class StackedTasks(ModuleTasks):
                     f"of {cut(name)} for another seed: make a TaskFamily of the sizes"
                 )
             key, value = f"network/{name.replace('.', '/')}", torch.stack(values)
+            if first.requires_grad and first.is_complex():
+                raise UserError(
+                    f"expected copies of {named(task)} with real parameters, got {cut(name)} of "
+                    f"dtype {first.dtype}: hold real and imaginary parts in a parameter each"
+                )
             if first.requires_grad:
                 self._owned[f"network.{name}"] = key
                 self.register_parameter(key, nn.Parameter(value))

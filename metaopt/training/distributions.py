@@ -32,6 +32,7 @@ from metaopt.tasks.seeds import TRAINING
 Choice = TypeVar("Choice")
 
 REFERENCE_WIDTH = 20
+ROUNDING = 1e-6  # a loss of 0 may come out below 0 by as much
 
 
 class Drawn(NamedTuple):
@@ -84,6 +85,14 @@ class TaskDistribution(ABC):
             generator: the source of all random choices.
         """
         return steps, True
+
+    def most(self, batch_size: int) -> int | None:
+        """Return the most tasks that a batch may hold; None, the default, where it is not known.
+
+        Args:
+            batch_size: see :meth:`draw`.
+        """
+        return None
 
     @abstractmethod
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
@@ -193,9 +202,16 @@ class RegressionTasks(TaskDistribution):
         See :meth:`TaskDistribution.draw`.
         """
         family = self.draw_family(generator)
-        budget = batch_size * self.reference.coordinates
-        count = max(1, round(budget / family.coordinates))
-        return Drawn(family, draw_seeds(count, generator))
+        return Drawn(family, draw_seeds(self._count(batch_size, family), generator))
+
+    def most(self, batch_size: int) -> int:
+        """Return how many of the smallest tasks make a batch. See the base class."""
+        smallest = RegressionFamily.square(min(self.widths), depth=min(self.depths))
+        return self._count(batch_size, smallest)
+
+    def _count(self, batch_size: int, family: RegressionFamily) -> int:
+        """As many tasks of a family as have the weights of ``batch_size`` tasks of width 20."""
+        return max(1, round(batch_size * self.reference.coordinates / family.coordinates))
 
     def draw_family(self, generator: torch.Generator) -> RegressionFamily:
         """Draw the sizes, the activation and the data of a batch.
@@ -271,6 +287,10 @@ class MinibatchTraining(TaskDistribution):
     chains: ClassVar[bool] = False
     smoothing: ClassVar[float] = 0.1
 
+    def most(self, batch_size: int) -> int:
+        """Return ``batch_size``, as each task counts as one. See :meth:`TaskDistribution.most`."""
+        return batch_size
+
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
         """Draw an architecture, data and a minibatch size. See :meth:`TaskDistribution.draw`."""
 
@@ -326,6 +346,10 @@ class NetworkTraining(TaskDistribution):
     act, and the others are ``batch_size`` networks each.
     """
 
+    def most(self, batch_size: int) -> int:
+        """Return ``batch_size``, as each task counts as one. See :meth:`TaskDistribution.most`."""
+        return batch_size
+
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
         """Draw a kind of network, its data and its sizes. See :meth:`TaskDistribution.draw`."""
 
@@ -366,6 +390,22 @@ class NetworkTraining(TaskDistribution):
             (replace(family, dtype="float64"), count) for family in NETWORK_VALIDATION.values()
         ]
         return [*own, (RegressionTasks().reference, count)]
+
+
+def check_losses(lowest: float) -> None:
+    """Check that losses are not below 0, as their logarithms are taken.
+
+    Args:
+        lowest: the lowest of them. NaN passes, as other code counts it.
+
+    Raises:
+        UserError: if it is below 0 by more than rounding.
+    """
+    if lowest < -ROUNDING:
+        raise UserError(
+            "expected losses of 0 or more, as meta-losses and validation scores are logarithms, "
+            f"got {lowest:.3g}: add a constant to the loss of the task, which changes no gradient"
+        )
 
 
 def draw_seeds(count: int, generator: torch.Generator) -> list[int]:

@@ -12,11 +12,12 @@ from metaopt.checks import check_whole
 from metaopt.errors import UserError
 from metaopt.tasks import Task, TaskFamily, TaskSampler, check_task, first_seeds
 from metaopt.tasks.named_task import named_task, task_of
-from metaopt.tasks.stacked import Copies
+from metaopt.tasks.stacked import Copies, stacked
 from metaopt.training.distributions import (
     TASK_DISTRIBUTIONS,
     Drawn,
     TaskDistribution,
+    check_losses,
     draw_seeds,
     drawn_evenly_in_logarithms,
 )
@@ -62,10 +63,11 @@ class OwnTasks(TaskDistribution):
     def check(self) -> None:
         """Check that a seed gives the same task twice. See :meth:`TaskDistribution.check`."""
         (seed,) = first_seeds("validation", 1)
-        if isinstance(self.source, TaskFamily):
-            check_task(task_of(self.source, seed), seed)
-        else:
-            check_task(self.source, seed)
+        task = self.source
+        if isinstance(task, TaskFamily):
+            task = task_of(task, seed)
+        check_losses(check_task(task, seed))
+        stacked(task, [seed])  # refuses what cannot be copied
 
     def horizon(self, steps: int, generator: torch.Generator) -> tuple[int, bool]:
         """Draw the length of a trajectory, and whether the rule is told. See the base class."""
@@ -74,6 +76,10 @@ class OwnTasks(TaskDistribution):
             steps = round(drawn_evenly_in_logarithms(generator, low, steps))
         told = self.announced == 1 or float(torch.rand((), generator=generator)) < self.announced
         return steps, told
+
+    def most(self, batch_size: int) -> int:
+        """Return ``batch_size``, as each task counts as one. See :meth:`TaskDistribution.most`."""
+        return batch_size
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
         """Draw a task of a family, and seeds. See :meth:`TaskDistribution.draw`."""

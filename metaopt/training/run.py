@@ -75,8 +75,8 @@ def run_training(
 
     Raises:
         UserError: if another process writes the folder, if it holds a run and neither ``resume``
-            nor ``overwrite`` is set, if its checkpoint is damaged or of another config, or if
-            ``init_from`` has other networks.
+            nor ``overwrite`` is set, if its checkpoint is damaged or of another config, if
+            ``init_from`` has other networks, or at the end if no meta-step was taken at all.
         Interrupted: if ``stopped`` returned a signal.
     """
     if overwrite and resume:
@@ -87,6 +87,7 @@ def run_training(
         if last is not None:
             _go_on(trainer, out, last, init_from)
             if trainer.finished:
+                _check_learned(trainer)
                 return True
         elif init_from:
             _warm_start(trainer, init_from)
@@ -94,7 +95,18 @@ def run_training(
             _say_parts(trainer, resumed=last is not None)
         begin = (lambda: None) if last is not None else (lambda: _begin(out, overwrite))
         _train(trainer, out, stopped, begin)
+    _check_learned(trainer)
     return False
+
+
+def _check_learned(trainer: Trainer) -> None:
+    """Check that a finished run took a meta-step; its files stay where it took none."""
+    if trainer.skipped and not trainer.meta_steps:
+        raise UserError(
+            f"expected finite meta-gradients, got none in all {trainer.skipped} meta-steps of the "
+            f"run: {BEST} holds the networks as they began; lower --steps or --window, or mend "
+            "the loss, and start again with --overwrite"
+        )
 
 
 def _last(

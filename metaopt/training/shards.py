@@ -9,6 +9,7 @@ many processes share them.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -53,6 +54,7 @@ class Reduced(NamedTuple):
         mean_log: mean over tasks of log(loss) at the end of the window.
         settled: whether all losses are far below the floor of the meta-loss.
         rejected: teleportations that were rejected so far in the trajectory, over all tasks.
+        lowest: the lowest loss in the window.
     """
 
     meta_loss: float
@@ -60,6 +62,7 @@ class Reduced(NamedTuple):
     mean_log: float
     settled: bool
     rejected: int
+    lowest: float
 
 
 def reduced_windows(
@@ -107,7 +110,7 @@ def reduced_windows(
         yield _reduce(gathered, weights, like)
 
 
-_FACTS = ("meta_loss", "mean_log", "unsettled", "rejected")
+_FACTS = ("meta_loss", "mean_log", "unsettled", "rejected", "lowest")
 
 
 def _pack(window: Window, floor: float) -> Tensor:
@@ -119,6 +122,7 @@ def _pack(window: Window, floor: float) -> Tensor:
             last.log().mean(),
             (~(last < SETTLED * floor)).any().double(),
             window.rejected.to(last),
+            window.losses.nan_to_num(nan=math.inf).min().double(),
         )
     )
     return torch.cat((facts, *(g.detach().double().flatten() for g in window.gradients)))
@@ -139,6 +143,7 @@ def _reduce(
         mean_log,
         not bool(facts[:, 2].any()),
         int(facts[:, 3].sum()),
+        facts[:, 4].min().item(),
     )
 
 

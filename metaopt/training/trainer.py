@@ -25,6 +25,8 @@ from metaopt.symmetry.action import Action
 from metaopt.target import target_of
 from metaopt.tasks import TaskSampler, first_seeds
 from metaopt.tasks.module_tasks import LOSS, ModuleTasks
+from metaopt.training.distributions import check_losses
+from metaopt.training.effects import check_effects
 from metaopt.training.guards import drawn_batch, sampled, validation_families
 from metaopt.training.shards import reduced_windows, split
 from metaopt.training.spec import TrainingSpec
@@ -55,7 +57,7 @@ class Trainer:
             are earlier ones, where the rates followed them.
 
     Raises:
-        UserError: if the networks do not fit the tasks.
+        UserError: if the networks do not fit the tasks, or a field of the config has no effect.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Trainer:
         ranks: Ranks = ALONE,
         device: torch.device = CPU,
     ) -> None:
+        check_effects(spec)
         check_fit(networks, spec)
         self.spec = spec
         self.tasks = spec.tasks
@@ -135,7 +138,7 @@ class Trainer:
             whole run, rejected teleportations of the batch, and the learning rate of m1.
 
         Raises:
-            UserError: after ``max_skips`` skipped meta-steps in a row.
+            UserError: for losses below 0, or after ``max_skips`` skipped meta-steps in a row.
         """
         self._set_rates()
         drawn = drawn_batch(self.spec, self.tasks, self.spec.batch, self.generator)
@@ -147,6 +150,7 @@ class Trainer:
         for window in reduced_windows(
             drawn, self.parts, spec, self.meta, self.ranks, self.trajectories, told
         ):
+            check_losses(window.lowest)
             mean_log, rejected = window.mean_log, window.rejected
             norm = torch.linalg.vector_norm(
                 torch.stack([torch.linalg.vector_norm(g) for g in window.gradients])
@@ -180,6 +184,9 @@ class Trainer:
         Returns:
             The score, and the mean log10 loss of the first family at each step of
             ``validation_at``.
+
+        Raises:
+            UserError: for losses below 0, which have no logarithm.
         """
         count = self.spec.validation_problems
         families = validation_families(self.spec, self.tasks, count)
@@ -207,6 +214,7 @@ class Trainer:
             [losses.flatten() for losses in own], [(steps + 1) * len(part) for part in parts]
         )
         losses = torch.cat([flat.view(steps + 1, -1).cpu() for flat in gathered], dim=1)
+        check_losses(losses.nan_to_num(nan=math.inf).min().item())
         losses = smoothed(losses, self.tasks.smoothing)
         logs = losses.clamp(min=FLOOR, max=10**DIVERGED).log10()
         return logs.nan_to_num(nan=DIVERGED, posinf=DIVERGED).mean(dim=1)
