@@ -36,7 +36,7 @@ from metaopt.symmetry.auto import AUTO, Returns, fingerprint, for_all_data
 from metaopt.symmetry.balancing import SEARCHES, balanced
 from metaopt.symmetry.chain import ChainModule
 from metaopt.symmetry.functional import LossOnBatch, second_derivatives
-from metaopt.symmetry.network_sites import Symmetries, known_symmetries
+from metaopt.symmetry.network_sites import known_symmetries
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.products import SiteProducts
@@ -47,6 +47,7 @@ from metaopt.symmetry.search import (
     check_search,
     moves_by_group,
 )
+from metaopt.symmetry.symmetries_found import Symmetries
 from metaopt.symmetry.teleportation import OutputChange, Outputs
 from metaopt.target import Batch, Chosen, Target, as_batch, check_loss_fn, given
 from metaopt.wrappers import unwrapped

@@ -24,11 +24,11 @@ from metaopt.symmetry.closed_form import linear_move
 from metaopt.symmetry.element import MAX_DIRECTION, Element
 from metaopt.symmetry.finders.norms import GAINS
 from metaopt.symmetry.finders.stream import STREAM
-from metaopt.symmetry.network_sites import Symmetries
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.search import Search, SearchResult
 from metaopt.symmetry.site import Site, named
+from metaopt.symmetry.symmetries_found import Symmetries
 
 SETTLED = 1e-3
 """The largest entry of T for which a further pass over the sites is not made."""
