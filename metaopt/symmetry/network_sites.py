@@ -123,7 +123,7 @@ def _candidates(network: Network) -> tuple[list[Candidate], list[LeftOut]]:
             kind = PAIRS if linear else UNITS
             group = "GL" if linear else "positive"
             candidates.append(Candidate.of(replace(site, kind=kind, group=group), known=True))
-    if not network.traces and found.left_out:
+    if not network.traces and network.exported is None and found.left_out:
         untraced = found.left_out[0].reason
         left_out.append(LeftOut(("the data flow",), f"it is not known, as {untraced}"))
     return candidates, left_out

@@ -22,7 +22,7 @@ _RELUS = (nn.ReLU, nn.LeakyReLU, nn.PReLU)
 
 
 def units(network: Network) -> Iterator[Candidate | LeftOut]:
-    """Propose positive scales of units in the data flow, where torch.fx can trace it.
+    """Propose positive scales of units in the data flow, by torch.fx or by torch.export.
 
     Args:
         network: the network.
@@ -30,6 +30,8 @@ def units(network: Network) -> Iterator[Candidate | LeftOut]:
     found = [Flow(trace).sites() for trace in network.traces]
     if len(found) < 2:
         yield from _seen(network)
+        for site in () if network.exported is None else Flow(network.exported).sites():
+            yield site if isinstance(site, LeftOut) else Candidate.of(site)
         return
     training, evaluation = found
     for site, label in evaluation.items():
