@@ -10,7 +10,6 @@ it.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from torch import fx, nn
 
 from metaopt.symmetry.finders.steps import Step, altered, read
 from metaopt.symmetry.finders.trace import Trace, first_input, is_shape_query
+from metaopt.symmetry.finders.unit_values import Units, Value
 from metaopt.symmetry.finders.unit_views import CONVS, TRANSPOSED, made_by, used_by
 from metaopt.symmetry.site import LeftOut, MatrixView, Site
 
@@ -25,37 +25,9 @@ UNITS = "units"
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _NORMALISE = (F.batch_norm, torch.batch_norm)
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 _POOLS = (nn.MaxPool1d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool3d, nn.Upsample)  # fmt: skip
-
-
-@dataclass
-class _Class:
-    """Values of the same units: what makes them, what reads them, and why they have no site."""
-
-    width: int
-    made: list[tuple[str, MatrixView]] = field(default_factory=list)
-    read: list[tuple[str, MatrixView]] = field(default_factory=list)
-    ended: str = ""
-    joined: _Class | None = None
-    labels: list[str] = field(default_factory=list)
-
-    def root(self) -> _Class:
-        """Return the class that this one was joined with, at last."""
-        return self if self.joined is None else self.joined.root()
-
-    def end(self, why: str) -> None:
-        """Say why no group acts on these units; the first reason stays."""
-        root = self.root()
-        root.ended = root.ended or why
-
-
-@dataclass(frozen=True)
-class _Value:
-    """A value of the trace: its class, and how its units are laid out."""
-
-    units: _Class
-    layout: str  # "channels" of an image or a sequence, "last" dimension, "blocks" of a row
 
 
 class Flow:
@@ -63,8 +35,8 @@ class Flow:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self.values: dict[fx.Node, _Value] = {}
-        self.classes: list[_Class] = []
+        self.values: dict[fx.Node, Value] = {}
+        self.classes: list[Units] = []
         for node in trace.graph.nodes:
             self._visit(node)
 
@@ -96,8 +68,8 @@ class Flow:
             ] = ""
         return found
 
-    def _new(self, width: int) -> _Class:
-        self.classes.append(_Class(width))
+    def _new(self, name: str, width: int, view: MatrixView) -> Units:
+        self.classes.append(Units(width, [(name, view)]))
         return self.classes[-1]
 
     def _visit(self, node: fx.Node) -> None:
@@ -113,6 +85,8 @@ class Flow:
             self._norm(node, module, inputs)
         elif node.target in _SUMS:
             self._sum(node, inputs)
+        elif node.target in _CONCATENATIONS:
+            self._concatenation(node, inputs)
         elif node.target in _NORMALISE:
             self._functional_norm(node, inputs)
         else:
@@ -125,7 +99,7 @@ class Flow:
 
     def _end(self, nodes: list[fx.Node], why: str) -> None:
         for node in nodes:
-            self.values[node].units.end(why)
+            self.values[node].end(why)
 
     def _layer(self, node: fx.Node, module: nn.Module, inputs: list[fx.Node]) -> None:
         name = str(node.target)
@@ -134,19 +108,17 @@ class Flow:
         if inputs and (inputs != [value] or why):
             self._end(inputs, why or f"{name} does not take it as its input")
         elif inputs:
-            units, layout = self.values[inputs[0]].units.root(), self.values[inputs[0]].layout
-            used = used_by(module, name, units.width, layout)
+            value_in = self.values[inputs[0]]
+            used = used_by(module, name, value_in.widths, value_in.layout)
             if isinstance(used, str):
                 self._end(inputs, used)
             else:
-                units.read.append((name, used))
+                for part, view in zip(value_in.parts, used, strict=True):
+                    part.root().read.append((name, view))
         made = None if why else made_by(module, name)
         if made is not None:
-            width, view = made
-            own = self._new(width)
-            own.made.append((name, view))
             layout = "last" if isinstance(module, nn.Linear) else "channels"
-            self.values[node] = _Value(own, layout)
+            self.values[node] = Value((self._new(name, *made),), layout)
 
     def _norm(self, node: fx.Node, module: nn.Module, inputs: list[fx.Node]) -> None:
         name = str(node.target)
@@ -156,16 +128,17 @@ class Flow:
         before = self.values[inputs[0]] if inputs else None
         if weight is None or why or (before is not None and before.layout == "blocks"):
             return
-        own = self._new(weight.numel())
         bias = MatrixView(f"{name}.bias", columns=())
-        own.made.append((name, MatrixView(f"{name}.weight", columns=(), bias=bias)))
+        gains = MatrixView(f"{name}.weight", columns=(), bias=bias)
+        own = self._new(name, weight.numel(), gains)
         layout = "channels" if before is None else before.layout
-        self.values[node] = _Value(own, layout)
+        self.values[node] = Value((own,), layout)
 
     def _functional_norm(self, node: fx.Node, inputs: list[fx.Node]) -> None:
         """Read ``F.batch_norm`` with parameters of the model, as subclasses of a batch norm do."""
         self._end(inputs, "batch_norm undoes the scale of each channel")
-        gain, shift = (_option(node, name, 3 + i) for i, name in enumerate(("weight", "bias")))
+        first = 1 if node.target is torch.batch_norm else 3
+        gain, shift = (_option(node, name, first + i) for i, name in enumerate(("weight", "bias")))
         before = self.values.get(first_input(node) or node)
         alone = all(
             isinstance(own, fx.Node) and own.op == "get_attr" and len(own.users) == 1
@@ -178,10 +151,10 @@ class Flow:
         name = str(gain.target).rpartition(".")[0]
         if self.trace.calls[id(self.trace.model.get_submodule(name))] > 1:
             return
-        own = self._new(self.trace.model.get_parameter(str(gain.target)).numel())
+        width = self.trace.model.get_parameter(str(gain.target)).numel()
         bias = MatrixView(str(shift.target), columns=())
-        own.made.append((name, MatrixView(str(gain.target), columns=(), bias=bias)))
-        self.values[node] = _Value(own, "channels" if before is None else before.layout)
+        own = self._new(name, width, MatrixView(str(gain.target), columns=(), bias=bias))
+        self.values[node] = Value((own,), "channels" if before is None else before.layout)
 
     def _sum(self, node: fx.Node, inputs: list[fx.Node]) -> None:
         terms = [a for a in node.args[:2] if isinstance(a, fx.Node)]
@@ -193,17 +166,31 @@ class Flow:
             return
         second = values[1]
         assert second is not None
-        one, other = first.units.root(), second.units.root()
-        if first.layout != second.layout or one.width != other.width:
+        if first.layout != second.layout or first.widths != second.widths:
             self._end(inputs, "a sum adds to it units of another layout")
             return
-        if one is not other:
-            one.made += other.made
-            one.read += other.read
-            one.ended = one.ended or other.ended
-            one.labels += other.labels
-            other.joined = one
-        self.values[node] = _Value(one, first.layout)
+        for one, other in zip(first.parts, second.parts, strict=True):
+            one.join(other)
+        self.values[node] = first
+
+    def _concatenation(self, node: fx.Node, inputs: list[fx.Node]) -> None:
+        """Read ``torch.cat`` along the units. A reader then uses each part by columns of its own.
+
+        Rows may be of samples or of positions, of which the second dimension may be the last one.
+        Where it is not, the reader does not have as many inputs as all parts together have units.
+        """
+        terms = _option(node, "tensors", 0)
+        dim = _option(node, "dim", 1) or _option(node, "axis", 1) or 0
+        values = [self.values.get(t) for t in terms] if isinstance(terms, list | tuple) else []
+        parts = [value for value in values if value is not None]
+        layouts = {value.layout for value in parts}
+        if not parts or len(parts) < len(values):
+            self._end(inputs, f"{node.name} joins it with what has no such units")
+        elif layouts not in ({"channels"}, {"last"}) or dim not in (1, *[-1] * ("last" in layouts)):
+            self._end(inputs, f"{node.name} does not surely join it along the units")
+        else:
+            self.values[node] = Value(tuple(p for v in parts for p in v.parts), layouts.pop())
+            self.values[node].label("a concatenation")
 
     def _step(self, node: fx.Node, inputs: list[fx.Node]) -> None:
         value = inputs[0]
@@ -220,8 +207,8 @@ class Flow:
             self._end(inputs, f"{step.label} is not positively homogeneous, or moves the units")
             return
         if step.kind == "activation":
-            own.units.root().labels.append(step.label)
-        self.values[node] = _Value(own.units, layout)
+            own.label(step.label)
+        self.values[node] = Value(own.parts, layout)
 
     def _obstacle(self, module: nn.Module, name: str) -> str:
         if not {"weight", "bias"} <= module._parameters.keys() or "parametrizations" in dict(
@@ -243,7 +230,7 @@ def _option(node: fx.Node, name: str, place: int) -> object:
     return node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
 
 
-def _layout(step: Step, value: _Value) -> str | None:
+def _layout(step: Step, value: Value) -> str | None:
     """Return how the units are laid out after a step; None where their scale does not pass."""
     if not step.homogeneous or step.kind in ("norm", "rows"):
         return None
