@@ -26,6 +26,7 @@ from metaopt.optim.buffers import (
 )
 from metaopt.optim.closure import ClosureLoss, ClosureOutputs, restored
 from metaopt.optim.gradient import Way, renew_gradients, transport_gradients
+from metaopt.optim.masters import masters, move_masters
 from metaopt.optim.movable import Movable, check_memory, rate_of
 from metaopt.optim.schedule import Schedule, as_predicate
 from metaopt.optim.state import dtype_of, keep_dtypes, mark, with_counts, without_counts
@@ -719,10 +720,12 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             return
         if self.buffers == "transport":  # before the weights move, as an action may refuse
             transport(self.base, way.parameters, way.orbit, way.steps)
+        held = masters(with_inner(self.base), way.parameters)
         with torch.no_grad():
             for parameter, value in zip(way.parameters, found.result.parameters, strict=True):
                 if not torch.equal(parameter, value):
                     parameter.copy_(value)
+        move_masters(held, way.parameters, way.orbit, way.steps)
         if self.buffers == "reset":
             for new in self._new:
                 reset(new.base, way.parameters, new)
