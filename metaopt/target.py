@@ -29,11 +29,11 @@ from metaopt.symmetry.functional import (
 )
 from metaopt.symmetry.inputs import LayerInput
 from metaopt.symmetry.nested import Inputs, samples_in, tensors_in
-from metaopt.symmetry.network_sites import Symmetries
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.search import GradientAscent, Search
 from metaopt.symmetry.site import LeftOut, Site
+from metaopt.symmetry.symmetries_found import Symmetries
 from metaopt.symmetry.teleportation import ChainOutputs, Outputs
 from metaopt.wrappers import unwrapped
 

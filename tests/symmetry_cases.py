@@ -268,6 +268,43 @@ def mobilenet(act: type[nn.Module]) -> nn.Module:
     )  # fmt: skip
 
 
+class UNet(nn.Module):
+    """Convolutions down and up again, with the channels of the way down concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 6, 3, padding=1)
+        self.down = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU())
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        self.depth = nn.Conv2d(10, 20, 3, padding=1, groups=10)
+        self.out = nn.Conv2d(20, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        high = self.second(self.first(x).relu()).relu()
+        both = torch.cat((self.up(self.down(high)), high), dim=1)
+        return self.out(self.depth(both).relu())
+
+
+class Fire(nn.Module):
+    """A block of SqueezeNet: two convolutions side by side, concatenated."""
+
+    def __init__(self, inputs: int, squeezed: int, outputs: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(inputs, squeezed, 1)
+        self.one, self.three = (
+            nn.Conv2d(squeezed, outputs, size, padding=size // 2) for size in (1, 3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.squeeze(x).relu()
+        return torch.cat([self.one(x).relu(), self.three(x).relu()], 1)
+
+
+def squeezenet() -> nn.Module:
+    head = nn.Conv2d(8, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), Fire(6, 4, 5), Fire(10, 3, 4), *head)
+
+
 def autoencoder() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1, groups=2), nn.LeakyReLU(),
@@ -437,6 +474,8 @@ CASES: dict[str, Case] = {
     "resnet": Case(resnet, real(2, 3, 8, 8), {UNITS: 5}),
     "mobilenet": Case(lambda: mobilenet(nn.ReLU), real(2, 3, 6, 6), {UNITS: 5}),
     "mobilenet of ReLU6": Case(lambda: mobilenet(nn.ReLU6), real(2, 3, 6, 6), {UNITS: 1}),
+    "u-net": Case(UNet, real(2, 3, 8, 8), {UNITS: 5}),
+    "squeezenet": Case(squeezenet, real(2, 3, 8, 8), {UNITS: 7}),
     "autoencoder": Case(autoencoder, real(2, 3, 8, 8), {UNITS: 3}),
     "conv1d": Case(sequences, real(2, 3, 16), {UNITS: 2}),
     "conv3d": Case(volumes, real(2, 2, 6, 6, 6), {UNITS: 2}),

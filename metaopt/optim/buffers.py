@@ -9,6 +9,7 @@
 | square_avg | RMSprop | stays | as new | as squares of gradients |
 | sum | Adagrad | stays | initial value | as squares of gradients |
 | step | all | stays | as new | stays |
+| a copy of the weights in a wider dtype | others | moves | as new | moves |
 | others | others | stays | as new | refused |
 
 The action says how a gradient is transported (``Action.transport``): by the inverse transpose of
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from enum import Enum
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 
 from metaopt.errors import UserError
 from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.optim.masters import is_master
 from metaopt.symmetry.element import Element
 from metaopt.symmetry.orbit import Orbit
 from metaopt.symmetry.transported import joined
@@ -83,7 +85,7 @@ class AsNew:
         for parameter in parameters:
             if entries := self.base.state.get(parameter):
                 self._entries[parameter] = {
-                    key: _Copy.WEIGHTS if _is_copy(value, parameter) else copy.deepcopy(value)
+                    key: _Copy(value.dtype) if _is_copy(value, parameter) else copy.deepcopy(value)
                     for key, value in entries.items()
                 }
 
@@ -92,13 +94,18 @@ class AsNew:
         self.base.state.pop(parameter, None)
         if parameter in self._entries:
             self.base.state[parameter] = {
-                key: parameter.detach().clone() if value is _Copy.WEIGHTS else copy.deepcopy(value)
+                key: parameter.detach().to(value.dtype, copy=True)
+                if isinstance(value, _Copy)
+                else copy.deepcopy(value)
                 for key, value in self._entries[parameter].items()
             }
 
 
-class _Copy(Enum):
-    WEIGHTS = "a copy of the weights"
+@dataclass(frozen=True)
+class _Copy:
+    """Stands for a copy of the weights in a dtype."""
+
+    dtype: torch.dtype
 
 
 def _is_copy(value: Any, parameter: nn.Parameter) -> bool:
@@ -180,8 +187,9 @@ def check_transport(base: torch.optim.Optimizer, parameters: Sequence[nn.Paramet
     """
     for optimizer in with_inner(base):
         for parameter in parameters:
-            for key in optimizer.state.get(parameter, {}):
-                if key not in GRADIENTS + SQUARES + COUNTS:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                known = key in GRADIENTS + SQUARES + COUNTS or is_master(value, parameter)
+                if not known:
                     raise _refused(repr(key), optimizer)
 
 
@@ -211,7 +219,7 @@ def transport(
     for optimizer in with_inner(base):
         held = [key for p in parameters for key in optimizer.state.get(p, {})]
         for key in dict.fromkeys(held):
-            if key in COUNTS:
+            if key not in GRADIENTS + SQUARES:  # a count, or a copy of the weights
                 continue
             values = [optimizer.state.get(p, {}).get(key) for p in parameters]
             moved = carried(parameters, values, orbit, steps, squares=key in SQUARES)

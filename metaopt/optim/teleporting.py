@@ -26,6 +26,7 @@ from metaopt.optim.buffers import (
 )
 from metaopt.optim.closure import ClosureLoss, ClosureOutputs, restored
 from metaopt.optim.gradient import Way, renew_gradients, transport_gradients
+from metaopt.optim.masters import masters, move_masters
 from metaopt.optim.movable import Movable, check_memory, rate_of
 from metaopt.optim.schedule import Schedule, as_predicate
 from metaopt.optim.state import dtype_of, keep_dtypes, mark, with_counts, without_counts
@@ -36,7 +37,7 @@ from metaopt.symmetry.auto import AUTO, Returns, fingerprint, for_all_data
 from metaopt.symmetry.balancing import SEARCHES, balanced
 from metaopt.symmetry.chain import ChainModule
 from metaopt.symmetry.functional import LossOnBatch, second_derivatives
-from metaopt.symmetry.network_sites import Symmetries, known_symmetries
+from metaopt.symmetry.network_sites import known_symmetries
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.products import SiteProducts
@@ -47,6 +48,7 @@ from metaopt.symmetry.search import (
     check_search,
     moves_by_group,
 )
+from metaopt.symmetry.symmetries_found import Symmetries
 from metaopt.symmetry.teleportation import OutputChange, Outputs
 from metaopt.target import Batch, Chosen, Target, as_batch, check_loss_fn, given
 from metaopt.wrappers import unwrapped
@@ -718,10 +720,12 @@ class TeleportingOptimizer(torch.optim.Optimizer):
             return
         if self.buffers == "transport":  # before the weights move, as an action may refuse
             transport(self.base, way.parameters, way.orbit, way.steps)
+        held = masters(with_inner(self.base), way.parameters)
         with torch.no_grad():
             for parameter, value in zip(way.parameters, found.result.parameters, strict=True):
                 if not torch.equal(parameter, value):
                     parameter.copy_(value)
+        move_masters(held, way.parameters, way.orbit, way.steps)
         if self.buffers == "reset":
             for new in self._new:
                 reset(new.base, way.parameters, new)

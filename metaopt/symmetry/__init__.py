@@ -34,7 +34,7 @@ from metaopt.symmetry.functional import module_loss
 from metaopt.symmetry.inputs import LayerInput
 from metaopt.symmetry.level_set import LevelSetResult, LevelSetTeleport
 from metaopt.symmetry.moves import Move, balance
-from metaopt.symmetry.network_sites import Pair, Symmetries, symmetries
+from metaopt.symmetry.network_sites import symmetries
 from metaopt.symmetry.objectives import (
     GradientForm,
     LossFunction,
@@ -48,10 +48,12 @@ from metaopt.symmetry.objectives import (
     value_and_gradient,
 )
 from metaopt.symmetry.orbit import ActingSite, Orbit, OrbitPoint, chain_orbit
+from metaopt.symmetry.pair import Pair
 from metaopt.symmetry.projected import GROUPS, ProjectedAction
 from metaopt.symmetry.rounding import rounded, rounding_error
 from metaopt.symmetry.search import GradientAscent, Search, SearchResult
 from metaopt.symmetry.site import LeftOut, MatrixView, Site
+from metaopt.symmetry.symmetries_found import Symmetries
 from metaopt.symmetry.teleportation import Teleportation
 
 __all__ = [

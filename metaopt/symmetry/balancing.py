@@ -3,7 +3,9 @@
 Between incoming matrices A (g A after a move) and outgoing matrices B (B g^-1) the sum of squares
 ||g A||^2 + ||B g^-1||^2 is smallest where B^T B = A A^T. With P = g^T g it is P A A^T P = B^T B, so
 P is the geometric mean of (A A^T)^-1 and B^T B. Of all g with this P, the symmetric root is the
-nearest to the identity. For scales of units this is t = 1/2 log(||b|| / ||a||), unit by unit.
+nearest to the identity. A turn after it leaves the sums of squares, so it may make both sides
+diagonal: the features become singular directions of the product, the largest first. For scales of
+units this is t = 1/2 log(||b|| / ||a||), unit by unit.
 
 Source: the balance of Du, Hu and Lee (2018) and of ENorm (Stock et al., 2019); the closed form for
 GL is the geometric mean of positive definite matrices.
@@ -19,16 +21,19 @@ import torch
 from torch import Tensor
 
 from metaopt.checks import check_positive, check_whole
-from metaopt.errors import UserError, shown
+from metaopt.errors import UserError, shown, unknown
 from metaopt.symmetry.closed_form import linear_move
-from metaopt.symmetry.element import MAX_DIRECTION, Element
+from metaopt.symmetry.element import MAX_DIRECTION, Element, Turn
 from metaopt.symmetry.finders.norms import GAINS
 from metaopt.symmetry.finders.stream import STREAM
-from metaopt.symmetry.network_sites import Symmetries
 from metaopt.symmetry.objectives import LossFunction
 from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.search import Search, SearchResult
 from metaopt.symmetry.site import Site, named
+from metaopt.symmetry.symmetries_found import Symmetries
+
+BASES = ("nearest", "singular")
+"""Which of the balanced points, that are turns of one another, a balance goes to."""
 
 SETTLED = 1e-3
 """The largest entry of T for which a further pass over the sites is not made."""
@@ -48,6 +53,9 @@ class Balance:
         limit: the largest change of the logarithm of a scale, of a unit or along a direction of a
             site. Where one of the sides is nearly 0 along a direction, as in an adapter at its
             start, this bounds the move.
+        basis: "nearest" for the nearest balanced point; "singular" to turn the features after that,
+            so that A A^T and B^T B are diagonal, the largest entries first. Then each feature is a
+            singular direction of B A. Scales of units and of planes are not turned.
         ridge: what is added to the diagonals of A A^T and B^T B, as a part of their mean.
     """
 
@@ -55,11 +63,14 @@ class Balance:
     strength: float = 1.0
     limit: float = 2.0
     ridge: float = 1e-6
+    basis: str = "nearest"
     needs_loss: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_whole("passes", self.passes, 1)
         check_positive("ridge", self.ridge, type(self).ridge)
+        if self.basis not in BASES:
+            raise UserError(unknown("a basis", self.basis, BASES))
         for name, most in (("strength", 1.0), ("limit", MAX_DIRECTION)):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value <= most:
@@ -102,6 +113,8 @@ class Balance:
                     largest = max(float(e.values.abs().max()) for e in elements)
                 if largest <= SETTLED:
                     break
+            if self.basis == "singular":
+                steps.append(_turns(orbit, weights))
             end = [weights[name] for name in orbit.names]
             finite = torch.stack([_norm(value).isfinite() for value in end]).all()
             if not finite:  # such weights came in
@@ -170,6 +183,28 @@ class Balance:
             values, basis = self._mean(made[..., rows, columns], used[..., rows, columns])
             element[..., rows, columns] = (basis * values.unsqueeze(-2)) @ basis.mT
         return element
+
+
+def _turns(orbit: Orbit, weights: dict[str, Tensor]) -> list[Element]:
+    """Turn the features of each site of GL to the eigenvectors of A A^T + B^T B, in ``weights``.
+
+    The signs are those nearest to no turn. A turn at one site keeps the products at the others.
+    """
+    elements = orbit.identity([weights[name] for name in orbit.names])
+    for places in _batches(orbit.acting, elements):
+        sites = [orbit.acting[place].site for place in places]
+        if elements[places[0]].diagonal or sites[0].group != "GL":
+            continue
+        gram = torch.stack([_gram(s, weights, 0) + _gram(s, weights, 1) for s in sites])
+        sound = _trace(gram).isfinite()[..., None, None]
+        identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        vectors = torch.linalg.eigh(torch.where(sound, gram, identity)).eigenvectors.flip(-1)
+        signs = torch.where(vectors.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+        turns = (vectors * signs.unsqueeze(-2)).mT
+        for place, site, turn in zip(places, sites, turns, strict=True):
+            elements[place] = Turn.of(turn)
+            weights |= linear_move(elements[place].exponential(), site, weights)
+    return elements
 
 
 SEARCHES: dict[str, Callable[[], Search]] = {"balance": Balance}

@@ -10,6 +10,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from metaopt.errors import UserError
+
 MAX_ELEMENT = 32.0  # Frobenius norm of T, or size of a diagonal entry, that exp is made for
 MAX_DIRECTION = 8.0  # of each |t_i| in a basis: exp(T) exp(-T) is off by 2e-16 e^(2 max |t_i|)
 SQUARINGS = 6  # so that the series is summed at a norm of 1/2 or less
@@ -143,6 +145,37 @@ class Way(Element):
         for other in others:
             g, inverse = other.g @ g, inverse @ other.inverse
         return GroupElement(g, inverse)
+
+
+@dataclass(frozen=True)
+class Turn(Element):
+    """An orthogonal g, which need not be the exponential of any T.
+
+    Attributes:
+        values: zeros ``(*batch, k)``, as a turn scales nothing.
+        basis: g itself, ``(*batch, k, k)`` in float64.
+    """
+
+    @classmethod
+    def of(cls, g: Tensor) -> Turn:
+        """Return the turn by an orthogonal matrix, ``(*batch, k, k)``."""
+        return cls(g.new_zeros(g.shape[:-1]), g)
+
+    def scaled(self, factor: Tensor | float) -> Element:
+        """Return the turn, or the one back for a factor of -1. See :meth:`Element.scaled`.
+
+        Raises:
+            UserError: for another factor: a turn has no parts.
+        """
+        assert self.basis is not None
+        if not isinstance(factor, Tensor) and abs(factor) == 1:
+            return self if factor > 0 else Turn.of(self.basis.mT)
+        raise UserError(f"expected a whole turn or the one back, got {factor} of it: give 1 or -1")
+
+    def exponential(self, kind: str = "exact") -> GroupElement:
+        """Return g, with its inverse. See :meth:`Element.exponential`."""
+        assert self.basis is not None
+        return GroupElement(self.basis, self.basis.mT)
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ def balance(
     passes: int = 20,
     strength: float = 1.0,
     limit: float = 4.0,
+    basis: str = "nearest",
 ) -> Move:
     """Balance a network's weights along its symmetries, in place: B^T B = A A^T at each site.
 
@@ -137,6 +138,8 @@ def balance(
         passes: the most passes over all sites, which may depend on one another.
         strength: the part of the way to go; see :class:`~metaopt.symmetry.Balance`.
         limit: the largest change of the logarithm of a scale in one pass.
+        basis: "nearest" for the nearest such point; "singular" to turn the features of each site of
+            GL to singular directions, too, the largest first.
 
     Returns:
         The move that was made, which can be undone.
@@ -154,7 +157,7 @@ def balance(
         >>> torch.allclose(size, used.weight.square().sum(0), rtol=1e-2)
         True
     """
-    search = Balance(passes, strength, limit)
+    search = Balance(passes, strength, limit, basis=basis)
     model = unwrapped(model)
     x = as_inputs(inputs)
     orbit = orbit_of(sites_to_move(model, x, sites, (GAINS, STREAM)))

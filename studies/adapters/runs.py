@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save
@@ -15,6 +16,8 @@ import metaopt
 from metaopt.storage import write_atomically
 from metaopt.symmetry import Symmetries
 from studies.adapters.network import CharacterModel, batch, text
+
+S = TypeVar("S", bound=Any)
 
 BASE = "base.safetensors"
 PLUS = 16  # how many times A's rate LoRA+ gives B
@@ -54,10 +57,10 @@ def pretrained(folder: Path, steps: int) -> CharacterModel:
     model = CharacterModel()
     path = folder / BASE
     if not path.exists():
-        train, _ = text("docs", "*.md")
+        characters, _ = text("docs", "*.md")
         optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        _train(model, train, optimizer, steps, 0, schedule.step)
+        train(model, characters, optimizer, steps, 0, schedule.step)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save(model.state_dict()))
     model.load_state_dict(load_file(path))
@@ -71,7 +74,7 @@ def tuned(model: CharacterModel, setting: Setting) -> float:
         model: the pretrained model.
         setting: how.
     """
-    train, test = text("metaopt", "*.py")
+    characters, test = text("metaopt", "*.py")
     model.adapt(setting.rank, setting.scale, setting.seed)
     groups = [
         {"params": [p for n, p in model.named_parameters() if f"lora_{side}" in n], "lr": rate}
@@ -86,7 +89,17 @@ def tuned(model: CharacterModel, setting: Setting) -> float:
         optimizer = metaopt.TeleportingOptimizer(
             optimizer, model, search="balance", schedule=1, buffers=policy, sites=_pairs(model)
         )
-    _train(model, train, optimizer, setting.steps, setting.seed)
+    train(model, characters, optimizer, setting.steps, setting.seed)
+    return held_out(model, test)
+
+
+def held_out(model: CharacterModel, test: Tensor) -> float:
+    """Return the loss of a character model on held-out text, in nats a character.
+
+    Args:
+        model: the model.
+        test: the text.
+    """
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         losses = [model.loss(batch(test, generator)) for _ in range(20)]
@@ -97,10 +110,20 @@ def _pairs(model: CharacterModel) -> Symmetries:
     return metaopt.symmetries(model, torch.zeros(1, 8, dtype=torch.long)).of_kind("low-rank pairs")
 
 
-def _train(
+def train(
     model: CharacterModel, characters: Tensor, optimizer: torch.optim.Optimizer, steps: int,
     seed: int, after: Callable[[], object] = lambda: None,
 ) -> None:  # fmt: skip
+    """Train a character model in place.
+
+    Args:
+        model: the model.
+        characters: the text.
+        optimizer: of the model.
+        steps: how many.
+        seed: of the batches.
+        after: called after each step.
+    """
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -118,13 +141,24 @@ def measured(folder: Path, settings: Sequence[Setting], pretraining: int) -> Ite
         settings: the settings.
         pretraining: steps of the training before.
     """
+    return kept(folder, settings, lambda own: tuned(pretrained(folder, pretraining), own))
+
+
+def kept(folder: Path, settings: Sequence[S], run: Callable[[S], float]) -> Iterator[float]:
+    """Yield the result of each setting; what was done is read, and what is done is kept.
+
+    Args:
+        folder: of the study.
+        settings: data classes.
+        run: a function from a setting to its result.
+    """
     path = folder / "runs.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     known = {json.dumps(row["setting"]): row["loss"] for row in map(json.loads, lines)}
     for setting in settings:
         key = json.dumps(asdict(setting))
         if key not in known:
-            known[key] = tuned(pretrained(folder, pretraining), setting)
+            known[key] = run(setting)
             lines.append(json.dumps({"setting": asdict(setting), "loss": known[key]}))
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, ("\n".join(lines) + "\n").encode())

@@ -14,6 +14,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from metaopt.registry import Registry
+from metaopt.symmetry.finders.export import exported
 from metaopt.symmetry.finders.record import Record, record
 from metaopt.symmetry.finders.sharing import shared_parameters
 from metaopt.symmetry.finders.trace import Trace, trace
@@ -82,6 +83,17 @@ class Network:
         """The data flow in training and in evaluation mode, where it can be traced."""
         traced = [trace(self.model, training) for training in (True, False)]
         return [one for one in traced if isinstance(one, Trace)]
+
+    @cached_property
+    def exported(self) -> Trace | None:
+        """The data flow on the inputs in evaluation mode, where a trace is not possible.
+
+        None without inputs, and where there is a trace.
+        """
+        if self.x is None or len(self.traces) == 2:
+            return None
+        found = exported(self.model, self.x)
+        return found if isinstance(found, Trace) else None
 
     def name_of(self, parameter: Tensor | None) -> str | None:
         """Return the first name of a parameter; None for none, and for what is no parameter."""

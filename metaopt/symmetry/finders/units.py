@@ -1,21 +1,10 @@
-"""Sites of units, scaled by positive numbers, across skips, depthwise and other convolutions.
-
-Each value of the trace has a class: values of one class have the same units. A layer makes a class,
-and so does a batch norm; what is positively homogeneous keeps it; a sum makes one of those of its
-terms; a layer that uses a value reads its class. What else uses a value, such as the output of the
-network, ends its class. A class that is left has one site, of all that make it and all that read
-it.
-"""
+"""Sites of units, scaled by positive numbers: from the data flow, or from what a run showed."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
-import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import nn
 
 from metaopt.symmetry.activations import Identity
 from metaopt.symmetry.finders.network import (
@@ -26,59 +15,23 @@ from metaopt.symmetry.finders.network import (
     sizes,
 )
 from metaopt.symmetry.finders.projection import Projection
-from metaopt.symmetry.finders.steps import Step, altered, read
-from metaopt.symmetry.finders.trace import Trace, first_input, is_shape_query
-from metaopt.symmetry.site import LeftOut, MatrixView, Site
+from metaopt.symmetry.finders.unit_flow import UNITS, Flow
+from metaopt.symmetry.site import LeftOut, Site
 
-UNITS = "units"
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_NORMALISE = (F.batch_norm, torch.batch_norm)
-_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (nn.ReLU, nn.LeakyReLU, nn.PReLU)
-_POOLS = (nn.MaxPool1d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool3d, nn.Upsample)  # fmt: skip
-
-
-@dataclass
-class _Class:
-    """Values of the same units: what makes them, what reads them, and why they have no site."""
-
-    width: int
-    made: list[tuple[str, MatrixView]] = field(default_factory=list)
-    read: list[tuple[str, MatrixView]] = field(default_factory=list)
-    ended: str = ""
-    joined: _Class | None = None
-    labels: list[str] = field(default_factory=list)
-
-    def root(self) -> _Class:
-        """Return the class that this one was joined with, at last."""
-        return self if self.joined is None else self.joined.root()
-
-    def end(self, why: str) -> None:
-        """Say why no group acts on these units; the first reason stays."""
-        root = self.root()
-        root.ended = root.ended or why
-
-
-@dataclass(frozen=True)
-class _Value:
-    """A value of the trace: its class, and how its units are laid out."""
-
-    units: _Class
-    layout: str  # "channels" of an image or a sequence, "last" dimension, "blocks" of a row
 
 
 def units(network: Network) -> Iterator[Candidate | LeftOut]:
-    """Propose positive scales of units in the data flow, where torch.fx can trace it.
+    """Propose positive scales of units in the data flow, by torch.fx or by torch.export.
 
     Args:
         network: the network.
     """
-    found = [_Flow(trace).sites() for trace in network.traces]
+    found = [Flow(trace).sites() for trace in network.traces]
     if len(found) < 2:
         yield from _seen(network)
+        for site in () if network.exported is None else Flow(network.exported).sites():
+            yield site if isinstance(site, LeftOut) else Candidate.of(site)
         return
     training, evaluation = found
     for site, label in evaluation.items():
@@ -132,240 +85,3 @@ def _between(network: Network, name: str, user: str, between: nn.Module) -> Site
         homogeneous=True,
         kind="linear pairs" if linear else UNITS,
     )
-
-
-class _Flow:
-    """One pass over a trace, value by value."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
-        self.values: dict[fx.Node, _Value] = {}
-        self.classes: list[_Class] = []
-        for node in trace.graph.nodes:
-            self._visit(node)
-
-    def sites(self) -> dict[Site | LeftOut, str]:
-        """Return the sites of the classes that are left, and reasons for the others."""
-        found: dict[Site | LeftOut, str] = {}
-        for own in self.classes:
-            if own.joined is not None or not own.made or not own.read:
-                continue
-            layers = (own.made[0][0], own.read[0][0])
-            if own.ended:
-                found[LeftOut(layers, own.ended)] = ""
-                continue
-            many = len(own.made) > 1 or len(own.read) > 1
-            found[
-                Site(
-                    name=f"{', '.join(n for n, _ in own.made)} -> "
-                    f"{', '.join(n for n, _ in own.read)}",
-                    incoming=tuple(view for _, view in own.made),
-                    outgoing=tuple(view for _, view in own.read),
-                    between=None,
-                    group="positive",
-                    width=own.width,
-                    layers=layers,
-                    labels=tuple(dict.fromkeys(own.labels)) + ("a skip",) * many,
-                    homogeneous=True,
-                    kind=UNITS,
-                )
-            ] = ""
-        return found
-
-    def _new(self, width: int) -> _Class:
-        self.classes.append(_Class(width))
-        return self.classes[-1]
-
-    def _visit(self, node: fx.Node) -> None:
-        inputs = [n for n in node.all_input_nodes if n in self.values]
-        module = self.trace.module(node)
-        if node.op == "output" or node in self.trace.kept:
-            self._end(inputs, "the network gives it")
-        elif is_shape_query(node) or not (inputs or self._makes(node, module)):
-            return
-        elif isinstance(module, (nn.Linear, *_CONVS, *_TRANSPOSED)):
-            self._layer(node, module, inputs)
-        elif isinstance(module, _NORMS):
-            self._norm(node, module, inputs)
-        elif node.target in _SUMS:
-            self._sum(node, inputs)
-        elif node.target in _NORMALISE:
-            self._functional_norm(node, inputs)
-        else:
-            self._step(node, inputs)
-
-    @staticmethod
-    def _makes(node: fx.Node, module: nn.Module | None) -> bool:
-        layers = (nn.Linear, *_CONVS, *_TRANSPOSED, *_NORMS)
-        return isinstance(module, layers) or node.target in _NORMALISE
-
-    def _end(self, nodes: list[fx.Node], why: str) -> None:
-        for node in nodes:
-            self.values[node].units.end(why)
-
-    def _layer(self, node: fx.Node, module: nn.Module, inputs: list[fx.Node]) -> None:
-        name = str(node.target)
-        why = self._obstacle(module, name)
-        value = first_input(node)
-        if inputs and (inputs != [value] or why):
-            self._end(inputs, why or f"{name} does not take it as its input")
-        elif inputs:
-            used = _columns(module, name, self.values[inputs[0]])
-            if isinstance(used, str):
-                self._end(inputs, used)
-            else:
-                self.values[inputs[0]].units.root().read.append((name, used))
-        made = None if why else _rows(module, name)
-        if made is not None:
-            width, view = made
-            own = self._new(width)
-            own.made.append((name, view))
-            layout = "last" if isinstance(module, nn.Linear) else "channels"
-            self.values[node] = _Value(own, layout)
-
-    def _norm(self, node: fx.Node, module: nn.Module, inputs: list[fx.Node]) -> None:
-        name = str(node.target)
-        self._end(inputs, f"{name} undoes the scale of each channel")
-        weight = module._parameters.get("weight")
-        why = self._obstacle(module, name)
-        before = self.values[inputs[0]] if inputs else None
-        if weight is None or why or (before is not None and before.layout == "blocks"):
-            return
-        own = self._new(weight.numel())
-        bias = MatrixView(f"{name}.bias", columns=())
-        own.made.append((name, MatrixView(f"{name}.weight", columns=(), bias=bias)))
-        layout = "channels" if before is None else before.layout
-        self.values[node] = _Value(own, layout)
-
-    def _functional_norm(self, node: fx.Node, inputs: list[fx.Node]) -> None:
-        """Read ``F.batch_norm`` with parameters of the model, as subclasses of a batch norm do."""
-        self._end(inputs, "batch_norm undoes the scale of each channel")
-        gain, shift = (_option(node, name, 3 + i) for i, name in enumerate(("weight", "bias")))
-        before = self.values.get(first_input(node) or node)
-        alone = all(
-            isinstance(own, fx.Node) and own.op == "get_attr" and len(own.users) == 1
-            for own in (gain, shift)
-        )
-        if not alone or (before is not None and before.layout == "blocks"):
-            return
-        assert isinstance(gain, fx.Node)
-        assert isinstance(shift, fx.Node)
-        name = str(gain.target).rpartition(".")[0]
-        if self.trace.calls[id(self.trace.model.get_submodule(name))] > 1:
-            return
-        own = self._new(self.trace.model.get_parameter(str(gain.target)).numel())
-        bias = MatrixView(str(shift.target), columns=())
-        own.made.append((name, MatrixView(str(gain.target), columns=(), bias=bias)))
-        self.values[node] = _Value(own, "channels" if before is None else before.layout)
-
-    def _sum(self, node: fx.Node, inputs: list[fx.Node]) -> None:
-        terms = [a for a in node.args[:2] if isinstance(a, fx.Node)]
-        values = [self.values.get(term) for term in terms]
-        first = values[0] if values else None
-        whole = len(terms) == 2 and not node.kwargs and all(v is not None for v in values)
-        if not whole or first is None:
-            self._end(inputs, "a sum adds to it what has no such units")
-            return
-        second = values[1]
-        assert second is not None
-        one, other = first.units.root(), second.units.root()
-        if first.layout != second.layout or one.width != other.width:
-            self._end(inputs, "a sum adds to it units of another layout")
-            return
-        if one is not other:
-            one.made += other.made
-            one.read += other.read
-            one.ended = one.ended or other.ended
-            one.labels += other.labels
-            other.joined = one
-        self.values[node] = _Value(one, first.layout)
-
-    def _step(self, node: fx.Node, inputs: list[fx.Node]) -> None:
-        value = inputs[0]
-        own = self.values[value]
-        if isinstance(self.trace.module(node), _POOLS) and own.layout == "channels":
-            self.values[node] = own
-            return
-        step = read(self.trace, node, value)
-        if isinstance(step, str) or len(inputs) > 1:
-            self._end(inputs, step if isinstance(step, str) else f"{node.name} joins values")
-            return
-        layout = _layout(step, own)
-        if layout is None:
-            self._end(inputs, f"{step.label} is not positively homogeneous, or moves the units")
-            return
-        if step.kind == "activation":
-            own.units.root().labels.append(step.label)
-        self.values[node] = _Value(own.units, layout)
-
-    def _obstacle(self, module: nn.Module, name: str) -> str:
-        if not {"weight", "bias"} <= module._parameters.keys() or "parametrizations" in dict(
-            module.named_children()
-        ):
-            return f"the weight of {name} is computed from other tensors"
-        if type(module) not in (nn.Linear, *_CONVS, *_TRANSPOSED, *_NORMS):
-            return f"{name} is a {type(module).__name__}, which is not known"
-        if reason := altered(module):
-            return f"{name} {reason}"
-        if self.trace.calls[id(module)] > 1:
-            return f"{name} is called {self.trace.calls[id(module)]} times"
-        if any(id(p) in self.trace.direct for p in module.parameters()):
-            return f"the forward reads the weights of {name} outside of {name} too"
-        return ""
-
-
-def _option(node: fx.Node, name: str, place: int) -> object:
-    return node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
-
-
-def _layout(step: Step, value: _Value) -> str | None:
-    """Return how the units are laid out after a step; None where their scale does not pass."""
-    if not step.homogeneous or step.kind in ("norm", "rows"):
-        return None
-    if step.needs_image and value.layout != "channels":
-        return None
-    if step.kind == "pool to rows":
-        return "last"
-    if step.kind == "flatten":
-        return {"channels": "blocks", "last": None, "blocks": "blocks"}[value.layout]
-    return value.layout
-
-
-def _rows(module: nn.Module, name: str) -> tuple[int, MatrixView] | None:
-    """Return the number of units that a layer makes, and the view whose rows they are."""
-    weight, dims = module.get_parameter("weight"), module.get_parameter("weight").dim()
-    bias = None if module.bias is None else MatrixView(f"{name}.bias", columns=())
-    if isinstance(module, _TRANSPOSED):  # (inputs, outputs of a group, ...)
-        groups = module.groups
-        shape = (groups, weight.shape[0] // groups, *weight.shape[1:])
-        rest = (1, *range(3, len(shape)))
-        view = MatrixView(f"{name}.weight", (0, 2), rest, shape, dims, bias=bias)
-        return module.out_channels, view
-    if dims == 2:
-        return weight.shape[0], MatrixView(f"{name}.weight", bias=bias)
-    rest = tuple(range(1, dims))
-    return weight.shape[0], MatrixView(
-        f"{name}.weight", (0,), rest, tuple(weight.shape), dims, bias=bias
-    )
-
-
-def _columns(module: nn.Module, name: str, value: _Value) -> MatrixView | str:
-    """Return the view of a layer's weight whose columns are the units, or why there is none."""
-    weight, dims = module.get_parameter("weight"), module.get_parameter("weight").dim()
-    width = value.units.root().width
-    if isinstance(module, nn.Linear):
-        block, rest = divmod(module.in_features, width)
-        if rest or value.layout == "channels" or (block > 1 and value.layout != "blocks"):
-            return f"{name} has {module.in_features} inputs, which are not those of {width} units"
-        if block == 1:
-            return MatrixView(f"{name}.weight")
-        return MatrixView(f"{name}.weight", (0, 2), (1,), (weight.shape[0], width, block))
-    if value.layout != "channels" or module.in_channels != width:
-        return f"{name} does not take the units as its channels"
-    groups = int(module.groups)  # type: ignore[arg-type]
-    if isinstance(module, _TRANSPOSED):
-        rows = tuple(range(1, dims))
-        return MatrixView(f"{name}.weight", rows, (0,), tuple(weight.shape), dims)
-    shape = (groups, weight.shape[0] // groups, *weight.shape[1:])
-    across = (1, *range(3, len(shape)))
-    return MatrixView(f"{name}.weight", across, (0, 2), shape, dims)

@@ -1,0 +1,104 @@
+"""AdamW at rates above its best, with the heads of the character model balanced or turned.
+
+    python -m studies.adapters.rotations --out runs/rotations [--quick]
+
+The character model is trained from scratch on the pages of this repository. Plain AdamW chooses its
+best rate; then each method trains at once, twice and four times that rate, from five seeds. Heads
+are balanced each ten steps, at the nearest point or in the singular basis, and the averages of
+AdamW go along. What is done is kept, so the study goes on where it was killed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import metaopt
+from metaopt.cli.common import guarded, set_threads
+from metaopt.symmetry import Balance
+from studies.adapters.network import HEADS, CharacterModel, text
+from studies.adapters.runs import held_out, kept, train
+from studies.command import study_parser
+from studies.report import markdown, write_text
+
+BASES = {"none": "", "balanced heads": "nearest", "heads in the singular basis": "singular"}
+KINDS = ("values and outputs", "queries and keys")
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+FACTORS = (1, 2, 4)
+SEEDS = (10, 11, 12, 13, 14)
+STEPS, EVERY = 100, 10
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training.
+
+    Attributes:
+        method: a name of :data:`BASES`.
+        rate: of AdamW.
+        seed: of the weights and of the batches.
+        steps: of AdamW.
+    """
+
+    method: str
+    rate: float
+    seed: int = 0
+    steps: int = STEPS
+
+
+def trained(setting: Training) -> float:
+    """Train a character model, and return its loss on held-out pages, in nats a character.
+
+    Args:
+        setting: how.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setting.seed)
+        model = CharacterModel()
+    characters, test = text("docs", "*.md")
+    base = torch.optim.AdamW(model.parameters(), setting.rate)
+    optimizer: torch.optim.Optimizer = base
+    if basis := BASES[setting.method]:
+        for block in model.blocks:
+            vars(block)["num_heads"] = HEADS  # by which the finder knows an attention
+        x = torch.zeros(1, 8, dtype=torch.long)
+        sites = metaopt.symmetries(model, x).of_kind(*KINDS)
+        search = Balance(basis=basis)
+        optimizer = metaopt.TeleportingOptimizer(
+            base, model, search=search, schedule=EVERY, sites=sites
+        )
+    train(model, characters, optimizer, setting.steps, setting.seed)
+    return held_out(model, test)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the arguments, train, and write the table."""
+    values = study_parser("rotations", __doc__).parse_args(arguments)
+    set_threads(values.threads)
+    folder, steps = Path(values.out), 3 if values.quick else STEPS
+    rates, seeds = (RATES[:1], SEEDS[:1]) if values.quick else (RATES, SEEDS)
+
+    def losses(settings: Sequence[Training]) -> list[float]:
+        return list(tqdm(kept(folder, settings, trained), total=len(settings), unit="training"))
+
+    tried = losses([Training("none", rate, steps=steps) for rate in rates])
+    best = rates[tried.index(min(tried))]
+    means: dict[tuple[str, int], float] = {}
+    for factor in FACTORS:
+        for method in BASES:
+            own = losses([Training(method, factor * best, seed, steps) for seed in seeds])
+            means[method, factor] = sum(own) / len(own)
+    rows = [[m, *(f"{means[m, factor]:.4f}" for factor in FACTORS)] for m in BASES]
+    headings = ["method", *(f"{factor} × {best:g}" for factor in FACTORS)]
+    table = markdown(headings, rows)
+    write_text(folder / "tables" / "rotations.md", table)
+    print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main)())
