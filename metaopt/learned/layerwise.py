@@ -191,5 +191,5 @@ def _repeated(each: Tensor, sizes: Sequence[int]) -> Tensor:
 
     Pieces of one entry are copied faster than by an index for each coordinate.
     """
-    pieces = zip(each.split(1, dim=-1), sizes, strict=True)
+    pieces = zip(torch.split(each, 1, dim=-1), sizes, strict=True)
     return torch.cat([own.expand(*own.shape[:-1], size) for own, size in pieces], dim=-1)
