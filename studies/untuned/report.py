@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -87,14 +88,14 @@ def _losses(runs: Runs, what: str) -> str:
                 cells[name] = f"**{cells[name]}**"
         cells[BEST] += f" ({ADAMW[best(runs, network)]:g})"
         lines.append([network, *cells.values()])
-    return markdown(["network", *headings], lines)
+    return markdown(["network", *map(_heading, headings)], lines)
 
 
 def _table(runs: Runs, cell: Cell) -> str:
     networks = list(dict.fromkeys(network for network, _ in runs))
     rows = [(network, _columns(runs, network)) for network in networks]
     lines = [[network, *map(cell, columns.values())] for network, columns in rows]
-    return markdown(["network", *rows[0][1]], lines)
+    return markdown(["network", *map(_heading, rows[0][1])], lines)
 
 
 def _rates(runs: Runs) -> str:
@@ -105,6 +106,11 @@ def _rates(runs: Runs) -> str:
         for network in networks
     ]
     return markdown(["network", *ADAMW], lines)
+
+
+def _heading(method: str) -> str:
+    """The name of a method; of the file of a checkpoint, its name alone."""
+    return Path(method.replace(".safetensors", "")).name
 
 
 def _highest(own: Sequence[Record]) -> str:
