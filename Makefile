@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs soak mutants audit wheel train study controls families optimizers \
-  minibatches zoo fullbatch generalization adapters quantisation theory publish clean
+  minibatches zoo fullbatch untuned generalization adapters quantisation theory publish clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -74,6 +74,9 @@ zoo: $(STAMP) ## small full-batch networks of 324 kinds, resuming what is there 
 
 fullbatch: $(STAMP) ## real full-batch problems (20 minutes); needs MNIST in $$METAOPT_DATA
 	$(BIN)/python -m studies.full_batch --out runs/full_batch
+
+untuned: $(STAMP) ## four larger networks with default settings; needs CIFAR-10 in $$METAOPT_DATA
+	$(BIN)/python -m studies.untuned --out runs/untuned
 
 generalization: $(STAMP) ## section 4 on real data; needs all three data sets in $$METAOPT_DATA
 	for data in mnist fashion-mnist cifar10; do for study in correlation teleport; do \

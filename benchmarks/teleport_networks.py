@@ -2,56 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ is not installed
 
-class BasicBlock(nn.Module):
-    """Two convolutions with batch norms, and a shortcut (arXiv 1512.03385)."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU()
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample: nn.Sequential | None = None
-        if stride != 1 or inputs != width:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(out)) + shortcut)
-
-
-class ResNet18(nn.Module):
-    """ResNet-18 as in torchvision, of another width if one is given."""
-
-    def __init__(self, width: int = 64, classes: int = 10) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
-        inputs, layers = width, OrderedDict[str, nn.Module]()
-        for stage in range(4):
-            own = width * 2**stage
-            blocks = [BasicBlock(inputs, own, 1 + (stage > 0)), BasicBlock(own, own, 1)]
-            layers[f"layer{stage + 1}"], inputs = nn.Sequential(*blocks), own
-        self.layers = nn.Sequential(layers)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(inputs, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.layers(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
-        return self.fc(torch.flatten(self.avgpool(features), 1))
+from studies.untuned.resnet import ResNet18
 
 
 def double_convolution(inputs: int, width: int) -> nn.Sequential:

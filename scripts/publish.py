@@ -40,6 +40,7 @@ STUDIES = (
     "zoo",
     "full_batch",
     "suite",
+    "untuned",
     "generalization",
     "adapters",
     "quantisation",

@@ -50,6 +50,7 @@ TINY = [
     ["step_cost", "--steps=1", "--repeats=1", "--width=4"],
     ["teleport_cost", "--samples=2", "--size=16", "--width=2", "--repeats=1"],
     ["teleporting_step", "--steps=2", "--repeats=1"],
+    ["training_step_cost", "--steps=1", "--networks=perceptron", "--width=2"],
     ["unroll", "--batch=1", "--steps=10"],
     ["wall_clock", "--width=4", "--problems=1", "--loss=1e9"],
 ]

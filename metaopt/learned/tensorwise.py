@@ -18,6 +18,7 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from metaopt.learned.blocks import blocks
 from metaopt.learned.fields import LSTMFields
 from metaopt.learned.observation import Observation
 from metaopt.learned.state import Columns
@@ -37,6 +38,7 @@ BLOCK = 128  # smaller side of the blocks that wider matrices are made orthogona
 PER_STEP, MOST_STEPS = 32, 8
 SURPRISE = 2.0  # a gradient so many times longer than usual shortens the step
 QUINTIC = (3.4445, -4.7750, 2.0315)
+FLAT = 2  # times as wide as high, from where on a flat matrix is made orthogonal by its Gram matrix
 EPS = 1e-24
 NUMBERS = ("steps", "momentum_norm", "long", "first_norm", "path")  # kept of each tensor
 CHANNELS = 18
@@ -149,30 +151,21 @@ class TensorwiseUpdate(InPlace, UpdateRule):
         if not bool(energy.isfinite().all()):
             return None
         gradients = list(seen.gradients)
-        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
-        torch._foreach_mul_(squares, SQUARE)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - SQUARE)
+        for block in blocks(gradients, momenta, squares):
+            g, m, v = block.parts
+            torch._foreach_lerp_(m, g, 1 - MOMENTUM)
+            torch._foreach_mul_(v, SQUARE)
+            torch._foreach_addcmul_(v, g, g, 1 - SQUARE)
         energies = Energies(energy, _energies(momenta, 0), _energies(seen.parameters, 0))
         facts = _facts(seen)
         column, following, gains = self._gains(facts, energies, state)
-        assert seen.as_given is not None
-        step = int(column[0, 0])
-        stepped = seen.as_given[0] if seen.rate else ()  # adding 0 could turn -0.0 into 0.0
-        for index, parameter in enumerate(stepped):
-            role, m, v = facts.roles[index], momenta[index], squares[index]
-            parts = _parts(role, gains, index, gradients[index], m, v, step)
-            if parameter.dtype == torch.float32 and not seen.weight_decay:
-                if parts.decay is not None:
-                    parameter.mul_(1 - seen.rate * parts.decay)
-                if parts.orthogonal is not None:
-                    parameter.sub_(parts.orthogonal, alpha=seen.rate)
-                parameter.addcdiv_(parts.numerator, parts.root, value=-seen.rate)
-                continue
-            update = parts.update(seen.parameters[index])
-            if seen.weight_decay:
-                length = torch.linalg.vector_norm(update) / (energies.weights[index].sqrt() + EPS)
-                update.sub_(seen.weight_decay * length * seen.parameters[index])
-            parameter.add_(update.to(parameter.dtype), alpha=seen.rate)
+        if seen.rate:  # adding 0 could turn -0.0 into 0.0
+            assert seen.as_given is not None
+            plain = all(p.dtype == torch.float32 for p in seen.as_given[0])
+            if plain and not seen.weight_decay:
+                _step_in_blocks(seen, facts.roles, gains, momenta, squares)
+            else:
+                _step_apart(seen, facts.roles, gains, energies.weights, momenta, squares)
         moments = [tensor for pair in zip(momenta, squares, strict=True) for tensor in pair]
         return [*following, column, *moments]
 
@@ -265,11 +258,28 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     tall = matrix.shape[-2] > matrix.shape[-1]
     x: Tensor = matrix.mT if tall else matrix
     x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + EPS)
-    a, b, c = QUINTIC
-    for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    if x.shape[-1] < FLAT * x.shape[-2]:
+        for _ in range(ITERATIONS):
+            x = _polynomial(x @ x.mT) @ x
+        return x.mT if tall else x
+    # Each step is a polynomial of x x^T times x; in a flat matrix x x^T is what is small.
+    gram, product = x @ x.mT, None
+    for index in range(ITERATIONS):
+        factor = _polynomial(gram)
+        product = factor if product is None else factor @ product
+        if index + 1 < ITERATIONS:
+            gram = factor @ gram @ factor
+    assert product is not None
+    x = product @ x
     return x.mT if tall else x
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """a + b G + c G^2 of square matrices G."""
+    a, b, c = QUINTIC
+    found = b * gram + c * gram @ gram
+    found.diagonal(dim1=-2, dim2=-1).add_(a)
+    return found
 
 
 class Facts(NamedTuple):
@@ -416,6 +426,74 @@ def _factor(output: Tensor) -> Tensor:
     return (3 * torch.tanh(output / 3)).exp()
 
 
+def _step_in_blocks(
+    seen: Observation,
+    roles: Sequence[Role],
+    gains: Gains,
+    momenta: Sequence[Tensor],
+    squares: Sequence[Tensor],
+) -> None:
+    """Add f to the parameters, all in float32; with plain numbers, in few passes over memory."""
+    assert seen.as_given is not None
+    parameters, gradients = seen.as_given[0], seen.gradients
+    steps = int(gains.steps[0])
+    rate, begun, mix, look, decay = torch.stack(gains[:5]).tolist()
+    kept, scales = [], []
+    for index, role in enumerate(roles):
+        turned = orthogonal(role)
+        scale = seen.rate * rate[index] * begun[index] / _width(role) ** 0.5
+        scales.append(scale * (1 - mix[index]) if turned else scale)
+        kept.append(1.0 if role.kind == VECTOR else 1 - seen.rate * decay[index])
+        every = period(role)
+        if turned and (steps + index) % every == 0:
+            ahead = torch.lerp(momenta[index], gradients[index], look[index])
+            length = every * rate[index] * mix[index] * max(1.0, role.rows / role.fan_in) ** 0.5
+            parameters[index].mul_(kept[index])
+            parameters[index].sub_(_turned(role, ahead, 0), alpha=seen.rate * length)
+            kept[index] = 1.0
+    for block in blocks(parameters, gradients, momenta, squares):
+        w, g, m, v = block.parts
+        roots = torch._foreach_add(v, EPS)
+        torch._foreach_sqrt_(roots)
+        if any(kept[index] != 1.0 for index in block.owners):
+            torch._foreach_mul_(w, [kept[index] for index in block.owners])
+        # l is (1 - look) m + look g.
+        of_m = [-scales[index] * (1 - look[index]) for index in block.owners]
+        of_g = [-scales[index] * look[index] for index in block.owners]
+        torch._foreach_addcdiv_(w, m, roots, of_m)
+        torch._foreach_addcdiv_(w, g, roots, of_g)
+
+
+def _step_apart(
+    seen: Observation,
+    roles: Sequence[Role],
+    gains: Gains,
+    weights: Tensor,
+    momenta: Sequence[Tensor],
+    squares: Sequence[Tensor],
+) -> None:
+    """Add f to parameters of any dtype, with weight decay; one after another."""
+    assert seen.as_given is not None
+    step = int(gains.steps[0])
+    for index, parameter in enumerate(seen.as_given[0]):
+        gradient, m, v = seen.gradients[index], momenta[index], squares[index]
+        parts = _parts(roles[index], gains, index, gradient, m, v, step)
+        update = parts.update(seen.parameters[index])
+        if seen.weight_decay:
+            length = torch.linalg.vector_norm(update) / (weights[index].sqrt() + EPS)
+            update.sub_(seen.weight_decay * length * seen.parameters[index])
+        parameter.add_(update.to(parameter.dtype), alpha=seen.rate)
+
+
+def _turned(role: Role, ahead: Tensor, batch: int) -> Tensor:
+    """A momentum made orthogonal, of the shape of its parameter."""
+    flat = ahead.flatten(batch + 1) if ahead.dim() > batch + 2 else ahead
+    if role.transposed:
+        flat = flat.mT
+    found = in_blocks(flat)
+    return (found.mT if role.transposed else found).reshape(ahead.shape)
+
+
 class Parts(NamedTuple):
     """The parts of f = -(numerator / root + orthogonal) - decay w of one parameter.
 
@@ -467,11 +545,7 @@ def _parts(
     root = _root(square, scale * (1 - mix))
     if step is not None and (step + index) % every:
         return Parts(ahead, root, None, taken)
-    flat = ahead.flatten(len(batch) + 1) if gains.dims[index] > 2 else ahead
-    if role.transposed:
-        flat = flat.mT
-    found = in_blocks(flat)
-    found = (found.mT if role.transposed else found).reshape(ahead.shape)
+    found = _turned(role, ahead, len(batch))
     length = every * rate * mix * max(1.0, role.rows / role.fan_in) ** 0.5
     if step is None and every > 1:
         length = torch.where((steps + index) % every == 0, length, 0.0)
@@ -487,6 +561,9 @@ def _root(square: Tensor, scale: Tensor) -> Tensor:
 
 def _energies(tensors: Sequence[Tensor], dims: int) -> Tensor:
     """The sums of squares of each tensor and task, ``(tensors * tasks,)``, tensor by tensor."""
+    if dims == 0 and tensors[0].device.type == "cpu":  # on a CPU a norm takes five times as long
+        flat = [tensor.reshape(-1) for tensor in tensors]
+        return torch.stack([torch.dot(own, own) for own in flat])
     if dims == 0:
         return torch.stack(torch._foreach_norm(list(tensors))).square()
     return torch.cat([tensor.flatten(dims).square().sum(dim=-1).reshape(-1) for tensor in tensors])

@@ -47,10 +47,10 @@ def measure(run: Run, data_dir: str | None, pretrained: Path) -> Record:
     with same_randomness(run.seed):
         model = task.model(run.seed)
         optimizer = _optimizer(run, model)
-        losses, seconds = _train(task, model, optimizer, run)
+        losses, seconds = trained(task, model, optimizer, run.seed, run.steps)
         whole = math.isfinite(losses[-1])
         if whole:
-            _settle(task, model, optimizer, run.seed)
+            settle(task, model, optimizer, run.seed)
         split = "test" if run.seed in TEST_SEEDS else "validation"
         found = evaluated(task, model, run.seed, split) if whole else {"loss": math.inf}
     curve = [float(block.mean()) for block in np.array_split(losses, min(BLOCKS, run.steps))]
@@ -63,13 +63,13 @@ def measure(run: Run, data_dir: str | None, pretrained: Path) -> Record:
         "seed": run.seed,
         "steps": run.steps,
         "split": split,
-        "loss": _kept(found["loss"]),
-        "accuracy": _kept(found.get("accuracy")),
-        "train": _kept(float(np.mean(curve[-LAST:]))),
-        "highest": _kept(float(losses.max() / losses[0])),
+        "loss": kept(found["loss"]),
+        "accuracy": kept(found.get("accuracy")),
+        "train": kept(float(np.mean(curve[-LAST:]))),
+        "highest": kept(float(losses.max() / losses[0])),
         "seconds": round(seconds, 3),
     }
-    return record | {"curve": [_kept(value) for value in curve]}
+    return record | {"curve": [kept(value) for value in curve]}
 
 
 def _optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
@@ -79,13 +79,23 @@ def _optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     return ORDINARY[run.optimizer].optimizer(model, run.steps, setting.rate, setting.decay)
 
 
-def _train(
-    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, run: Run
+def trained(
+    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, steps: int
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
-    """Return the loss before each step, and the seconds of all steps."""
-    losses = np.full(run.steps, np.inf)
+    """Train a module; return the loss before each step, and the processor seconds of all steps.
+
+    A loss that is not finite ends the run and counts as infinite from then on.
+
+    Args:
+        task: the task.
+        model: its model.
+        optimizer: of the model.
+        seed: of the order of the data.
+        steps: how many.
+    """
+    losses = np.full(steps, np.inf)
     model.train()
-    batches = islice(iter(task.batches(run.seed, "train")), run.steps)  # loads the data
+    batches = islice(iter(task.batches(seed, "train")), steps)  # loads the data
     start = time.process_time()
     for step, batch in enumerate(batches):
         optimizer.zero_grad()
@@ -99,8 +109,15 @@ def _train(
     return losses, time.process_time() - start
 
 
-def _settle(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
-    """Bring the weights that are evaluated into the model, with the statistics of its norms."""
+def settle(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    """Bring the weights that are evaluated into the model, with the statistics of its norms.
+
+    Args:
+        task: the task.
+        model: its model.
+        optimizer: of the model; one without an ``eval`` evaluates the weights that it steps.
+        seed: of the order of the data.
+    """
     if not hasattr(optimizer, "eval"):
         return
     optimizer.eval()
@@ -134,6 +151,6 @@ def evaluated(task: Task, model: nn.Module, seed: int, split: str) -> dict[str, 
     return {name: float(np.average(values, weights=sizes)) for name, values in found.items()}
 
 
-def _kept(value: float | None) -> float | None:
-    """A number of five digits; None where it is not finite, as JSON has no infinity."""
+def kept(value: float | None) -> float | None:
+    """Return a number of five digits; None where it is not finite, as JSON has no infinity."""
     return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None

@@ -1,0 +1,60 @@
+"""Four networks that people have, untuned: learned optimizers beside AdamW at five rates.
+
+    python -m studies.untuned --out runs/untuned --data-dir DATA [--methods NAME,NAME] [--quick]
+
+ResNet-18, MobileNetV3-small and ViT-tiny on CIFAR-10, and a GPT of 12 layers on the sources of
+Python's standard library: 60 steps of 32 samples each. A method is a shipped optimizer or a
+.safetensors file, which with :open at its end is not told how many steps there will be, or an
+ordinary optimizer at a rate (muon@0.01). AdamW at five constant rates, Muon and the former
+lstm_layerwise are always there. What is done is kept, so it goes on where it was killed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from metaopt.checks import check_whole
+from metaopt.cli.common import guarded, set_threads
+from studies.command import study_parser
+from studies.report import write_text
+from studies.suite.kept import Log
+from studies.suite.protocol import OPEN
+from studies.untuned.report import ADAMW, tables
+from studies.untuned.runs import LAST, Extent, contenders, measure
+
+LEARNED = "lstm_layerwise"
+FORMER = "lstm_layerwise"
+RIVALS = (*ADAMW, "muon@0.01", FORMER)
+QUICK_STEPS = 6
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the arguments, make the runs that are left, and write and print the tables."""
+    parser = study_parser("untuned", __doc__)
+    parser.add_argument(
+        "--methods", type=str, default=f"{LEARNED},{LEARNED}{OPEN}", help="names, commas between"
+    )
+    parser.add_argument(
+        "--data-dir", type=str, default="", help="has the folder cifar10 (else $METAOPT_DATA)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each method on each network")
+    parser.add_argument("--steps", type=int, default=60, help="of a run")
+    values = parser.parse_args(arguments)
+    set_threads(values.threads)
+    check_whole("--seeds", values.seeds)
+    check_whole("--steps", values.steps, LAST)
+    methods = contenders([*values.methods.split(","), *RIVALS])
+    extent = Extent(values.steps, values.seeds)
+    if values.quick:
+        extent = Extent(QUICK_STEPS, 1, quick=True)
+    out = Path(values.out)
+    records = measure(methods, extent, values.data_dir or None, Log(out / "runs.jsonl"))
+    for name, table in tables(records).items():
+        write_text(out / "tables" / f"{name}.md", table)
+        print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main)())
