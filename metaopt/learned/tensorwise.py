@@ -436,8 +436,7 @@ def _step_in_blocks(
     """Add f to the parameters, all in float32; with plain numbers, in few passes over memory."""
     assert seen.as_given is not None
     parameters, gradients = seen.as_given[0], seen.gradients
-    steps = int(gains.steps[0])
-    rate, begun, mix, look, decay = torch.stack(gains[:5]).tolist()
+    rate, begun, mix, look, decay, steps = torch.stack(gains[:6]).tolist()
     kept, scales = [], []
     for index, role in enumerate(roles):
         turned = orthogonal(role)
@@ -445,7 +444,7 @@ def _step_in_blocks(
         scales.append(scale * (1 - mix[index]) if turned else scale)
         kept.append(1.0 if role.kind == VECTOR else 1 - seen.rate * decay[index])
         every = period(role)
-        if turned and (steps + index) % every == 0:
+        if turned and (int(steps[index]) + index) % every == 0:
             ahead = torch.lerp(momenta[index], gradients[index], look[index])
             length = every * rate[index] * mix[index] * max(1.0, role.rows / role.fan_in) ** 0.5
             parameters[index].mul_(kept[index])
@@ -474,10 +473,10 @@ def _step_apart(
 ) -> None:
     """Add f to parameters of any dtype, with weight decay; one after another."""
     assert seen.as_given is not None
-    step = int(gains.steps[0])
+    steps = gains.steps.tolist()
     for index, parameter in enumerate(seen.as_given[0]):
         gradient, m, v = seen.gradients[index], momenta[index], squares[index]
-        parts = _parts(roles[index], gains, index, gradient, m, v, step)
+        parts = _parts(roles[index], gains, index, gradient, m, v, int(steps[index]))
         update = parts.update(seen.parameters[index])
         if seen.weight_decay:
             length = torch.linalg.vector_norm(update) / (weights[index].sqrt() + EPS)
