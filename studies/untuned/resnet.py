@@ -40,8 +40,8 @@ class BasicBlock(nn.Module):
         """
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)) + shortcut)
-        return out
+        joined: Tensor = self.relu(self.bn2(self.conv2(out)) + shortcut)
+        return joined
 
 
 class ResNet18(nn.Module):
