@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from metaopt import extensions
+from metaopt.tasks import RegressionFamily
 
 torch.set_num_threads(1)
 
@@ -30,3 +31,18 @@ def _installed_packages_are_read_once() -> Iterator[None]:
 def _no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's own data sets must not be seen."""
     monkeypatch.delenv("METAOPT_DATA", raising=False)
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """(width, seeds) of every batch of problems drawn."""
+    drawn = []
+    original = RegressionFamily.sample
+
+    def sample(self, seeds):
+        seeds = list(seeds)
+        drawn.append((self.hidden, seeds))
+        return original(self, seeds)
+
+    monkeypatch.setattr(RegressionFamily, "sample", sample)
+    return drawn

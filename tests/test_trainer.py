@@ -18,21 +18,6 @@ from metaopt.training.trainer import Trainer
 from metaopt.training.unroll import Window
 
 
-@pytest.fixture
-def sampled(monkeypatch):
-    """(width, seeds) of every batch of problems drawn."""
-    drawn = []
-    original = RegressionFamily.sample
-
-    def sample(self, seeds):
-        seeds = list(seeds)
-        drawn.append((self.hidden, seeds))
-        return original(self, seeds)
-
-    monkeypatch.setattr(RegressionFamily, "sample", sample)
-    return drawn
-
-
 def test_training_takes_training_seeds_only_and_does_not_repeat_them(sampled):
     trainer = make(trajectories=4)
     sampled.clear()  # the action was checked on a task of each kind

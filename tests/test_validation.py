@@ -49,21 +49,6 @@ def mean_logs(trainer, family, count):
     return losses[[2, 4]].log10().mean(dim=1)
 
 
-@pytest.fixture
-def sampled(monkeypatch):
-    """(width, seeds) of every batch of problems drawn."""
-    drawn = []
-    original = RegressionFamily.sample
-
-    def sample(self, seeds):
-        seeds = list(seeds)
-        drawn.append((self.hidden, seeds))
-        return original(self, seeds)
-
-    monkeypatch.setattr(RegressionFamily, "sample", sample)
-    return drawn
-
-
 def test_validation_takes_the_first_validation_seeds_at_the_reference_width(sampled):
     trainer = make(validation_problems=3)
     sampled.clear()  # the action was checked on a task of each kind
