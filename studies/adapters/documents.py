@@ -36,7 +36,7 @@ from studies.command import study_parser
 from studies.report import markdown, write_text
 
 METHODS = ("adamw", "balanced")
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 SEEDS, CHOOSING = (10, 11, 12, 13, 14), 0
 TOKENS, TRAIN, TEST, TRAINED_LAYERS = 22, 512, 256, 2
 STEPS, BATCH, RANK = 20, 8, 8

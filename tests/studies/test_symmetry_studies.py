@@ -109,7 +109,8 @@ def test_heads_are_balanced_and_turned_in_training_and_the_study_goes_on(
     rotations.main(["--quick", "--out", str(tmp_path)])
     first = capsys.readouterr().out
     assert first.count("\n| ") == 1 + len(rotations.BASES)  # a line of dashes is "| ---", too
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "runs.jsonl").open()]
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
     assert len(losses) == 1 + 3 * 3
     assert len(set(losses[1:4])) == 3, "each method takes a way of its own"
 
