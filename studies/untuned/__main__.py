@@ -25,7 +25,7 @@ from studies.untuned.report import ADAMW, tables
 from studies.untuned.runs import LAST, Extent, contenders, measure
 
 LEARNED = "lstm_layerwise"
-FORMER = "lstm_layerwise"
+FORMER = "lstm_layerwise_v1"
 RIVALS = (*ADAMW, "muon@0.01", FORMER)
 QUICK_STEPS = 6
 
