@@ -8,7 +8,7 @@ Averages of gradients go along, first moments exactly, second moments by squared
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, final
 
@@ -21,6 +21,7 @@ from metaopt.symmetry.site import named
 
 Tensors = dict[str, Tensor]
 FEATURES = 11
+HIDDEN = 4
 BOUND = 2.0
 """The largest |t| of a learned move."""
 
@@ -177,10 +178,10 @@ class Network:
     """
 
     theta: Tensor
-    hidden: int = 8
+    hidden: int = HIDDEN
 
     @staticmethod
-    def size(hidden: int = 8) -> int:
+    def size(hidden: int = HIDDEN) -> int:
         """Return how many weights there are.
 
         Args:
@@ -255,3 +256,41 @@ class Shuffled:
         rows = features.flatten(0, -2)
         order = torch.randperm(len(rows), generator=self.generator)
         return self.network(rows[order].reshape(features.shape), basis)
+
+
+@final
+@dataclass(frozen=True)
+class Several:
+    """Proposals of copies that stand one after the other, an equal number for each.
+
+    Attributes:
+        proposals: in the order of the copies.
+    """
+
+    proposals: Sequence[Proposal]
+
+    def __call__(self, features: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each proposal says of its own copies. See :class:`Proposal`."""
+        count = len(self.proposals)
+        parts = zip(self.proposals, features.chunk(count), basis.chunk(count), strict=True)
+        t, bases = zip(*(propose(own, along) for propose, own, along in parts), strict=True)
+        return torch.cat(t), torch.cat(bases)
+
+
+@final
+class Watched:
+    """A proposal whose t are noted.
+
+    Args:
+        propose: the proposal.
+    """
+
+    def __init__(self, propose: Proposal) -> None:
+        self.propose = propose
+        self.found: list[Tensor] = []
+
+    def __call__(self, features: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the proposal says. See :class:`Proposal`."""
+        t, basis = self.propose(features, basis)
+        self.found.append(t)
+        return t, basis

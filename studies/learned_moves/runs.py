@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from studies.learned_moves.move import Averages, Moment, Proposal, Tensors, moved
-from studies.learned_moves.tasks import Stack
+from studies.learned_moves.tasks import STEPS, Stack
 
 EVERY = 10
 """Steps from one move to the next; the first is made after the first step."""
@@ -22,13 +22,13 @@ class Setting:
     """How a stack is trained.
 
     Attributes:
-        rate: of AdamW.
+        rate: of AdamW at the start; it falls to 0 in a straight line.
         steps: of AdamW.
         buffers: what becomes of its averages at a move: "transport", "keep" or "reset".
     """
 
     rate: float
-    steps: int
+    steps: int = STEPS
     buffers: str = "transport"
 
 
@@ -57,10 +57,12 @@ def trained(
     found = []
     ends = [round(part * setting.steps) for part in at]
     for step in range(setting.steps):
+        rate = setting.rate * (1 - step / setting.steps)
+        optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
         torch.autograd.backward(stack.losses(weights, fixed, next(batches)).sum())
         if propose is not None and (step == 1 or (step and step % EVERY == 0)):
-            moment = Moment(step / setting.steps, setting.rate)
+            moment = Moment(step / setting.steps, rate)
             _move(stack, optimizer, weights, propose, moment, setting.buffers)
         optimizer.step()
         if step + 1 in ends:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -31,7 +30,9 @@ Pair = tuple[Tensor, Tensor]
 Draws = Callable[[int, int], Iterator[Pair]]
 """From (the seed of a copy, how many samples a batch) to endless batches."""
 
-BATCH, EVALUATED = 12, 128
+BATCH, EVALUATED = 8, 64
+STEPS = 100
+"""Of a training."""
 
 
 class Copy(NamedTuple):
@@ -53,18 +54,16 @@ class Family:
     """Tasks of one architecture.
 
     Attributes:
-        kind: "adapters", "characters" or "attention".
+        kind: "adapters", "attention" or "characters".
         name: for people.
         draw: returns the task of a seed.
         loss: of what a model gives and y; a scalar.
-        steps: of a training.
     """
 
     kind: str
     name: str
     draw: Callable[[int], Copy]
     loss: Callable[[Tensor, Tensor], Tensor]
-    steps: int
 
     @cached_property
     def orbit(self) -> Orbit:
