@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from metaopt.storage import write_atomically
 from metaopt.tasks.suite.small import Block, SequenceModel
 from metaopt.tasks.suite.text import CHARACTERS, help_text, source_text
+from metaopt.training.distributions import drawn_evenly_in_logarithms
 from studies.adapters.network import LowRank, text
-from studies.learned_moves.tasks import Copy, Pair, cross_entropy, drawn
+from studies.learned_moves.tasks import Copy, Pair, cross_entropy
 
 BASE = "base.safetensors"
 WIDTH, HEADS, BLOCKS, LENGTH = 32, 2, 1, 24
@@ -90,7 +91,7 @@ def tuning(seed: int, role: str, rank: int, path: Path, steps: int) -> Copy:
     generator = torch.Generator().manual_seed(seed)
     names = TEXTS[role]
     own = names[seed % len(names)]
-    scale = drawn(generator, 0.1, 10.0)
+    scale = drawn_evenly_in_logarithms(generator, 0.1, 10.0)
     model = network()
     model.load_state_dict(pretrained(path, steps))
     model.requires_grad_(False)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ import torch
 from torch import Tensor
 
 from studies.learned_moves.families import COUNT, FIRST
-from studies.learned_moves.move import Constant, Network, Proposal, Random, Several, Shuffled, Watched
+from studies.learned_moves.move import (
+    Constant,
+    Network,
+    Proposal,
+    Random,
+    Several,
+    Shuffled,
+    Watched,
+)
 from studies.learned_moves.runs import Setting, trained
 from studies.learned_moves.tasks import Family, Stack
 from studies.report import write_json
@@ -95,7 +104,7 @@ def own_rates(kept: Kept, families: Sequence[Family], scale: Scale) -> dict[str,
             return sum(float(losses.log().mean()) for losses in logs) / len(logs)
 
         table = {
-            (method, rate): kept.get(f"rate {kind} {method} {rate:g}", lambda: score(method, rate))
+            (method, rate): kept.get(f"rate {kind} {method} {rate:g}", partial(score, method, rate))
             for method in methods
             for rate in scale.rates
         }
@@ -144,9 +153,10 @@ def chosen(
         networks = [Watched(Network(theta)) for theta in snapshots.flatten(0, 1)]
         logs = []
         for family in families:
-            stack, setting = scale.stack(family, "validation"), Setting(rates[family.kind], scale.steps)
+            stack = scale.stack(family, "validation")
+            setting = Setting(rates[family.kind], scale.steps)
             losses = trained(stack, setting, Several(networks), len(networks))[0]
-            logs.append(losses.log().mean(dim=-1).unflatten(0, snapshots.shape[:2]))
+            logs.append(losses.log().mean(dim=-1).reshape(snapshots.shape[:2]))
         scores = torch.stack(logs).mean(dim=0)
         best = scores.argmin(dim=0).tolist()
         count = snapshots.shape[1]
@@ -195,24 +205,26 @@ def compared(
     def run(setting: Setting, proposals: Sequence[Proposal]) -> list[list[float]]:
         stack = scale.stack(family, "test")
         propose = Several(proposals) if proposals else None
-        found: list[list[float]] = trained(stack, setting, propose, max(1, len(proposals)))[0].tolist()
+        (losses,) = trained(stack, setting, propose, max(1, len(proposals)))
+        found: list[list[float]] = losses.tolist()
         return found
 
     key = f"test {family.kind} {family.name}"
     every = [propose for group in groups.values() for propose in group]
-    together = kept.get(key, lambda: run(setting, every))
-    losses: Losses = {"none": kept.get(f"{key} none", lambda: run(setting, []))}
+    together = kept.get(key, partial(run, setting, every))
+    losses: Losses = {"none": kept.get(f"{key} none", partial(run, setting, []))}
     place = 0
     for name, group in groups.items():
         losses[name] = together[place : place + len(group)]
         place += len(group)
     reset = Setting(rate, scale.steps, "reset")
-    losses["learned, averages reset"] = kept.get(f"{key} reset", lambda: run(reset, learned))
-    for name, proposals in (("none", []), ("balance", [Constant()])):
+    losses["learned, averages reset"] = kept.get(f"{key} reset", partial(run, reset, learned))
+    alone: dict[str, list[Proposal]] = {"none": [], "balance": [Constant()]}
+    for name, proposals in alone.items():
         own = Setting(others[name], scale.steps)
         losses[f"{name}, its own rate"] = (
             losses[name] if others[name] == rate
-            else kept.get(f"{key} {name} own", lambda p=proposals, s=own: run(s, p))
+            else kept.get(f"{key} {name} own", partial(run, own, proposals))
         )  # fmt: skip
     return losses
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from metaopt.symmetry import Balance, Element, Orbit, Site
 from metaopt.symmetry.closed_form import linear_move, linear_transport
-from metaopt.symmetry.site import named
 
 Tensors = dict[str, Tensor]
 FEATURES = 11
@@ -140,8 +139,9 @@ def _energies(site: Site, tensors: Tensors, basis: Tensor, squares: bool = False
 
 
 def _features(
-    site: Site, weights: Tensors, averages: Averages, basis: Tensor, balance: Element, moment: Moment
-) -> Tensor:
+    site: Site, weights: Tensors, averages: Averages, basis: Tensor, balance: Element,
+    moment: Moment,
+) -> Tensor:  # fmt: skip
     """Return what a proposal sees of each direction, ``(..., k, FEATURES)``; none has a unit."""
     a, b = _energies(site, weights, basis)
     gradient_a, gradient_b = _energies(site, averages.gradients, basis)
@@ -194,8 +194,8 @@ class Network:
         theta = self.theta.to(features.dtype).expand(features.shape[0], -1)
         ones = [1] * (features.dim() - 2)
         h = self.hidden
-        inner, shift, outer, last = theta.split([h * FEATURES, h, h, 1], dim=-1)
-        units = torch.einsum("n...f,nhf->n...h", features, inner.unflatten(-1, (h, FEATURES)))
+        inner, shift, outer, last = torch.split(theta, [h * FEATURES, h, h, 1], dim=-1)
+        units = torch.einsum("n...f,nhf->n...h", features, inner.reshape(-1, h, FEATURES))
         units = torch.tanh(units + shift.reshape(-1, *ones, h))
         t = torch.einsum("n...h,nh->n...", units, outer) + last.reshape(-1, *ones)
         return BOUND * torch.tanh(t / BOUND), basis

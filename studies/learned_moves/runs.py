@@ -85,7 +85,8 @@ def _move(
     gradients = {name: _finite(w.grad) for name, w in weights.items()}
     state = {name: optimizer.state[w] for name, w in weights.items()}
     first, second = (
-        {name: _finite(own[key]) for name, own in state.items()} for key in ("exp_avg", "exp_avg_sq")
+        {name: _finite(own[key]) for name, own in state.items()}
+        for key in ("exp_avg", "exp_avg_sq")
     )
     averages = Averages(gradients, first, second)
     after, averages = moved(stack.family.orbit, weights, averages, propose, moment)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from metaopt.symmetry.auto import for_all_data
 from metaopt.symmetry.balancing import balanced
 from metaopt.symmetry.finders.lora import LORA
 from metaopt.tasks.suite.small import DrawnSequences, SequenceModel
+from metaopt.training.distributions import drawn_evenly_in_logarithms
 from studies.adapters.network import LowRank
 
 Pair = tuple[Tensor, Tensor]
@@ -172,16 +174,12 @@ class Adapted(nn.Sequential):
         self, widths: Sequence[int], rank: int, scale: float, generator: torch.Generator
     ) -> None:
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layer = nn.Linear(inputs, outputs)
             layer.weight.data.normal_(0, 1.2 / math.sqrt(inputs), generator=generator)
             layer.bias.data.normal_(0, 0.1, generator=generator)
             layers += [LowRank(layer, rank, scale, generator), nn.Tanh()]
         super().__init__(*layers[:-1])
-
-
-def drawn(generator: torch.Generator, low: float, high: float) -> float:
-    return float(low * (high / low) ** float(torch.rand((), generator=generator)))
 
 
 def adapted(seed: int, widths: Sequence[int], rank: int) -> Copy:
@@ -196,9 +194,9 @@ def adapted(seed: int, widths: Sequence[int], rank: int) -> Copy:
         rank: of the adapters.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = Adapted(widths, rank, drawn(generator, 0.1, 10.0), generator)
-    size = drawn(generator, 0.2, 1.0)
-    spread = torch.arange(1, widths[0] + 1.0) ** -drawn(generator, 0.1, 1.0)
+    model = Adapted(widths, rank, drawn_evenly_in_logarithms(generator, 0.1, 10.0), generator)
+    size = drawn_evenly_in_logarithms(generator, 0.2, 1.0)
+    spread = torch.arange(1, widths[0] + 1.0) ** -drawn_evenly_in_logarithms(generator, 0.1, 1.0)
     spread = spread / spread.square().mean().sqrt()
     truth = []
     for pair in (m for m in model if isinstance(m, LowRank)):

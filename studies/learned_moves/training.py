@@ -116,16 +116,14 @@ def _gradient(
     losses = trained(
         stack, Setting(rates[family.kind]), Network(copies), len(particles), at=(0.5, 1.0)
     )
-    own = losses.log().unflatten(-1, (strategy.seeds, tasks)).mean(dim=(0, -1))
+    own = losses.log().reshape(*losses.shape[:-1], strategy.seeds, tasks).mean(dim=(0, -1))
     plus, minus = own.chunk(2)
     difference = plus - minus
     difference = difference / difference.square().mean(dim=0).sqrt().clamp(min=1e-12)
     return (difference.unsqueeze(-1) * e).mean(dim=0), own.mean(dim=0)
 
 
-def _step(
-    state: dict[str, Tensor], gradient: Tensor, generation: int, strategy: Strategy
-) -> None:
+def _step(state: dict[str, Tensor], gradient: Tensor, generation: int, strategy: Strategy) -> None:
     """Make a step of Adam."""
     for name, value, decay in zip(
         ("first", "second"), (gradient, gradient.square()), MOMENTS, strict=True
