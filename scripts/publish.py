@@ -42,6 +42,7 @@ STUDIES = (
     "suite",
     "generalization",
     "adapters",
+    "learned_moves",
     "quantisation",
     "convergence",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -31,7 +32,14 @@ from studies.learned_moves.move import (
     moved,
 )
 from studies.learned_moves.runs import Setting, trained
-from studies.learned_moves.tasks import Family, adapted, attention, cross_entropy, relative_error
+from studies.learned_moves.tasks import (
+    Family,
+    Stack,
+    adapted,
+    attention,
+    cross_entropy,
+    relative_error,
+)
 
 pytestmark = pytest.mark.studies
 
@@ -155,7 +163,9 @@ def test_controls_are_of_the_size_that_was_asked_for() -> None:
 def test_the_strategy_goes_down_and_on_where_it_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def losses(stack, setting, propose, times, at):  # type: ignore[no-untyped-def]
+    def losses(
+        stack: Stack, setting: Setting, propose: Network, times: int, at: Sequence[float]
+    ) -> Tensor:
         theta = propose.theta.reshape(times, -1, propose.theta.shape[-1])
         return (theta - 0.2).square().mean(dim=-1).exp().expand(len(at), -1, -1)
 
@@ -173,13 +183,14 @@ def test_the_strategy_goes_down_and_on_where_it_was_killed(
 
     count = 0
 
-    def killed(*arguments: object, **named: object) -> Tensor:
+    def killed(
+        stack: Stack, setting: Setting, propose: Network, times: int, at: Sequence[float]
+    ) -> Tensor:
         nonlocal count
         count += 1
         if count > 33:
             raise Killed
-        found: Tensor = losses(*arguments, **named)
-        return found
+        return losses(stack, setting, propose, times, at)
 
     monkeypatch.setattr(training, "trained", killed)
     with pytest.raises(Killed):
