@@ -42,12 +42,12 @@ class Strategy:
     """
 
     seeds: int = 5
-    generations: int = 50
+    generations: int = 120
     pairs: int = 6
     sigma: float = 0.1
     rate: float = 0.05
     tasks: tuple[tuple[str, int], ...] = (("adapters", 2), ("attention", 1))
-    snapshots: int = 2
+    snapshots: int = 3
 
 
 def start(seed: int) -> Tensor:
