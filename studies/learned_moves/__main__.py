@@ -13,9 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from metaopt.cli.common import guarded, set_threads
+from metaopt.evaluation.statistics import geometric_mean
 from studies.command import study_parser
 from studies.learned_moves.characters import PRETRAINING
 from studies.learned_moves.families import families
@@ -28,7 +30,6 @@ from studies.learned_moves.measured import (
     compared,
     hand_constant,
     own_rates,
-    ratio,
 )
 from studies.learned_moves.training import Strategy, taught
 from studies.report import markdown, write_text
@@ -71,25 +72,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _table(found: dict[str, list[Losses]]) -> str:
-    """Return losses over those of the balance by hand, and their range over meta-seeds."""
-    methods = list(next(iter(found.values()))[0])
+    """Return losses over those of the balance by hand, by kind of task.
+
+    A cell has the geometric mean over tasks and meta-seeds, its 95 % bootstrap interval over tasks,
+    the range of the meta-seeds, and the share of runs that end lower than the balance.
+    """
     rows = []
-    for method in methods:
-        cells = [method]
-        for kind in found.values():
-            base = [loss for losses in kind for loss in losses["balance"][0]]
-            runs = [
-                [loss for losses in kind for loss in losses[method][seed]]
-                for seed in range(len(kind[0][method]))
-            ]
-            ratios = sorted(ratio(run, base) for run in runs)
-            middle = f"{ratios[len(ratios) // 2]:.4f}"
-            spread = f" ({ratios[0]:.4f} to {ratios[-1]:.4f})" if len(ratios) > 1 else ""
-            lower = sum(own < other for run in runs for own, other in zip(run, base, strict=True))
-            share = lower / (len(runs) * len(base))
-            cells.append(f"{middle}{spread}, {share:.0%}" if method != "balance" else "1")
-        rows.append(cells)
+    for method in next(iter(found.values()))[0]:
+        cells = [_cell(method, kind) for kind in found.values()]
+        rows.append([method, *(["1"] * len(cells) if method == "balance" else cells)])
     return markdown(["method", *found], rows)
+
+
+def _cell(method: str, families: Sequence[Losses]) -> str:
+    base = np.array([loss for losses in families for loss in losses["balance"][0]])
+    runs = np.concatenate([np.array(losses[method]) for losses in families], axis=1)
+    ratios = np.log(runs / base)
+    middle = geometric_mean(np.exp(ratios.mean(axis=0)))
+    spread = f"{middle.low:.3f} to {middle.high:.3f}"
+    if len(runs) > 1:
+        seeds = np.exp(ratios.mean(axis=1))
+        spread += f"; meta-seeds {seeds.min():.3f} to {seeds.max():.3f}"
+    return f"{middle.mean:.3f} ({spread}), {(ratios < 0).mean():.0%}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -227,14 +226,3 @@ def compared(
             else kept.get(f"{key} {name} own", partial(run, own, proposals))
         )  # fmt: skip
     return losses
-
-
-def ratio(losses: Sequence[float], base: Sequence[float]) -> float:
-    """Return the geometric mean over tasks of a loss over another one.
-
-    Args:
-        losses: one a task.
-        base: what they are divided by.
-    """
-    logs = [math.log(own / other) for own, other in zip(losses, base, strict=True)]
-    return math.exp(sum(logs) / len(logs))

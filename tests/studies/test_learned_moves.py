@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -224,8 +223,16 @@ def test_a_task_has_a_loss_of_1_before_its_tuning() -> None:
     assert trainable == {"lora_A", "lora_B"}
 
 
-def test_ratios_are_geometric_means() -> None:
-    assert measured.ratio([1.0, 8.0], [2.0, 2.0]) == pytest.approx(math.sqrt(2))
+def test_a_cell_has_the_mean_and_the_ranges_over_tasks_and_seeds() -> None:
+    families: list[measured.Losses] = [
+        {"balance": [[2.0, 2.0]], "learned": [[1.0, 4.0], [2.0, 8.0]], "none": [[4.0, 4.0]]},
+        {"balance": [[1.0]], "learned": [[1.0], [1.0]], "none": [[2.0]]},
+    ]
+    assert study._cell("none", families) == "2.000 (2.000 to 2.000), 0%"
+    mean, first, second = 2 ** (2 / 6), 1.0, 2 ** (2 / 3)
+    cell = study._cell("learned", families)
+    assert cell.startswith(f"{mean:.3f} (")
+    assert cell.endswith(f"; meta-seeds {first:.3f} to {second:.3f}), 17%")
 
 
 def test_the_study_goes_on_where_it_stopped(
