@@ -17,7 +17,7 @@ from studies.learned_moves.tasks import (
 FIRST = {"train": 10**6, "validation": 10**4, "test": 10**5}
 """The first seed of each role; those of trainings are drawn from there on."""
 
-COUNT = {"adapters": 16, "attention": 8, "characters": 6}
+COUNT = {"adapters": 16, "attention": 8, "characters": 4}
 """Tasks of a family that are measured."""
 
 USUAL, WIDE, SHORT = (16, 24, 24, 8), (16, 48, 48, 48, 8), (12, 32, 6)
@@ -54,4 +54,4 @@ def families(role: str, folder: Path, pretraining: int = PRETRAINING) -> list[Fa
         adapters = [_adapters(USUAL, rank) for rank in (2, 8)]
         return [*adapters, _attention(2, 6, 12), characters(4)]
     adapters = [*(_adapters(USUAL, rank) for rank in (2, 4, 8)), _adapters(WIDE, 6)]
-    return [*adapters, _attention(2, 6, 12), _attention(3, 8, 16), characters(2), characters(8)]
+    return [*adapters, _attention(2, 6, 12), _attention(3, 6, 12), characters(4)]

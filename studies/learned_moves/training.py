@@ -36,18 +36,18 @@ class Strategy:
         generations: of each.
         pairs: of networks a generation.
         sigma: the size of what is added to the weights of m2.
-        rate: of Adam on the weights of m2, at the start; it falls to a tenth.
+        rate: of Adam on the weights of m2, at the start; it falls to 0.4 of that.
         tasks: of a meta-seed in a generation, by kind.
         snapshots: how often weights are kept to choose from.
     """
 
     seeds: int = 5
-    generations: int = 120
+    generations: int = 80
     pairs: int = 6
     sigma: float = 0.1
     rate: float = 0.05
     tasks: tuple[tuple[str, int], ...] = (("adapters", 2), ("attention", 1))
-    snapshots: int = 3
+    snapshots: int = 2
 
 
 def start(seed: int) -> Tensor:
@@ -133,5 +133,5 @@ def _step(state: dict[str, Tensor], gradient: Tensor, generation: int, strategy:
         state[name] / (1 - decay ** (generation + 1))
         for name, decay in zip(("first", "second"), MOMENTS, strict=True)
     )
-    rate = strategy.rate * (1 - 0.9 * generation / strategy.generations)
+    rate = strategy.rate * (1 - 0.6 * generation / strategy.generations)
     state["theta"] = state["theta"] - rate * first / (second.sqrt() + 1e-8)
