@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs soak mutants audit wheel train study controls families optimizers \
-  minibatches zoo fullbatch untuned generalization adapters quantisation theory publish clean
+  minibatches zoo fullbatch untuned generalization adapters moves quantisation theory publish clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -86,6 +86,9 @@ generalization: $(STAMP) ## section 4 on real data; needs all three data sets in
 adapters: $(STAMP) ## low-rank adapters, balanced at each step, against AdamW (half an hour)
 	$(BIN)/python -m studies.adapters --out runs/adapters
 	$(BIN)/python -m studies.adapters.rotations --out runs/rotations
+
+moves: $(STAMP) ## a learned group element at GL sites, beside AdamW (a few minutes)
+	$(BIN)/python -m studies.learned_moves --out runs/learned_moves
 
 quantisation: $(STAMP) ## equalised before rounding; MNIST of $$METAOPT_DATA, if it is there
 	$(BIN)/python -m studies.quantisation --out runs/quantisation

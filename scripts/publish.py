@@ -43,6 +43,7 @@ STUDIES = (
     "untuned",
     "generalization",
     "adapters",
+    "learned_moves",
     "quantisation",
     "convergence",
 )
