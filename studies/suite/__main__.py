@@ -112,6 +112,7 @@ def report(results: Reference, out: Path) -> None:
         write_text(out / "tables" / f"{name}.md", table)
         print(table)
     (out / "suite.png").write_bytes(suite_figure(results))
+    (out / "suite_seconds.png").write_bytes(suite_figure(results, seconds=True))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The figure of the suite: one panel a task, the smoothed training loss against steps."""
+"""The figures of the suite: one panel a task, the smoothed training loss against steps or time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ COLOURS = ("#0b3954", "#7a7a7a", "#c8553d", "#2a9d8f", "#b5838d", "#6a4c93", "#e
 COLUMNS = 5
 
 
-def suite_figure(results: Reference) -> bytes:
+def suite_figure(results: Reference, seconds: bool = False) -> bytes:
     """Return a PNG: the mean over seeds for each method, one panel a task.
 
     Args:
         results: what is compared; methods that are no baselines are drawn thick.
+        seconds: whether the losses stand against the processor's seconds, of which each step takes
+            as many, instead of against steps.
     """
     with extra("report"):
         from matplotlib import pyplot as plt
@@ -36,18 +38,17 @@ def suite_figure(results: Reference) -> bytes:
                 runs = results.of(task, method)
                 curve = np.mean([smoothed(run["curve"]) for run in runs], axis=0)
                 look: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "label": method}
-                steps = (
-                    np.arange(LAST, LAST + len(curve)) * runs[0]["steps"] / len(runs[0]["curve"])
-                )
+                whole = float(np.mean([run["seconds" if seconds else "steps"] for run in runs]))
+                done = np.arange(LAST, LAST + len(curve)) * whole / len(runs[0]["curve"])
                 width = 1.2 if method in SETTINGS else 2.4
-                axis.semilogy(steps, curve, linewidth=width, **look)
+                axis.semilogy(done, curve, linewidth=width, **look)
                 if method == BASELINE and np.isfinite(curve[-1]):
                     axis.axhline(curve[-1], color=look["color"], linewidth=0.6, linestyle=":")
                     start = float(np.nanmax(curve[np.isfinite(curve)]))
                     axis.set_ylim(float(curve.min()) * 0.7, start * 1.3)
             axis.set_title(f"{task}{', held out' if SUITE[task].held_out else ''}", fontsize=9)
         for axis in axes[-1]:
-            axis.set_xlabel("step")
+            axis.set_xlabel("seconds" if seconds else "step")
         for axis in axes[:, 0]:
             axis.set_ylabel("training loss")
         for axis in list(axes.flat)[len(tasks) :]:

@@ -236,7 +236,9 @@ def test_tables_say_speed_ups_losses_and_where_a_test_loss_is_worse():
     assert "| mnist_mlp | 1.00 | 0.53 |" in text["suite_speedups"]
     assert "| lora (held out) | 1 | **0.9** | 1.04 |" in text["suite_test"]
     assert "| lora (held out) | 0.1 (end) | 0.1 (end) | 0.1 |" in text["suite_settings"]
-    assert suite_figure(results).startswith(b"\x89PNG")
+    figures = [suite_figure(results, seconds) for seconds in (False, True)]
+    assert all(figure.startswith(b"\x89PNG") for figure in figures)
+    assert figures[0] != figures[1]
     instead = results.beside([a_record("lora", "own", flat, 2.0)], ["lora"])
     assert instead.of("lora", "own")[0]["loss"] == 2.0
     assert instead.tasks == ["lora"]
