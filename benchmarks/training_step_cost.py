@@ -157,12 +157,12 @@ def main() -> None:
         print(json.dumps(extra_memory(options.alone, options.width)))
         return
     methods = [ADAMW, *options.methods.split(",")]
+    memory = {name: in_a_process(name, options.width, options.threads) for name in methods}
+    # The peak of a process is no lower than that of its parent, so these come afterwards.
     result: dict[str, object] = {
         network: cost(methods, network, options.steps) for network in options.networks.split(",")
     }
-    result["memory"] = {
-        name: in_a_process(name, options.width, options.threads) for name in methods
-    }
+    result["memory"] = memory
     arguments = {key: value for key, value in vars(options).items() if key != "alone"}
     name = "a training step / AdamW's training step"
     print(json.dumps({"benchmark": name, **arguments, **result}))
