@@ -7,7 +7,7 @@ parameters; where there are parameters alone, from their shapes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ HIDDEN, VECTOR, EMBEDDING, OUTPUT = "hidden", "vector", "embedding", "output"
 KINDS = (HIDDEN, VECTOR, EMBEDDING, OUTPUT)
 """Kinds of parameters: matrices between layers, what has one entry a unit, tables of vectors, of
 which a sample uses some rows, and the last matrix."""
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers whose weight is a matrix, with one row too."""
 
 TRANSPOSED = ("Conv1D",)  # classes whose weight is (in, out), by name
 
@@ -28,6 +31,7 @@ class Role(NamedTuple):
         rows: how many units it makes; 1 for what is no matrix.
         fan_in: how many inputs each of them has; 1 for what is no matrix.
         mixes: whether each unit sees several features, which a depthwise kernel does not.
+        place: of the parameter among all of its optimizer.
         transposed: whether the inputs are the first dimension.
     """
 
@@ -36,6 +40,16 @@ class Role(NamedTuple):
     fan_in: int = 1
     mixes: bool = False
     transposed: bool = False
+    place: int = 0
+
+
+def placed(roles: Iterable[Role]) -> list[Role]:
+    """Return roles that know their places.
+
+    Args:
+        roles: of all parameters of an optimizer, in order.
+    """
+    return [role._replace(place=place) for place, role in enumerate(roles)]
 
 
 def role_of_shape(shape: Sequence[int]) -> Role:
@@ -95,6 +109,8 @@ def _role(parameter: Tensor, owner: nn.Module, embedding: bool) -> Role:
     if embedding:
         return Role(EMBEDDING)
     role = role_of(parameter)
+    if role.kind == VECTOR and isinstance(owner, LAYERS) and parameter is owner.weight:
+        return Role(HIDDEN, 1, max(parameter[0].numel(), 1), parameter.shape[1] > 1)  # one output
     if parameter.dim() == 2 and role.kind == HIDDEN and type(owner).__name__ in TRANSPOSED:
         return Role(HIDDEN, parameter.shape[1], parameter.shape[0], True, True)
     return role

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from own_tasks import Images, Tokens
 from torch import nn
 from torch.nn import functional as F
 
+from metaopt.errors import UserError
+from metaopt.learned import tensorwise
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import Observation
 from metaopt.learned.optimizer import LearnedOptimizer
@@ -308,9 +311,15 @@ def test_it_anneals_to_zero_at_the_announced_end():
     model = network()
     optimizer = LearnedOptimizer(model, build(), total_steps=20)
     lengths = []
-    for _ in range(22):
+    for step in range(22):
+        warned = (
+            pytest.warns(UserWarning, match="total_steps=20 are made")
+            if step == 20
+            else nullcontext()
+        )
         before = [p.detach().clone() for p in model.parameters()]
-        steps(model, optimizer, 1)
+        with warned:
+            steps(model, optimizer, 1)
         moved = [(a - b.detach()).norm() for a, b in zip(before, model.parameters(), strict=True)]
         lengths.append(float(torch.stack(moved).norm()))
     assert lengths[19] < 0.15 * max(lengths)
@@ -334,3 +343,96 @@ def test_stacked_copies_know_the_roles():
     assert [role.kind for role in stacked(Images(), [1, 2]).roles] == [
         HIDDEN, VECTOR, VECTOR, VECTOR, OUTPUT, VECTOR,
     ]  # fmt: skip
+
+
+def stepped_with(model: nn.Module, optimizer: torch.optim.Optimizer, value: float) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, value)
+    optimizer.step()
+
+
+def test_gradients_that_vanish_make_no_nan():
+    """The momentum decays until its norm underflows, where a division by it would explode."""
+    model = wide()
+    optimizer = LearnedOptimizer(model, build())
+    steps(model, optimizer, 3)
+    for _ in range(600):
+        stepped_with(model, optimizer, 0.0)
+    for value in (1e-23, 1e-24, 1e-38):
+        for _ in range(4):
+            stepped_with(model, optimizer, value)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("where", ["gradients together", "a weight"])
+def test_what_overflows_is_skipped_and_counted(where):
+    model = wide()
+    if where == "a weight":
+        model[1].bias.data[0] = torch.finfo(torch.float32).min
+    before = copy.deepcopy(model.state_dict())
+    optimizer = LearnedOptimizer(model, build())
+    largest = max(p.numel() for p in model.parameters())
+    value = 1.0 if where == "a weight" else (0.9 * 3.4e38 / largest) ** 0.5
+    stepped_with(model, optimizer, value)
+    assert optimizer.skipped == 1
+    for name, own in model.state_dict().items():
+        assert torch.equal(own, before[name])
+
+
+def test_a_layer_with_one_output_is_a_matrix():
+    model = nn.Sequential(
+        nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)
+    )
+    kinds = [role.kind for role in roles_of(model).values()]
+    assert kinds == [HIDDEN, VECTOR, HIDDEN, VECTOR, OUTPUT, VECTOR]
+    assert roles_of(model)["4.weight"].fan_in == 64
+
+
+def test_when_a_matrix_is_made_orthogonal_does_not_depend_on_which_others_have_gradients(
+    monkeypatch,
+):
+    """Two branches of other sizes in turn; the trunk is turned in each second step."""
+    torch.manual_seed(0)
+    first = nn.Linear(4, 64)
+    second = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 64, bias=False))
+    trunk = nn.Linear(64, 64)
+    model = nn.ModuleDict(
+        {"first": first, "second": second, "trunk": trunk, "head": nn.Linear(64, 3)}
+    )
+    optimizer = LearnedOptimizer(model, build())
+    turned = []
+
+    def counting(matrix):
+        turned.append(tuple(matrix.shape))
+        return in_blocks(matrix)
+
+    monkeypatch.setattr(tensorwise, "in_blocks", counting)
+    for step in range(20):
+        optimizer.zero_grad(set_to_none=True)
+        branch = model["second" if step % 2 else "first"]
+        model["head"](model["trunk"](branch(torch.ones(2, 4)))).sum().backward()
+        optimizer.step()
+    assert turned.count((64, 64)) == 10
+
+
+def test_the_end_is_that_of_the_run_and_not_of_a_tensor_unfrozen_late():
+    model = wide()
+    model[1].requires_grad_(False)
+    optimizer = LearnedOptimizer(model, build(), total_steps=10)
+    steps(model, optimizer, 6)
+    model[1].requires_grad_(True)
+    steps(model, optimizer, 4)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.warns(UserWarning, match="total_steps=10 are made, after which steps are 0"):
+        steps(model, optimizer, 3)
+    for name, own in model.state_dict().items():
+        assert torch.equal(own, before[name]), name
+
+
+@pytest.mark.parametrize("value", [-5, 10.7, "100", None, 10**30])
+def test_total_steps_of_a_group_is_checked(value):
+    model = wide()
+    optimizer = LearnedOptimizer([model[1].weight], build())
+    with pytest.raises(UserError, match="expected total_steps of 0 to"):
+        optimizer.add_param_group({"params": [model[1].bias], "total_steps": value})
+    assert len(optimizer.param_groups) == 1

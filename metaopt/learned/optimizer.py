@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from metaopt.target import (
 )
 from metaopt.wrappers import unwrapped
 
+MOST_STEPS = 10**12
 DEFAULTS = {"lr": 1.0, "weight_decay": 0.0, "maximize": False, "total_steps": 0, "skipped": 0}
 OF_OTHERS = ("betas", "momentum", "dampening", "eps", "alpha")  # options of torch's optimizers
 
@@ -102,7 +104,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         total_steps: int = 0,
     ) -> None:
         check_option("lr", lr)
-        check_whole("total_steps", total_steps, 0)
+        check_whole("total_steps", total_steps, 0, MOST_STEPS)
         check_option("weight_decay", weight_decay)
         target = target_of(model, sites) if isinstance(model, nn.Module) else None
         network = target is not None and target.needs_batch
@@ -250,6 +252,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
             return
         self._keep(index, parameters, following)
         self._count(parameters)
+        total = self.param_groups[index]["total_steps"]
+        counts = [self.state[parameter]["step"] for parameter in parameters] if total else []
+        if total and int(torch.stack(counts).max()) == total + 1:
+            warnings.warn(
+                f"total_steps={total} are made, after which steps are 0: build the optimizer with "
+                "the number that you will make, or with 0 where you do not know it",
+                stacklevel=4,
+            )
 
     def _count(self, parameters: Sequence[nn.Parameter]) -> None:
         """Count a step of each parameter; tools ask for an entry of each."""
@@ -460,6 +470,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         try:
             check_option("lr", group["lr"])
             check_option("weight_decay", group["weight_decay"])
+            check_whole("total_steps", group["total_steps"], 0, MOST_STEPS)
             if len(self.param_groups) > len(self.steppers):
                 check_parameters(self._in_words())
                 self.steppers.append(GradientStepper(group["params"], self.meta))

@@ -19,7 +19,7 @@ from metaopt.learned.observation import Observation, SeenLoss
 from metaopt.learned.state import Kept, KeptState, State, kept_of
 from metaopt.learned.update import InPlace
 from metaopt.output_loss import NORM, SOFTMAX, SQUARE, OutputLoss
-from metaopt.roles import Role, role_of
+from metaopt.roles import Role, placed, role_of
 from metaopt.symmetry.chain import NO_CHAIN, LayerChain
 from metaopt.target import TaskTarget
 
@@ -145,7 +145,8 @@ class TaskStepper(Stepper):
         self.target = target
         self.parameters = target.parameters(target.names)
         self.output_loss: OutputLoss = getattr(target.model, "output_loss", SQUARE)
-        self.roles: Sequence[Role] | None = getattr(target.model, "roles", None)
+        roles: Sequence[Role] | None = getattr(target.model, "roles", None)
+        self.roles = None if roles is None else placed(roles)
         self._exact: dict[str, bool] = {}  # whether an action is exact on the tasks' data
 
     def init_state(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> State:
@@ -255,7 +256,7 @@ class GradientStepper(Stepper):
     ) -> None:
         check_loose(meta)
         self.parameters = list(parameters)
-        self.roles = list(map(role_of, parameters)) if roles is None else list(roles)
+        self.roles = placed(map(role_of, parameters) if roles is None else roles)
         divided = meta.update.columns(NO_CHAIN, list(map(as_real, self.parameters)))
         self.apart = divided is not None  # else m1 has one state for all, which fits these alone
         if not self.apart:

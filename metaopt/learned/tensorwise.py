@@ -23,7 +23,16 @@ from metaopt.learned.fields import LSTMFields
 from metaopt.learned.observation import Observation
 from metaopt.learned.state import Columns
 from metaopt.learned.update import UPDATE_RULES, InPlace, RuleState, UpdateConfig, UpdateRule
-from metaopt.roles import EMBEDDING, HIDDEN, KINDS, OUTPUT, VECTOR, Role, role_of_shape
+from metaopt.roles import (
+    EMBEDDING,
+    HIDDEN,
+    KINDS,
+    OUTPUT,
+    VECTOR,
+    Role,
+    placed,
+    role_of_shape,
+)
 from metaopt.symmetry.chain import LayerChain
 
 MOMENTUM, SQUARE, LONG = 0.9, 0.99, 0.98  # decays of m, v, and of the mean ||g||^2
@@ -40,6 +49,7 @@ SURPRISE = 2.0  # a gradient so many times longer than usual shortens the step
 QUINTIC = (3.4445, -4.7750, 2.0315)
 FLAT = 2  # times as wide as high, from where on a flat matrix is made orthogonal by its Gram matrix
 EPS = 1e-24
+LEAST = 1e-15  # a norm below it may have underflowed to 0
 NUMBERS = ("steps", "momentum_norm", "long", "first_norm", "path")  # kept of each tensor
 CHANNELS = 18
 OUTPUTS = 4
@@ -147,8 +157,8 @@ class TensorwiseUpdate(InPlace, UpdateRule):
         """See :meth:`UpdateRule.step_`; the moments of the state are changed too."""
         own = 2 * len(self.lstm.layers)
         momenta, squares = state[own + 1 :: 2], state[own + 2 :: 2]
-        energy = _energies(seen.gradients, 0)
-        if not bool(energy.isfinite().all()):
+        energy, weights = _energies(seen.gradients, 0), _energies(seen.parameters, 0)
+        if not bool((energy.sum() + weights.sum()).isfinite()):  # of all, as trust looks at all
             return None
         gradients = list(seen.gradients)
         for block in blocks(gradients, momenta, squares):
@@ -156,7 +166,7 @@ class TensorwiseUpdate(InPlace, UpdateRule):
             torch._foreach_lerp_(m, g, 1 - MOMENTUM)
             torch._foreach_mul_(v, SQUARE)
             torch._foreach_addcmul_(v, g, g, 1 - SQUARE)
-        energies = Energies(energy, _energies(momenta, 0), _energies(seen.parameters, 0))
+        energies = Energies(energy, _energies(momenta, 0), weights)
         facts = _facts(seen)
         column, following, gains = self._gains(facts, energies, state)
         if seen.rate:  # adding 0 could turn -0.0 into 0.0
@@ -257,7 +267,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
     x: Tensor = matrix.mT if tall else matrix
-    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + EPS)
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + LEAST)
     if x.shape[-1] < FLAT * x.shape[-2]:
         for _ in range(ITERATIONS):
             x = _polynomial(x @ x.mT) @ x
@@ -344,7 +354,7 @@ class Gains(NamedTuple):
 def _facts(seen: Observation) -> Facts:
     dims = seen.batch_dims
     shapes = [parameter.shape for parameter in seen.parameters]
-    roles = seen.roles or [role_of_shape(shape[dims:]) for shape in shapes]
+    roles = seen.roles or placed(role_of_shape(shape[dims:]) for shape in shapes)
     batch = shapes[0][:dims]
     entries = [max(shape[dims:].numel(), 1) for shape in shapes]
     fixed = [
@@ -379,7 +389,8 @@ def _channels(facts: Facts, energies: Energies, column: Column) -> tuple[Tensor,
     turning = torch.where(column.momentum > 0, turning, 0.0)  # else there is only rounding
     signal = momentum / ((1 - b**steps) ** 2 * mean + EPS)
     known = float(facts.total_steps > 0)
-    progress = (steps / max(facts.total_steps, 1)).clamp(max=1.0) * known
+    run = _of_run(steps, count)
+    progress = (run / max(facts.total_steps, 1)).clamp(max=1.0) * known
     channels = (
         turning.clamp(-1, 1),
         _log(signal, -8, 2),
@@ -400,8 +411,8 @@ def _channels(facts: Facts, energies: Energies, column: Column) -> tuple[Tensor,
 def _gains(facts: Facts, energies: Energies, column: Column, output: Tensor) -> Gains:
     steps, count = column.steps, len(facts.roles)
     rise = (steps / WARM_UP).clamp(max=1.0)
-    total = facts.total_steps
-    fall = (1 - (steps - 1) / total).clamp(min=0.0) if total else (1 + steps / OPEN) ** -0.5
+    total, run = facts.total_steps, _of_run(steps, count)
+    fall = (1 - (run - 1) / total).clamp(min=0.0) if total else (1 + run / OPEN) ** -0.5
     # Where gradients grow at once, a step before was too long.
     mean = _whole(column.long / (1 - LONG**steps), count)
     surprise = (mean + EPS) / (_whole(energies.gradients, count) + EPS)
@@ -444,7 +455,7 @@ def _step_in_blocks(
         scales.append(scale * (1 - mix[index]) if turned else scale)
         kept.append(1.0 if role.kind == VECTOR else 1 - seen.rate * decay[index])
         every = period(role)
-        if turned and (int(steps[index]) + index) % every == 0:
+        if turned and (int(steps[index]) + role.place) % every == 0:
             ahead = torch.lerp(momenta[index], gradients[index], look[index])
             length = every * rate[index] * mix[index] * max(1.0, role.rows / role.fan_in) ** 0.5
             parameters[index].mul_(kept[index])
@@ -542,12 +553,12 @@ def _parts(
         return Parts(ahead, _root(square, scale), None, taken)
     every = period(role)
     root = _root(square, scale * (1 - mix))
-    if step is not None and (step + index) % every:
+    if step is not None and (step + role.place) % every:
         return Parts(ahead, root, None, taken)
     found = _turned(role, ahead, len(batch))
     length = every * rate * mix * max(1.0, role.rows / role.fan_in) ** 0.5
     if step is None and every > 1:
-        length = torch.where((steps + index) % every == 0, length, 0.0)
+        length = torch.where((steps + role.place) % every == 0, length, 0.0)
     return Parts(ahead, root, length * found, taken)
 
 
@@ -571,6 +582,11 @@ def _energies(tensors: Sequence[Tensor], dims: int) -> Tensor:
 def _whole(energies: Tensor, count: int) -> Tensor:
     """The sums over all tensors of each task, at each tensor."""
     return energies.reshape(count, -1).sum(dim=0).repeat(count)
+
+
+def _of_run(steps: Tensor, count: int) -> Tensor:
+    """The steps of the run, at each tensor: a tensor that was frozen at first has made fewer."""
+    return steps.reshape(count, -1).amax(dim=0).repeat(count)
 
 
 def _log(value: Tensor, low: float, high: float) -> Tensor:
