@@ -68,13 +68,13 @@ def test_groups_have_their_own_decay_and_it_is_saved():
         weights = [p for p in model.parameters() if p.dim() > 1]
         biases = [p for p in model.parameters() if p.dim() == 1]
         groups = [{"params": weights, "weight_decay": 0.5}, {"params": biases}]
-        return model, LearnedOptimizer(groups, "lstm_layerwise")
+        return model, LearnedOptimizer(groups, "lstm_layerwise_v1")
 
     (model, optimizer), plain = start(), mlp()
     one = batch_for(mlp)
     train(model, optimizer, [one])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
-    train(plain, LearnedOptimizer(plain, "lstm_layerwise"), [one])
+    train(plain, LearnedOptimizer(plain, "lstm_layerwise_v1"), [one])
     for own, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(own, other) == (own.dim() == 1)
     _, loaded = start()

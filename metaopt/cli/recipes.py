@@ -50,7 +50,7 @@ def load_recipe(source: str | Path) -> Recipe:
         UserError: if there is no such config, or it is no config of a training.
 
     Example:
-        >>> load_recipe("lstm_layerwise").networks.update_config
+        >>> load_recipe("lstm_layerwise_v1").networks.update_config
         LayerwiseConfig(hidden=16, layers=1)
     """
     path = user_path(source) if str(source).endswith(".yaml") else CONFIGS / f"{source}.yaml"

@@ -68,7 +68,7 @@ STYLES = {
     "lstm_update": Style(1, 0, 1),
     "lstm_lr_tele": Style(2, 0, 2),
     "lstm_layerwise": Style(3, 0, 3),
-    "lstm_layerwise_v1": Style(3, 2, 3),
+    "lstm_layerwise_v1": Style(3, 1, 3),
     "gd": Style(4, 0, 4),
     "gd_tele": Style(4, 1, 4),
     "sgd": Style(4, 3, 1),

@@ -233,7 +233,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 self._step_in_place(index, parameters, now, state)
                 continue
             advanced, skipped = stepper.finite_step(self.meta, now, state)
-            group["skipped"] += skipped
+            group["skipped"] = group["skipped"] + skipped
             if advanced is None:
                 continue  # as if it had not been asked for
             if now.rate:  # at 0, adding 0 could still turn -0.0 into 0.0

@@ -88,7 +88,7 @@ class Stepper(ABC):
 
     def finite_step(
         self, meta: MetaOptimizer, now: StepInput, state: State
-    ) -> tuple[Advanced | None, int]:
+    ) -> tuple[Advanced | None, int | Tensor]:
         """Return a step that makes no weight infinite or NaN, and how many steps are left out.
 
         Args:
@@ -172,28 +172,34 @@ class TaskStepper(Stepper):
 
     def finite_step(
         self, meta: MetaOptimizer, now: StepInput, state: State
-    ) -> tuple[Advanced | None, int]:
-        """See :meth:`Stepper.finite_step`; one task that is lost does not stop the others."""
-        advanced = self.advance(meta, now, state)
-        if _finite([*advanced.parameters, *now.gradients]):
-            return advanced, 0
-        dims = self.target.chain.batch_dims
-        without = _not_finite(now.gradients, dims)
-        lost = _not_finite(advanced.parameters, dims)
-        if bool(lost.all()):
-            return None, lost.numel()
-        if bool(lost.any()):  # a step without gradient keeps the state of the lost ones finite
+    ) -> tuple[Advanced | None, int | Tensor]:
+        """See :meth:`Stepper.finite_step`; one task that is lost does not stop the others.
+
+        On a CPU it looks first whether all is finite. Elsewhere that would wait for the device, so
+        the count is a tensor there.
+        """
+        dims, on_cpu = self.target.chain.batch_dims, now.gradients[0].device.type == "cpu"
+        if on_cpu and _finite(now.gradients):
+            advanced = self.advance(meta, now, state)
+            if _finite(advanced.parameters):
+                return advanced, 0
+            without = torch.zeros(now.gradients[0].shape[:dims], dtype=torch.bool)
+        else:  # a step without gradient keeps the state of the lost ones finite
+            without = _not_finite(now.gradients, dims)
             gradients = [g.masked_fill(_along(without, g), 0.0) for g in now.gradients]
             advanced = self.advance(meta, now._replace(gradients=gradients), state)
-            stepped = [
-                torch.where(_along(lost, own), own, after)
-                for own, after in zip(now.parameters, advanced.parameters, strict=True)
-            ]
-            advanced = advanced._replace(parameters=stepped)
-        moved = torch.zeros_like(lost)  # a rule may go back to where the loss was finite
-        for own, after in zip(now.parameters, advanced.parameters, strict=True):
+        lost = _not_finite(advanced.parameters, dims)
+        if not meta.update.sees_losses:  # one that does may go back to where the loss was finite
+            lost = lost | without
+        stepped = [
+            torch.where(_along(lost, own), own, after)
+            for own, after in zip(now.parameters, advanced.parameters, strict=True)
+        ]
+        moved = torch.zeros_like(lost)
+        for own, after in zip(now.parameters, stepped, strict=True):
             moved |= (own != after).flatten(start_dim=dims).any(dim=-1)
-        return advanced, int((lost | (without & ~moved)).sum())
+        count = (lost | (without & ~moved)).sum()
+        return advanced._replace(parameters=stepped), int(count) if on_cpu else count
 
     def _with_loss(self, now: StepInput, losses: Tensor) -> StepInput:
         """The input with the loss; of a norm L it is that of 1/2 L^2."""

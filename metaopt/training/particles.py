@@ -250,8 +250,10 @@ class OneByOne(Particles):
             with torch.no_grad():
                 for parameter, value in zip(own, theta, strict=True):
                     parameter.copy_(value[index])
+            before = optimizer.skipped
             run = rollout(tasks, optimizer, count, measure_invariance=False, first_step=start)
-            losses.append(run.losses[1:])
+            lost = optimizer.skipped > before  # its weights stayed, and the rule is not finite
+            losses.append(run.losses[1:].masked_fill(torch.tensor(lost), torch.nan))
             rejected.append(run.rejected.sum())
         return torch.cat(losses, dim=1), torch.stack(rejected).sum()
 
