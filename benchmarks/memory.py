@@ -16,6 +16,7 @@ import resource
 import statistics
 import subprocess
 import sys
+from typing import Any
 
 import torch
 from command import integers
@@ -50,13 +51,18 @@ def measure(options: argparse.Namespace) -> dict[str, int]:
     return {"rss": peak_rss(), "rss_growth": peak_rss() - before, "live": max(live)}
 
 
+def printed_by(program: str, *arguments: str) -> Any:
+    """What a program prints as JSON, run in a fresh process."""
+    command = [sys.executable, program, *arguments]
+    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(finished.stdout)
+
+
 def in_a_process(options: argparse.Namespace, steps: int) -> dict[str, int]:
     """The numbers of one trajectory, run in a fresh process."""
     given = {key: value for key, value in vars(options).items() if key not in ("alone", "repeats")}
     arguments = [f"--{key}={value}" for key, value in (given | {"steps": steps}).items()]
-    command = [sys.executable, __file__, "--alone", *arguments]
-    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    numbers: dict[str, int] = json.loads(finished.stdout)
+    numbers: dict[str, int] = printed_by(__file__, "--alone", *arguments)
     return numbers
 
 

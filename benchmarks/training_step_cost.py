@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from pathlib import Path
 
 import torch
 from command import integers
-from memory import peak_rss
+from memory import peak_rss, printed_by
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -138,10 +137,8 @@ def extra_memory(method: str, width: int) -> dict[str, float]:
 
 def in_a_process(method: str, width: int, threads: int) -> dict[str, float]:
     """The memory of a method, measured in a fresh process."""
-    command = [sys.executable, __file__, f"--alone={method}", f"--width={width}"]
-    command.append(f"--threads={threads}")
-    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    numbers: dict[str, float] = json.loads(finished.stdout)
+    arguments = (f"--alone={method}", f"--width={width}", f"--threads={threads}")
+    numbers: dict[str, float] = printed_by(__file__, *arguments)
     return numbers
 
 

@@ -35,7 +35,7 @@ from metaopt.target import (
 )
 from metaopt.wrappers import unwrapped
 
-MOST_STEPS = 10**12
+LONGEST_RUN = 10**12
 DEFAULTS = {"lr": 1.0, "weight_decay": 0.0, "maximize": False, "total_steps": 0, "skipped": 0}
 OF_OTHERS = ("betas", "momentum", "dampening", "eps", "alpha")  # options of torch's optimizers
 
@@ -104,7 +104,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         total_steps: int = 0,
     ) -> None:
         check_option("lr", lr)
-        check_whole("total_steps", total_steps, 0, MOST_STEPS)
+        check_whole("total_steps", total_steps, 0, LONGEST_RUN)
         check_option("weight_decay", weight_decay)
         target = target_of(model, sites) if isinstance(model, nn.Module) else None
         network = target is not None and target.needs_batch
@@ -470,7 +470,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         try:
             check_option("lr", group["lr"])
             check_option("weight_decay", group["weight_decay"])
-            check_whole("total_steps", group["total_steps"], 0, MOST_STEPS)
+            check_whole("total_steps", group["total_steps"], 0, LONGEST_RUN)
             if len(self.param_groups) > len(self.steppers):
                 check_parameters(self._in_words())
                 self.steppers.append(GradientStepper(group["params"], self.meta))

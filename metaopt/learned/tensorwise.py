@@ -249,8 +249,8 @@ def in_blocks(matrix: Tensor) -> Tensor:
     if side <= WIDEST:
         return orthogonalised(matrix)
     along = -2 if matrix.shape[-2] <= matrix.shape[-1] else -1
-    blocks = matrix.tensor_split(math.ceil(side / BLOCK), dim=along)
-    return torch.cat([orthogonalised(block) for block in blocks], dim=along)
+    parts = matrix.tensor_split(math.ceil(side / BLOCK), dim=along)
+    return torch.cat([orthogonalised(part) for part in parts], dim=along)
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
@@ -457,7 +457,7 @@ def _step_in_blocks(
         every = period(role)
         if turned and (int(steps[index]) + role.place) % every == 0:
             ahead = torch.lerp(momenta[index], gradients[index], look[index])
-            length = every * rate[index] * mix[index] * max(1.0, role.rows / role.fan_in) ** 0.5
+            length = _reach(role) * rate[index] * mix[index]
             parameters[index].mul_(kept[index])
             parameters[index].sub_(_turned(role, ahead, 0), alpha=seen.rate * length)
             kept[index] = 1.0
@@ -493,6 +493,11 @@ def _step_apart(
             length = torch.linalg.vector_norm(update) / (weights[index].sqrt() + EPS)
             update.sub_(seen.weight_decay * length * seen.parameters[index])
         parameter.add_(update.to(parameter.dtype), alpha=seen.rate)
+
+
+def _reach(role: Role) -> float:
+    """How long a step along an orthogonal direction is at a rate and a mix of 1."""
+    return period(role) * max(1.0, role.rows / role.fan_in) ** 0.5
 
 
 def _turned(role: Role, ahead: Tensor, batch: int) -> Tensor:
@@ -556,7 +561,7 @@ def _parts(
     if step is not None and (step + role.place) % every:
         return Parts(ahead, root, None, taken)
     found = _turned(role, ahead, len(batch))
-    length = every * rate * mix * max(1.0, role.rows / role.fan_in) ** 0.5
+    length = _reach(role) * rate * mix
     if step is None and every > 1:
         length = torch.where((steps + role.place) % every == 0, length, 0.0)
     return Parts(ahead, root, length * found, taken)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import distributions
@@ -31,7 +30,7 @@ import metaopt
 from metaopt.cli.common import guarded, set_threads
 from metaopt.extras import installed
 from studies.adapters.network import LowRank
-from studies.adapters.runs import kept
+from studies.adapters.runs import Training, kept
 from studies.command import study_parser
 from studies.report import markdown, write_text
 
@@ -40,23 +39,6 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 SEEDS, CHOOSING = (10, 11, 12, 13, 14), 0
 TOKENS, TRAIN, TEST, TRAINED_LAYERS = 22, 512, 256, 2
 STEPS, BATCH, RANK = 20, 8, 8
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One tuning.
-
-    Attributes:
-        method: "adamw", or "balanced" at each step.
-        rate: of AdamW.
-        seed: of the adapters and of the batches.
-        steps: of AdamW.
-    """
-
-    method: str
-    rate: float
-    seed: int = 0
-    steps: int = STEPS
 
 
 class Top(nn.Module):
@@ -156,7 +138,7 @@ def _hidden() -> Tensor:
     return torch.cat(found)
 
 
-def tuned(setting: Setting) -> float:
+def tuned(setting: Training) -> float:
     """Tune adapters, and return the cross entropy on held-out pieces, in nats.
 
     Args:
@@ -195,15 +177,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder, steps = Path(values.out), 2 if values.quick else STEPS
     rates, seeds = (RATES[:1], SEEDS[:1]) if values.quick else (RATES, SEEDS)
 
-    def losses(settings: Sequence[Setting]) -> list[float]:
+    def losses(settings: Sequence[Training]) -> list[float]:
         return list(tqdm(kept(folder, settings, tuned), total=len(settings), unit="tuning"))
 
     rows = []
     baseline = 0.0
     for method in METHODS:
-        tried = losses([Setting(method, rate, CHOOSING, steps) for rate in rates])
+        tried = losses([Training(method, rate, CHOOSING, steps) for rate in rates])
         best = rates[tried.index(min(tried))]
-        own = losses([Setting(method, best, seed, steps) for seed in seeds])
+        own = losses([Training(method, best, seed, steps) for seed in seeds])
         mean = sum(own) / len(own)
         baseline = baseline or mean
         spread = f"{min(own):.4f} to {max(own):.4f}"

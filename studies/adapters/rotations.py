@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ import metaopt
 from metaopt.cli.common import guarded, set_threads
 from metaopt.symmetry import Balance
 from studies.adapters.network import HEADS, CharacterModel, text
-from studies.adapters.runs import held_out, kept, train
+from studies.adapters.runs import Training, held_out, kept, train
 from studies.command import study_parser
 from studies.report import markdown, write_text
 
@@ -32,23 +31,6 @@ RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 FACTORS = (1, 2, 4)
 SEEDS = (10, 11, 12, 13, 14)
 STEPS, EVERY = 100, 10
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training.
-
-    Attributes:
-        method: a name of :data:`BASES`.
-        rate: of AdamW.
-        seed: of the weights and of the batches.
-        steps: of AdamW.
-    """
-
-    method: str
-    rate: float
-    seed: int = 0
-    steps: int = STEPS
 
 
 def trained(setting: Training) -> float:
@@ -86,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def losses(settings: Sequence[Training]) -> list[float]:
         return list(tqdm(kept(folder, settings, trained), total=len(settings), unit="training"))
 
-    tried = losses([Training("none", rate, steps=steps) for rate in rates])
+    tried = losses([Training("none", rate, 0, steps) for rate in rates])
     best = rates[tried.index(min(tried))]
     means: dict[tuple[str, int], float] = {}
     for factor in FACTORS:

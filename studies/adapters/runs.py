@@ -46,6 +46,23 @@ class Setting:
     steps: int = 300
 
 
+@dataclass(frozen=True)
+class Training:
+    """One training of a model whose size stays.
+
+    Attributes:
+        method: of the study.
+        rate: of AdamW.
+        seed: of the weights that are trained, and of the batches.
+        steps: of AdamW.
+    """
+
+    method: str
+    rate: float
+    seed: int
+    steps: int
+
+
 def pretrained(folder: Path, steps: int) -> CharacterModel:
     """Return the character model trained on the pages; it is trained once and kept.
 
