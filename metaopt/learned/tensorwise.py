@@ -497,7 +497,7 @@ def _step_apart(
 
 def _reach(role: Role) -> float:
     """How long a step along an orthogonal direction is at a rate and a mix of 1."""
-    return period(role) * max(1.0, role.rows / role.fan_in) ** 0.5
+    return period(role) * math.sqrt(max(1.0, role.rows / role.fan_in))
 
 
 def _turned(role: Role, ahead: Tensor, batch: int) -> Tensor:
