@@ -33,6 +33,7 @@ class OutputLoss:
             further dimensions before the last two.
         terms: (f, y) -> the terms that the loss is the sum of, with y the targets, of f's shape.
         gradient: (f, y) -> the gradient in f.
+        root: (f, v) -> R v with R R^T = H, for v as for ``product``.
         mean: f -> the mean of H over samples, ``(*batch, out, out)``.
     """
 
@@ -40,6 +41,7 @@ class OutputLoss:
     product: Function = field(repr=False)
     terms: Function = field(repr=False)
     gradient: Function = field(repr=False)
+    root: Function = field(repr=False)
     mean: Callable[[Tensor], Tensor] = field(repr=False)
 
     def __reduce__(self) -> tuple[Callable[[str], OutputLoss], tuple[str]]:
@@ -62,6 +64,17 @@ def _of_sigmoid(outputs: Tensor, v: Tensor) -> Tensor:
     return p * (1 - p) * v
 
 
+def _root_of_softmax(outputs: Tensor, v: Tensor) -> Tensor:
+    p = outputs.softmax(dim=-2)
+    scaled = p.sqrt() * v
+    return scaled - p * scaled.sum(dim=-2, keepdim=True)
+
+
+def _root_of_sigmoid(outputs: Tensor, v: Tensor) -> Tensor:
+    p = outputs.sigmoid()
+    return (p * (1 - p)).sqrt() * v
+
+
 def _mean_of_square(outputs: Tensor) -> Tensor:
     return torch.eye(outputs.shape[-2], dtype=outputs.dtype, device=outputs.device)
 
@@ -81,6 +94,7 @@ SQUARE = OutputLoss(
     _of_square,
     lambda f, y: 0.5 * (f - y).square(),
     lambda f, y: f - y,
+    _of_square,
     _mean_of_square,
 )
 SOFTMAX = OutputLoss(
@@ -88,6 +102,7 @@ SOFTMAX = OutputLoss(
     _of_softmax,
     lambda f, y: -y * f.log_softmax(dim=-2),
     lambda f, y: f.softmax(dim=-2) - y,
+    _root_of_softmax,
     _mean_of_softmax,
 )
 SIGMOID = OutputLoss(
@@ -95,6 +110,7 @@ SIGMOID = OutputLoss(
     _of_sigmoid,
     lambda f, y: functional.softplus(f) - y * f,
     lambda f, y: f.sigmoid() - y,
+    _root_of_sigmoid,
     _mean_of_sigmoid,
 )
 NORM = replace(SQUARE, name="norm")  # ||y - f||, the root of twice the squared error

@@ -20,7 +20,7 @@ from metaopt.learned.observation import TINY, Observation
 from metaopt.learned.spectral import Spectrum
 from metaopt.learned.update import RuleState
 from metaopt.symmetry import Action
-from metaopt.symmetry.chain import LayerChain
+from metaopt.symmetry.chain import Layout
 from metaopt.symmetry.element import Element
 
 
@@ -39,7 +39,7 @@ class Whitening(ElementRule):
         super().__init__()
         self.fraction = fraction
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
+    def init_state(self, chain: Layout, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`ElementRule.init_state`; the state is empty."""
         return []
 
@@ -68,7 +68,7 @@ class GradientDirection(ElementRule):
         super().__init__()
         self.norm = norm
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
+    def init_state(self, chain: Layout, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`ElementRule.init_state`; the state is empty."""
         return []
 

@@ -23,7 +23,7 @@ from metaopt.learned.observation import Observation, flatten, unflatten
 from metaopt.learned.state import Columns
 from metaopt.learned.update import UPDATE_RULES, RuleState, UpdateConfig, UpdateRule
 from metaopt.output_loss import SQUARE
-from metaopt.symmetry.chain import LayerChain
+from metaopt.symmetry.chain import Layout
 
 ROSE, FELL, BACK = 1.1, 0.5, 1.2  # of trust: it falls where the loss rose by more, and comes back
 REVERSED = 4.0  # a step that raised the loss by this factor is taken back
@@ -54,7 +54,7 @@ class KroneckerFactored(UpdateRule):
         super().__init__()
         self.config = config
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
+    def init_state(self, chain: Layout, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`UpdateRule.init_state`."""
         tasks, device = parameters[0].shape[: chain.batch_dims].numel(), parameters[0].device
         count = sum(parameter.numel() for parameter in parameters)
@@ -63,7 +63,7 @@ class KroneckerFactored(UpdateRule):
         last = torch.zeros(count, dtype=torch.float64, device=device)
         return [last, begun[:, None].repeat(1, tasks)]
 
-    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
+    def columns(self, chain: Layout, parameters: Sequence[Tensor]) -> list[Columns]:
         """See :meth:`UpdateRule.columns`."""
         tasks = parameters[0].shape[: chain.batch_dims].numel()
         return [

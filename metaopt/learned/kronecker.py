@@ -11,9 +11,11 @@ S is the mean Hessian of the loss at the outputs, and below them S_l is
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -27,8 +29,60 @@ from metaopt.symmetry.inputs import Eigen, LayerInput, eigen
 TINY = 1e-300  # of a product of curvatures in float64
 
 
-class Factors(NamedTuple):
-    """The curvature of a layer, decomposed; tensors are float64 and without a graph.
+class LayerCurvature(ABC):
+    """The curvature of a layer in a basis where it is diagonal; float64 and without a graph."""
+
+    @property
+    @abstractmethod
+    def curvature(self) -> Tensor:
+        """The curvatures k, ``(*batch, out, in + 1)``."""
+
+    @abstractmethod
+    def into(self, matrix: Tensor) -> Tensor:
+        """Return the coefficients of a matrix in the basis.
+
+        Args:
+            matrix: ``(*batch, out, in + 1)``, with further dimensions before if need be.
+        """
+
+    @abstractmethod
+    def back(self, coefficients: Tensor) -> Tensor:
+        """Return the matrix of coefficients; the inverse of :meth:`into`.
+
+        Args:
+            coefficients: of the shape of the matrix.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class Diagonal(LayerCurvature):
+    """The curvature of parameters that are taken one by one.
+
+    Attributes:
+        values: the curvatures, ``(1, parameters)``.
+    """
+
+    values: Tensor
+
+    @property
+    def curvature(self) -> Tensor:
+        """The curvatures."""
+        return self.values
+
+    def into(self, matrix: Tensor) -> Tensor:
+        """Return the matrix, which is in the basis already."""
+        return matrix
+
+    def back(self, coefficients: Tensor) -> Tensor:
+        """Return the coefficients, which are the matrix."""
+        return coefficients
+
+
+@final
+@dataclass(frozen=True)
+class Factors(LayerCurvature):
+    """The Kronecker-factored curvature of a layer, decomposed.
 
     Attributes:
         of_output: S = U diag(s) U^T, ``(*batch, out, out)``.
@@ -59,7 +113,7 @@ class Factors(NamedTuple):
         return (self.of_output.values[..., -1:] * self.of_input.values[..., -1:]).unsqueeze(-1)
 
     def into(self, matrix: Tensor) -> Tensor:
-        """Return the coefficients U^T M V of a matrix."""
+        """Return the coefficients U^T M V of a matrix M."""
         return self.left.mT @ matrix @ self.right
 
     def back(self, coefficients: Tensor) -> Tensor:
@@ -264,3 +318,9 @@ def split(augmented: Tensor, layer: Layer) -> Layer:
     if layer.bias is None:
         return Layer(augmented)
     return Layer(augmented[..., :-1], augmented[..., -1])
+
+
+def norm(matrix: Tensor) -> Tensor:
+    """Return the Frobenius norm of matrices, without a graph."""
+    size: Tensor = torch.linalg.vector_norm(matrix.detach(), dim=(-2, -1))
+    return size

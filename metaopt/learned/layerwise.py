@@ -20,7 +20,7 @@ from metaopt.learned.fields import LSTMFields
 from metaopt.learned.observation import Observation, from_task_rows, task_rows
 from metaopt.learned.state import Columns
 from metaopt.learned.update import UPDATE_RULES, RuleState, UpdateConfig, UpdateRule
-from metaopt.symmetry.chain import LayerChain
+from metaopt.symmetry.chain import Layout
 
 RATE = 3e-3  # of Adam, which the rule is where the head gives 0
 FAST, SLOW = 0.9, 0.99  # decays of the momenta
@@ -51,7 +51,7 @@ class LayerwiseUpdate(UpdateRule):
         self.lstm = config.lstm(CHANNELS, 3, generator)
         self.lstm.zero_head()
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
+    def init_state(self, chain: Layout, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`UpdateRule.init_state`."""
         tasks = parameters[0].shape[: chain.batch_dims].numel()
         coordinates = sum(parameter.numel() for parameter in parameters) // tasks
@@ -60,7 +60,7 @@ class LayerwiseUpdate(UpdateRule):
         moments = [steps.new_zeros(tasks, coordinates, device=device) for _ in range(4)]
         return [steps, *self.lstm.init_state(len(parameters) * tasks), *moments]
 
-    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
+    def columns(self, chain: Layout, parameters: Sequence[Tensor]) -> list[Columns]:
         """See :meth:`UpdateRule.columns`."""
         tasks = parameters[0].shape[: chain.batch_dims].numel()
         sizes = [parameter.numel() // tasks for parameter in parameters]

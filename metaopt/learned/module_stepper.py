@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metaopt.errors import UserError
+from metaopt.learned.curved_module import CurvedModule, curved
 from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.loss_curvature import (
     UNKNOWN,
@@ -39,7 +40,7 @@ from metaopt.output_loss import KINDS, SQUARE, Recognised, recognise
 from metaopt.replicas import ALONE, Replicas
 from metaopt.symmetry import LayerInput, RescalingAction, Teleportation
 from metaopt.symmetry.auto import AUTO, Returns, choose_actions, fingerprint
-from metaopt.symmetry.chain import NO_CHAIN
+from metaopt.symmetry.chain import NO_CHAIN, Layout
 from metaopt.symmetry.finders.trace import LAYERS
 from metaopt.symmetry.orbit import ActingSite, Orbit
 from metaopt.symmetry.site import named
@@ -76,7 +77,8 @@ class ModuleStepper(Stepper):
     """Steps any ``nn.Module`` on batches of a user's data, with the action that fits each step.
 
     A chain of Linear layers is seen as in meta-training, with the Gauss-Newton scales of its
-    layers. Of any other network m1 (the update network) sees gradients alone, as
+    layers. Of any other network m1 (the update network) sees the curvature, if it asks for losses
+    and the network is small (:mod:`metaopt.learned.curved_module`), or gradients alone, as
     :class:`~metaopt.learned.stepper.GradientStepper` has it. Gradients are divided by the curvature
     of the loss in the output. It is known from ``loss_fn``, or measured where the same batch comes
     twice in a row. The factors of f and T are multiplied by trust (:mod:`metaopt.learned.trust`).
@@ -123,6 +125,7 @@ class ModuleStepper(Stepper):
         self.counts: Counter[str] = Counter()
         self._rescaling = RescalingAction()
         self.layer_input: LayerInput | None = None
+        self.curved = CurvedModule()
         check_loss_fn(loss_fn)
         self._check(action)
         self.chain = target.whole_chain  # given sites restrict where a group acts alone
@@ -131,6 +134,7 @@ class ModuleStepper(Stepper):
         else:
             check_loose(meta)
             self.names = target.trainable()
+            self.curved = curved(target.model, self.names, meta)
         self.rescales = self.learns_element and action in (AUTO, RESCALING) and self.homogeneous
         self.parameters = target.parameters(self.names)
         check_real(self.parameters, self.names)
@@ -151,7 +155,7 @@ class ModuleStepper(Stepper):
 
         Part "last" is the last output and its gradient; it is not kept with the optimizer's state.
         """
-        state: State = {"update": meta.update.init_state(self.chain, parameters)}
+        state: State = {"update": meta.update.init_state(self.layout, parameters)}
         if self._moves_whole and meta.element is not None:
             state["element"] = meta.element.init_state(self.chain, parameters)
         if self.rescales and meta.element is not None:
@@ -167,7 +171,7 @@ class ModuleStepper(Stepper):
     def kept(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> KeptState:
         """See :meth:`Stepper.kept`."""
         rule = meta.element
-        parts = {"update": kept_of_update(meta, self.chain, parameters)}
+        parts = {"update": kept_of_update(meta, self.layout, parameters)}
         if self._moves_whole and rule is not None:
             parts["element"] = kept_of_element(rule, self.chain, parameters)
         if self.rescales and rule is not None:
@@ -183,6 +187,11 @@ class ModuleStepper(Stepper):
     def frozen(self) -> frozenset[str]:
         """See :meth:`Stepper.frozen`."""
         return frozen_names(self.names, self.parameters)
+
+    @property
+    def layout(self) -> Layout:
+        """How m1 sees the parameters: as layers of a chain, or of the module, or as none."""
+        return self.chain if self.curved.layout is None else self.curved.layout
 
     @property
     def _moves_whole(self) -> bool:
@@ -212,7 +221,8 @@ class ModuleStepper(Stepper):
             return moved._replace(state=state | moved.state)
         following = dict(state)
         if "largest" in state:
-            observed, following["largest"] = loosely(now.parameters, gradients, state["largest"])
+            loose, following["largest"] = loosely(now.parameters, gradients, state["largest"])
+            observed = self.curved.observed(loose, now, seen)
         elif layer_input is not None:
             observed = now.observed(self.chain, layer_input)
         elif now.rate == 0:  # as tools step once to see what state there is
@@ -336,15 +346,14 @@ class ModuleStepper(Stepper):
         """See :meth:`Stepper.functional_form`."""
         other = copy.copy(self)
         other.counts, other.layer_input = Counter(), None
+        other.curved = copy.copy(self.curved)
         return other
 
     def report(self) -> str:
         """Return the sites, what m1 sees, and how often each action was taken."""
         lines = [self.target.report()]
         if self.target.no_chain:
-            lines.append(
-                f"Not a chain of Linear layers ({self.target.no_chain}): m1 sees gradients alone"
-            )
+            lines.append(f"Not a chain of Linear layers ({self.target.no_chain}): {self.curved}")
         lines += [f"{what}: {count} steps" for what, count in sorted(self.counts.items())]
         return "\n".join(lines)
 

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from metaopt.learned.kronecker import Pass, moments, passed
+from metaopt.learned.module_layout import ModuleLayout
+from metaopt.learned.network_pass import ChainPass, NetworkPass
 from metaopt.output_loss import SQUARE, OutputLoss
 from metaopt.roles import Role
-from metaopt.symmetry.chain import NO_CHAIN, Layer, LayerChain
+from metaopt.symmetry.chain import NO_CHAIN, Layer, LayerChain, Layout
 from metaopt.symmetry.inputs import Eigen, LayerInput
 
 TINY = 1e-30  # keeps a division by a vanished scale finite in float32
@@ -70,6 +72,8 @@ class Observation:
         weight_decay: by how much of the length of f the weights are drawn to 0, for rules that step
             in place.
         given_input: the chain's input with what was computed from it, if it is kept.
+        module: how the parameters are layers, where they are no chain.
+        module_pass: the pass of the module, where it was differentiated.
     """
 
     chain: LayerChain
@@ -86,6 +90,8 @@ class Observation:
     total_steps: int = 0
     weight_decay: float = 0.0
     given_input: LayerInput | None = None
+    module: ModuleLayout | None = None
+    module_pass: NetworkPass | None = None
 
     @classmethod
     def of(
@@ -192,10 +198,15 @@ class Observation:
         """How many leading dimensions of each parameter count independent tasks."""
         return self.chain.batch_dims
 
+    @property
+    def layout(self) -> Layout:
+        """How the parameters are layers: as a chain, or as those of a module."""
+        return self.chain if self.module is None else self.module
+
     @cached_property
     def layers(self) -> list[Layer]:
         """The weight and bias of each layer."""
-        return self.chain.layers(self.parameters)
+        return self.layout.layers(self.parameters)
 
     @cached_property
     def layer_gradients(self) -> list[Layer]:
@@ -230,6 +241,15 @@ class Observation:
     def passed(self) -> Pass:
         """The forward pass in float64, without a graph, of what there was before any rounding."""
         return passed(self.chain, self.double_layers, self.input)
+
+    @cached_property
+    def network_pass(self) -> NetworkPass:
+        """The same with its derivatives, or that of the module."""
+        if self.module_pass is not None:
+            return self.module_pass
+        return ChainPass(
+            self.chain, self.double_layers, self.input, self.passed, lambda: self.moments
+        )
 
     @cached_property
     def moments(self) -> list[Eigen]:

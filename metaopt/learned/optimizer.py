@@ -216,7 +216,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if any(p.grad is not None for group in self.param_groups for p in group["params"]):
             scale, skip, seen = self._amp(seen)
             if not skip:
-                self._step(seen, scale)
+                with self.recorder.paused():  # rules may run the model again
+                    self._step(seen, scale)
         return loss
 
     def _step(self, seen: ForwardRecord | None, scale: float) -> None:

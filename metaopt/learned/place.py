@@ -12,16 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metaopt.learned.kronecker import Pass, gradients, split, spread
+from metaopt.learned.kronecker import norm, split, spread
+from metaopt.learned.network_pass import NetworkPass
 from metaopt.learned.observation import Observation, flatten, task_rows, unflatten
-from metaopt.learned.subspace import norm
 from metaopt.output_loss import OutputLoss
 from metaopt.symmetry.chain import Layer
 
 PAST = 2  # last steps that are directions too
 LAST, KEPT, REMEMBERED, NOW, SLOPES = 0, PAST, PAST + 1, PAST + 2, PAST + 3  # rows of a place
 
-CLOSE, ROUNDED = 0.01, 1e-6  # of a gradient to what it is computed to be anew
+CLOSE = 0.01  # of a gradient, to what it is computed to be anew
 EXPLAINED = 0.05  # of the gradient, for what the output does not explain
 
 
@@ -46,14 +46,15 @@ class Place(NamedTuple):
             rows: ``(rows, coordinates)``.
             seen: what is seen.
         """
-        pieces = iter(rows.split_with_sizes([p.numel() for p in seen.parameters], dim=1))
-        matrices = []
-        for layer in seen.layers:
-            matrix = next(pieces).view(-1, *layer.weight.shape)
-            if layer.bias is not None:
-                bias = next(pieces).view(-1, *layer.bias.shape, 1)
-                matrix = torch.cat((matrix, bias), dim=-1)
-            matrices.append(matrix)
+        pieces = [
+            own.view(len(rows), *p.shape)
+            for own, p in zip(
+                rows.split_with_sizes([p.numel() for p in seen.parameters], dim=1),
+                seen.parameters,
+                strict=True,
+            )
+        ]
+        matrices = [layer.augmented() for layer in seen.layout.layers(pieces)]
         layers = [split(own[NOW], like) for own, like in zip(matrices, seen.layers, strict=True)]
         return cls(layers, matrices)
 
@@ -97,7 +98,7 @@ def crossed(rows: Tensor, seen: Observation) -> list[float]:
 
 
 @torch.no_grad()
-def explained(place: Place, at: Pass, output_gradient: Tensor) -> float:
+def explained(place: Place, at: NetworkPass, output_gradient: Tensor) -> float:
     """Return 1 where the output explains the gradient of the weights, else 0.
 
     Args:
@@ -105,13 +106,13 @@ def explained(place: Place, at: Pass, output_gradient: Tensor) -> float:
         at: the forward pass there.
         output_gradient: of the loss in the outputs, ``(*batch, out, samples)``.
     """
-    own = flatten(gradients(place.layers, at, output_gradient))
+    own = flatten(at.gradients(output_gradient))
     gap = flatten(place.row(SLOPES)).sub_(own)
     gap_size, size = torch.stack([torch.linalg.vector_norm(row) for row in (gap, own)]).tolist()
     return float(gap_size <= EXPLAINED * size)
 
 
-def computed_anew(place: Place, at: Pass, loss: OutputLoss, targets: Tensor) -> list[Tensor]:
+def computed_anew(place: Place, at: NetworkPass, loss: OutputLoss, targets: Tensor) -> list[Tensor]:
     """Return the gradients from the targets, where those that are given are their rounding.
 
     In float32 the gradient p - y of a cross entropy is rounding once p is within 1e-7 of y. A
@@ -123,13 +124,9 @@ def computed_anew(place: Place, at: Pass, loss: OutputLoss, targets: Tensor) -> 
         loss: of the outputs.
         targets: of the outputs, ``(*batch, out, samples)``.
     """
-    anew = gradients(place.layers, at, loss.gradient(at.outputs, targets))
-    kept, downstream = [], ROUNDED * at.outputs.shape[-1] ** 0.5
-    for layer, given, own, a in zip(
-        place.layers[::-1], place.row(SLOPES)[::-1], anew[::-1], at.inputs[::-1], strict=True
-    ):
-        allowed = CLOSE * norm(own) + downstream * norm(a)
-        near = (norm(given - own) <= allowed)[..., None, None]
+    anew = at.gradients(loss.gradient(at.outputs, targets))
+    kept = []
+    for given, own, rounded in zip(place.row(SLOPES), anew, at.rounding(), strict=True):
+        near = (norm(given - own) <= CLOSE * norm(own) + rounded)[..., None, None]
         kept.append(torch.where(near, own, given))
-        downstream = downstream * norm(layer.weight)
-    return kept[::-1]
+    return kept

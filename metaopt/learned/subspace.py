@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metaopt.learned.kronecker import TINY, Pass, tangents
+from metaopt.learned.kronecker import TINY, norm
+from metaopt.learned.network_pass import NetworkPass
 from metaopt.output_loss import SQUARE, OutputLoss
-from metaopt.symmetry.chain import Layer
 
 RIDGE = 1e-9  # of the diagonal of the small problem
 SMALLEST = 0.03  # root mean square of the weights that is assumed there, as biases start at 0
@@ -42,8 +42,7 @@ class Model(NamedTuple):
 
 @torch.no_grad()
 def model_of(
-    layers: Sequence[Layer],
-    at: Pass,
+    at: NetworkPass,
     directions: Sequence[Tensor],
     gradients: Sequence[Tensor],
     means: Sequence[Tensor],
@@ -52,14 +51,13 @@ def model_of(
     """Return the model along directions of single layers, as many of each.
 
     Args:
-        layers: the weights.
-        at: the forward pass there.
+        at: the forward pass where the step begins.
         directions: ``(*batch, directions, out, in + 1)`` of each layer.
         gradients: ``(*batch, out, in + 1)`` of each layer.
         means: the mean curvature of each layer, ``(*batch,)``.
         loss: of the outputs.
     """
-    j = tangents(layers, at, directions)
+    j = at.tangents(directions)
     flat = j.flatten(start_dim=-2)
     hj = flat
     if loss.product is not SQUARE.product:
@@ -123,12 +121,6 @@ def _longest(steps: Sequence[float], weights: Sequence[float], least: Sequence[f
     """The largest quotient; NaN if a step is."""
     parts = [s / max(w, floor) for s, w, floor in zip(steps, weights, least, strict=True)]
     return math.nan if any(map(math.isnan, parts)) else max(parts)
-
-
-def norm(matrix: Tensor) -> Tensor:
-    """Return the Frobenius norm of matrices, without a graph."""
-    size: Tensor = torch.linalg.vector_norm(matrix.detach(), dim=(-2, -1))
-    return size
 
 
 @lru_cache

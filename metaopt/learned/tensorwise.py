@@ -33,7 +33,7 @@ from metaopt.roles import (
     placed,
     role_of_shape,
 )
-from metaopt.symmetry.chain import LayerChain
+from metaopt.symmetry.chain import Layout
 
 MOMENTUM, SQUARE, LONG = 0.9, 0.99, 0.98  # decays of m, v, and of the mean ||g||^2
 RATES = {HIDDEN: 0.06, OUTPUT: 0.3, EMBEDDING: 0.06, VECTOR: 0.025}  # where the head gives 0
@@ -103,7 +103,7 @@ class TensorwiseUpdate(InPlace, UpdateRule):
             for layer in self.lstm.layers:
                 layer.requires_grad_(False)
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
+    def init_state(self, chain: Layout, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`UpdateRule.init_state`."""
         tasks = parameters[0].shape[: chain.batch_dims].numel()
         columns = len(parameters) * tasks
@@ -117,7 +117,7 @@ class TensorwiseUpdate(InPlace, UpdateRule):
         ]
         return [*self.lstm.init_state(columns), numbers, *moments]
 
-    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
+    def columns(self, chain: Layout, parameters: Sequence[Tensor]) -> list[Columns]:
         """See :meth:`UpdateRule.columns`."""
         tasks = parameters[0].shape[: chain.batch_dims].numel()
         sizes = [tasks] * len(parameters)

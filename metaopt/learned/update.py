@@ -26,7 +26,7 @@ from metaopt.learned.observation import (
 )
 from metaopt.learned.state import Columns
 from metaopt.registry import Registry
-from metaopt.symmetry.chain import LayerChain
+from metaopt.symmetry.chain import Layout
 
 RuleState = list[Tensor]
 """The state of one rule, m1 or m2."""
@@ -46,7 +46,7 @@ class UpdateRule(nn.Module, ABC):
     sees_losses: ClassVar[bool] = False
 
     @abstractmethod
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
+    def init_state(self, chain: Layout, parameters: Sequence[Tensor]) -> RuleState:
         """Return the state before the first step.
 
         Args:
@@ -54,7 +54,7 @@ class UpdateRule(nn.Module, ABC):
             parameters: in order, with ``chain.batch_dims`` leading dimensions that count tasks.
         """
 
-    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns] | None:
+    def columns(self, chain: Layout, parameters: Sequence[Tensor]) -> list[Columns] | None:
         """Return how each tensor of the state is divided between the parameters.
 
         A rule that says so can step any part of the parameters by itself, such as those that have a
@@ -226,11 +226,11 @@ class CoordinatewiseUpdate(UpdateRule):
         channels = sum(INPUTS[name][0] for name in config.inputs)
         self.lstm = config.lstm(channels, len(config.heads), generator)
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
+    def init_state(self, chain: Layout, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`UpdateRule.init_state`."""
         return self.lstm.init_state(sum(parameter.numel() for parameter in parameters))
 
-    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
+    def columns(self, chain: Layout, parameters: Sequence[Tensor]) -> list[Columns]:
         """See :meth:`UpdateRule.columns`."""
         return self.lstm.columns([parameter.numel() for parameter in parameters])
 
@@ -292,7 +292,7 @@ class LSTMPerTask(nn.Module):
         super().__init__()
         self.lstm = lstm
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
+    def init_state(self, chain: Layout, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`UpdateRule.init_state`."""
         return self.lstm.init_state(parameters[0].shape[: chain.batch_dims].numel())
 

@@ -33,15 +33,12 @@ from metaopt.learned.coefficients import CHANNELS, channels_of, mean_of_tasks
 from metaopt.learned.fields import LSTMFields
 from metaopt.learned.kronecker import (
     TINY,
-    Factors,
-    Pass,
-    factored,
-    moments,
-    passed,
+    LayerCurvature,
     split,
     spread,
 )
 from metaopt.learned.lstm import LSTM, uniform_parameter
+from metaopt.learned.network_pass import NetworkPass
 from metaopt.learned.observation import Observation, SeenLoss, flatten, unflatten
 from metaopt.learned.place import (
     KEPT,
@@ -67,7 +64,7 @@ from metaopt.learned.update import (
     UpdateConfig,
     UpdateRule,
 )
-from metaopt.symmetry.chain import LayerChain
+from metaopt.symmetry.chain import Layout
 
 DAMPINGS = (1e-1, 1e-3, 1e-5)  # what the LSTM's outputs of 0 stand for
 SCALES = (4.0,) * len(DAMPINGS) + (2.0,) * len(DAMPINGS)  # of its outputs, in powers of e
@@ -113,7 +110,7 @@ class LearnedWhitening(UpdateRule):
     def _first(self) -> tuple[float, float]:
         return self.config.first_damping, self.config.first_length
 
-    def init_state(self, chain: LayerChain, parameters: Sequence[Tensor]) -> RuleState:
+    def init_state(self, chain: Layout, parameters: Sequence[Tensor]) -> RuleState:
         """See :meth:`UpdateRule.init_state`."""
         other = self.other.init_state(chain, parameters)
         if not chain.names:
@@ -124,19 +121,14 @@ class LearnedWhitening(UpdateRule):
         past = torch.zeros(PAST + 2, count, dtype=torch.float64, device=device)
         return [*self.lstm.init_state(count), past, begun, *other]
 
-    def columns(self, chain: LayerChain, parameters: Sequence[Tensor]) -> list[Columns]:
+    def columns(self, chain: Layout, parameters: Sequence[Tensor]) -> list[Columns]:
         """See :meth:`UpdateRule.columns`; coefficients belong to the weight of their layer."""
         other = self.other.columns(chain, parameters)
         if not chain.names:
             return other
-        coefficients = [
-            size
-            for layer in chain.layers(parameters)
-            for size in ([layer.augmented().numel()] + ([] if layer.bias is None else [0]))
-        ]
         tasks = parameters[0].shape[: chain.batch_dims].numel()
         return [
-            *self.lstm.columns(coefficients),
+            *self.lstm.columns(chain.coefficients(parameters)),
             Columns("last_steps", 1, [parameter.numel() for parameter in parameters]),
             Columns("trust_region", 1, [tasks] + [0] * (len(parameters) - 1)),
             *(own._replace(name=f"other_{own.name}") for own in other),
@@ -144,7 +136,7 @@ class LearnedWhitening(UpdateRule):
 
     def propose(self, seen: Observation, state: RuleState) -> tuple[list[Tensor], RuleState]:
         """See :meth:`UpdateRule.propose`."""
-        if not seen.chain.names:
+        if not seen.layout.names:
             return self.other.propose(seen, state)
         width = 2 * len(self.lstm.layers)
         (past, region), other = state[width : width + 2], state[width + 2 :]
@@ -154,6 +146,7 @@ class LearnedWhitening(UpdateRule):
             return update, [*state[:width], past, region_of(unknown, region.device), *other]
         # Without a graph inference mode takes an eighth of the time off; then the state is copied.
         fast = state[0].numel() <= CHEAP_TO_COPY and not torch.is_grad_enabled()
+        fast = fast and seen.module is None  # whose pass is differentiated
         with torch.inference_mode() if fast else nullcontext():
             row, own = self._step(seen, seen.loss, state[:width], past, region)
         row, *own = (tensor.clone() if tensor.is_inference() else tensor for tensor in (row, *own))
@@ -168,7 +161,7 @@ class LearnedWhitening(UpdateRule):
         region: Tensor,
     ) -> tuple[Tensor, RuleState]:
         """f of all parameters in one row, and the next state."""
-        chain, batch = seen.chain, seen.gradients[0].shape[: seen.batch_dims]
+        layout, batch = seen.layout, seen.gradients[0].shape[: seen.batch_dims]
         given = seen.parameters if seen.as_given is None else seen.as_given[0]
         slopes = seen.gradients if seen.given_gradients is None else seen.given_gradients
         if given[0].dtype == torch.float64:
@@ -176,7 +169,7 @@ class LearnedWhitening(UpdateRule):
         rows = torch.cat((past, flatten([*given, *slopes]).double().view(2, -1)))
         if math.isfinite(loss.factor) and loss.factor != 1:
             rows[REMEMBERED] *= math.sqrt(loss.factor)
-        at = seen.passed
+        at = seen.network_pass
         verdicts = judged(
             trusts_of(region), _losses(loss, at), loss, partial(crossed, rows, seen), self._first
         )
@@ -188,9 +181,8 @@ class LearnedWhitening(UpdateRule):
             begun[LAST] = torch.where(back, 0.0, rows[LAST])
         place = Place.of(begun, seen)
         if undone:
-            at = passed(chain, place.layers, seen.input)
-        of_inputs = moments(chain, at, seen.input) if undone else seen.moments
-        factors = factored(place.layers, at, of_inputs, loss.kind)
+            at = at.at(place.layers)
+        factors = at.curvatures(loss.kind, int(verdicts[0].trust.steps))
         exact = [trust.exact if back else float(loss.exact) for trust, _, back in verdicts]
         if loss.output_gradient is not None and loss.exact and not undone:
             whole = explained(place, at, loss.output_gradient)
@@ -214,7 +206,6 @@ class LearnedWhitening(UpdateRule):
             directions = _staying(seen, directions)
         # The meta-gradient goes through the directions and through nu.
         model = model_of(
-            place.layers,
             at,
             directions,
             slope,
@@ -246,7 +237,7 @@ class LearnedWhitening(UpdateRule):
                 verdicts, far, limits, promised, exact, strict=True
             )
         ]
-        moved = flatten(chain.parameters(list(map(split, steps, seen.layers))))
+        moved = flatten(layout.parameters(list(map(split, steps, seen.layers))))
         lost = [not trust.promised for trust in following]
         # One task of a loss that is not finite is skipped by the optimizer, and counted.
         if any(lost) and (batch or math.isfinite(verdicts[0].loss)):
@@ -259,7 +250,7 @@ class LearnedWhitening(UpdateRule):
 
     def _proposed(
         self,
-        factors: Sequence[Factors],
+        factors: Sequence[LayerCurvature],
         curvatures: Sequence[Tensor],
         coefficients: Sequence[Tensor],
         verdicts: Sequence[Judged],
@@ -321,7 +312,7 @@ def _heads(device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.tensor(first, device=device)[:, None], torch.tensor(SCALES, device=device)[:, None]
 
 
-def _losses(loss: SeenLoss, at: Pass) -> list[float]:
+def _losses(loss: SeenLoss, at: NetworkPass) -> list[float]:
     """The loss of each task, in float64; where targets are known it is computed from them anew."""
     if loss.targets is None:
         own: list[float] = loss.values.double().reshape(-1).tolist()
@@ -336,12 +327,14 @@ def _staying(seen: Observation, directions: Sequence[Tensor]) -> list[Tensor]:
         torch.full_like(own, float(place not in seen.absent))
         for place, own in enumerate(seen.as_given[0] if seen.as_given else seen.parameters)
     ]
-    masks = [layer.augmented().double() for layer in seen.chain.layers(moves)]
+    masks = [layer.augmented().double() for layer in seen.layout.layers(moves)]
     return [own * mask.unsqueeze(-3) for own, mask in zip(directions, masks, strict=True)]
 
 
 def _too_large(seen: Observation) -> bool:
     """Whether the decompositions or the tangents would take too long, or too much memory."""
+    if seen.module is not None:
+        return seen.module_pass is None
     shapes = [layer.weight.shape for layer in seen.layers]
     tasks, widest = shapes[0][: seen.batch_dims].numel(), max(shape[-2] for shape in shapes)
     directions = (len(DAMPINGS) + PAST) * len(shapes)

@@ -9,6 +9,7 @@ A sample is a *column*, as in the paper: h_m = sigma(W_m h_{m-1} + b_m), with h_
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -61,8 +62,49 @@ class LayerPair(NamedTuple):
     outgoing: int
 
 
+class Layout(ABC):
+    """How the parameters of a network are augmented weights of layers.
+
+    Attributes:
+        names: of the parameters, in order.
+        batch_dims: how many leading dimensions of each parameter count independent networks.
+    """
+
+    names: tuple[str, ...]
+    batch_dims: int
+
+    @property
+    @abstractmethod
+    def pairs(self) -> tuple[LayerPair, ...]:
+        """The pairs of layers between which a group can act through features."""
+
+    @abstractmethod
+    def layers(self, parameters: Sequence[Tensor]) -> list[Layer]:
+        """Return parameters, in the order of ``names``, as layers.
+
+        Args:
+            parameters: with any leading dimensions.
+        """
+
+    @abstractmethod
+    def parameters(self, layers: Sequence[Layer]) -> list[Tensor]:
+        """Return the tensors of layers in the order of ``names``.
+
+        Args:
+            layers: the layers.
+        """
+
+    @abstractmethod
+    def coefficients(self, parameters: Sequence[Tensor]) -> list[int]:
+        """Return how many entries of augmented weights belong to each parameter.
+
+        Args:
+            parameters: in the order of ``names``.
+        """
+
+
 @dataclass(frozen=True)
-class LayerChain:
+class LayerChain(Layout):
     """A network made of layers in order, each an affine map and an activation.
 
     Attributes:
@@ -139,6 +181,14 @@ class LayerChain:
     def parameters(self, layers: Sequence[Layer]) -> list[Tensor]:
         """Return the tensors of layers in the order weight, bias, weight, ..."""
         return [tensor for layer in layers for tensor in layer if tensor is not None]
+
+    def coefficients(self, parameters: Sequence[Tensor]) -> list[int]:
+        """See :meth:`Layout.coefficients`; those of a bias belong to its weight."""
+        return [
+            size
+            for layer in self.layers(parameters)
+            for size in ([layer.augmented().numel()] + ([] if layer.bias is None else [0]))
+        ]
 
     def parameters_of(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters of a model that are called as this chain's ``names``, in order."""

@@ -196,7 +196,7 @@ class NetworkLoss:
             UserError: if the loss function does not fit the output, or gives anything but one
                 number.
         """
-        with same_randomness(self.seed), _differentiable_twice(self.model):
+        with same_randomness(self.seed), differentiable_twice(self.model):
             output = call_with(self.model, self.names, values, *arguments_of(self.x))
             if not isinstance(output, Tensor) and _torchs_own(self.loss_fn):
                 raise UserError(
@@ -247,8 +247,12 @@ def module_loss(
 
 
 @contextmanager
-def _differentiable_twice(model: nn.Module) -> Iterator[None]:
-    """Let operations run in the forms of which torch knows the second derivative."""
+def differentiable_twice(model: nn.Module) -> Iterator[None]:
+    """Let operations run in the forms of which torch knows the second derivative.
+
+    Args:
+        model: the module whose operations they are.
+    """
     with ExitStack() as forms:
         if torch.is_grad_enabled():
             forms.enter_context(sdpa_kernel(SDPBackend.MATH))
