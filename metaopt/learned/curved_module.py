@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.meta_optimizer import MetaOptimizer, StepInput

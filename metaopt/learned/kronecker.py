@@ -324,3 +324,21 @@ def norm(matrix: Tensor) -> Tensor:
     """Return the Frobenius norm of matrices, without a graph."""
     size: Tensor = torch.linalg.vector_norm(matrix.detach(), dim=(-2, -1))
     return size
+
+
+def with_penalties(
+    factors: Sequence[LayerCurvature], penalties: Sequence[Tensor] | None
+) -> list[Tensor]:
+    """Return the curvatures of coefficients with those of penalties, which are about their mean.
+
+    Args:
+        factors: of each layer.
+        penalties: their curvature at each entry; None without any.
+    """
+    if penalties is None:
+        return [own.curvature for own in factors]
+    return [
+        own.curvature
+        + (beside if isinstance(own, Diagonal) else beside.mean(dim=(-2, -1), keepdim=True))
+        for own, beside in zip(factors, penalties, strict=True)
+    ]

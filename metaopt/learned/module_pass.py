@@ -27,6 +27,8 @@ from metaopt.symmetry.chain import Layer
 from metaopt.symmetry.functional import call_with, differentiable_twice
 from metaopt.symmetry.nested import mapped, tensors_in
 
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
 EXACT = 4  # outputs; for no more of them the derivatives of all are carried back
 PROBES = 4  # vectors that are carried back else
 SAFETY = 2.0  # a factor of what rounding may be
@@ -70,7 +72,7 @@ class Use(NamedTuple):
         made: what it gave, before anything changed it in place.
     """
 
-    module: nn.Module
+    module: nn.Linear | Convolution
     given: Tensor
     made: Tensor
 
@@ -84,16 +86,15 @@ class Use(NamedTuple):
         """
         given = self.given.detach()
         if isinstance(self.module, nn.Linear):
-            rows = given.reshape(-1, given.shape[-1])
-            rows, scale = _thinned(rows, rows.shape[1])
+            rows, scale = _thinned(given.reshape(-1, given.shape[-1]), given.shape[-1])
         else:
-            weight = self._batched(given)
-            entries = self.module.weight[0].numel() * self.made[..., 0, :].numel()
-            given, scale = _thinned(weight, entries * weight.shape[-1] // max(len(weight), 1))
-            rows = self._patches(given)
+            positions = self._batched(self.made)[:1, 0].numel()
+            entries = positions * self.module.weight[0].numel()
+            images, scale = _thinned(self._batched(given), entries)
+            rows = self._patches(self.module, images)
         if biased:
             rows = functional.pad(rows, (0, 1), value=1.0)
-        return rows * scale**0.5
+        return rows.mul(scale**0.5)
 
     def slopes(self, of_made: Tensor) -> Tensor:
         """Return derivatives in what it gave, ``(rows, out)``.
@@ -106,16 +107,13 @@ class Use(NamedTuple):
         return self._batched(of_made).movedim(1, -1).flatten(end_dim=-2)
 
     def _batched(self, images: Tensor) -> Tensor:
-        dims = self.module.weight.dim()  # type: ignore[union-attr, operator]
-        return images if images.dim() == dims else images.unsqueeze(0)
+        return images if images.dim() == self.module.weight.dim() else images.unsqueeze(0)
 
-    def _patches(self, images: Tensor) -> Tensor:
+    def _patches(self, module: Convolution, images: Tensor) -> Tensor:
         """What each output of a convolution sees, ``(rows, in)``: a convolution with I."""
-        shape = self.module.weight.shape[1:]  # type: ignore[union-attr, index]
-        count = shape.numel()
-        identity = torch.eye(count, dtype=images.dtype, device=images.device)
-        kernels = identity.view(count, *shape)
-        found: Tensor = self.module._conv_forward(images, kernels, None)  # type: ignore[operator]
+        shape = module.weight.shape[1:]
+        identity = torch.eye(shape.numel(), dtype=images.dtype, device=images.device)
+        found: Tensor = module._conv_forward(images, identity.view(-1, *shape), None)
         return found.movedim(1, -1).flatten(end_dim=-2)
 
 
@@ -137,9 +135,7 @@ class ModulePass(NetworkPass):
             arguments = mapped(_double, list(record.arguments))
             keywords = mapped(_double, record.keywords)
             with same_randomness(), _watched(model, layout) as uses:
-                given = call_with(
-                    model, layout.names, values, arguments, keywords, torch.float64
-                )
+                given = call_with(model, layout.names, values, arguments, keywords, torch.float64)
             outputs = (own for own in tensors_in(given) if own.requires_grad and own.dim())
             output = next(outputs)
             self._output = output.reshape(-1, output.shape[-1] if output.dim() > 1 else 1).mT
@@ -258,7 +254,7 @@ def _watched(model: nn.Module, layout: ModuleLayout) -> Iterator[dict[str, list[
     kept: dict[str, list[Use]] = {}
 
     def keeper(name: str) -> Any:
-        def keep(module: nn.Module, arguments: Any, keywords: Any, made: Tensor) -> Tensor:
+        def keep(module: Any, arguments: Any, keywords: Any, made: Tensor) -> Tensor:
             given = next(iter(tensors_in((arguments, keywords))))
             kept.setdefault(name, []).append(Use(module, given, made))
             return made.clone()  # what comes next may change it in place

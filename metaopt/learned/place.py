@@ -12,17 +12,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metaopt.learned.kronecker import norm, split, spread
+from metaopt.learned.kronecker import TINY, norm, split, spread
 from metaopt.learned.network_pass import NetworkPass
 from metaopt.learned.observation import Observation, flatten, task_rows, unflatten
 from metaopt.output_loss import OutputLoss
 from metaopt.symmetry.chain import Layer
 
 PAST = 2  # last steps that are directions too
-LAST, KEPT, REMEMBERED, NOW, SLOPES = 0, PAST, PAST + 1, PAST + 2, PAST + 3  # rows of a place
+OF_A_POINT = 3  # rows: the weights, the gradient, and the part of it that penalties have
+LAST, KEPT, NOW = 0, PAST, PAST + OF_A_POINT  # rows of a place
+REMEMBERED, SLOPES = KEPT + 1, NOW + 1  # the gradients
+BEFORE, BESIDE = KEPT + 2, NOW + 2  # those of penalties
 
 CLOSE = 0.01  # of a gradient, to what it is computed to be anew
 EXPLAINED = 0.05  # of the gradient, for what the output does not explain
+LEAST = 1e-5  # of the gradient, for a penalty
+OUTWARDS = 0.9  # of <r, w> over the sum of |r w|, for a penalty
+NEAR_ZERO = 0.01  # of the root mean square of weights, below which a penalty is not steeper
 
 
 class Place(NamedTuple):
@@ -31,8 +37,8 @@ class Place(NamedTuple):
     Attributes:
         layers: the weights.
         matrices: rows of augmented weights of each layer, ``(rows, *batch, out, in + 1)``. They
-            are the last steps; where the last step began, with the gradient there; and where this
-            one begins, with the gradient there, in units of the loss.
+            are the last steps; where the last step began, with the gradient there and the part
+            of it that penalties have; and the same where this one begins, in units of the loss.
     """
 
     layers: Sequence[Layer]
@@ -66,6 +72,23 @@ class Place(NamedTuple):
         """
         return [own[number] for own in self.matrices]
 
+    def penalties(self) -> list[Tensor]:
+        """Return the curvature of penalties beside the loss, which is 0 without any.
+
+        A penalty with gradient r has the curvature r / w, entry by entry. A multiple of w^2 has it,
+        and a penalty that is less steep, such as |w|, lies below the parabola of this curvature
+        that touches it (Hunter and Lange, 2004).
+
+        Returns:
+            ``(*batch, out, in + 1)`` of each layer.
+        """
+        found = []
+        for r, w in zip(self.row(BESIDE), self.row(NOW), strict=True):
+            least = NEAR_ZERO * w.square().mean(dim=(-2, -1), keepdim=True).sqrt()
+            steep = r.abs() / torch.maximum(w.abs(), least).clamp(min=TINY)
+            found.append(torch.where(r * w > 0, steep, 0.0))
+        return found
+
 
 def by_coordinate(flags: Sequence[bool], batch: torch.Size, seen: Observation) -> Tensor:
     """Return a flag of each task for each coordinate, in the order of the parameters.
@@ -82,8 +105,8 @@ def by_coordinate(flags: Sequence[bool], batch: torch.Size, seen: Observation) -
 
 
 @torch.no_grad()
-def crossed(rows: Tensor, seen: Observation) -> list[float]:
-    """Return the change of any loss between two weights, from the gradients at both.
+def changes(rows: Tensor, seen: Observation) -> tuple[list[float], list[float]]:
+    """Return the changes of any loss, and of penalties, from their gradients at two weights.
 
     It is the trapezoid rule.
 
@@ -91,25 +114,53 @@ def crossed(rows: Tensor, seen: Observation) -> list[float]:
         rows: those of a place.
         seen: what is seen.
     """
-    terms = 0.5 * (rows[REMEMBERED] + rows[SLOPES]) * (rows[NOW] - rows[KEPT])
-    changes = task_rows(unflatten(terms, seen.parameters), seen.batch_dims).sum(dim=1)
-    own: list[float] = changes.tolist()
-    return own
+    means = 0.5 * (rows[REMEMBERED:NOW] + rows[SLOPES:])
+    terms = means * (rows[NOW] - rows[KEPT])
+    found = [
+        task_rows(unflatten(own, seen.parameters), seen.batch_dims).sum(dim=1) for own in terms
+    ]
+    whole, beside = torch.stack(found).tolist()
+    return whole, beside
+
+
+class Explained(NamedTuple):
+    """What the output of a network explains of the gradient of its weights.
+
+    Attributes:
+        beside: the gradient of penalties, in the order of the parameters; 0 without any.
+        whole: 1 where output and penalties explain the gradient, else 0.
+    """
+
+    beside: Tensor
+    whole: float
 
 
 @torch.no_grad()
-def explained(place: Place, at: NetworkPass, output_gradient: Tensor) -> float:
-    """Return 1 where the output explains the gradient of the weights, else 0.
+def explained(
+    seen: Observation, at: NetworkPass, slopes: Tensor, output_gradient: Tensor
+) -> Explained:
+    """Return what the output explains of the gradient of one network.
+
+    What it leaves is that of penalties if it points away from 0 at nearly all weights.
 
     Args:
-        place: where the step begins.
-        at: the forward pass there.
-        output_gradient: of the loss in the outputs, ``(*batch, out, samples)``.
+        seen: what is seen.
+        at: the forward pass.
+        slopes: the gradient, in the order of the parameters.
+        output_gradient: of the loss in the outputs, ``(out, samples)``.
     """
-    own = flatten(at.gradients(output_gradient))
-    gap = flatten(place.row(SLOPES)).sub_(own)
-    gap_size, size = torch.stack([torch.linalg.vector_norm(row) for row in (gap, own)]).tolist()
-    return float(gap_size <= EXPLAINED * size)
+    layers = [split(g, w) for g, w in zip(at.gradients(output_gradient), at.layers, strict=True)]
+    own, weights = (flatten(seen.layout.parameters(ws)) for ws in (layers, at.layers))
+    rest = slopes - own
+    for place, part in enumerate(unflatten(rest, seen.parameters)):
+        if place in seen.absent:
+            part.zero_()
+    along = rest * weights
+    numbers = torch.stack((rest.norm(), own.norm(), along.sum(), along.abs().sum())).tolist()
+    size, whole, outwards, most = numbers
+    if size > LEAST * whole and outwards > OUTWARDS * most:
+        return Explained(rest, 1.0)
+    return Explained(torch.zeros_like(rest), float(size <= EXPLAINED * whole))
 
 
 def computed_anew(place: Place, at: NetworkPass, loss: OutputLoss, targets: Tensor) -> list[Tensor]:

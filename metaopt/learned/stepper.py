@@ -20,7 +20,7 @@ from metaopt.learned.state import Kept, KeptState, State, kept_of
 from metaopt.learned.update import InPlace
 from metaopt.output_loss import NORM, SOFTMAX, SQUARE, OutputLoss
 from metaopt.roles import Role, placed, role_of
-from metaopt.symmetry.chain import NO_CHAIN, LayerChain
+from metaopt.symmetry.chain import NO_CHAIN, LayerChain, Layout
 from metaopt.target import TaskTarget
 
 STEPS_TO_MOVE = 100.0  # so many steps of gradient / Gauss-Newton scale are as long as w
@@ -374,7 +374,7 @@ def as_real(parameter: Tensor) -> Tensor:
 
 
 def kept_of_update(
-    meta: MetaOptimizer, chain: LayerChain, parameters: Sequence[nn.Parameter]
+    meta: MetaOptimizer, chain: Layout, parameters: Sequence[nn.Parameter]
 ) -> list[Kept]:
     """Return where the state of m1 is kept: that of each coordinate with its parameter.
 

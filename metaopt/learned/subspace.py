@@ -2,10 +2,11 @@
 
 J d is computed for each direction d by a forward pass of tangents. So the model
 
-    <g, d> + 1/2 d^T J^T H J d + nu/2 sum_l k_l ||d_l||^2
+    <g, d> + 1/2 d^T (J^T H J + P) d + nu/2 sum_l k_l ||d_l||^2
 
-is exact in their span, with H the Hessian of the loss in the output and k_l the mean curvature of
-layer l (Martens and Grosse, 2015, sections 6.4 and 7).
+is exact in their span, with H the Hessian of the loss in the output, P the diagonal curvature of
+penalties beside it, and k_l the mean curvature of layer l (Martens and Grosse, 2015, sections 6.4
+and 7).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Model(NamedTuple):
 
     Attributes:
         slope: of the loss along each, ``(*batch, directions)``.
-        product: <J d, H J d'>, ``(*batch, directions, directions)``.
+        product: <J d, H J d'>, with what penalties add, ``(*batch, directions, directions)``.
         metric: k_l <d, d'> of directions of one layer, and 0 of others.
     """
 
@@ -47,6 +48,7 @@ def model_of(
     gradients: Sequence[Tensor],
     means: Sequence[Tensor],
     loss: OutputLoss,
+    penalties: Sequence[Tensor] | None = None,
 ) -> Model:
     """Return the model along directions of single layers, as many of each.
 
@@ -56,6 +58,8 @@ def model_of(
         gradients: ``(*batch, out, in + 1)`` of each layer.
         means: the mean curvature of each layer, ``(*batch,)``.
         loss: of the outputs.
+        penalties: the curvature of penalties at each entry, ``(*batch, out, in + 1)`` of each
+            layer; None without any.
     """
     j = at.tangents(directions)
     flat = j.flatten(start_dim=-2)
@@ -69,9 +73,19 @@ def model_of(
     joint = torch.stack(grams)  # (layers, *batch, directions, directions + 1)
     metric = joint[..., :-1] * torch.stack(list(means))[..., None, None]
     slope = joint[..., -1].movedim(0, -2).flatten(start_dim=-2)
-    whole = torch.diag_embed(metric.movedim(0, -1), dim1=-4, dim2=-2)
+    product = flat @ hj.mT
+    if penalties is not None:
+        pairs = zip(directions, penalties, strict=True)
+        beside = [(d * p.unsqueeze(-3)).flatten(-2) @ d.flatten(-2).mT for d, p in pairs]
+        product = product + _on_diagonal(torch.stack(beside), slope)
+    return Model(slope, product, _on_diagonal(metric, slope))
+
+
+def _on_diagonal(blocks: Tensor, slope: Tensor) -> Tensor:
+    """Matrices of the directions of each layer as one, with 0 between layers."""
+    whole = torch.diag_embed(blocks.movedim(0, -1), dim1=-4, dim2=-2)
     size = slope.shape[-1]
-    return Model(slope, flat @ hj.mT, whole.reshape(*slope.shape[:-1], size, size))
+    return whole.reshape(*slope.shape[:-1], size, size)
 
 
 def minimum(model: Model, nu: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ of one entry costs a hundred times as much.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -106,7 +106,7 @@ def judged(
     before: Sequence[Trust],
     losses: Sequence[float],
     seen: SeenLoss,
-    crossed: Callable[[], Sequence[float]],
+    changes: tuple[Sequence[float], Sequence[float]] | None,
     first: tuple[float, float],
 ) -> list[Judged]:
     """Return what is known of each task after a step.
@@ -115,27 +115,31 @@ def judged(
         before: the trust before.
         losses: those now.
         seen: what is seen of the loss.
-        crossed: gives the changes of the losses by the gradients before and after the step.
+        changes: those of the losses, and of penalties beside them, by the gradients before and
+            after the step; None where the losses alone tell, and there are no penalties.
         first: nu and the largest length where there is no last step.
     """
-    changes: Sequence[float] | None = None
-    if not (seen.exact and all(trust.exact > 0 for trust in before)):
-        changes = crossed()
+    whole, beside = changes or ([math.nan] * len(losses), [0.0] * len(losses))
     return [
-        _judged(trust, loss, seen, None if changes is None else changes[task], first)
-        for task, (trust, loss) in enumerate(zip(before, losses, strict=True))
+        _judged(trust, loss, seen, crossed, penalties, first)
+        for trust, loss, crossed, penalties in zip(before, losses, whole, beside, strict=True)
     ]
 
 
 def _judged(
-    trust: Trust, now: float, seen: SeenLoss, crossed: float | None, first: tuple[float, float]
+    trust: Trust,
+    now: float,
+    seen: SeenLoss,
+    crossed: float,
+    beside: float,
+    first: tuple[float, float],
 ) -> Judged:
     before = trust.loss * seen.factor
     if math.isnan(before):
         before = math.inf
     fresh = math.isinf(before)
-    change, loss = now - before, now
-    if crossed is not None and (trust.exact <= 0 or not seen.exact):
+    change, loss = now - before + beside, now
+    if trust.exact <= 0 or not seen.exact:
         change = crossed
     if not (seen.exact or fresh):
         loss = before + change

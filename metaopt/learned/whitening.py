@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import ClassVar, final
 
 import torch
@@ -36,21 +36,25 @@ from metaopt.learned.kronecker import (
     LayerCurvature,
     split,
     spread,
+    with_penalties,
 )
 from metaopt.learned.lstm import LSTM, uniform_parameter
 from metaopt.learned.network_pass import NetworkPass
 from metaopt.learned.observation import Observation, SeenLoss, flatten, unflatten
 from metaopt.learned.place import (
+    BEFORE,
+    BESIDE,
     KEPT,
     LAST,
     NOW,
+    OF_A_POINT,
     PAST,
     REMEMBERED,
     SLOPES,
     Place,
     by_coordinate,
+    changes,
     computed_anew,
-    crossed,
     explained,
 )
 from metaopt.learned.state import Columns
@@ -64,11 +68,15 @@ from metaopt.learned.update import (
     UpdateConfig,
     UpdateRule,
 )
+from metaopt.output_loss import SIGMOID, SOFTMAX
 from metaopt.symmetry.chain import Layout
 
 DAMPINGS = (1e-1, 1e-3, 1e-5)  # what the LSTM's outputs of 0 stand for
 SCALES = (4.0,) * len(DAMPINGS) + (2.0,) * len(DAMPINGS)  # of its outputs, in powers of e
 SMALL = 1e-100  # of a curvature; its square is not 0
+
+SATURATING = (SOFTMAX, SIGMOID)  # losses whose curvature vanishes with them
+ROUNDING = 1e-14  # of such a loss of a sample, in float64
 
 CHEAP_TO_COPY = 2**17  # entries of a tensor of the LSTM's state
 WIDEST = 1024  # units of a layer; above, the decompositions take too long
@@ -83,10 +91,10 @@ class LearnedWhitening(UpdateRule):
     over single coordinates: networks that are no chain, batches that change from step to step, and
     layers of more than 1,024 units. That m1 is the one of lstm_update_tele_v1, and is not trained.
 
-    The state is that of the LSTM; the last steps, and the weights and the gradient where the last
-    one began, in float64; for each task the number of the step, nu, the largest length of a step,
-    the length of the last, the change that was promised, and the loss where it began; and the state
-    of the other m1.
+    The state is that of the LSTM; the last steps, and the weights, the gradient and that of
+    penalties where the last one began, in float64; for each task the number of the step, nu, the
+    largest length of a step, the length of the last, the change that was promised, and the loss
+    where it began; and the state of the other m1.
 
     Args:
         config: its fields.
@@ -118,7 +126,7 @@ class LearnedWhitening(UpdateRule):
         tasks, device = parameters[0].shape[: chain.batch_dims].numel(), parameters[0].device
         count = sum(parameter.numel() for parameter in parameters)
         begun = region_of([first_trust(*self._first)] * tasks, device)
-        past = torch.zeros(PAST + 2, count, dtype=torch.float64, device=device)
+        past = torch.zeros(PAST + OF_A_POINT, count, dtype=torch.float64, device=device)
         return [*self.lstm.init_state(count), past, begun, *other]
 
     def columns(self, chain: Layout, parameters: Sequence[Tensor]) -> list[Columns]:
@@ -166,13 +174,19 @@ class LearnedWhitening(UpdateRule):
         slopes = seen.gradients if seen.given_gradients is None else seen.given_gradients
         if given[0].dtype == torch.float64:
             loss = loss._replace(targets=None)  # nothing is more exact
-        rows = torch.cat((past, flatten([*given, *slopes]).double().view(2, -1)))
+        now = flatten([*given, *slopes]).double().view(2, -1)
+        at, known, beside = seen.network_pass, float(loss.exact), torch.zeros_like(now[0])
+        if loss.output_gradient is not None:
+            beside, whole = explained(seen, at, now[1], loss.output_gradient)
+            known *= whole
+        rows = torch.cat((past, now, beside.unsqueeze(0)))
         if math.isfinite(loss.factor) and loss.factor != 1:
-            rows[REMEMBERED] *= math.sqrt(loss.factor)
-        at = seen.network_pass
-        verdicts = judged(
-            trusts_of(region), _losses(loss, at), loss, partial(crossed, rows, seen), self._first
-        )
+            rows[[REMEMBERED, BEFORE]] *= math.sqrt(loss.factor)
+        penalised = loss.output_gradient is not None and bool(rows[[BEFORE, BESIDE]].any())
+        trusts = trusts_of(region)
+        told = loss.exact and all(trust.exact > 0 for trust in trusts)  # by the loss alone
+        changed = None if told and not penalised else changes(rows, seen)
+        verdicts = judged(trusts, _losses(loss, at), loss, changed, self._first)
         undone = any(verdict.back for verdict in verdicts)
         begun = rows
         if undone:
@@ -183,10 +197,7 @@ class LearnedWhitening(UpdateRule):
         if undone:
             at = at.at(place.layers)
         factors = at.curvatures(loss.kind, int(verdicts[0].trust.steps))
-        exact = [trust.exact if back else float(loss.exact) for trust, _, back in verdicts]
-        if loss.output_gradient is not None and loss.exact and not undone:
-            whole = explained(place, at, loss.output_gradient)
-            exact = [whole * known for known in exact]
+        exact = [trust.exact if back else known for trust, _, back in verdicts]
         slope = place.row(SLOPES)
         if loss.targets is not None:
             slope = computed_anew(place, at, loss.kind, loss.targets.double())
@@ -194,7 +205,8 @@ class LearnedWhitening(UpdateRule):
             f.into(torch.stack((last, g)))
             for f, last, g in zip(factors, place.row(LAST), slope, strict=True)
         ]
-        curvatures = [f.curvature for f in factors]
+        penalties = place.penalties() if penalised else None
+        curvatures = with_penalties(factors, penalties)
         damped, easing, columns = self._proposed(
             factors, curvatures, coefficients, verdicts, columns
         )
@@ -202,6 +214,12 @@ class LearnedWhitening(UpdateRule):
             torch.cat((own, moved[:PAST].movedim(0, -3) if batch else moved[:PAST]), dim=-3)
             for own, moved in zip(damped, place.matrices, strict=True)
         ]
+        if penalties is not None:  # which bound the curvature from below
+            newton = [
+                f.back(-own[1] / (k + TINY)).unsqueeze(-3)
+                for f, own, k in zip(factors, coefficients, curvatures, strict=True)
+            ]
+            directions = [torch.cat(own, dim=-3) for own in zip(directions, newton, strict=True)]
         if seen.absent:
             directions = _staying(seen, directions)
         # The meta-gradient goes through the directions and through nu.
@@ -211,6 +229,7 @@ class LearnedWhitening(UpdateRule):
             slope,
             [k.mean(dim=(-2, -1)) for k in curvatures],
             loss.kind,
+            penalties,
         )
         nu = easing.new_tensor([verdict.trust.nu for verdict in verdicts])
         c = minimum(model, spread(nu * easing, batch, model.product))
@@ -231,6 +250,10 @@ class LearnedWhitening(UpdateRule):
             steps = [step * spread(limit, batch, step) for step in steps]
             taken = taken * spread(limit, batch, taken)
         promised = promise(model, taken).reshape(-1).tolist()
+        if loss.kind in SATURATING:  # where all is rounding there is nothing to gain
+            least = ROUNDING * at.outputs.shape[-1]
+            pairs = zip(promised, verdicts, strict=True)
+            promised = [0.0 if verdict.loss <= least else by for by, verdict in pairs]
         following = [
             _after(verdict, length * limit, by, known)
             for verdict, length, limit, by, known in zip(
