@@ -253,6 +253,24 @@ def tangents(layers: Sequence[Layer], at: Pass | Curvature, directions: Sequence
     return moved.transpose(-2, -3)
 
 
+def pushed(layers: Sequence[Layer], at: Pass | Curvature, direction: Sequence[Tensor]) -> Tensor:
+    """Return J d of one direction of all layers, ``(*batch, out, samples)``.
+
+    Args:
+        layers: the weights.
+        at: the forward pass there.
+        direction: d, ``(*batch, out, in + 1)`` of each layer.
+    """
+    moved: Tensor | None = None
+    for layer, a, slope, own in zip(layers, at.inputs, at.slopes, direction, strict=True):
+        fresh = own @ a
+        if moved is not None:
+            fresh = fresh.add_(layer.weight.detach() @ moved)
+        moved = fresh if slope is None else fresh.mul_(slope)
+    assert moved is not None  # a chain has layers
+    return moved
+
+
 def gradients(layers: Sequence[Layer], at: Pass | Curvature, of_output: Tensor) -> list[Tensor]:
     """Return the gradients of augmented weights, ``(*batch, out, in + 1)``, by backpropagation.
 

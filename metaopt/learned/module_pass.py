@@ -206,6 +206,13 @@ class ModulePass(NetworkPass):
             found.append(self._along([self._adjoint[at] for at in parts], list(parts.values())))
         return torch.cat(found)
 
+    def pushed(self, direction: Sequence[Tensor]) -> Tensor:
+        """See :meth:`NetworkPass.pushed`."""
+        parts: dict[int, Tensor] = {}
+        for place, own in enumerate(direction):
+            parts |= self.seen.layout.parts(place, own.unsqueeze(0))
+        return self._vjp([self._adjoint[at] for at in parts], [own[0] for own in parts.values()])
+
     def _along(self, adjoint: Sequence[Tensor], moved: Sequence[Tensor]) -> Tensor:
         """J d for directions of some parameters, ``(directions, out, samples)``."""
         if self.seen.batches:

@@ -20,6 +20,7 @@ from metaopt.learned.kronecker import (
     moments,
     norm,
     passed,
+    pushed,
     tangents,
 )
 from metaopt.output_loss import OutputLoss
@@ -66,6 +67,14 @@ class NetworkPass(ABC):
 
         Args:
             directions: of each layer in turn, ``(*batch, directions of it, out, in + 1)``.
+        """
+
+    @abstractmethod
+    def pushed(self, direction: Sequence[Tensor]) -> Tensor:
+        """Return J d of one direction of all layers, ``(*batch, out, samples)``.
+
+        Args:
+            direction: d, ``(*batch, out, in + 1)`` of each layer.
         """
 
     @abstractmethod
@@ -121,6 +130,10 @@ class ChainPass(NetworkPass):
     def tangents(self, directions: Sequence[Tensor]) -> Tensor:
         """See :meth:`NetworkPass.tangents`."""
         return tangents(self.layers, self.known, directions)
+
+    def pushed(self, direction: Sequence[Tensor]) -> Tensor:
+        """See :meth:`NetworkPass.pushed`."""
+        return pushed(self.layers, self.known, direction)
 
     def gradients(self, of_output: Tensor) -> list[Tensor]:
         """See :meth:`NetworkPass.gradients`."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metaopt.learned.kronecker import TINY, norm, split, spread
+from metaopt.learned.kronecker import norm, split, spread
 from metaopt.learned.network_pass import NetworkPass
 from metaopt.learned.observation import Observation, flatten, task_rows, unflatten
 from metaopt.output_loss import OutputLoss
@@ -28,7 +28,7 @@ CLOSE = 0.01  # of a gradient, to what it is computed to be anew
 EXPLAINED = 0.05  # of the gradient, for what the output does not explain
 LEAST = 1e-5  # of the gradient, for a penalty
 OUTWARDS = 0.9  # of <r, w> over the sum of |r w|, for a penalty
-NEAR_ZERO = 0.01  # of the root mean square of weights, below which a penalty is not steeper
+NEAR_ZERO = 0.01  # of the root mean square of weights, below which no curvature is larger
 
 
 class Place(NamedTuple):
@@ -85,8 +85,9 @@ class Place(NamedTuple):
         found = []
         for r, w in zip(self.row(BESIDE), self.row(NOW), strict=True):
             least = NEAR_ZERO * w.square().mean(dim=(-2, -1), keepdim=True).sqrt()
-            steep = r.abs() / torch.maximum(w.abs(), least).clamp(min=TINY)
-            found.append(torch.where(r * w > 0, steep, 0.0))
+            steep = torch.where(r * w > 0, r / torch.where(w == 0, 1.0, w), 0.0)
+            most = torch.where(w.abs() >= least, steep, 0.0).amax(dim=(-2, -1), keepdim=True)
+            found.append(torch.minimum(steep, most))
         return found
 
 

@@ -106,17 +106,6 @@ def minimum(model: Model, nu: Tensor) -> Tensor:
     return -solution[..., 0] * size
 
 
-def promise(model: Model, c: Tensor) -> Tensor:
-    """Return by how much a step lowers the model without its damping, ``(*batch,)``.
-
-    Args:
-        model: the model.
-        c: the coefficients of the step.
-    """
-    quadratic = (model.product @ c.unsqueeze(-1))[..., 0]
-    return -((model.slope + 0.5 * quadratic) * c).sum(dim=-1)
-
-
 def lengths(steps: Sequence[Tensor], weights: Sequence[Tensor], batch_dims: int) -> list[float]:
     """Return for each task the largest length of a step over that of the weights of its layer.
 

@@ -17,12 +17,13 @@ from torch import Tensor
 from metaopt.learned.kronecker import TINY
 from metaopt.learned.observation import SeenLoss
 
-GOOD, POOR = 0.5, 0.25  # of the ratio of the change of the loss to what the model promised
+GOOD, POOR = 0.5, 0.05  # of the ratio of the change of the loss to what the model promised
 EASED, TIGHTENED = 3.0, 4.0  # factors of nu
 RELIABLE = 0.75  # of that ratio, for a longer step
 LONGER, SHORTER = 2.0, 0.5  # factors of the last length
+RISE = 0.02  # of the loss, that a step may make
 NU = (1e-9, 1e6)  # its range
-SHORTEST, FARTHEST = 1e-7, 1.0  # range of the largest length, over that of the weights of its layer
+SHORTEST, FARTHEST = 1e-7, 0.5  # range of the largest length, over that of the weights of its layer
 LEAST = 1e-7  # of the loss, for a promise or a change that is no rounding
 
 
@@ -159,7 +160,7 @@ def _judged(
         length = SHORTER * trust.last
     if fresh and trust.steps > 0:
         nu, length = first
-    back = not fresh and not change <= 0
+    back = not fresh and not change <= RISE * abs(before)
     following = trust._replace(
         nu=min(max(nu, NU[0]), NU[1]), length=max(length, SHORTEST), loss=before
     )

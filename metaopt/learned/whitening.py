@@ -3,10 +3,12 @@
 In the eigenbasis of K-FAC (:mod:`metaopt.learned.kronecker`) the gradient of a layer has
 coefficients g and curvatures k. An LSTM that all coefficients share says three dampings lambda_h
 and three factors a_h of each, and so three directions -a_h g / (k + lambda_h max k) of each layer.
-With the last steps of the layer they span a small subspace, of five directions a layer. The step is
-the minimum of an exact model of the loss there (:mod:`metaopt.learned.subspace`). Martens and
-Grosse (2015, sections 6.4 and 7) choose the length of one direction and the momentum in this way;
-Levenberg (1944) and Marquardt (1963) solve for all weights at once.
+With the last steps of the layer they span a small subspace, of five directions a layer. The minimum
+of an exact model of the loss there (:mod:`metaopt.learned.subspace`) is where conjugate gradients
+begin, which go on towards the minimum over all weights (:mod:`metaopt.learned.refinement`). Martens
+and Grosse (2015, sections 6.4 and 7) choose the length of one direction and the momentum in this
+way; Levenberg (1944) and Marquardt (1963) solve for all weights at once, and Martens (2010) by
+conjugate gradients.
 
 The damping and the largest length of a step follow how well the model has foretold the last one
 (:mod:`metaopt.learned.trust_region`). A step that raised the loss is taken back, and another one is
@@ -27,7 +29,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from metaopt.checks import check_positive
+from metaopt.checks import check_positive, check_whole
 from metaopt.learned.checkpoint_files import META, named_checkpoint
 from metaopt.learned.coefficients import CHANNELS, channels_of, mean_of_tasks
 from metaopt.learned.fields import LSTMFields
@@ -58,7 +60,8 @@ from metaopt.learned.place import (
     explained,
 )
 from metaopt.learned.state import Columns
-from metaopt.learned.subspace import lengths, minimum, model_of, promise
+from metaopt.learned.refinement import System, promised_by, refined
+from metaopt.learned.subspace import lengths, minimum, model_of
 from metaopt.learned.trust_region import Judged, Trust, first_trust, judged, region_of, trusts_of
 from metaopt.learned.update import (
     UPDATE_RULES,
@@ -76,8 +79,9 @@ SCALES = (4.0,) * len(DAMPINGS) + (2.0,) * len(DAMPINGS)  # of its outputs, in p
 SMALL = 1e-100  # of a curvature; its square is not 0
 
 SATURATING = (SOFTMAX, SIGMOID)  # losses whose curvature vanishes with them
-ROUNDING = 1e-14  # of such a loss of a sample, in float64
+ROUNDING = 1e-13  # of such a loss of a sample, in float64
 
+MOST_ITERATIONS = 1000
 CHEAP_TO_COPY = 2**17  # entries of a tensor of the LSTM's state
 WIDEST = 1024  # units of a layer; above, the decompositions take too long
 MOST_ENTRIES = 2**27  # of the tangents of all directions, in float64 1 GiB
@@ -220,8 +224,11 @@ class LearnedWhitening(UpdateRule):
                 for f, own, k in zip(factors, coefficients, curvatures, strict=True)
             ]
             directions = [torch.cat(own, dim=-3) for own in zip(directions, newton, strict=True)]
-        if seen.absent:
-            directions = _staying(seen, directions)
+        moving = _moving(seen) if seen.absent else None
+        if moving is not None:
+            directions = [
+                own * mask.unsqueeze(-3) for own, mask in zip(directions, moving, strict=True)
+            ]
         # The meta-gradient goes through the directions and through nu.
         model = model_of(
             at,
@@ -239,17 +246,29 @@ class LearnedWhitening(UpdateRule):
                 directions, c.chunk(len(directions), dim=-1), place.row(NOW), strict=True
             )
         ]
+        system = System(
+            at,
+            loss.kind,
+            factors,
+            [k.detach() for k in curvatures],
+            [
+                spread((nu * easing).detach(), batch, k) * k.mean(dim=(-2, -1), keepdim=True)
+                for k in curvatures
+            ],
+            penalties,
+            moving,
+        )
+        steps = refined(system, slope, steps, self.config.cg_iterations)
         far = lengths(steps, place.row(NOW), seen.batch_dims)
         limits = [
             min(verdict.trust.length / (length + TINY), 1.0)
             for verdict, length in zip(verdicts, far, strict=True)
         ]
-        taken = c.detach() if seen.rate == 1 else c.detach() * seen.rate
         if any(limit != 1.0 for limit in limits):
             limit = c.new_tensor(limits)
             steps = [step * spread(limit, batch, step) for step in steps]
-            taken = taken * spread(limit, batch, taken)
-        promised = promise(model, taken).reshape(-1).tolist()
+        rate = 1.0 if seen.rate == 1 else seen.rate
+        promised = promised_by(system, slope, [step.detach() * rate for step in steps]).tolist()
         if loss.kind in SATURATING:  # where all is rounding there is nothing to gain
             least = ROUNDING * at.outputs.shape[-1]
             pairs = zip(promised, verdicts, strict=True)
@@ -344,14 +363,13 @@ def _losses(loss: SeenLoss, at: NetworkPass) -> list[float]:
     return own
 
 
-def _staying(seen: Observation, directions: Sequence[Tensor]) -> list[Tensor]:
-    """Directions, with 0 for the parameters that stay where they are."""
+def _moving(seen: Observation) -> list[Tensor]:
+    """Masks of augmented weights: 0 for the parameters that stay where they are, else 1."""
     moves = [
         torch.full_like(own, float(place not in seen.absent))
         for place, own in enumerate(seen.as_given[0] if seen.as_given else seen.parameters)
     ]
-    masks = [layer.augmented().double() for layer in seen.layout.layers(moves)]
-    return [own * mask.unsqueeze(-3) for own, mask in zip(directions, masks, strict=True)]
+    return [layer.augmented().double() for layer in seen.layout.layers(moves)]
 
 
 def _too_large(seen: Observation) -> bool:
@@ -375,15 +393,19 @@ class LearnedWhiteningConfig(LSTMFields, UpdateConfig):
     Attributes:
         first_damping: nu before the first step.
         first_length: the largest length of the first step, over that of the weights of its layer.
+        cg_iterations: how many iterations of conjugate gradients go on from the minimum in the
+            subspace.
     """
 
     first_damping: float = 1.0
     first_length: float = 0.3
+    cg_iterations: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("first_damping", "first_length"):
             check_positive(name, getattr(self, name), getattr(type(self), name))
+        check_whole("cg_iterations", self.cg_iterations, 0, MOST_ITERATIONS)
 
     @property
     def only_where_exact(self) -> bool:

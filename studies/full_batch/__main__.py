@@ -3,10 +3,12 @@
     python -m studies.full_batch --out runs/full_batch --data-dir DIR [--quick]
 
 Tables of scikit-learn (diabetes, linnerud), one digit of MNIST as a function of its coordinates,
-ten samples of a sine, and physics-informed networks for the Poisson and Burgers equations. Adam,
-SOAP, L-BFGS and K-FAC by hand have the setting that is best on other seeds, by the mean log
-training loss at the steps that are reported. What is done is kept, so it goes on where it was
-killed.
+ten samples of a sine, and physics-informed networks for the Poisson and Burgers equations, through
+their loss alone and with their residuals as the output; and networks that are no chain of layers:
+a residual one on diabetes, and a convolutional one, a transformer and a recurrent one on 200
+digits. Adam, SOAP, L-BFGS and, on chains, K-FAC by hand have the setting that is best on other
+seeds, by the mean log training loss at the steps that are reported. What is done is kept, so it
+goes on where it was killed.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from metaopt.tasks import Task
 from metaopt.tasks.data import Images, load
 from studies.command import study_parser
 from studies.full_batch import report
+from studies.full_batch.architectures import Attention, Digits, Recurrent, Residual, convolutional
 from studies.full_batch.methods import LEARNED, Methods, methods
-from studies.full_batch.physics import Burgers, Poisson
+from studies.full_batch.physics import Burgers, GivenResiduals, Poisson
 from studies.full_batch.problems import Image, Sinusoid, Table
 from studies.full_batch.runs import QUICK, RESULTS, Extent, measure
 from studies.report import write_text
@@ -41,6 +44,12 @@ def problems(images: Images) -> dict[str, Task]:
         "sinusoid": Sinusoid(),
         "poisson": Poisson(),
         "burgers": Burgers(),
+        "poisson_residuals": GivenResiduals(Poisson()),
+        "burgers_residuals": GivenResiduals(Burgers()),
+        "residual": Residual(),
+        "convolutional": Digits(images, convolutional),
+        "transformer": Digits(images, Attention),
+        "recurrent": Digits(images, Recurrent),
     }
 
 

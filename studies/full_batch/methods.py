@@ -9,6 +9,7 @@ from importlib import import_module
 import torch
 from torch import nn
 
+from metaopt.target import ModuleTarget, target_of
 from studies.builders import Build, kfac_of, lbfgs_of, learned_of
 
 LEARNED = ("lstm_update_tele", "lstm_whitened", "lstm_update_tele_v1")
@@ -21,6 +22,9 @@ LBFGS = ((1.0, 30), (1.0, 100), (1.0, 300))
 
 KFAC = ((0.03, 0.3, 0.5), (1e-3, 0.6, 0.9), (1e-4, 0.6, 0.9))
 """Damping, rate and momentum of K-FAC by hand: two of the zoo's settings, and a lower damping."""
+
+OF_CHAINS = ("kfac",)
+"""Methods that step chains of Linear layers alone."""
 
 Methods = Mapping[str, Mapping[str, Build]]
 """What builds the optimizer of a network, by method and setting."""
@@ -46,6 +50,16 @@ def methods(soap: bool) -> Methods:
     if soap:
         tuned["soap"] = {f"{rate:g}": partial(_soap_of, rate) for rate in SOAP}
     return own | tuned
+
+
+def is_chain(model: nn.Module) -> bool:
+    """Return whether a module is a chain of Linear layers.
+
+    Args:
+        model: the module.
+    """
+    target = target_of(model)
+    return isinstance(target, ModuleTarget) and bool(target.whole_chain.names)
 
 
 def _adam_of(rate: float, model: nn.Module) -> torch.optim.Optimizer:

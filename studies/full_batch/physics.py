@@ -170,6 +170,61 @@ class Burgers(Equation):
         return torch.from_numpy(value).to(x.dtype).unsqueeze(1)
 
 
+class Residuals(nn.Module):
+    """A network that gives what an equation leaves, for an optimizer that looks at the output.
+
+    The squares of what it gives sum to the loss of the equation.
+
+    Args:
+        equation: the equation.
+        network: that is to solve it.
+    """
+
+    def __init__(self, equation: Equation, network: nn.Module) -> None:
+        super().__init__()
+        self.equation, self.network = equation, network
+
+    def forward(self, inside: Tensor, known: Tensor, values: Tensor) -> Tensor:
+        """Return the residuals and the errors at known points, ``(n + k, 1)``."""
+        with torch.enable_grad():
+            x = inside.detach().requires_grad_()
+            residual = self.equation.residual(x, self.network(x))
+        error = self.network(known) - values
+        weights = (1 / residual.numel()) ** 0.5, (self.equation.weight / error.numel()) ** 0.5
+        return torch.cat((weights[0] * residual, weights[1] * error))
+
+
+@final
+class GivenResiduals(Task):
+    """A differential equation whose module gives the residuals, which the loss is the squares of.
+
+    The loss has the same values and gradients as without.
+
+    Args:
+        equation: the equation.
+    """
+
+    def __init__(self, equation: Equation) -> None:
+        self.equation = equation
+
+    def model(self, seed: int) -> nn.Module:
+        """Return the network with its equation. See :meth:`Task.model`."""
+        return Residuals(self.equation, self.equation.model(seed))
+
+    def batches(self, seed: int, split: str) -> Iterable[Points]:
+        """Return the points. See :meth:`Task.batches`."""
+        return self.equation.batches(seed, split)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the sum of squares. See :meth:`Task.loss`."""
+        total: Tensor = model(*batch).square().sum()
+        return total
+
+    def metrics(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """Return the "error" of the network. See :meth:`Task.metrics`."""
+        return self.equation.metrics(model.get_submodule("network"), batch)
+
+
 def _derivative(u: Tensor, x: Tensor) -> Tensor:
     """The derivative of each u in its own x, ``(n, coordinates)``, as a function of x."""
     (derivative,) = torch.autograd.grad(u.sum(), x, create_graph=True)

@@ -20,7 +20,7 @@ from metaopt.randomness import same_randomness
 from metaopt.storage import write_atomically
 from metaopt.tasks import Task, first_seeds
 from studies.builders import Build
-from studies.full_batch.methods import Methods
+from studies.full_batch.methods import OF_CHAINS, Methods, is_chain
 from studies.steps import step_on
 
 RESULTS = "results.jsonl"
@@ -107,7 +107,12 @@ def measure(
         The runs on test seeds.
     """
     runs = {_key(own): own for own in read(path)}
-    pairs = [(task, name) for task in tasks for name in contenders]
+    pairs = [
+        (task, name)
+        for task, own in tasks.items()
+        for name in contenders
+        if name not in OF_CHAINS or is_chain(own.model(0))
+    ]
 
     def done(task: str, name: str, setting: str, role: str, count: int) -> list[Run]:
         found = []
