@@ -128,8 +128,9 @@ def _keeps_features(trace: Trace, node: fx.Node) -> bool:
     dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
     dims = (dims,) if isinstance(dims, int) else dims
     # Of the dimension 2 it is not known whether it is the last one.
-    averaged = node.target in ("mean", torch.mean) and isinstance(dims, tuple | list)
-    return averaged and set(dims) <= {1, -2, -3} or averaged and set(dims) == {1, 2}
+    if node.target not in ("mean", torch.mean) or not isinstance(dims, tuple | list):
+        return False
+    return set(dims) == {1, 2} or set(dims) <= {1, -2, -3}
 
 
 def _passes(network: Network, use: Use) -> bool:
@@ -209,7 +210,8 @@ def norm_gains(network: Network) -> Iterator[Candidate | LeftOut]:
         if norm.other or not norm.readers:
             what = norm.other or "no layer that is seen"
             yield LeftOut(
-                layers, f"what {norm.name} gives is used by {what}, which takes no inverse of a gain"
+                layers,
+                f"what {norm.name} gives is used by {what}, which takes no inverse of a gain",
             )
             continue
         bias = None if shift is None else MatrixView(shift, columns=())

@@ -194,5 +194,5 @@ def _changes(name: str) -> bool:
 
 
 def _place(value: Tensor) -> int | None:
-    """Where the values lie, which a reshape leaves; None if that is not known, as of sparse ones."""
+    """Where the values lie, which a reshape leaves; None for sparse ones and the like."""
     return int(value.untyped_storage()._cdata) if has_memory(value) else None
