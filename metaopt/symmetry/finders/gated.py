@@ -77,11 +77,11 @@ def _by_flow(network: Network) -> Iterator[Candidate]:
             if product is None or not is_dense(network.modules.get(down)):
                 continue
             for value in product.args if _is_product(product) else ():
-                up = _made_by(trace, value) if isinstance(value, fx.Node) else None
-                if up is not None and is_dense(network.modules.get(up)):
-                    sites = _sites(network, up, down)
-                    if sites:
-                        yield Candidate(tuple(sites))
+                found = _made_by(trace, value) if isinstance(value, fx.Node) else None
+                if found is not None and is_dense(network.modules.get(found[0])):
+                    sites = _sites(network, found[0], down)
+                    if len(sites) == (1 if found[1] is None else 2):
+                        yield Candidate.of(sites[found[1] or 0])
 
 
 def _keeps(trace: Trace, node: fx.Node) -> bool:
@@ -93,17 +93,24 @@ def _is_product(node: fx.Node) -> bool:
     return node.target in (operator.mul, torch.mul, "mul", operator.imul)
 
 
-def _made_by(trace: Trace, value: fx.Node) -> str | None:
-    """Return the layer that gives a value, or a part of it, if the value is used once."""
+def _made_by(trace: Trace, value: fx.Node) -> tuple[str, int | None] | None:
+    """Return the layer that gives a value, if it is used once, and which half of it the value is.
+
+    None in place of the half stands for all of it.
+    """
     if len(trace.users(value)) != 1:
         return None
+    half = None
     if value.target is operator.getitem and isinstance(value.args[0], fx.Node):
+        half = value.args[1]
         value = value.args[0]
         if value.target not in (torch.chunk, "chunk", torch.split, "split"):
             return None
         before = first_input(value)
         value = value if before is None else before
-    return str(value.target) if trace.is_layer(value) else None
+    if not trace.is_layer(value) or not (half is None or half in (0, 1)):
+        return None
+    return str(value.target), half if isinstance(half, int) else None
 
 
 def _sites(network: Network, up: str, down: str) -> list[Site]:

@@ -45,6 +45,7 @@ from metaopt.symmetry.finders.unit_views import (
     CONVS,
     TRANSPOSED,
     gains_of,
+    group_of,
     made_by,
     obstacle_to_use,
     outputs_of,
@@ -59,6 +60,8 @@ _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 _CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 _POOLS = (nn.MaxPool1d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool3d, nn.Upsample)  # fmt: skip
+
+_LINEAR = ("same", "dropout", "flatten")
 
 
 class Flow:
@@ -115,7 +118,7 @@ class Flow:
         layers = (nn.Linear, *CONVS, *TRANSPOSED, *_NORMS)
         return isinstance(module, layers) or node.target in _NORMALISE
 
-    def _end(self, nodes: list[fx.Node], why: str, split: bool = False) -> None:
+    def _end(self, nodes: list[fx.Node], why: str, split: str = "") -> None:
         for node in nodes:
             self.values[node].end(why, split)
 
@@ -140,9 +143,12 @@ class Flow:
                 view = partial(used_by, module, name, own.width)
                 for part in own.parts:
                     part.units.linear &= dense and own.layout == "last"
-                    part.units.read.append(End(name, view, part.start, part.step, own.width))
+                    part.units.read.append(
+                        End(name, view, part.start, part.step, own.width, group_of(module))
+                    )
         if not why:
-            made = End(name, partial(made_by, module, name), total=outputs_of(module))
+            view, total = partial(made_by, module, name), outputs_of(module)
+            made = End(name, view, total=total, group=group_of(module, made=True))
             self.values[node] = self._new(made, "last" if dense else "channels", dense)
 
     def _norm(self, node: fx.Node, module: nn.Module, inputs: list[fx.Node]) -> None:
@@ -260,7 +266,7 @@ class Flow:
         value = self.values[inputs[0]]
         found = pieces(node, value, self.sizes) if first_input(node) in inputs else "it is no split"
         if isinstance(found, str):
-            self._end(inputs, found, split=True)
+            self._end(inputs, found, self.trace.label(node))
             return
         self.values[node], self.pieces[node] = value, found
         value.label("a split")
@@ -269,7 +275,7 @@ class Flow:
         value = self.values[inputs[0]]
         found = sliced(node, value, self.sizes) if first_input(node) in inputs else "it is an index"
         if isinstance(found, str):
-            self._end(inputs, found, split=True)
+            self._end(inputs, found, self.trace.label(node))
             return
         self.values[node] = found
         found.label("a split")
@@ -277,7 +283,7 @@ class Flow:
     def _glu(self, node: fx.Node, inputs: list[fx.Node]) -> None:
         found = halves(self.trace, node, self.values[inputs[0]])
         if isinstance(found, str):
-            self._end(inputs, found, split=True)
+            self._end(inputs, found, self.trace.label(node))
             return
         found[1].end("a sigmoid makes a gate of it")
         for own in found[0].classes:
@@ -306,7 +312,7 @@ class Flow:
             return
         if step.kind == "activation":
             own.label(step.label)
-        self._pass(own, linear=step.kind == "same", signed=step.kind in ("same", "dropout"))
+        self._pass(own, linear=step.kind == "same", signed=step.kind in _LINEAR)
         self.values[node] = replace(own, layout=layout)
 
     @staticmethod

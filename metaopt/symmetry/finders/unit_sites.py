@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from metaopt.symmetry.activations import Identity
 from metaopt.symmetry.finders.unit_values import End, Units
@@ -22,27 +21,27 @@ def sites_of(classes: Sequence[Units]) -> dict[Site | LeftOut, str]:
     """
     found: dict[Site | LeftOut, str] = {}
     for own in _whole(classes):
-        if not own.made or not (own.read or own.split):
+        if not own.made or not (own.read or own.split or own.unsure):
             continue
         makers = [_named(end, own.width) for end in own.made]
         readers = [end.name for end in own.read]
         if own.ended:
-            found[LeftOut((makers[0], *readers[:1]), own.ended)] = ""
+            after = readers[:1] or [own.split] * bool(own.split)
+            found[LeftOut((makers[0] if after else own.made[0].name, *after), own.ended)] = ""
             continue
-        incoming, outgoing = (
-            [end.view(end.start, own.width, end.step) for end in ends]
-            for ends in (own.made, own.read)
-        )
-        reasons = [view for view in (*incoming, *outgoing) if isinstance(view, str)]
-        if reasons:
-            found[LeftOut((makers[0], readers[0]), reasons[0])] = ""
+        if not own.read:
+            continue
+        incoming, outgoing = _views(own.made, own.width), _views(own.read, own.width)
+        if isinstance(incoming, str) or isinstance(outgoing, str):
+            reason = incoming if isinstance(incoming, str) else str(outgoing)
+            found[LeftOut((makers[0], readers[0]), reason)] = ""
             continue
         group, kind = _acts(own)
         many = len(makers) > 1 or len(readers) > 1
         site = Site(
             name=f"{', '.join(makers)} -> {', '.join(readers)}",
-            incoming=tuple(view for view in incoming if isinstance(view, MatrixView)),
-            outgoing=tuple(view for view in outgoing if isinstance(view, MatrixView)),
+            incoming=incoming,
+            outgoing=outgoing,
             between=Identity() if group == "GL" else None,
             group=group,
             width=own.width,
@@ -64,18 +63,30 @@ def _acts(own: Units) -> tuple[str, str]:
     return ("nonzero", GATED) if own.gated and own.signed else ("positive", UNITS)
 
 
+def _views(ends: Sequence[End], width: int) -> tuple[MatrixView, ...] | str:
+    """Return the views of layers that make units, or read them, or why one has none."""
+    views = [end.view(end.start, width, end.step) for end in ends]
+    reasons = [view for view in views if isinstance(view, str)]
+    return reasons[0] if reasons else tuple(v for v in views if isinstance(v, MatrixView))
+
+
 def _whole(classes: Sequence[Units]) -> Iterator[Units]:
     """Yield the classes that there are in the end; what was cut for nothing is one again."""
+    leaves = {id(leaf): leaf for units in classes for leaf in units.leaves()}
+    for leaf in leaves.values():
+        for end in (*leaf.made, *leaf.read):
+            for place in end.across(leaf.width):
+                leaf.cut(place)
+    leaves = {id(part): part for leaf in leaves.values() for part in leaf.leaves()}
     before: Units | None = None
-    seen: set[int] = set()
-    for own in (leaf for units in classes for leaf in units.leaves()):
-        if id(own) in seen:
+    for own in leaves.values():
+        both = None if before is None else before.with_next(own)
+        if both is not None and not isinstance(_views((*both.made, *both.read), both.width), str):
+            before = both
             continue
-        seen.add(id(own))
-        if before is None or not before.follow(own):
-            if before is not None:
-                yield before
-            before = replace(own)
+        if before is not None:
+            yield before
+        before = own
     if before is not None:
         yield before
 

@@ -186,7 +186,9 @@ def sliced(node: fx.Node, value: Value, sizes: Sizes) -> Value | str:
         start, size = sizes.number(first), sizes.number(length)
         end = None if start is None or size is None else start + size
     else:
-        found = _slice(node.args[1])
+        if all(item in (Ellipsis, slice(None)) for item in _items(node.args[1])):
+            return value
+        found = _slice(_items(node.args[1]))
         if found is None:
             return f"{_called(node)} takes other parts of it than a range of features"
         dim, own = found
@@ -202,9 +204,12 @@ def sliced(node: fx.Node, value: Value, sizes: Sizes) -> Value | str:
     return value.part(start, end)
 
 
-def _slice(index: object) -> tuple[int, slice] | None:
+def _items(index: object) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _slice(items: tuple[Any, ...]) -> tuple[int, slice] | None:
     """Return the one dimension that an index cuts, and how; None if there is not exactly one."""
-    items = index if isinstance(index, tuple) else (index,)
     if any(not isinstance(item, slice) and item is not Ellipsis for item in items):
         return None
     cut = [place for place, item in enumerate(items) if item not in (Ellipsis, slice(None))]

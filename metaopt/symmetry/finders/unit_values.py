@@ -26,6 +26,7 @@ class End:
         start: the place of the first unit among the layer's outputs, or inputs.
         step: between the places of units that follow one another.
         total: how many outputs, or inputs, the layer has.
+        group: how many of them one group of the layer has, if it reads or makes them in groups.
     """
 
     name: str
@@ -33,6 +34,17 @@ class End:
     start: int = 0
     step: int = 1
     total: int = 0
+    group: int = 1
+
+    def across(self, width: int) -> list[int]:
+        """Return after how many units a group ends, where units are not whole groups.
+
+        Args:
+            width: the number of units.
+        """
+        if self.step != 1 or not (self.start % self.group or width % self.group):
+            return []
+        return list(range(-self.start % self.group, width, self.group))
 
     def moved(self, count: int) -> End:
         """Return the same end, from a later unit on.
@@ -59,7 +71,7 @@ class Units:
         signed: whether negative scales pass through, too.
         linear: whether linear maps pass through.
         unsure: whether this holds only where values have the usual dimensions.
-        split: whether the reason why it ended is a split.
+        split: what splits them so that this is why they ended; "" if nothing does.
     """
 
     width: int
@@ -73,7 +85,7 @@ class Units:
     signed: bool = True
     linear: bool = True
     unsure: bool = False
-    split: bool = False
+    split: str = ""
 
     def root(self) -> Units:
         """Return the class that this one was joined with, at last."""
@@ -121,15 +133,15 @@ class Units:
             one.read += other.read
             one.labels += other.labels
             one.ended = one.ended or other.ended
-            one.split |= other.split
+            one.split = one.split or other.split
             one.gated |= other.gated
             one.unsure |= other.unsure
             one.signed &= other.signed
             one.linear &= other.linear
             other.joined = one
 
-    def follow(self, other: Units) -> bool:
-        """Take in the units of another class if they come next to these, wherever these are.
+    def with_next(self, other: Units) -> Units | None:
+        """Return one class of these units and others; None unless these come next everywhere.
 
         Args:
             other: a class that is neither joined nor cut, as this one.
@@ -140,11 +152,8 @@ class Units:
         ]
         for own, following in ((self.made, other.made), (self.read, other.read)):
             if sorted(map(_key, following)) != sorted(_key(e.moved(self.width)) for e in own):
-                return False
-        if marks[0] != marks[1]:
-            return False
-        self.width += other.width
-        return True
+                return None
+        return replace(self, width=self.width + other.width) if marks[0] == marks[1] else None
 
 
 def _key(end: End) -> tuple[str, int, int]:
@@ -205,15 +214,15 @@ class Value:
         """The classes of its units."""
         return [part.units for part in self.parts]
 
-    def end(self, why: str, split: bool = False) -> None:
+    def end(self, why: str, split: str = "") -> None:
         """Say why no group acts on these units; the first reason stays.
 
         Args:
             why: the reason.
-            split: whether it is the way in which the value is split.
+            split: the call that splits the value, if that is why.
         """
         for own in self.classes:
-            own.split |= split and not own.ended
+            own.split = own.split if own.ended else split
             own.ended = own.ended or why
 
     def label(self, name: str) -> None:

@@ -20,6 +20,20 @@ def outputs_of(module: nn.Module) -> int:
     return int(outputs)  # type: ignore[arg-type]
 
 
+def group_of(module: nn.Module, made: bool = False) -> int:
+    """Return how many units lie in one group of a layer's weight; 1 where groups do not matter.
+
+    Args:
+        module: the layer.
+        made: whether it makes the units; else it uses them.
+    """
+    groups = 1 if isinstance(module, nn.Linear) else int(module.groups)  # type: ignore[arg-type]
+    if groups == 1 or made != isinstance(module, TRANSPOSED):
+        return 1
+    total = module.out_channels if made else module.in_channels
+    return int(total) // groups  # type: ignore[arg-type]
+
+
 def made_by(module: nn.Module, name: str, start: int, width: int, step: int) -> MatrixView | str:
     """Return the view of a layer's weight whose rows are units, or why there is none.
 
@@ -35,13 +49,14 @@ def made_by(module: nn.Module, name: str, start: int, width: int, step: int) -> 
     bias = None if module.bias is None else vector(f"{name}.bias", start, width, total)
     if isinstance(module, TRANSPOSED):  # (inputs, outputs of a group, ...)
         inputs, each = shape[0] // int(module.groups), shape[1]
-        part, own = None, (width // each, inputs, each, *shape[2:])
-        if width != total and module.groups == 1:
-            part, own = (1, start, width), (1, inputs, width, *shape[2:])
-        elif start % each or width % each:
-            return f"{name} makes in its groups units of several layers"
-        elif width != total:
-            part = (0, start // each * inputs, width // each * inputs)
+        if start % each or width % each:
+            if start // each != (start + width - 1) // each:
+                return f"{name} makes them in groups that are split"
+            own, inside = (int(module.groups), inputs, width, *shape[2:]), (1, start % each, width)
+            rest, at = (1, *range(3, len(own))), ((0, start // each),)
+            return MatrixView(f"{name}.weight", (2,), rest, own, dims, at, (), bias, inside)
+        own = (width // each, inputs, each, *shape[2:])
+        part = _part(0, start // each * inputs, width // each * inputs, shape)
         rest = (1, *range(3, len(own)))
         return MatrixView(f"{name}.weight", (0, 2), rest, own, dims, bias=bias, narrow=part)
     if dims == 2 and width == total:
@@ -141,8 +156,14 @@ def used_by(
         own, part = (rows, *split, *shape[2:]), _part(1, first, reach, shape)
         rest = (0, *range(1 + len(split), len(own)))
         return _strided(name, rest, (1,), own, dims, part, (2, *at))
-    if start % each or width % each or (step > 1 and each > 1):
-        return f"{name} mixes in its groups units of several layers"
+    if step > 1 and each > 1:
+        return f"{name} takes in its groups units at steps"
+    if start % each or width % each:
+        if start // each != (start + width - 1) // each:
+            return f"{name} takes them in groups that are split"
+        own, at_group = (groups, rows, width, *shape[2:]), ((0, start // each),)
+        rest, part = (1, *range(3, len(own))), (1, start % each, width)
+        return MatrixView(f"{name}.weight", rest, (2,), own, dims, at_group, narrow=part)
     part = _part(0, first // each * rows, reach // each * rows, shape)
     if step > 1:
         own = (*split, rows, *shape[1:])
