@@ -21,6 +21,13 @@ GIVEN = "the network's output"
 """What a value is used by that the network gives."""
 
 _COPIES = ("clone", "contiguous", "to", "type_as", "float", "double", "half", "bfloat16", "detach")
+_AS = (
+    "to",
+    "type_as",
+    "view_as",
+    "reshape_as",
+    "expand_as",
+)  # the second value's form alone counts
 _PICKS = ("__getitem__", "index_select", "narrow", "mean", "sum")
 _SCALES = ("mul", "__mul__", "__rmul__", "div", "__truediv__")
 
@@ -133,7 +140,9 @@ class _Seen:
         if self.inside or not results:
             return
         values = tensors_in(given)
-        for value in values:
+        if name.endswith("_like") or name.startswith("new_"):
+            return
+        for value in values[:1] if name in _AS else values:
             maker = self.makers.get(_place(value))
             if maker is None:
                 continue
@@ -185,7 +194,7 @@ def _passes(name: str, value: Tensor, values: list[Tensor], result: Tensor) -> b
     if name in _SCALES:
         beside = [other for other in values if other is not value]
         return value is values[0] and all(not o.dim() or o.shape[-1] == 1 for o in beside)
-    return name in _COPIES or (name in _PICKS and len(values) <= 2)
+    return name in _COPIES or name in _PICKS
 
 
 def _changes(name: str) -> bool:

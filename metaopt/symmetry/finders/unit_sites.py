@@ -31,6 +31,9 @@ def sites_of(classes: Sequence[Units]) -> dict[Site | LeftOut, str]:
             continue
         if not own.read:
             continue
+        if _meet(own):
+            found[LeftOut((makers[0], readers[0]), "units are multiplied with themselves")] = ""
+            continue
         incoming, outgoing = _views(own.made, own.width), _views(own.read, own.width)
         if isinstance(incoming, str) or isinstance(outgoing, str):
             reason = incoming if isinstance(incoming, str) else str(outgoing)
@@ -61,6 +64,17 @@ def _acts(own: Units) -> tuple[str, str]:
     if own.linear and not whole:  # whole layers have such a site from another finder
         return "GL", PAIRS
     return ("nonzero", GATED) if own.gated and own.signed else ("positive", UNITS)
+
+
+def _meet(own: Units) -> bool:
+    """Return whether a layer reads units twice at one place, as a product with themselves."""
+    taken: set[tuple[str, int]] = set()
+    for end in own.read:
+        places = {(end.name, end.start + unit * end.step) for unit in range(own.width)}
+        if taken & places:
+            return True
+        taken |= places
+    return False
 
 
 def _views(ends: Sequence[End], width: int) -> tuple[MatrixView, ...] | str:
