@@ -254,6 +254,16 @@ def of_blocks(m: Any, x: Tensor) -> Tensor:
     return m.u(m.conv(x).relu().flatten(1).chunk(2, 1)[0])
 
 
+def added_and_multiplied(m: Any, x: Tensor) -> Tensor:
+    a, b = m.fc(x).chunk(2, -1)
+    return m.u((a * b).relu()) + m.v((a + b).relu())
+
+
+def upon_itself(m: Any, x: Tensor) -> Tensor:
+    a = m.fc(x).relu()
+    return m.v(a + m.u(a).relu())
+
+
 def others_values(m: Any, x: Tensor) -> Tensor:
     a, b = m.fc(x).chunk(2, -1)
     return m.u(a.relu() + x[..., :1]) + m.v(b.relu() + 1)
@@ -274,6 +284,8 @@ CONV = {"conv": nn.Conv2d(3, 4, 3, padding=1)}
         (squared, {"fc": (5, 12), "u": (6, 2)}, ROWS, ""),
         (of_rows, {**CONV, "u": (4 * 2 * 4, 2)}, (2, 3, 4, 4), "chunk does not surely split it"),
         (of_blocks, {**CONV, "u": (32, 2)}, (2, 3, 4, 4), "chunk does not surely split it"),
+        (added_and_multiplied, HALVES, ROWS, "u takes units that are multiplied with themselves"),
+        (upon_itself, {"fc": (5, 6), "u": (6, 6), "v": (6, 2)}, ROWS, "u makes such units of the"),
         (others_values, HALVES, ROWS, ""),
     ],
 )

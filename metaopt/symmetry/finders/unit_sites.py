@@ -31,8 +31,8 @@ def sites_of(classes: Sequence[Units]) -> dict[Site | LeftOut, str]:
             continue
         if not own.read:
             continue
-        if _meet(own):
-            found[LeftOut((makers[0], readers[0]), "units are multiplied with themselves")] = ""
+        if reason := _entangled(own):
+            found[LeftOut((makers[0], readers[0]), reason)] = ""
             continue
         incoming, outgoing = _views(own.made, own.width), _views(own.read, own.width)
         if isinstance(incoming, str) or isinstance(outgoing, str):
@@ -66,15 +66,18 @@ def _acts(own: Units) -> tuple[str, str]:
     return ("nonzero", GATED) if own.gated and own.signed else ("positive", UNITS)
 
 
-def _meet(own: Units) -> bool:
-    """Return whether a layer reads units twice at one place, as a product with themselves."""
+def _entangled(own: Units) -> str:
+    """Return why the matrices of a site would overlap; "" if they do not."""
+    both = [end.name for end in own.made if end.name in {other.name for other in own.read}]
+    if both:
+        return f"{both[0]} makes such units of the same units, which is not handled"
     taken: set[tuple[str, int]] = set()
     for end in own.read:
         places = {(end.name, end.start + unit * end.step) for unit in range(own.width)}
         if taken & places:
-            return True
+            return f"{end.name} takes units that are multiplied with themselves"
         taken |= places
-    return False
+    return ""
 
 
 def _views(ends: Sequence[End], width: int) -> tuple[MatrixView, ...] | str:
