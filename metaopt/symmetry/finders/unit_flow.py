@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from metaopt.symmetry.finders.steps import Step, altered, read
+from metaopt.symmetry.finders.steps import read
 from metaopt.symmetry.finders.trace import Trace, first_input, is_shape_query
+from metaopt.symmetry.finders.unit_rules import NORMS, POOLS, layout_after, obstacle
 from metaopt.symmetry.finders.unit_sites import sites_of
 from metaopt.symmetry.finders.unit_splits import (
     GATES,
@@ -53,14 +54,10 @@ from metaopt.symmetry.finders.unit_views import (
 )
 from metaopt.symmetry.site import LeftOut, Site
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _NORMALISE = (F.batch_norm, torch.batch_norm)
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 _CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
-_POOLS = (nn.MaxPool1d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool3d, nn.Upsample)  # fmt: skip
-
 _LINEAR = ("same", "dropout", "flatten")
 
 
@@ -94,7 +91,7 @@ class Flow:
             self._of_pieces(node, inputs)
         elif isinstance(module, (nn.Linear, *CONVS, *TRANSPOSED)):
             self._layer(node, module, inputs)
-        elif isinstance(module, _NORMS):
+        elif isinstance(module, NORMS):
             self._norm(node, module, inputs)
         elif node.target in _SUMS:
             self._sum(node, inputs)
@@ -115,10 +112,10 @@ class Flow:
 
     @staticmethod
     def _makes(node: fx.Node, module: nn.Module | None) -> bool:
-        layers = (nn.Linear, *CONVS, *TRANSPOSED, *_NORMS)
+        layers = (nn.Linear, *CONVS, *TRANSPOSED, *NORMS)
         return isinstance(module, layers) or node.target in _NORMALISE
 
-    def _end(self, nodes: list[fx.Node], why: str, split: str = "") -> None:
+    def _end(self, nodes: list[fx.Node], why: str, split: bool = False) -> None:
         for node in nodes:
             self.values[node].end(why, split)
 
@@ -129,7 +126,7 @@ class Flow:
 
     def _layer(self, node: fx.Node, module: nn.Module, inputs: list[fx.Node]) -> None:
         name = str(node.target)
-        why = self._obstacle(module, name)
+        why = obstacle(self.trace, module, name)
         value = first_input(node)
         dense = isinstance(module, nn.Linear)
         if inputs and (inputs != [value] or why):
@@ -155,7 +152,7 @@ class Flow:
         name = str(node.target)
         self._end(inputs, f"{name} undoes the scale of each channel")
         weight = module._parameters.get("weight")
-        why = self._obstacle(module, name)
+        why = obstacle(self.trace, module, name)
         before = self.values[inputs[0]] if inputs else None
         if weight is not None and not why:
             self._gains(node, before, name, f"{name}.weight", f"{name}.bias", weight.numel())
@@ -266,7 +263,7 @@ class Flow:
         value = self.values[inputs[0]]
         found = pieces(node, value, self.sizes) if first_input(node) in inputs else "it is no split"
         if isinstance(found, str):
-            self._end(inputs, found, self.trace.label(node))
+            self._end(inputs, found, split=True)
             return
         self.values[node], self.pieces[node] = value, found
         value.label("a split")
@@ -275,7 +272,7 @@ class Flow:
         value = self.values[inputs[0]]
         found = sliced(node, value, self.sizes) if first_input(node) in inputs else "it is an index"
         if isinstance(found, str):
-            self._end(inputs, found, self.trace.label(node))
+            self._end(inputs, found, split=True)
             return
         self.values[node] = found
         found.label("a split")
@@ -283,7 +280,7 @@ class Flow:
     def _glu(self, node: fx.Node, inputs: list[fx.Node]) -> None:
         found = halves(self.trace, node, self.values[inputs[0]])
         if isinstance(found, str):
-            self._end(inputs, found, self.trace.label(node))
+            self._end(inputs, found, split=True)
             return
         found[1].end("a sigmoid makes a gate of it")
         for own in found[0].classes:
@@ -298,7 +295,7 @@ class Flow:
             if moved is not None:
                 self.values[node] = moved
                 return
-        if isinstance(self.trace.module(node), _POOLS) and own.layout == "channels":
+        if isinstance(self.trace.module(node), POOLS) and own.layout == "channels":
             self._pass(own, linear=False, signed=False)
             self.values[node] = own
             return
@@ -306,7 +303,7 @@ class Flow:
         if isinstance(step, str) or len(inputs) > 1:
             self._end(inputs, step if isinstance(step, str) else f"{node.name} joins values")
             return
-        layout = _layout(step, own)
+        layout = layout_after(step, own)
         if layout is None:
             self._end(inputs, f"{step.label} is not positively homogeneous, or moves the units")
             return
@@ -320,31 +317,3 @@ class Flow:
         for own in value.classes:
             own.linear &= linear
             own.signed &= signed
-
-    def _obstacle(self, module: nn.Module, name: str) -> str:
-        if not {"weight", "bias"} <= module._parameters.keys() or "parametrizations" in dict(
-            module.named_children()
-        ):
-            return f"the weight of {name} is computed from other tensors"
-        if type(module) not in (nn.Linear, *CONVS, *TRANSPOSED, *_NORMS):
-            return f"{name} is a {type(module).__name__}, which is not known"
-        if reason := altered(module):
-            return f"{name} {reason}"
-        if self.trace.calls[id(module)] > 1:
-            return f"{name} is called {self.trace.calls[id(module)]} times"
-        if any(id(p) in self.trace.direct for p in module.parameters()):
-            return f"the forward reads the weights of {name} outside of {name} too"
-        return ""
-
-
-def _layout(step: Step, value: Value) -> str | None:
-    """Return how the units are laid out after a step; None where their scale does not pass."""
-    if not step.homogeneous or step.kind in ("norm", "rows"):
-        return None
-    if step.needs_image and value.layout != "channels":
-        return None
-    if step.kind == "pool to rows":
-        return "last"
-    if step.kind == "flatten":
-        return {"channels": "blocks", "blocks": "blocks"}.get(value.layout)
-    return value.layout

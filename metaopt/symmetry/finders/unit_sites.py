@@ -14,7 +14,7 @@ UNITS, PAIRS, GATED = "units", "linear pairs", "gated units"
 def sites_of(classes: Sequence[Units]) -> dict[Site | LeftOut, str]:
     """Return the sites of classes of units, and reasons for others.
 
-    The text beside a site is not empty where it holds only if values have the usual dimensions.
+    The text beside a site is not empty where it is sure only if values have the usual dimensions.
 
     Args:
         classes: as layers made them, before they were joined and cut.
@@ -26,8 +26,7 @@ def sites_of(classes: Sequence[Units]) -> dict[Site | LeftOut, str]:
         makers = [_named(end, own.width) for end in own.made]
         readers = [end.name for end in own.read]
         if own.ended:
-            after = readers[:1] or [own.split] * bool(own.split)
-            found[LeftOut((makers[0] if after else own.made[0].name, *after), own.ended)] = ""
+            found[LeftOut((makers[0], *readers[:1]), own.ended)] = ""
             continue
         if not own.read:
             continue
@@ -54,7 +53,7 @@ def sites_of(classes: Sequence[Units]) -> dict[Site | LeftOut, str]:
             homogeneous=True,
             kind=kind,
         )
-        found[site] = "unsure" if own.unsure else ""
+        found[site] = "unsure" if own.unsure or own.gated else ""
     return found
 
 

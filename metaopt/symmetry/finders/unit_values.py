@@ -71,7 +71,7 @@ class Units:
         signed: whether negative scales pass through, too.
         linear: whether linear maps pass through.
         unsure: whether this holds only where values have the usual dimensions.
-        split: what splits them so that this is why they ended; "" if nothing does.
+        split: whether the way in which they are split is why they ended.
     """
 
     width: int
@@ -85,7 +85,7 @@ class Units:
     signed: bool = True
     linear: bool = True
     unsure: bool = False
-    split: str = ""
+    split: bool = False
 
     def root(self) -> Units:
         """Return the class that this one was joined with, at last."""
@@ -133,7 +133,7 @@ class Units:
             one.read += other.read
             one.labels += other.labels
             one.ended = one.ended or other.ended
-            one.split = one.split or other.split
+            one.split |= other.split
             one.gated |= other.gated
             one.unsure |= other.unsure
             one.signed &= other.signed
@@ -214,12 +214,12 @@ class Value:
         """The classes of its units."""
         return [part.units for part in self.parts]
 
-    def end(self, why: str, split: str = "") -> None:
+    def end(self, why: str, split: bool = False) -> None:
         """Say why no group acts on these units; the first reason stays.
 
         Args:
             why: the reason.
-            split: the call that splits the value, if that is why.
+            split: whether that is the way in which the value is split.
         """
         for own in self.classes:
             own.split = own.split if own.ended else split
