@@ -196,3 +196,35 @@ def test_of_bert_with_a_head_the_last_norm_alone_has_a_site() -> None:
     assert change(model, sites.of_kind(GAINS), x) <= 1e-12
     found = reasons(sites)
     assert sum(SUM in reason for reason in found.values()) == 4
+
+
+def test_what_is_left_out_has_no_direction_that_keeps_the_network() -> None:
+    """The null space of the derivative of all outputs by all weights, which knows no finder."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(
+        4, 2, 3, dropout=0.0, batch_first=True, activation="gelu", layer_norm_eps=0.1
+    )
+    inner = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = randomised(nn.Sequential(inner, nn.Linear(4, 3)).double())
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    x = torch.randn(60, 3, 4, dtype=torch.float64)
+
+    def given(values: dict[str, Tensor]) -> Tensor:
+        out: Tensor = torch.func.functional_call(model, values, (x,))
+        return out.flatten()
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        derivatives = torch.func.jacrev(given)(weights)
+    matrix = torch.cat([derivatives[name].flatten(1) for name in weights], dim=1)
+    _, values, directions = torch.linalg.svd(matrix, full_matrices=True)
+    kept = directions[int((values > 1e-11 * values[0]).sum()) :]
+    parts = kept.split([p.numel() for p in weights.values()], dim=1)
+    free = dict(zip(weights, parts, strict=True))
+    moves = {
+        name: int((torch.linalg.svdvals(own) > 1e-6).sum())
+        for name, own in free.items()
+        if name.endswith(("norm1.weight", "norm2.weight"))
+    }
+    assert list(moves.values()) == [0, 0, 0, 4]  # the last norm goes into the head alone
+    sites = metaopt.symmetries(model, x)
+    assert gains(sites) == {"0.layers.1.norm2 -> 1"}
