@@ -305,6 +305,60 @@ def squeezenet() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), Fire(6, 4, 5), Fire(10, 3, 4), *head)
 
 
+class ShuffleBlock(nn.Module):
+    """A block of ShuffleNetV2: half of the channels stay, then all are shuffled."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.branch = nn.Sequential(
+            normed(half, half, 1), nn.ReLU(), normed(half, half, groups=half),
+            normed(half, half, 1), nn.ReLU(),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = x.chunk(2, dim=1)
+        both = torch.cat((one, self.branch(two)), dim=1)
+        batch, channels, height, width = both.size()
+        pairs = both.view(batch, 2, channels // 2, height, width)
+        return torch.transpose(pairs, 1, 2).contiguous().view(batch, channels, height, width)
+
+
+class ShuffleNet(nn.Module):
+    """Two blocks. In a branch: a site between its first two convolutions, one into its last.
+
+    The first layer makes 0 to 3, which stay, and 4 to 7, which the first branch reads. Of the
+    shuffled 0 4' 1 5' 2 6' 3 7' the second branch reads 2 6' 3 7', so that 0 and 1 go to the last
+    layer alone, 4' and 5' of the first branch too, and 2 and 3, and 6' and 7', to the branch. What
+    the second branch makes goes to the last layer. So the first layer has 3 sites, the branches
+    2 and 2 inside, and 2 and 1 of what they give.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = normed(3, 8)
+        self.one, self.two, self.head = ShuffleBlock(8), ShuffleBlock(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.one(F.relu(self.first(x)))).mean((2, 3)))
+
+
+class GatedConv(nn.Module):
+    """A convolution module of a Conformer: a gate, a depthwise convolution, a batch norm.
+
+    There are a site of the gated channels into the depthwise convolution, and one of the batch
+    norm's gains into the last layer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.deep = nn.Conv1d(6, 10, 1), nn.Conv1d(5, 5, 3, padding=1, groups=5)
+        self.norm, self.last = nn.BatchNorm1d(5), nn.Conv1d(5, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.last(F.relu(self.norm(self.deep(F.glu(self.wide(x), dim=1)))))
+
+
 def autoencoder() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1, groups=2), nn.LeakyReLU(),
@@ -476,6 +530,8 @@ CASES: dict[str, Case] = {
     "mobilenet of ReLU6": Case(lambda: mobilenet(nn.ReLU6), real(2, 3, 6, 6), {UNITS: 1}),
     "u-net": Case(UNet, real(2, 3, 8, 8), {UNITS: 5}),
     "squeezenet": Case(squeezenet, real(2, 3, 8, 8), {UNITS: 7}),
+    "shufflenet": Case(ShuffleNet, real(2, 3, 6, 6), {UNITS: 10}),
+    "gated convolutions": Case(GatedConv, real(2, 6, 7), {UNITS: 1, GATED: 1}),
     "autoencoder": Case(autoencoder, real(2, 3, 8, 8), {UNITS: 3}),
     "conv1d": Case(sequences, real(2, 3, 16), {UNITS: 2}),
     "conv3d": Case(volumes, real(2, 2, 6, 6, 6), {UNITS: 2}),

@@ -73,7 +73,7 @@ def _folded(
     if gain is None or name is None:
         return f"{norm} has no gain"
     if not readers or other:
-        return f"what {norm} gives is used by {other or 'no layer that is known'} too"
+        return f"what {norm} gives is used by {other or 'no layer that is seen'}"
     taking = {}
     for use in dict.fromkeys(use.name for use in readers):
         reader = network.modules[use]

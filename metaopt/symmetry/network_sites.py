@@ -155,9 +155,9 @@ def _moves(site: Site) -> tuple[frozenset[object], frozenset[object]]:
 def _once(left_out: Sequence[LeftOut], sites: Sequence[Site]) -> tuple[LeftOut, ...]:
     """Return reasons without repetition, and without those that a site contradicts."""
     ends = {site.layers for site in sites}
-    found = {name for site in sites for name in site.layers}
+    made = {site.layers[0] for site in sites}
     return tuple(
         out
         for out in dict.fromkeys(left_out)
-        if out.names[:2] not in ends and not (len(out.names) == 1 and out.names[0] in found)
+        if out.names[:2] not in ends and not (len(out.names) == 1 and out.names[0] in made)
     )

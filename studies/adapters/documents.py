@@ -97,7 +97,8 @@ def licences() -> Iterator[str]:
 def pieces() -> tuple[Tensor, Tensor, Tensor]:
     """Return pieces ``(n, tokens)``, classes ``(n,)`` and which pieces are held out.
 
-    Pieces that are the same are taken once. The last third of the documents is held out.
+    Pieces that are the same are taken once. The last third of the documents is held out, without
+    pieces that the other documents have, too.
     """
     _, read = _loaded()
     manual = dict(sorted(import_module("pydoc_data.topics").topics.items())).values()
@@ -106,6 +107,7 @@ def pieces() -> tuple[Tensor, Tensor, Tensor]:
     out: list[bool] = []
     for label, documents in enumerate((list(licences()), list(manual))):
         split = 2 * len(documents) // 3
+        others: dict[tuple[int, ...], None] = {}
         for held, part, count in (
             (False, documents[:split], TRAIN // 2), (True, documents[split:], TEST // 2),
         ):  # fmt: skip
@@ -115,7 +117,8 @@ def pieces() -> tuple[Tensor, Tensor, Tensor]:
                 own |= dict.fromkeys(
                     tuple(ids[i : i + TOKENS]) for i in range(0, len(ids) - TOKENS, TOKENS)
                 )
-            every = list(own)
+            every = [piece for piece in own if piece not in others]
+            others = own
             order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
             chosen = [every[place] for place in order[:count].tolist()]
             found += [[read.cls_token_id, *piece, read.sep_token_id] for piece in chosen]

@@ -39,19 +39,23 @@ _FUNCTIONS: dict[str, Any] = {
     "dropout": F.dropout, "dropout_": F.dropout, "feature_dropout": F.dropout2d,
     "max_pool2d": torch.max_pool2d, "avg_pool2d": F.avg_pool2d,
     "adaptive_avg_pool2d": F.adaptive_avg_pool2d, "mean": torch.mean, "amax": torch.amax,
-    "flatten": torch.flatten, "cat": torch.cat,
+    "flatten": torch.flatten, "cat": torch.cat, "mul": operator.mul, "mul_": operator.mul,
+    "chunk": torch.chunk, "split": torch.split, "split_with_sizes": torch.split,
+    "narrow": torch.narrow, "unbind": torch.unbind, "glu": F.glu, "transpose": torch.transpose,
+    "channel_shuffle": F.channel_shuffle, "view": torch.reshape, "reshape": torch.reshape,
+    "_unsafe_view": torch.reshape,
 }  # fmt: skip
 _SAME = ("alias", "clone", "contiguous", "detach", "detach_", "lift_fresh_copy")
 _CAST = ("to", "_to_copy", "type_as")
 _VIEWS = ("view", "reshape", "_unsafe_view")
-_RELUS = ("relu", "relu_", "leaky_relu", "leaky_relu_", "_prelu_kernel", "prelu")
+_RELUS = ("relu", "relu_", "leaky_relu", "leaky_relu_", "_prelu_kernel", "prelu", "glu")
 
 
 def exported(model: nn.Module, x: Inputs) -> Trace | str:
     """Return the data flow of a module on inputs, or the reason why it is not known.
 
     The module is in evaluation mode, and is not changed. An export takes seconds, so there is none
-    where units could have no site: without a ReLU or the like, and with one convolution at most.
+    where units could have no site: without a ReLU or a GLU, and with one convolution at most.
 
     Args:
         model: the module.
@@ -143,9 +147,20 @@ class _Written:
                 return self.graph.call_module(layer, (self._mapped(first),))
             if name in _VIEWS and _lays_out_rows(first, node):
                 return self.graph.call_function(torch.flatten, (self._mapped(first), 1))
+            if name == "slice" and isinstance(self.values[first], fx.Node):
+                return self._sliced(first, node)
         target = _FUNCTIONS.get(name, node.target)
         args, kwargs = self._mapped(node.args), self._mapped(node.kwargs)
         return self.graph.call_function(target, args, kwargs)
+
+    def _sliced(self, first: fx.Node, node: fx.Node) -> Any:
+        """Return an index of one dimension; the value itself where all of it is taken."""
+        if _shape(first) == _shape(node):
+            return self.values[first]
+        given: list[Any] = [*node.args[1:], *[None] * 4]
+        before = (given[0] or 0) % len(_shape(first))
+        index = (*[slice(None)] * before, slice(*given[1:4]))
+        return self.graph.call_function(operator.getitem, (self._mapped(first), index))
 
     def _layer(self, name: str, node: fx.Node) -> str | None:
         """Return the name of the module whose weights an operator has, and no others."""

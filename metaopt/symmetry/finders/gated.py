@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
-
-import torch
-import torch.nn.functional as F
-from torch import fx, nn
 
 from metaopt.symmetry.finders.network import (
     Candidate,
@@ -18,10 +13,9 @@ from metaopt.symmetry.finders.network import (
     sizes,
 )
 from metaopt.symmetry.finders.projection import Projection
-from metaopt.symmetry.finders.trace import Trace, first_input
+from metaopt.symmetry.finders.unit_sites import GATED
 from metaopt.symmetry.site import Site
 
-GATED = "gated units"
 NAMES = (
     ("up_proj", "down_proj"), ("wi_1", "wo"), ("w3", "w2"), ("up", "down"),
     ("linear_v", "linear_2"), ("fc1_x", "fc2"), ("up_proj", "out_proj"),
@@ -34,13 +28,15 @@ FUSED = (("gate_up_proj", "down_proj"), ("w12", "w3"), ("proj", "out"), ("fc1", 
 
 
 def gated(network: Network) -> Iterator[Candidate]:
-    """Propose scales of the units of gated layers, found by names and in the data flow.
+    """Propose scales of the units of gated layers, found by names.
+
+    Those in the data flow are found with the other units (``unit_flow``).
 
     Args:
         network: the network.
     """
     seen: set[tuple[str, str]] = set()
-    for candidate in (*_by_names(network), *_by_flow(network)):
+    for candidate in _by_names(network):
         layers = candidate.alternatives[0].layers
         if layers not in seen:
             seen.add(layers)
@@ -64,46 +60,6 @@ def _by_names(network: Network) -> Iterator[Candidate]:
                 if sites and sites[0].incoming[0].narrow:
                     known = up == "gate_up_proj" and of_known_library(module)
                     yield Candidate(tuple(sites[::-1]), known)
-
-
-def _by_flow(network: Network) -> Iterator[Candidate]:
-    """Yield the layers whose output is multiplied with a value that another layer uses alone."""
-    for trace in network.traces:
-        for node in trace.layers():
-            down = str(node.target)
-            product = first_input(node)
-            while product is not None and _keeps(trace, product):
-                product = first_input(product)
-            if product is None or not is_dense(network.modules.get(down)):
-                continue
-            for value in product.args if _is_product(product) else ():
-                up = _made_by(trace, value) if isinstance(value, fx.Node) else None
-                if up is not None and is_dense(network.modules.get(up)):
-                    sites = _sites(network, up, down)
-                    if sites:
-                        yield Candidate(tuple(sites))
-
-
-def _keeps(trace: Trace, node: fx.Node) -> bool:
-    """Return whether a node is a dropout, which comes between the product and its user."""
-    return isinstance(trace.module(node), nn.Dropout | nn.Identity) or node.target is F.dropout
-
-
-def _is_product(node: fx.Node) -> bool:
-    return node.target in (operator.mul, torch.mul, "mul", operator.imul)
-
-
-def _made_by(trace: Trace, value: fx.Node) -> str | None:
-    """Return the layer that gives a value, or a part of it, if the value is used once."""
-    if len(trace.users(value)) != 1:
-        return None
-    if value.target is operator.getitem and isinstance(value.args[0], fx.Node):
-        value = value.args[0]
-        if value.target not in (torch.chunk, "chunk", torch.split, "split"):
-            return None
-        before = first_input(value)
-        value = value if before is None else before
-    return str(value.target) if trace.is_layer(value) else None
 
 
 def _sites(network: Network, up: str, down: str) -> list[Site]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from metaopt.symmetry.finders.network import (
@@ -13,7 +15,7 @@ from metaopt.symmetry.finders.network import (
     features_last,
     is_dense,
 )
-from metaopt.symmetry.finders.record import Use
+from metaopt.symmetry.finders.record import GIVEN, SUMS, Use
 from metaopt.symmetry.finders.trace import Trace
 from metaopt.symmetry.site import LeftOut, MatrixView, Site
 
@@ -28,8 +30,8 @@ class Norm:
     Attributes:
         name: its name.
         module: the module.
-        readers: the uses of its output, where each is by a layer that is known.
-        other: a use that is by something else; "" if there is none.
+        readers: the uses of its output by modules.
+        other: in words, what uses it and takes no inverse of a scale; "" if there is none.
     """
 
     name: str
@@ -76,31 +78,59 @@ def norms(network: Network) -> Iterator[Norm]:
             continue
         if seen is not None:
             uses = tuple(use for use in seen.users.get(name, ()) if not _passes(network, use))
+            others = [*seen.others.get(name, ())]
             ran = name in seen.called
         else:
-            found = [_traced_uses(trace, name) for trace in network.traces]
-            uses = tuple(dict.fromkeys(use for part in found for use in part))
+            found = [_traced(network, trace, name) for trace in network.traces]
+            uses = tuple(dict.fromkeys(use for part, _ in found for use in part))
+            others = [other for _, part in found for other in part]
             ran = bool(found)
         if ran:
-            other = next((use.name for use in uses if not _reads(network, use)), "")
-            yield Norm(name, module, uses, other)
+            others += [use.name for use in uses if not _reads(network, use)]
+            yield Norm(name, module, uses, _in_words(others))
 
 
-def _traced_uses(trace: Trace, name: str) -> list[Use]:
-    """Return the modules that use what a norm gives in a trace; others as of no name."""
-    uses = []
-    for node in trace.graph.nodes:
-        if node.op == "call_module" and node.target == name:
-            for user in trace.users(node):
-                named = str(user.target) if user.op == "call_module" else ""
-                places = [i for i, value in enumerate(user.args) if value is node]
-                uses += [Use(named, i) for i in places]
+def _in_words(others: Sequence[str]) -> str:
+    """Return what is most telling of what uses a value, other than layers."""
+    if any(name in SUMS for name in others):
+        return "a sum, as a residual connection after the norm is"
+    return others[0] if others else ""
+
+
+def _traced(network: Network, trace: Trace, name: str) -> tuple[list[Use], list[str]]:
+    """Return the modules that use what a norm gives in a trace, and names of what else does."""
+    uses: list[Use] = []
+    others: list[str] = []
+    waiting = [n for n in trace.graph.nodes if n.op == "call_module" and n.target == name]
+    while waiting:
+        node = waiting.pop(0)
+        for user in trace.users(node):
+            if _keeps_features(trace, user):
+                waiting.append(user)
+            elif user.op == "call_module":
+                named = str(user.target)
+                uses += [Use(named, i) for i, value in enumerate(user.args) if value is node]
                 uses += [Use(named, k) for k, v in user.kwargs.items() if _is(v, node)]
-    return uses
+            else:
+                others.append(GIVEN if user.op == "output" else trace.label(user))
+    uses = [use for use in uses if not _passes(network, use)]
+    return uses, others
 
 
 def _is(value: object, node: fx.Node) -> bool:
     return value is node
+
+
+def _keeps_features(trace: Trace, node: fx.Node) -> bool:
+    """Return whether a node is a dropout or the like, or an average over positions."""
+    if isinstance(trace.module(node), nn.Dropout | nn.Identity) or node.target is F.dropout:
+        return True
+    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    dims = (dims,) if isinstance(dims, int) else dims
+    # Of the dimension 2 it is not known whether it is the last one.
+    if node.target not in ("mean", torch.mean) or not isinstance(dims, tuple | list):
+        return False
+    return set(dims) == {1, 2} or set(dims) <= {1, -2, -3}
 
 
 def _passes(network: Network, use: Use) -> bool:
@@ -174,12 +204,15 @@ def norm_gains(network: Network) -> Iterator[Candidate | LeftOut]:
     for norm in norms(network):
         gain = network.name_of(norm.module._parameters.get("weight"))
         shift = network.name_of(norm.module._parameters.get("bias"))
-        if gain is None or not norm.readers:
+        if gain is None:
             continue
-        layers = (norm.name, norm.readers[0].name)
-        if norm.other or not all(_reads(network, use) for use in norm.readers):
-            what = norm.other or "something that is no layer"
-            yield LeftOut(layers, f"what {norm.name} gives is used by {what} too")
+        layers = (norm.name, *(use.name for use in norm.readers[:1]))
+        if norm.other or not norm.readers:
+            what = norm.other or "no layer that is seen"
+            yield LeftOut(
+                layers,
+                f"what {norm.name} gives is used by {what}, which takes no inverse of a gain",
+            )
             continue
         bias = None if shift is None else MatrixView(shift, columns=())
         site = Site(
@@ -189,7 +222,7 @@ def norm_gains(network: Network) -> Iterator[Candidate | LeftOut]:
             between=None,
             group="nonzero",
             width=norm.width or 0,
-            layers=layers,
+            layers=(norm.name, norm.readers[0].name),
             labels=("a norm",),
             homogeneous=True,
             kind=GAINS,

@@ -15,7 +15,8 @@ from metaopt.symmetry.finders.network import (
     sizes,
 )
 from metaopt.symmetry.finders.projection import Projection
-from metaopt.symmetry.finders.unit_flow import UNITS, Flow
+from metaopt.symmetry.finders.unit_flow import Flow
+from metaopt.symmetry.finders.unit_sites import PAIRS, UNITS
 from metaopt.symmetry.site import LeftOut, Site
 
 _RELUS = (nn.ReLU, nn.LeakyReLU, nn.PReLU)
@@ -83,5 +84,5 @@ def _between(network: Network, name: str, user: str, between: nn.Module) -> Site
         labels=() if linear else (type(between).__name__,),
         plain=linear,
         homogeneous=True,
-        kind="linear pairs" if linear else UNITS,
+        kind=PAIRS if linear else UNITS,
     )
