@@ -60,7 +60,7 @@ def test_a_penalised_network_is_where_l_bfgs_is(strength):
         return loss
 
     lbfgs.step(closure)
-    assert losses[-1] <= 1.1 * closure().item()
+    assert losses[-1] <= 1.2 * closure().item()
     assert max(losses) <= losses[0]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
-from metaopt.learned.observation import unflatten
+from metaopt.learned.observation import Observation, unflatten
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.learned.whitening import DAMPINGS, PAST
 from metaopt.tasks import NetworkFamily, RegressionFamily
@@ -117,6 +117,47 @@ def naive_step(tasks, nu, last_steps=()):
     return step, -(g @ step + 0.5 * step @ j.mT @ h @ j @ step), layers_of(w), layers_of(step)
 
 
+def naive_minimum(tasks, nu):
+    """The minimum of the damped model over all weights of one task, from dense matrices."""
+    chain, given = tasks.chain, [p.detach()[0] for p in tasks.parameters()]
+    layers = chain.layers(given)
+    w = torch.cat([layer.augmented().flatten() for layer in layers])
+    sizes = [layer.augmented().shape for layer in layers]
+
+    def loss_and_output(w):
+        parts = torch.split(w, [a * b for a, b in sizes])
+        h = tasks.x[0]
+        for m, (row, size) in enumerate(zip(parts, sizes, strict=True)):
+            z = row.reshape(size)[:, :-1] @ h + row.reshape(size)[:, -1:]
+            h = torch.tanh(z) if m < len(sizes) - 1 else z
+        return h
+
+    j = torch.func.jacrev(loss_and_output)(w).flatten(end_dim=1)
+    f, y, kind = loss_and_output(w), tasks.y[0], tasks.output_loss
+    h = torch.func.hessian(lambda f: kind.terms(f.view_as(y), y).sum())(f.flatten())
+    g = torch.func.grad(lambda w: kind.terms(loss_and_output(w), y).sum())(w)
+    seen = Observation.of(chain.alone, given, given, tasks.x[0])
+    means = [k.curvature.mean() for k in seen.network_pass.curvatures(kind, 0)]
+    damping = torch.cat([m.expand(a * b) for m, (a, b) in zip(means, sizes, strict=True)])
+    step = -torch.linalg.solve(j.mT @ h @ j + nu * torch.diag(damping), g)
+    return step, -(g @ step + 0.5 * step @ j.mT @ h @ j @ step)
+
+
+@FAMILIES
+def test_conjugate_gradients_go_to_the_minimum_over_all_weights(family):
+    gaps = []
+    for iterations in (0, 2, 8, 200):
+        tasks = family.sample([1])
+        optimizer = LearnedOptimizer(tasks, untrained(first_length=1e9, cg_iterations=iterations))
+        before, (step, promised) = parameters_of(tasks), naive_minimum(tasks, 1.0)
+        rollout(tasks, optimizer, 1)
+        moved = [p - b for p, b in zip(parameters_of(tasks), before, strict=True)]
+        gaps.append(float((augmented(tasks, moved) - step).norm() / step.norm()))
+    assert gaps[0] > gaps[1] > gaps[2] > gaps[3]
+    assert gaps[3] < 1e-8
+    torch.testing.assert_close(region(optimizer)[4, 0], promised)
+
+
 def augmented(tasks, parameters):
     layers = tasks.chain.layers([p[0] for p in parameters])
     return torch.cat([layer.augmented().flatten() for layer in layers])
@@ -125,7 +166,7 @@ def augmented(tasks, parameters):
 @FAMILIES
 def test_a_step_is_the_minimum_of_the_model_in_the_subspace(family):
     tasks = family.sample([1])
-    optimizer = LearnedOptimizer(tasks, untrained(first_length=1e9))
+    optimizer = LearnedOptimizer(tasks, untrained(first_length=1e9, cg_iterations=0))
     last = []
     for number in range(PAST + 1):
         nu = 1.0 if number == 0 else None
@@ -256,7 +297,7 @@ def separable(clip=0.0):
     x = torch.randn(12, 4)
     y = x[:, :3].argmax(dim=1)
     optimizer = LearnedOptimizer(model, untrained())
-    for _ in range(40):
+    for _ in range(60):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         if clip:
@@ -384,7 +425,7 @@ def test_a_classification_of_two_is_recognised_to_the_end():
 def test_an_undone_step_is_undone_wholly_at_any_rate(lr):
     model = network()
     loss, _ = trained(model, mse, 60, lr=lr)
-    assert loss < 0.5 * mse(network()).item()
+    assert loss < 0.7 * mse(network()).item()
 
 
 def test_a_module_with_undone_steps_goes_the_way_of_its_task():
