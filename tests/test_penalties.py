@@ -1,5 +1,7 @@
 """Penalties beside the loss: they are recognised, and are part of the model."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ def fitted(penalty, steps, biased=True, hook=None, depth=2, spread=None):
     torch.manual_seed(0)
     sizes = [4, *[10] * (depth - 1), 2]
     layers = []
-    for fan_in, out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, out in pairwise(sizes):
         layers += [nn.Linear(fan_in, out, biased), nn.Tanh()]
     model = nn.Sequential(*layers[:-1]).double()
     x = torch.randn(30, 4, dtype=torch.float64)
@@ -37,7 +39,7 @@ def ridge(strength):
 
 @pytest.mark.parametrize("strength", [1e-3, 1e-1, 10.0])
 def test_ridge_regression_reaches_its_closed_form(strength):
-    model, losses, (x, y), _ = fitted(ridge(strength), 40, biased=False, depth=1)
+    model, _, (x, y), _ = fitted(ridge(strength), 40, biased=False, depth=1)
     count = y.numel()
     a = x.mT @ x / count + strength * torch.eye(4, dtype=torch.float64)
     expected = torch.linalg.solve(a, x.mT @ y / count).mT

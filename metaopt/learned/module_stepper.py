@@ -400,8 +400,9 @@ def _with_loss(now: StepInput, before: State, met: Met, seen: ForwardRecord | No
         factor=(unit_before / unit) ** 2 if compares else math.inf,
         output_gradient=None if seen.replicas else rows.double().mT / unit,
     )
-    if found is not None:
-        loss = loss._replace(kind=found.loss, targets=found.targets)
+    if found is not None:  # whose value is the same in any unit
+        factor = 1.0 if compares else math.inf
+        loss = loss._replace(kind=found.loss, targets=found.targets, factor=factor)
     return now._replace(loss=loss, trust=1.0)
 
 

@@ -10,6 +10,7 @@ is exact and never formed (Martens, 2010). The preconditioner is the Kronecker-f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -146,6 +147,60 @@ def promised_by(system: System, gradient: Sequence[Tensor], steps: Sequence[Tens
         penalised = [p * d for p, d in zip(system.penalties, steps, strict=True)]
         curved = curved + _dot(penalised, steps)
     return -(_dot(gradient, steps) + 0.5 * curved)
+
+
+def limited(
+    system: System,
+    gradient: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    lengths: Sequence[Sequence[float]],
+    longest: Sequence[float],
+    rate: float,
+) -> tuple[Matrices, list[float], list[float]]:
+    """Return steps of which no layer's is too long.
+
+    The whole step is made shorter, or that of each layer by itself, whichever promises more.
+
+    Args:
+        system: the model.
+        gradient: g.
+        steps: of each layer.
+        lengths: of the step of each layer, for each task.
+        longest: the largest length that is allowed, for each task.
+        rate: the factor that steps are going to be multiplied by.
+
+    Returns:
+        The steps; by how much they lower the model, for each task; and the largest length of each.
+    """
+    far = [math.nan if any(map(math.isnan, own)) else max(own) for own in lengths]
+    pairs = list(zip(lengths, longest, strict=True))
+    apart = [[min(most / (part + TINY), 1.0) for part in own] for own, most in pairs]
+    whole = [min(own) for own in apart]
+
+    def promised(own: Sequence[Tensor]) -> list[float]:
+        found: list[float] = promised_by(
+            system, gradient, [d.detach() * rate for d in own]
+        ).tolist()
+        return found
+
+    if all(limit == 1.0 for limit in whole):
+        return list(steps), promised(steps), far
+    batch = steps[0].shape[:-2]
+    shorter = [
+        [
+            step * spread(step.new_tensor(own), batch, step)
+            for step, own in zip(steps, limits, strict=True)
+        ]
+        for limits in ([whole] * len(steps), list(zip(*apart, strict=True)))
+    ]
+    by = [promised(own) for own in shorter]
+    better = [one >= other for one, other in zip(*by, strict=True)]
+    chosen = steps[0].new_tensor(better, dtype=torch.bool)
+    return (
+        [torch.where(spread(chosen, batch, a), a, b) for a, b in zip(*shorter, strict=True)],
+        [a if first else b for a, b, first in zip(*by, better, strict=True)],
+        [length * limit for length, limit in zip(far, whole, strict=True)],
+    )
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:

@@ -106,8 +106,10 @@ def minimum(model: Model, nu: Tensor) -> Tensor:
     return -solution[..., 0] * size
 
 
-def lengths(steps: Sequence[Tensor], weights: Sequence[Tensor], batch_dims: int) -> list[float]:
-    """Return for each task the largest length of a step over that of the weights of its layer.
+def lengths(
+    steps: Sequence[Tensor], weights: Sequence[Tensor], batch_dims: int
+) -> list[list[float]]:
+    """Return for each task the length of the step of each layer over that of its weights.
 
     Args:
         steps: ``(*batch, out, in + 1)`` of each layer.
@@ -117,13 +119,11 @@ def lengths(steps: Sequence[Tensor], weights: Sequence[Tensor], batch_dims: int)
     norms = torch.stack([norm(own) for own in (*steps, *weights)])
     of_tasks = norms.reshape(len(norms), -1).mT.tolist()
     least = [SMALLEST * own.shape[batch_dims:].numel() ** 0.5 for own in weights]
-    return [_longest(own[: len(least)], own[len(least) :], least) for own in of_tasks]
-
-
-def _longest(steps: Sequence[float], weights: Sequence[float], least: Sequence[float]) -> float:
-    """The largest quotient; NaN if a step is."""
-    parts = [s / max(w, floor) for s, w, floor in zip(steps, weights, least, strict=True)]
-    return math.nan if any(map(math.isnan, parts)) else max(parts)
+    count = len(least)
+    return [
+        [s / max(w, floor) for s, w, floor in zip(own[:count], own[count:], least, strict=True)]
+        for own in of_tasks
+    ]
 
 
 @lru_cache

@@ -39,7 +39,7 @@ MOMENTUM, SQUARE, LONG = 0.9, 0.99, 0.98  # decays of m, v, and of the mean ||g|
 RATES = {HIDDEN: 0.06, OUTPUT: 0.3, EMBEDDING: 0.06, VECTOR: 0.025}  # where the head gives 0
 DECAY = 0.05  # of a step's length, towards 0, where the head gives 0
 LONGEST_DECAY = 0.5  # of a weight, in a step
-WARM_UP = 10  # steps
+WARM_UP, OPEN_WARM_UP = 30, 20  # steps, where the end is known, and where it is not
 OPEN = 30  # steps after which the rate has fallen by the root of 2 where the end is not known
 ITERATIONS = 4
 WIDEST = 256  # smaller side of what is made orthogonal as a whole
@@ -80,8 +80,9 @@ class TensorwiseUpdate(InPlace, UpdateRule):
     f = -r w(t) ((1 - a) A / sqrt(n) + a O sqrt(max(1, m / n))) - d w for an (m, n) matrix between
     layers, with A = l / sqrt(v), O the orthogonal factor of l, l between the momentum and the
     gradient, and r, a, l and d from the LSTM. For other tensors f = -r w(t) A - d w, without d for
-    vectors. w(t) rises over ten steps. It falls in a line to 0 at ``total_steps`` where that is
-    known, else as 1 / sqrt(1 + t / 30). f does not depend on the scale of the loss.
+    vectors. w(t) rises in the beginning (:func:`warm_up`). It falls in a line to 0 at
+    ``total_steps`` where that is known, else as 1 / sqrt(1 + t / 30). f does not depend on the
+    scale of the loss.
 
     O is what costs. The wider the matrix, the more seldom a step has it, and is as many times
     longer along it then: each second step at a smaller side of 64, each eighth from 256.
@@ -222,6 +223,15 @@ def orthogonal(role: Role) -> bool:
         role: of the parameter.
     """
     return role.kind == HIDDEN and role.mixes
+
+
+def warm_up(total_steps: int) -> float:
+    """Return over how many steps the rate rises: a third of a run, and 30 steps at most.
+
+    Args:
+        total_steps: of the run; 0 if it is not known, where it is 20.
+    """
+    return min(WARM_UP, total_steps / 3) if total_steps else OPEN_WARM_UP
 
 
 def period(role: Role) -> int:
@@ -410,8 +420,8 @@ def _channels(facts: Facts, energies: Energies, column: Column) -> tuple[Tensor,
 
 def _gains(facts: Facts, energies: Energies, column: Column, output: Tensor) -> Gains:
     steps, count = column.steps, len(facts.roles)
-    rise = (steps / WARM_UP).clamp(max=1.0)
     total, run = facts.total_steps, _of_run(steps, count)
+    rise = (steps / warm_up(total)).clamp(max=1.0)
     fall = (1 - (run - 1) / total).clamp(min=0.0) if total else (1 + run / OPEN) ** -0.5
     # Where gradients grow at once, a step before was too long.
     mean = _whole(column.long / (1 - LONG**steps), count)

@@ -24,7 +24,7 @@ LONGER, SHORTER = 2.0, 0.5  # factors of the last length
 RISE = 0.02  # of the loss, that a step may make
 NU = (1e-9, 1e6)  # its range
 SHORTEST, FARTHEST = 1e-7, 0.5  # range of the largest length, over that of the weights of its layer
-LEAST = 1e-7  # of the loss, for a promise or a change that is no rounding
+LEAST, LEAST_DOUBLE = 1e-7, 1e-12  # of a loss, for a promise or a change that is no rounding
 
 
 class Trust(NamedTuple):
@@ -145,7 +145,7 @@ def _judged(
     if not (seen.exact or fresh):
         loss = before + change
     promised = trust.promised * (1.0 if fresh else seen.factor)
-    least = LEAST * abs(before)
+    least = (LEAST if seen.targets is None else LEAST_DOUBLE) * abs(before)
     told = not fresh and (promised > least or not abs(change) <= least)
     ratio = -change / (promised + TINY)
     poor = told and not ratio > POOR

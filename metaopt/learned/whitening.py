@@ -59,8 +59,8 @@ from metaopt.learned.place import (
     computed_anew,
     explained,
 )
+from metaopt.learned.refinement import System, limited, refined
 from metaopt.learned.state import Columns
-from metaopt.learned.refinement import System, promised_by, refined
 from metaopt.learned.subspace import lengths, minimum, model_of
 from metaopt.learned.trust_region import Judged, Trust, first_trust, judged, region_of, trusts_of
 from metaopt.learned.update import (
@@ -259,25 +259,16 @@ class LearnedWhitening(UpdateRule):
             moving,
         )
         steps = refined(system, slope, steps, self.config.cg_iterations)
-        far = lengths(steps, place.row(NOW), seen.batch_dims)
-        limits = [
-            min(verdict.trust.length / (length + TINY), 1.0)
-            for verdict, length in zip(verdicts, far, strict=True)
-        ]
-        if any(limit != 1.0 for limit in limits):
-            limit = c.new_tensor(limits)
-            steps = [step * spread(limit, batch, step) for step in steps]
-        rate = 1.0 if seen.rate == 1 else seen.rate
-        promised = promised_by(system, slope, [step.detach() * rate for step in steps]).tolist()
+        parts = lengths(steps, place.row(NOW), seen.batch_dims)
+        longest = [verdict.trust.length for verdict in verdicts]
+        steps, promised, far = limited(system, slope, steps, parts, longest, seen.rate)
         if loss.kind in SATURATING:  # where all is rounding there is nothing to gain
             least = ROUNDING * at.outputs.shape[-1]
             pairs = zip(promised, verdicts, strict=True)
             promised = [0.0 if verdict.loss <= least else by for by, verdict in pairs]
         following = [
-            _after(verdict, length * limit, by, known)
-            for verdict, length, limit, by, known in zip(
-                verdicts, far, limits, promised, exact, strict=True
-            )
+            _after(verdict, length, by, known)
+            for verdict, length, by, known in zip(verdicts, far, promised, exact, strict=True)
         ]
         moved = flatten(layout.parameters(list(map(split, steps, seen.layers))))
         lost = [not trust.promised for trust in following]
