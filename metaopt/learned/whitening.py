@@ -193,6 +193,13 @@ class LearnedWhitening(UpdateRule):
         verdicts = judged(trusts, _losses(loss, at), loss, changed, self._first)
         undone = any(verdict.back for verdict in verdicts)
         begun = rows
+        # Where all is rounding there is nothing to gain.
+        least = ROUNDING * at.outputs.shape[-1] if loss.kind in SATURATING else -1.0
+        if not undone and all(verdict.loss <= least for verdict in verdicts):
+            still = torch.zeros_like(rows[NOW])
+            following = [_after(own, 0.0, 0.0, known) for own in verdicts]
+            past = torch.cat((still.unsqueeze(0), rows[: PAST - 1], rows[NOW:]))
+            return still, [*columns, past, region_of(following, past.device)]
         if undone:
             back = by_coordinate([verdict.back for verdict in verdicts], batch, seen)
             begun = torch.cat((rows[:NOW], torch.where(back, rows[KEPT:NOW], rows[NOW:])))
@@ -262,10 +269,8 @@ class LearnedWhitening(UpdateRule):
         parts = lengths(steps, place.row(NOW), seen.batch_dims)
         longest = [verdict.trust.length for verdict in verdicts]
         steps, promised, far = limited(system, slope, steps, parts, longest, seen.rate)
-        if loss.kind in SATURATING:  # where all is rounding there is nothing to gain
-            least = ROUNDING * at.outputs.shape[-1]
-            pairs = zip(promised, verdicts, strict=True)
-            promised = [0.0 if verdict.loss <= least else by for by, verdict in pairs]
+        pairs = list(zip(promised, verdicts, strict=True))
+        promised = [0.0 if verdict.loss <= least else by for by, verdict in pairs]
         following = [
             _after(verdict, length, by, known)
             for verdict, length, by, known in zip(verdicts, far, promised, exact, strict=True)

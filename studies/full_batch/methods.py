@@ -23,8 +23,9 @@ LBFGS = ((1.0, 30), (1.0, 100), (1.0, 300))
 KFAC = ((0.03, 0.3, 0.5), (1e-3, 0.6, 0.9), (1e-4, 0.6, 0.9))
 """Damping, rate and momentum of K-FAC by hand: two of the zoo's settings, and a lower damping."""
 
-OF_CHAINS = ("kfac",)
-"""Methods that step chains of Linear layers alone."""
+OF_CHAINS = ("kfac", "lstm_whitened")
+"""Methods that are run on chains of Linear layers alone. K-FAC by hand needs one. On other networks
+m2 does not act, so lstm_whitened is lstm_update_tele there."""
 
 Methods = Mapping[str, Mapping[str, Build]]
 """What builds the optimizer of a network, by method and setting."""
