@@ -194,7 +194,7 @@ class LearnedWhitening(UpdateRule):
         undone = any(verdict.back for verdict in verdicts)
         begun = rows
         # Where all is rounding there is nothing to gain.
-        least = ROUNDING * at.outputs.shape[-1] if loss.kind in SATURATING else -1.0
+        least = ROUNDING * at.outputs.shape[-1] if loss.kind in SATURATING else -math.inf
         if not undone and all(verdict.loss <= least for verdict in verdicts):
             still = torch.zeros_like(rows[NOW])
             following = [_after(own, 0.0, 0.0, known) for own in verdicts]
