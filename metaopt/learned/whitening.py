@@ -91,8 +91,9 @@ MOST_ENTRIES = 2**27  # of the tangents of all directions, in float64 1 GiB
 class LearnedWhitening(UpdateRule):
     """m1 that steps in the eigenbasis of the curvature, along directions that an LSTM proposes.
 
-    It sees full batches of chains of Linear layers. What it cannot see so is stepped by another m1,
-    over single coordinates: networks that are no chain, batches that change from step to step, and
+    It sees full batches: of chains of Linear layers in closed form, and of other small networks by
+    autograd (:mod:`metaopt.learned.module_pass`). What it cannot see so is stepped by another m1,
+    over single coordinates: batches that change from step to step, large networks, and chains with
     layers of more than 1,024 units. That m1 is the one of lstm_update_tele_v1, and is not trained.
 
     The state is that of the LSTM; the last steps, and the weights, the gradient and that of
