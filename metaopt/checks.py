@@ -21,9 +21,8 @@ def check_whole(name: str, value: object, low: int = 1, high: int | None = None)
     Raises:
         UserError: if it is not.
     """
-    if not isinstance(value, Integral) or not low <= int(value) <= (
-        math.inf if high is None else high
-    ):
+    most = math.inf if high is None else high
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= most:
         span = f"of {low} or more" if high is None else f"of {low} to {high}"
         raise UserError(f"expected {name} {span}, got {shown(value)}: give a whole number")
 

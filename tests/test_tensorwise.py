@@ -428,7 +428,7 @@ def test_the_end_is_that_of_the_run_and_not_of_a_tensor_unfrozen_late():
         assert torch.equal(own, before[name]), name
 
 
-@pytest.mark.parametrize("value", [-5, 10.7, "100", None, 10**30])
+@pytest.mark.parametrize("value", [-5, 10.7, "100", None, 10**30, True])
 def test_total_steps_of_a_group_is_checked(value):
     model = wide()
     optimizer = LearnedOptimizer([model[1].weight], build())
