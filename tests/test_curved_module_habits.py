@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import metaopt
+from metaopt.learned.doubles import Doubles
 from metaopt.learned.module_pass import ModulePass
 
 
@@ -191,3 +192,46 @@ def test_clipped_entries_raise_no_loss(most):
     _, losses, _ = train(Residual, steps=30, before_step=clip)
     assert max(losses) <= 1.05 * losses[0]
     assert losses[-1] < 0.8 * losses[0]
+
+
+class Zeros(Residual):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRUCell(4, 4)
+
+    def forward(self, x):
+        return super().forward(self.cell(x, torch.zeros(len(x), 4)))
+
+
+class Cast(Residual):
+    def forward(self, x):
+        h = self.hidden(x.to(torch.float32))
+        h = h.float() * torch.rsqrt(h.to(dtype=torch.float32).square().mean(-1, keepdim=True))
+        return self.last(h.float())
+
+
+class Mixed(Residual):
+    def __init__(self):
+        super().__init__()
+        self.last.bfloat16()
+
+    def forward(self, x):
+        return self.last(self.hidden(x).bfloat16()).float()
+
+
+@pytest.mark.parametrize(("build", "least"), [(Zeros, 1e-6), (Cast, 1e-6), (Mixed, 0.1)])
+def test_dtypes_may_be_written_into_the_forward(build, least):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, losses, report = train(build, 20)
+    assert "it did in 19 steps" in report
+    assert losses[-1] < least * losses[0]
+
+
+def test_doubles_end_with_their_block():
+    with Doubles():
+        x = torch.zeros(2, dtype=torch.float16)
+        assert torch.softmax(x, 0, dtype=torch.float32).dtype == torch.float64
+        assert x.float().dtype == x.to(torch.bfloat16).dtype == torch.float64
+        assert torch.tensor(1).dtype == torch.int64
+    assert torch.zeros(2).dtype == x.float().dtype == torch.float32

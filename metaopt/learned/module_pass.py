@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from metaopt.learned.doubles import Doubles
 from metaopt.learned.forward_record import ForwardRecord, differentiable
 from metaopt.learned.kronecker import Diagonal, Factors, LayerCurvature, decomposed, norm
 from metaopt.learned.module_layout import ModuleLayout
@@ -135,7 +136,12 @@ class ModulePass(NetworkPass):
             arguments = mapped(_double, list(record.arguments))
             keywords = mapped(_double, record.keywords)
             to = torch.float64
-            with same_randomness(), state_kept(model, to), _watched(model, layout) as uses:
+            with (
+                same_randomness(),
+                state_kept(model, to),
+                _watched(model, layout) as uses,
+                Doubles(),
+            ):
                 given = call_with(model, layout.names, values, arguments, keywords, to)
             output = differentiable(given)[record.place]
             self._output = output.reshape(-1, output.shape[-1] if output.dim() > 1 else 1).mT
