@@ -8,16 +8,19 @@ from dataclasses import replace
 from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.meta_optimizer import MetaOptimizer, StepInput
 from metaopt.learned.module_layout import ModuleLayout, layout_of
 from metaopt.learned.module_pass import ModulePass, SeenModule
-from metaopt.learned.observation import Observation
+from metaopt.learned.observation import Observation, flatten
+from metaopt.learned.place import explained
+from metaopt.learned.update import RuleState, UpdateRule
 
 MOST_PARAMETERS = 2**18
 MOST_LAYERS = 64
+ALIKE = 0.9  # cosine of the gradient and what the output explains of it
 OTHER = 0.05  # of an output, for one that is not the same again
 ADJOINT = 1e-6  # of a product, for derivatives that fit each other
 
@@ -36,10 +39,12 @@ class CurvedModule:
 
     Attributes:
         layout: the parameters as layers; None where gradients alone are seen.
+        steps: how many steps saw the curvature, and how many did not.
     """
 
     def __init__(self, module: SeenModule | None = None, reason: str = "") -> None:
         self.module, self.reason, self.checked = module, reason, False
+        self.steps = [0, 0]
         self.layout: ModuleLayout | None = None if module is None else module.layout
 
     def observed(
@@ -67,15 +72,35 @@ class CurvedModule:
             return loose
         try:
             found = self.module.passed(seen, now.parameters)
-            self._check(found, seen)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-            self._give_up(f"{type(error).__name__}: {str(error).splitlines()[0][:100]}")
-        if self.reason:
-            return loose
-        return replace(loose, loss=now.loss, module_pass=found)
+            curved_one = replace(loose, loss=now.loss, module_pass=found)
+            self._check(curved_one, found, seen)
+        except Exception as error:  # whatever the forward of a user does in a second call
+            self._give_up(_in_words(error))
+        return loose if self.reason else curved_one
 
-    def _check(self, found: ModulePass, seen: ForwardRecord) -> None:
-        """Look once whether outputs come again, and whether derivatives fit each other."""
+    def proposed(
+        self, update: UpdateRule, observed: Observation, state: RuleState
+    ) -> tuple[list[Tensor], RuleState]:
+        """Return what m1 proposes, and its next state.
+
+        Args:
+            update: m1.
+            observed: what it sees; see :meth:`observed`.
+            state: of m1.
+        """
+        if observed.module_pass is None:
+            self.steps[1] += 1
+            return update.propose(observed, state)
+        try:
+            found = update.propose(observed, state)
+        except Exception as error:  # whatever the forward of a user does in a further call
+            self._give_up(_in_words(error))
+            return self.proposed(update, replace(observed, loss=None, module_pass=None), state)
+        self.steps[0] += 1
+        return found
+
+    def _check(self, observed: Observation, found: ModulePass, seen: ForwardRecord) -> None:
+        """Look once whether outputs come again, and whether derivatives fit what is known."""
         output = seen.output
         if self.checked or output is None:
             return
@@ -96,6 +121,12 @@ class CurvedModule:
         expected = torch.stack([(g * d[0]).sum() for g, d in pairs])
         if not (along - expected).norm() <= ADJOINT * expected.norm():
             self._give_up("an operation of it cannot be differentiated twice")
+        loss, slopes = observed.loss, observed.given_gradients
+        if loss is None or loss.output_gradient is None or slopes is None:
+            return
+        told = explained(observed, found, flatten(slopes).double(), loss.output_gradient)
+        if told.cosine < ALIKE:
+            self._give_up("its loss is not of one output alone")
 
     def _give_up(self, reason: str) -> None:
         self.reason = reason
@@ -108,7 +139,16 @@ class CurvedModule:
         if self.module is None or self.reason:
             return "m1 sees gradients alone" + (f" ({self.reason})" if self.reason else "")
         count = len(self.module.layout.matrices)
-        return f"m1 sees the curvature of {count} matrices on full batches"
+        seen, others = self.steps
+        return (
+            f"m1 sees the curvature of {count} matrices on full batches; it did in {seen} steps, "
+            f"and saw gradients alone in {others}"
+        )
+
+
+def _in_words(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
 
 
 def curved(model: nn.Module, names: Sequence[str], meta: MetaOptimizer) -> CurvedModule:

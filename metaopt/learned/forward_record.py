@@ -23,12 +23,13 @@ class ForwardRecord(NamedTuple):
 
     Attributes:
         arguments, keywords: what the network was called with.
-        output: the output F: of several tensors the first one that is differentiable and no
-            scalar, such as the logits beside a loss.
+        output: the output F: of several tensors that are differentiable and no scalars, such as
+            the logits beside a loss, the one whose gradient came first.
         output_gradient: dL/dF, of the output's shape, where the pass was differentiated.
         alone: whether no other pass went into the same gradients.
         cast_to: the dtype of autocast in this pass; None where it was off.
         replicas: the processes that made this pass together, each with its part of the batch.
+        place: of the output among all that are differentiable and no scalars.
     """
 
     arguments: tuple[Any, ...]
@@ -38,6 +39,7 @@ class ForwardRecord(NamedTuple):
     alone: bool = True
     cast_to: torch.dtype | None = None
     replicas: Replicas = ALONE
+    place: int = 0
 
     @property
     def x(self) -> Tensor | None:
@@ -112,30 +114,54 @@ class _Hook:
         own = None if self._model is None else self._model()
         if recorder is None or model is not own or not torch.is_grad_enabled():
             return
-        outputs = (part for part in tensors_in(output) if part.requires_grad and part.dim())
-        if (output := next(outputs, None)) is None:
+        outputs = differentiable(output)
+        if not outputs:
             return
-        device = output.device.type
+        device = outputs[0].device.type
         on = torch.is_autocast_enabled(device)
         seen = ForwardRecord(
             _detached(arguments),
             _detached(keywords),
-            output.detach().clone(),
             cast_to=torch.get_autocast_dtype(device) if on else None,
             replicas=replicas_now() or recorder.replicas,
         )
+        chosen: list[int] = []  # the place of the first one that is differentiated
 
-        def differentiated(gradient: Tensor) -> None:
-            recorder.last = seen._replace(output_gradient=gradient.detach().clone())
-            recorder.passes += 1
+        def watch(place: int, given: Tensor) -> None:
+            kept, version = given.detach(), given._version
+            if place == 0:
+                kept = kept.clone()  # it may be changed in place
 
-        output.register_hook(differentiated)  # type: ignore[no-untyped-call]
+            def differentiated(gradient: Tensor) -> None:
+                if not chosen and (place == 0 or kept._version == version):
+                    chosen.append(place)
+                if chosen == [place]:
+                    recorder.last = seen._replace(
+                        output=kept.clone() if place else kept,
+                        place=place,
+                        output_gradient=gradient.detach().clone(),
+                    )
+                    recorder.passes += 1
+
+            given.register_hook(differentiated)  # type: ignore[no-untyped-call]
+
+        for place, given in enumerate(outputs):
+            watch(place, given)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         return _Hook()
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
+
+
+def differentiable(output: Any) -> list[Tensor]:
+    """Return the tensors of an output that are differentiable and no scalars, in order.
+
+    Args:
+        output: what a module gives.
+    """
+    return [part for part in tensors_in(output) if part.requires_grad and part.dim()]
 
 
 def _watched(model: nn.Module) -> nn.Module:

@@ -103,7 +103,7 @@ class ModuleLayout(Layout):
             found = {own.weight: augmented if own.bias is None else augmented[..., :-1]}
             if own.bias is not None:
                 found[own.bias] = augmented[..., -1]
-        return {own: part.reshape(-1, *self.shapes[own]) for own, part in found.items()}
+        return {own: part.reshape((-1, *self.shapes[own])) for own, part in found.items()}
 
     def parameters(self, layers: Sequence[Layer]) -> list[Tensor]:
         """Return layers as parameters; the inverse of :meth:`layers`."""
@@ -117,7 +117,7 @@ class ModuleLayout(Layout):
             sizes = [self.shapes[place].numel() for place in self.others]
             row = layers[-1].weight.squeeze(-2)
             found |= zip(self.others, row.split_with_sizes(sizes, dim=-1), strict=True)
-        return [found[place].reshape(*lead, *shape) for place, shape in enumerate(self.shapes)]
+        return [found[place].reshape((*lead, *shape)) for place, shape in enumerate(self.shapes)]
 
     def coefficients(self, parameters: Sequence[Tensor]) -> list[int]:
         """See :meth:`Layout.coefficients`; those of the row belong to its first parameter."""

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metaopt.learned.forward_record import ForwardRecord
+from metaopt.learned.doubles import Doubles
+from metaopt.learned.forward_record import ForwardRecord, differentiable
 from metaopt.learned.kronecker import Diagonal, Factors, LayerCurvature, decomposed, norm
 from metaopt.learned.module_layout import ModuleLayout
 from metaopt.learned.network_pass import ROUNDED, NetworkPass
 from metaopt.output_loss import OutputLoss
 from metaopt.randomness import same_randomness
 from metaopt.symmetry.chain import Layer
-from metaopt.symmetry.functional import call_with, differentiable_twice
+from metaopt.symmetry.functional import call_with, differentiable_twice, state_kept
 from metaopt.symmetry.nested import mapped, tensors_in
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -134,10 +135,15 @@ class ModulePass(NetworkPass):
             values = [own.detach().clone().requires_grad_() for own in layout.parameters(layers)]
             arguments = mapped(_double, list(record.arguments))
             keywords = mapped(_double, record.keywords)
-            with same_randomness(), _watched(model, layout) as uses:
-                given = call_with(model, layout.names, values, arguments, keywords, torch.float64)
-            outputs = (own for own in tensors_in(given) if own.requires_grad and own.dim())
-            output = next(outputs)
+            to = torch.float64
+            with (
+                same_randomness(),
+                state_kept(model, to),
+                _watched(model, layout) as uses,
+                Doubles(),
+            ):
+                given = call_with(model, layout.names, values, arguments, keywords, to)
+            output = differentiable(given)[record.place]
             self._output = output.reshape(-1, output.shape[-1] if output.dim() > 1 else 1).mT
             self._values, self._uses = values, uses
             self._cotangent = torch.zeros_like(self._output).requires_grad_()

@@ -232,7 +232,7 @@ class ModuleStepper(Stepper):
                 "expected a forward pass of the model that was differentiated before step(), got "
                 "none: call the model itself, and backward on what you make of its output"
             )
-        update, following["update"] = meta.update.propose(observed, state["update"])
+        update, following["update"] = self.curved.proposed(meta.update, observed, state["update"])
         updated = now.updated(update)
         if action != RESCALING or meta.element is None or seen is None or x is None:
             return Advanced(updated, following, None)
@@ -347,6 +347,7 @@ class ModuleStepper(Stepper):
         other = copy.copy(self)
         other.counts, other.layer_input = Counter(), None
         other.curved = copy.copy(self.curved)
+        other.curved.steps = [0, 0]
         return other
 
     def report(self) -> str:

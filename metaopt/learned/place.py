@@ -26,6 +26,7 @@ BEFORE, BESIDE = KEPT + 2, NOW + 2  # those of penalties
 
 CLOSE = 0.01  # of a gradient, to what it is computed to be anew
 EXPLAINED = 0.05  # of the gradient, for what the output does not explain
+CLIPPED = 1e-3  # of an entry that was clipped, by which it may be larger
 LEAST = 1e-5  # of the gradient, for a penalty
 OUTWARDS = 0.9  # of <r, w> over the sum of |r w|, for a penalty
 NEAR_ZERO = 0.01  # of the root mean square of weights, below which no curvature is larger
@@ -129,11 +130,13 @@ class Explained(NamedTuple):
 
     Attributes:
         beside: the gradient of penalties, in the order of the parameters; 0 without any.
-        whole: 1 where output and penalties explain the gradient, else 0.
+        whole: 1 where output and penalties explain the gradient, which may be clipped, else 0.
+        cosine: between the gradient and what is explained of it; 1 where that is all.
     """
 
     beside: Tensor
     whole: float
+    cosine: float = 1.0
 
 
 @torch.no_grad()
@@ -142,7 +145,8 @@ def explained(
 ) -> Explained:
     """Return what the output explains of the gradient of one network.
 
-    What it leaves is that of penalties if it points away from 0 at nearly all weights.
+    What it leaves is that of penalties if it points away from 0 at nearly all weights. A gradient
+    of which each entry lies between 0 and what is explained was clipped.
 
     Args:
         seen: what is seen.
@@ -161,7 +165,13 @@ def explained(
     size, whole, outwards, most = numbers
     if size > LEAST * whole and outwards > OUTWARDS * most:
         return Explained(rest, 1.0)
-    return Explained(torch.zeros_like(rest), float(size <= EXPLAINED * whole))
+    between = torch.minimum(torch.maximum(slopes, own.clamp(max=0)), own.clamp(min=0))
+    off = (slopes - between).abs() - CLIPPED * own.abs() - LEAST * whole
+    if size <= EXPLAINED * whole or not bool((off > 0).any()):
+        return Explained(torch.zeros_like(rest), 1.0)
+    lengths = (rest + own).norm() * own.norm()
+    cosine = float(((rest + own) * own).sum() / lengths) if lengths else 0.0
+    return Explained(torch.zeros_like(rest), 0.0, cosine)
 
 
 def computed_anew(place: Place, at: NetworkPass, loss: OutputLoss, targets: Tensor) -> list[Tensor]:

@@ -182,7 +182,7 @@ class LearnedWhitening(UpdateRule):
         now = flatten([*given, *slopes]).double().view(2, -1)
         at, known, beside = seen.network_pass, float(loss.exact), torch.zeros_like(now[0])
         if loss.output_gradient is not None:
-            beside, whole = explained(seen, at, now[1], loss.output_gradient)
+            beside, whole, _ = explained(seen, at, now[1], loss.output_gradient)
             known *= whole
         rows = torch.cat((past, now, beside.unsqueeze(0)))
         if math.isfinite(loss.factor) and loss.factor != 1:

@@ -8,8 +8,10 @@ of what it gives; a model that computes its loss itself needs no y.
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -153,6 +155,40 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
             for name in now.keys() - before.keys():
                 del now[name]
             now.update(before)
+
+
+@contextmanager
+def state_kept(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let all that is called inside see copies of what modules keep outside their buffers.
+
+    These are tensors, lists, dictionaries and sets that are attributes, such as a cache. Their
+    entries are no copies.
+
+    Args:
+        model: the module.
+        dtype: what floating-point tensors are converted to.
+    """
+    copies: dict[int, Any] = {}  # of what several modules share there is one
+    kept = []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in _OF_ALL_MODULES and type(value) in _COPIED:
+                kept.append((vars(module), name, value))
+    for own, name, value in kept:
+        if id(value) not in copies:
+            tensor = isinstance(value, Tensor)
+            copied = _converted(value.clone(), dtype) if tensor else copy.copy(value)
+            copies[id(value)] = copied
+        own[name] = copies[id(value)]
+    try:
+        yield
+    finally:
+        for own, name, value in kept:
+            own[name] = value
+
+
+_OF_ALL_MODULES = frozenset(vars(nn.Module()))
+_COPIED = (Tensor, list, dict, set, OrderedDict, defaultdict, deque)
 
 
 def _converted(value: Any, dtype: torch.dtype) -> Any:
