@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 import metaopt
 from metaopt.learned import curved_module
+from metaopt.learned.forward_record import ForwardRecord
+from metaopt.learned.module_layout import layout_of
+from metaopt.learned.module_pass import SLOW, SeenModule
 
 SHIPPED = pytest.mark.parametrize("name", ["lstm_whitened", "lstm_update_tele"])
 
@@ -207,6 +210,23 @@ def test_large_networks_see_gradients_alone(monkeypatch):
     monkeypatch.setattr(curved_module, "MOST_LAYERS", 2)
     _, optimizer = train(made(Residual), "lstm_whitened", x, y, 2)
     assert "3 layers are more than 2" in optimizer.steppers[0].report()
+
+
+def test_a_batch_that_takes_too_much_work_is_told(monkeypatch):
+    monkeypatch.setattr(curved_module, "MOST_WORK", 1e4)
+    x, y = regression()
+    gradients_alone(made(Residual), x, y, "products on this batch, more than 1e+04")
+
+
+def test_work_grows_with_samples_and_counts_convolutions_more():
+    """Of a pass: products of weights and inputs."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 2))
+    names = [name for name, _ in model.named_parameters()]
+    seen = SeenModule(model, layout_of(model, names))
+    for samples in (5, 10):
+        record = ForwardRecord((torch.randn(samples, 4),), {})
+        work = seen.passed(record, list(model.parameters())).work
+        assert work == samples * (3 * 4 + SLOW * 2 * 2 * 2)
 
 
 def test_frozen_parameters_stay():

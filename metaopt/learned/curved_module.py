@@ -20,6 +20,8 @@ from metaopt.learned.update import RuleState, UpdateRule
 
 MOST_PARAMETERS = 2**18
 MOST_LAYERS = 64
+PASSES, DIRECTIONS = 15, 5  # of a step, and for each layer: about how many passes it takes
+MOST_WORK = 1e10  # products of a step; some seconds on a core
 ALIKE = 0.9  # cosine of the gradient and what the output explains of it
 OTHER = 0.05  # of an output, for one that is not the same again
 ADJOINT = 1e-6  # of a product, for derivatives that fit each other
@@ -105,6 +107,12 @@ class CurvedModule:
         if self.checked or output is None:
             return
         self.checked = True
+        passes = PASSES + DIRECTIONS * len(found.layers)
+        if (work := found.work * passes) > MOST_WORK:
+            self._give_up(
+                f"a step would take {work:.0e} products on this batch, more than {MOST_WORK:.0e}"
+            )
+            return
         before = output.reshape(-1, output.shape[-1] if output.dim() > 1 else 1).double().mT
         if not (found.outputs - before).norm() <= OTHER * before.norm():
             self._give_up("its output is not the same again, as with dropout")

@@ -34,6 +34,7 @@ EXACT = 4  # outputs; for no more of them the derivatives of all are carried bac
 PROBES = 4  # vectors that are carried back else
 SAFETY = 2.0  # a factor of what rounding may be
 SHRUNK = 0.5  # of a curvature that was estimated alone, towards the mean of its parameter
+SLOW = 6  # times as slow as Linear layers convolutions are in float64
 MOST_ROWS = 2**22  # entries of what a layer is given, for its second moments
 
 
@@ -151,6 +152,17 @@ class ModulePass(NetworkPass):
                 self._output, values, self._cotangent, create_graph=True, materialize_grads=True
             )
         self.outputs = self._output.detach()
+
+    @property
+    def work(self) -> int:
+        """About how many products a pass takes; one of a convolution counts for several."""
+        return sum(
+            use.made.numel()
+            * use.module.weight[0].numel()
+            * (1 if isinstance(use.module, nn.Linear) else SLOW)
+            for own in self._uses.values()
+            for use in own
+        )
 
     def at(self, layers: Sequence[Layer]) -> ModulePass:
         """See :meth:`NetworkPass.at`."""
