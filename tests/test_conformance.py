@@ -308,6 +308,7 @@ def test_complex_2d(subject):
     torch.testing.assert_close(whole.extra0.data.imag, halves.extra1.data)
 
 
+@pytest.mark.filterwarnings("ignore:m1 sees gradients alone")  # some gradients are drawn
 @conforming
 def test_mixed_dtype(subject):
     dtypes = torch.float64, torch.float32, torch.bfloat16
@@ -852,6 +853,7 @@ def test_gradients_are_set_to_none_or_to_zero(subject):
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:m1 sees gradients alone")  # some gradients are drawn
 @conforming
 def test_parameters_may_be_empty_or_scalars(subject):
     extra = torch.empty(0), torch.tensor(1.0), torch.ones(1), torch.empty(3, 0)

@@ -75,10 +75,13 @@ class CurvedModule:
         try:
             found = self.module.passed(seen, now.parameters)
             curved_one = replace(loose, loss=now.loss, module_pass=found)
-            self._check(curved_one, found, seen)
+            reason = self._obstacle(curved_one, found, seen)
         except Exception as error:  # whatever the forward of a user does in a second call
-            self._give_up(_in_words(error))
-        return loose if self.reason else curved_one
+            reason = _in_words(error)
+        if reason:
+            self._give_up(reason)
+            return loose
+        return curved_one
 
     def proposed(
         self, update: UpdateRule, observed: Observation, state: RuleState
@@ -101,22 +104,22 @@ class CurvedModule:
         self.steps[0] += 1
         return found
 
-    def _check(self, observed: Observation, found: ModulePass, seen: ForwardRecord) -> None:
-        """Look once whether outputs come again, and whether derivatives fit what is known."""
+    def _obstacle(self, observed: Observation, found: ModulePass, seen: ForwardRecord) -> str:
+        """Look once whether outputs come again, and whether derivatives fit what is known.
+
+        Returns:
+            Why the curvature cannot be seen; empty where it can.
+        """
         output = seen.output
         if self.checked or output is None:
-            return
+            return ""
         self.checked = True
         passes = PASSES + DIRECTIONS * len(found.layers)
         if (work := found.work * passes) > MOST_WORK:
-            self._give_up(
-                f"a step would take {work:.0e} products on this batch, more than {MOST_WORK:.0e}"
-            )
-            return
+            return f"a step would take {work:.0e} products on this batch, more than {MOST_WORK:.0e}"
         before = output.reshape(-1, output.shape[-1] if output.dim() > 1 else 1).double().mT
         if not (found.outputs - before).norm() <= OTHER * before.norm():
-            self._give_up("its output is not the same again, as with dropout")
-            return
+            return "its output is not the same again, as with dropout"
         signs = torch.Generator().manual_seed(0)
         directions = [
             torch.randn(1, *own.augmented().shape, generator=signs, dtype=torch.float64)
@@ -128,13 +131,14 @@ class CurvedModule:
         pairs = zip(found.gradients(u), directions, strict=True)
         expected = torch.stack([(g * d[0]).sum() for g, d in pairs])
         if not (along - expected).norm() <= ADJOINT * expected.norm():
-            self._give_up("an operation of it cannot be differentiated twice")
+            return "an operation of it cannot be differentiated twice"
         loss, slopes = observed.loss, observed.given_gradients
         if loss is None or loss.output_gradient is None or slopes is None:
-            return
+            return ""
         told = explained(observed, found, flatten(slopes).double(), loss.output_gradient)
         if told.cosine < ALIKE:
-            self._give_up("its loss is not of one output alone")
+            return "its loss is not of one output alone"
+        return ""
 
     def _give_up(self, reason: str) -> None:
         self.reason = reason

@@ -74,13 +74,19 @@ class ModuleLayout(Layout):
         lead = parameters[0].shape[: parameters[0].dim() - len(self.shapes[0])]
         found = [
             Layer(
-                parameters[own.weight].reshape(*lead, self.shapes[own.weight][0], -1),
+                parameters[own.weight].reshape(*lead, *_matrix(self.shapes[own.weight])),
                 None if own.bias is None else parameters[own.bias],
             )
             for own in self.matrices
         ]
         if self.others:
-            row = torch.cat([parameters[place].reshape(*lead, -1) for place in self.others], dim=-1)
+            row = torch.cat(
+                [
+                    parameters[place].reshape(*lead, self.shapes[place].numel())
+                    for place in self.others
+                ],
+                dim=-1,
+            )
             found.append(Layer(row.unsqueeze(-2)))
         return found
 
@@ -127,6 +133,11 @@ class ModuleLayout(Layout):
         if self.others:
             found[self.others[0]] = sum(self.shapes[place].numel() for place in self.others)
         return found
+
+
+def _matrix(shape: torch.Size) -> tuple[int, int]:
+    """The shape of a weight as a matrix."""
+    return shape[0], shape[1:].numel()
 
 
 def layout_of(model: nn.Module, names: Sequence[str]) -> ModuleLayout:

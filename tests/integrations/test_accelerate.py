@@ -65,7 +65,7 @@ def test_what_was_prepared_equals_a_plain_loop(accelerator, cast_to, first, buil
     plain_loop(plain, build(plain), loader(), clip=0.1, cast_to=cast_to)
     if cast_to is not None and getattr(optimizer.optimizer, "meta", None) is not None:
         # accelerate casts the output to float32, and what some learned optimizers see of the loss
-        torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0.02, atol=1e-3)
+        torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0.05, atol=1e-2)
     else:
         assert_equal(model, plain)
     assert_moved(model, network())

@@ -240,7 +240,11 @@ def test_the_report_begins_with_what_is_lost():
 def test_the_command_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     names = ("linnerud", "poisson")
     every = command.problems(IMAGES)
-    assert list(every) == ["diabetes", "linnerud", "image", "sinusoid", "poisson", "burgers"]
+    assert list(every)[:6] == ["diabetes", "linnerud", "image", "sinusoid", "poisson", "burgers"]
+    assert list(every)[6:] == [
+        "poisson_residuals", "burgers_residuals", "residual", "convolutional", "transformer",
+        "recurrent",
+    ]  # fmt: skip
     monkeypatch.setattr(command, "load", lambda *_: SimpleNamespace(train=IMAGES))
     monkeypatch.setattr(command, "problems", lambda images: {name: every[name] for name in names})
     monkeypatch.setattr(command, "installed", lambda package: False)
