@@ -139,6 +139,16 @@ class Recognised(NamedTuple):
     targets: Tensor
 
 
+def in_columns(output: Tensor) -> Tensor:
+    """Return an output with a sample in each column, ``(out, samples)``.
+
+    Args:
+        output: with the outputs of a sample in the last dimension; of one dimension, one for each
+            sample.
+    """
+    return output.reshape(-1, output.shape[-1] if output.dim() > 1 else 1).mT
+
+
 @torch.no_grad()
 def recognise(output: Tensor, gradient: Tensor) -> Recognised | None:
     """Return the loss whose gradient this is, if it is a cross entropy of hard labels.
@@ -164,8 +174,7 @@ def recognise(output: Tensor, gradient: Tensor) -> Recognised | None:
     if output.dim() < 2 or output.numel() < FEWEST:
         return None
     precision = max(torch.finfo(own.dtype).eps for own in (output, gradient))
-    f = output.detach().reshape(-1, output.shape[-1]).double().mT
-    g = gradient.detach().reshape(-1, output.shape[-1]).double().mT
+    f, g = (in_columns(own.detach()).double() for own in (output, gradient))
     kinds = (SOFTMAX, SIGMOID) if len(f) > 1 else (SIGMOID,)
     return next((own for loss in kinds if (own := _recognised(loss, f, g, precision))), None)
 

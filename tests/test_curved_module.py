@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from curved_cases import regression
 from torch import nn
 from torch.nn import functional as F
 
@@ -55,13 +56,6 @@ class Recurrent(nn.Module):
 
     def forward(self, x):
         return self.last(self.layer(x)[0][:, -1])
-
-
-def regression(samples=20, width=4):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(samples, width, generator=generator), torch.randn(
-        samples, 2, generator=generator
-    )
 
 
 def train(model, name, x, y, steps, loss_fn=F.mse_loss, optimizer=None, **options):

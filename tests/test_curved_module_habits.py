@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from curved_cases import regression
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,14 +28,9 @@ class Residual(nn.Module):
         return self.last(self.hidden(x))
 
 
-def data():
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(20, 4, generator=generator), torch.randn(20, 2, generator=generator)
-
-
 def train(build, steps=15, loss_fn=None, before_step=None):
     torch.manual_seed(0)
-    model, (x, y) = build(), data()
+    model, (x, y) = build(), regression()
     optimizer = metaopt.LearnedOptimizer(model, "lstm_update_tele")
     losses = []
     for number in range(steps):

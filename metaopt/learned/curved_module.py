@@ -17,6 +17,7 @@ from metaopt.learned.module_pass import ModulePass, SeenModule
 from metaopt.learned.observation import Observation, flatten
 from metaopt.learned.place import explained
 from metaopt.learned.update import RuleState, UpdateRule
+from metaopt.output_loss import in_columns
 
 MOST_PARAMETERS = 2**18
 MOST_LAYERS = 64
@@ -40,14 +41,17 @@ class CurvedModule:
         reason: why they are.
 
     Attributes:
-        layout: the parameters as layers; None where gradients alone are seen.
         steps: how many steps saw the curvature, and how many did not.
     """
 
     def __init__(self, module: SeenModule | None = None, reason: str = "") -> None:
         self.module, self.reason, self.checked = module, reason, False
         self.steps = [0, 0]
-        self.layout: ModuleLayout | None = None if module is None else module.layout
+
+    @property
+    def layout(self) -> ModuleLayout | None:
+        """The parameters as layers; None where there is no module."""
+        return None if self.module is None else self.module.layout
 
     def observed(
         self, loose: Observation, now: StepInput, seen: ForwardRecord | None
@@ -117,7 +121,7 @@ class CurvedModule:
         passes = PASSES + DIRECTIONS * len(found.layers)
         if (work := found.work * passes) > MOST_WORK:
             return f"a step would take {work:.0e} products on this batch, more than {MOST_WORK:.0e}"
-        before = output.reshape(-1, output.shape[-1] if output.dim() > 1 else 1).double().mT
+        before = in_columns(output).double()
         if not (found.outputs - before).norm() <= OTHER * before.norm():
             return "its output is not the same again, as with dropout"
         signs = torch.Generator().manual_seed(0)

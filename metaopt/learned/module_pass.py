@@ -22,7 +22,7 @@ from metaopt.learned.forward_record import ForwardRecord, differentiable
 from metaopt.learned.kronecker import Diagonal, Factors, LayerCurvature, decomposed, norm
 from metaopt.learned.module_layout import ModuleLayout
 from metaopt.learned.network_pass import ROUNDED, NetworkPass
-from metaopt.output_loss import OutputLoss
+from metaopt.output_loss import OutputLoss, in_columns
 from metaopt.randomness import same_randomness
 from metaopt.symmetry.chain import Layer
 from metaopt.symmetry.functional import call_with, differentiable_twice, state_kept
@@ -145,7 +145,7 @@ class ModulePass(NetworkPass):
             ):
                 given = call_with(model, layout.names, values, arguments, keywords, to)
             output = differentiable(given)[record.place]
-            self._output = output.reshape(-1, output.shape[-1] if output.dim() > 1 else 1).mT
+            self._output = in_columns(output)
             self._values, self._uses = values, uses
             self._cotangent = torch.zeros_like(self._output).requires_grad_()
             self._adjoint = torch.autograd.grad(
@@ -177,7 +177,8 @@ class ModulePass(NetworkPass):
         bounds = [0]
         for own in uses:
             bounds.append(bounds[-1] + len(own))
-        of_outputs = [torch.zeros_like(layer.weight @ layer.weight.mT) for layer in self.layers]
+        heights = [len(layer.weight) for layer in self.layers[: len(uses)]]
+        of_outputs = [self.outputs.new_zeros(height, height) for height in heights]
         squares = [torch.zeros_like(own) for own in alone]
         probes = _probes(self.outputs, step)
         for probe in probes:
@@ -197,7 +198,7 @@ class ModulePass(NetworkPass):
                 square += slope.square()
         share = 1.0 if len(probes) == len(self.outputs) else 1 / len(probes)
         of_inputs = [self._moment(place, own) for place, own in enumerate(uses)]
-        pairs = decomposed([share * own for own in of_outputs[: len(uses)]] + of_inputs)
+        pairs = decomposed([share * own for own in of_outputs] + of_inputs)
         curvatures: list[LayerCurvature] = [
             Factors(s, c) for s, c in zip(pairs[: len(uses)], pairs[len(uses) :], strict=True)
         ]

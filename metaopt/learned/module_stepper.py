@@ -36,7 +36,7 @@ from metaopt.learned.stepper import (
 )
 from metaopt.learned.trust import trusted, untried
 from metaopt.learned.units import Units, inner_inputs
-from metaopt.output_loss import KINDS, SQUARE, Recognised, recognise
+from metaopt.output_loss import KINDS, SQUARE, Recognised, in_columns, recognise
 from metaopt.replicas import ALONE, Replicas
 from metaopt.symmetry import LayerInput, RescalingAction, Teleportation
 from metaopt.symmetry.auto import AUTO, Returns, choose_actions, fingerprint
@@ -394,12 +394,11 @@ def _with_loss(now: StepInput, before: State, met: Met, seen: ForwardRecord | No
     )
     compares = met.same and unit_before > 0 and (kind == kind_before or max(kind, kind_before) < 2)
     assert seen is not None
-    rows = gradient.detach().reshape(-1, gradient.shape[-1] if gradient.dim() > 1 else 1)
     loss = SeenLoss(
         state["energy"][0] / unit**2,
         exact=kind >= CONFIRMED,
         factor=(unit_before / unit) ** 2 if compares else math.inf,
-        output_gradient=None if seen.replicas else rows.double().mT / unit,
+        output_gradient=None if seen.replicas else in_columns(gradient.detach()).double() / unit,
     )
     if found is not None:  # whose value is the same in any unit
         factor = 1.0 if compares else math.inf

@@ -158,8 +158,9 @@ class LearnedWhitening(UpdateRule):
             unknown = [trust._replace(loss=math.inf) for trust in trusts_of(region)]
             return update, [*state[:width], past, region_of(unknown, region.device), *other]
         # Without a graph inference mode takes an eighth of the time off; then the state is copied.
-        fast = state[0].numel() <= CHEAP_TO_COPY and not torch.is_grad_enabled()
-        fast = fast and seen.module is None  # whose pass is differentiated
+        # The pass of a module is differentiated.
+        small = seen.module is None and state[0].numel() <= CHEAP_TO_COPY
+        fast = small and not torch.is_grad_enabled()
         with torch.inference_mode() if fast else nullcontext():
             row, own = self._step(seen, seen.loss, state[:width], past, region)
         row, *own = (tensor.clone() if tensor.is_inference() else tensor for tensor in (row, *own))
@@ -219,6 +220,7 @@ class LearnedWhitening(UpdateRule):
         ]
         penalties = place.penalties() if penalised else None
         curvatures = with_penalties(factors, penalties)
+        means = [k.mean(dim=(-2, -1)) for k in curvatures]
         damped, easing, columns = self._proposed(
             factors, curvatures, coefficients, verdicts, columns
         )
@@ -242,7 +244,7 @@ class LearnedWhitening(UpdateRule):
             at,
             directions,
             slope,
-            [k.mean(dim=(-2, -1)) for k in curvatures],
+            means,
             loss.kind,
             penalties,
         )
@@ -258,10 +260,10 @@ class LearnedWhitening(UpdateRule):
             at,
             loss.kind,
             factors,
-            [k.detach() for k in curvatures],
+            curvatures,
             [
-                spread((nu * easing).detach(), batch, k) * k.mean(dim=(-2, -1), keepdim=True)
-                for k in curvatures
+                spread((nu * easing).detach(), batch, k) * mean[..., None, None]
+                for k, mean in zip(curvatures, means, strict=True)
             ],
             penalties,
             moving,
@@ -371,8 +373,8 @@ def _moving(seen: Observation) -> list[Tensor]:
 
 def _too_large(seen: Observation) -> bool:
     """Whether the decompositions or the tangents would take too long, or too much memory."""
-    if seen.module is not None:
-        return seen.module_pass is None
+    if seen.module is not None:  # which was looked at before its pass was given
+        return False
     shapes = [layer.weight.shape for layer in seen.layers]
     tasks, widest = shapes[0][: seen.batch_dims].numel(), max(shape[-2] for shape in shapes)
     directions = (len(DAMPINGS) + PAST) * len(shapes)

@@ -10,6 +10,7 @@ and all that read it.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -60,6 +61,9 @@ _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 _CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 _LINEAR = ("same", "dropout", "flatten")
 
+Reads = Callable[[fx.Node, Value, Sizes], list[Value] | Value | str]
+"""Gives the parts of a value that a node makes, or one of them, or why that is not known."""
+
 
 class Flow:
     """One pass over a trace, value by value."""
@@ -102,9 +106,9 @@ class Flow:
         elif node.target in _NORMALISE:
             self._functional_norm(node, inputs)
         elif node.target in PIECES:
-            self._split(node, inputs)
+            self._cut(node, inputs, pieces, "it is no split")
         elif node.target in (*NARROW, operator.getitem):
-            self._slice(node, inputs)
+            self._cut(node, inputs, sliced, "it is an index")
         elif isinstance(module, nn.GLU) or node.target in GATES:
             self._glu(node, inputs)
         else:
@@ -259,21 +263,15 @@ class Flow:
         else:
             self._end(inputs, f"{node.name} takes parts of a split together")
 
-    def _split(self, node: fx.Node, inputs: list[fx.Node]) -> None:
+    def _cut(self, node: fx.Node, inputs: list[fx.Node], reads: Reads, other: str) -> None:
+        """Read what takes all parts of a value, or one; ``other`` says what else it may be."""
         value = self.values[inputs[0]]
-        found = pieces(node, value, self.sizes) if first_input(node) in inputs else "it is no split"
+        found = reads(node, value, self.sizes) if first_input(node) in inputs else other
         if isinstance(found, str):
             self._end(inputs, found, split=True)
             return
-        self.values[node], self.pieces[node] = value, found
-        value.label("a split")
-
-    def _slice(self, node: fx.Node, inputs: list[fx.Node]) -> None:
-        value = self.values[inputs[0]]
-        found = sliced(node, value, self.sizes) if first_input(node) in inputs else "it is an index"
-        if isinstance(found, str):
-            self._end(inputs, found, split=True)
-            return
+        if isinstance(found, list):
+            self.pieces[node], found = found, value
         self.values[node] = found
         found.label("a split")
 
