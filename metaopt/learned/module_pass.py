@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple, final
 
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from metaopt.learned.doubles import Doubles
 from metaopt.learned.forward_record import ForwardRecord, differentiable
+from metaopt.learned.kinks import has_kinks
 from metaopt.learned.kronecker import Diagonal, Factors, LayerCurvature, decomposed, norm
 from metaopt.learned.module_layout import ModuleLayout
 from metaopt.learned.network_pass import ROUNDED, NetworkPass
@@ -163,6 +165,11 @@ class ModulePass(NetworkPass):
             for own in self._uses.values()
             for use in own
         )
+
+    @cached_property
+    def kinked(self) -> bool:
+        """Whether an operation of the pass has kinks."""
+        return has_kinks(self._output)
 
     def at(self, layers: Sequence[Layer]) -> ModulePass:
         """See :meth:`NetworkPass.at`."""

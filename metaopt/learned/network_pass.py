@@ -12,6 +12,7 @@ from typing import final
 
 from torch import Tensor
 
+from metaopt.learned.kinks import is_kinked
 from metaopt.learned.kronecker import (
     LayerCurvature,
     Pass,
@@ -39,10 +40,15 @@ class NetworkPass(ABC):
     Attributes:
         layers: the weights.
         outputs: of the network, ``(*batch, out, samples)``.
+        kinked: whether its output has kinks.
     """
 
     layers: Sequence[Layer]
     outputs: Tensor
+
+    @property
+    @abstractmethod
+    def kinked(self) -> bool: ...
 
     @abstractmethod
     def at(self, layers: Sequence[Layer]) -> NetworkPass:
@@ -118,6 +124,11 @@ class ChainPass(NetworkPass):
         self.known = passed(chain, layers, x) if known is None else known
         self.outputs = self.known.outputs
         self.of_inputs = of_inputs or (lambda: moments(chain, self.known, x))
+
+    @property
+    def kinked(self) -> bool:
+        """Whether an activation has kinks."""
+        return any(is_kinked(own) for own in self.chain.activations)
 
     def at(self, layers: Sequence[Layer]) -> ChainPass:
         """See :meth:`NetworkPass.at`."""

@@ -1,8 +1,12 @@
 """How far a model of the loss is trusted (Conn, Gould and Toint, 2000, chapter 6).
 
 The damping nu and the largest length of a step follow the ratio of what a step has changed to what
-the model promised. These are a few numbers for each task, so they are numbers of Python: a tensor
-of one entry costs a hundred times as much.
+the model promised. Where a network has kinks (:mod:`metaopt.learned.kinks`) the model can be wrong
+at any length, and the region shrinks to nothing beside a long gradient. Then a task coasts: for some
+steps it has momentum, a fixed damping and no small region.
+
+These are a few numbers for each task, so they are numbers of Python: a tensor of one entry costs a
+hundred times as much.
 """
 
 from __future__ import annotations
@@ -24,6 +28,13 @@ LONGER, SHORTER = 2.0, 0.5  # factors of the last length
 RISE = 0.02  # of the loss, that a step may make
 NU = (1e-9, 1e6)  # its range
 SHORTEST, FARTHEST = 1e-7, 0.5  # range of the largest length, over that of the weights of its layer
+STUCK = 0.1  # of that ratio, for a step that is no good
+NEAR = (1e-3, 0.03)  # of the length of such a step, where a task begins to coast
+COASTING = 40  # steps
+COASTING_NU = 0.03
+COASTING_RISE = 0.1  # of the loss, that a step may make there
+CERTAIN = 0.9  # of the ratio, for a model that is right again
+AFTER = (1e-2, 0.1)  # nu and the largest length after it
 LEAST, LEAST_DOUBLE = 1e-7, 1e-12  # of a loss, for a promise or a change that is no rounding
 
 
@@ -38,6 +49,7 @@ class Trust(NamedTuple):
         promised: by how much the model said that it would lower the loss.
         loss: where the last step began; inf if there is none.
         exact: 1 where that was known to be all of the loss, else 0.
+        coasting: how many steps with momentum are still to come.
     """
 
     steps: float
@@ -47,6 +59,7 @@ class Trust(NamedTuple):
     promised: float
     loss: float
     exact: float
+    coasting: float
 
     def shown(self, loss: float) -> list[float]:
         """Return what an LSTM sees of a task: four channels.
@@ -84,16 +97,16 @@ def first_trust(damping: float, length: float) -> Trust:
         damping: nu.
         length: the largest length of a step.
     """
-    return Trust(0.0, damping, length, 0.0, 0.0, math.inf, 1.0)
+    return Trust(0.0, damping, length, 0.0, 0.0, math.inf, 1.0, 0.0)
 
 
 def trusts_of(region: Tensor) -> list[Trust]:
-    """Return the trust of each task from a state, ``(7, tasks)``."""
+    """Return the trust of each task from a state, ``(8, tasks)``."""
     return [Trust(*own) for own in region.mT.tolist()]
 
 
 def region_of(trusts: Sequence[Trust], device: torch.device) -> Tensor:
-    """Return the state of trusts, ``(7, tasks)`` float64.
+    """Return the state of trusts, ``(8, tasks)`` float64.
 
     Args:
         trusts: of the tasks.
@@ -109,6 +122,7 @@ def judged(
     seen: SeenLoss,
     changes: tuple[Sequence[float], Sequence[float]] | None,
     first: tuple[float, float],
+    kinked: bool,
 ) -> list[Judged]:
     """Return what is known of each task after a step.
 
@@ -119,10 +133,11 @@ def judged(
         changes: those of the losses, and of penalties beside them, by the gradients before and
             after the step; None where the losses alone tell, and there are no penalties.
         first: nu and the largest length where there is no last step.
+        kinked: whether the network has kinks.
     """
     whole, beside = changes or ([math.nan] * len(losses), [0.0] * len(losses))
     return [
-        _judged(trust, loss, seen, crossed, penalties, first)
+        _judged(trust, loss, seen, crossed, penalties, first, kinked)
         for trust, loss, crossed, penalties in zip(before, losses, whole, beside, strict=True)
     ]
 
@@ -134,6 +149,7 @@ def _judged(
     crossed: float,
     beside: float,
     first: tuple[float, float],
+    kinked: bool,
 ) -> Judged:
     before = trust.loss * seen.factor
     if math.isnan(before):
@@ -148,23 +164,36 @@ def _judged(
     least = (LEAST if seen.targets is None else LEAST_DOUBLE) * abs(before)
     told = not fresh and (promised > least or not abs(change) <= least)
     ratio = -change / (promised + TINY)
-    poor = told and not ratio > POOR
-    nu, length = trust.nu, trust.length
-    if told and ratio > GOOD:
+    rise, left = RISE, 0.0
+    if fresh:
+        nu, length = first if trust.steps > 0 else (trust.nu, trust.length)
+    elif trust.coasting > 0:
+        right = promised > least and ratio > CERTAIN
+        rise, left = COASTING_RISE, 0.0 if right else trust.coasting - 1
+        nu, length = (trust.nu, trust.length) if left else AFTER
+    elif kinked and told and not ratio > STUCK and NEAR[0] < trust.last < NEAR[1]:
+        nu, length, left = COASTING_NU, FARTHEST, float(COASTING)
+    else:
+        nu, length = _followed(trust, ratio) if told else (trust.nu, trust.length)
+    back = not fresh and not change <= rise * abs(before)
+    following = trust._replace(
+        nu=min(max(nu, NU[0]), NU[1]), length=max(length, SHORTEST), loss=before, coasting=left
+    )
+    return Judged(following, before if back else loss, back)
+
+
+def _followed(trust: Trust, ratio: float) -> tuple[float, float]:
+    """The damping and the largest length after a step that changed the loss by a ratio."""
+    nu, length, poor = trust.nu, trust.length, not ratio > POOR
+    if ratio > GOOD:
         nu /= EASED
     elif poor:
         nu *= TIGHTENED
-    if told and ratio > RELIABLE:
+    if ratio > RELIABLE:
         length = max(length, min(LONGER * trust.last, FARTHEST))
     elif poor:
         length = SHORTER * trust.last
-    if fresh and trust.steps > 0:
-        nu, length = first
-    back = not fresh and not change <= RISE * abs(before)
-    following = trust._replace(
-        nu=min(max(nu, NU[0]), NU[1]), length=max(length, SHORTEST), loss=before
-    )
-    return Judged(following, before if back else loss, back)
+    return nu, length
 
 
 def _log_ratio(now: float, before: float) -> float:

@@ -33,6 +33,7 @@ from metaopt.checks import check_positive, check_whole
 from metaopt.learned.checkpoint_files import META, named_checkpoint
 from metaopt.learned.coefficients import CHANNELS, channels_of, mean_of_tasks
 from metaopt.learned.fields import LSTMFields
+from metaopt.learned.kinks import with_momentum
 from metaopt.learned.kronecker import (
     TINY,
     LayerCurvature,
@@ -98,8 +99,8 @@ class LearnedWhitening(UpdateRule):
 
     The state is that of the LSTM; the last steps, and the weights, the gradient and that of
     penalties where the last one began, in float64; for each task the number of the step, nu, the
-    largest length of a step, the length of the last, the change that was promised, and the loss
-    where it began; and the state of the other m1.
+    largest length of a step, the length of the last, the change that was promised, the loss
+    where it began, and how many steps with momentum are to come; and the state of the other m1.
 
     Args:
         config: its fields.
@@ -192,7 +193,7 @@ class LearnedWhitening(UpdateRule):
         trusts = trusts_of(region)
         told = loss.exact and all(trust.exact > 0 for trust in trusts)  # by the loss alone
         changed = None if told and not penalised else changes(rows, seen)
-        verdicts = judged(trusts, _losses(loss, at), loss, changed, self._first)
+        verdicts = judged(trusts, _losses(loss, at), loss, changed, self._first, at.kinked)
         undone = any(verdict.back for verdict in verdicts)
         begun = rows
         # Where all is rounding there is nothing to gain.
@@ -269,6 +270,9 @@ class LearnedWhitening(UpdateRule):
             moving,
         )
         steps = refined(system, slope, steps, self.config.cg_iterations)
+        coasting = [verdict.trust.coasting > 0 for verdict in verdicts]
+        if any(coasting):
+            steps = with_momentum(steps, place.row(LAST), coasting)
         parts = lengths(steps, place.row(NOW), seen.batch_dims)
         longest = [verdict.trust.length for verdict in verdicts]
         steps, promised, far = limited(system, slope, steps, parts, longest, seen.rate)
@@ -334,7 +338,9 @@ def _tensors_before() -> dict[str, Tensor]:
 
 def _after(verdict: Judged, length: float, promised: float, exact: float) -> Trust:
     """The trust after a step; of a step that promises nothing, which is not made, both are 0."""
-    if not (math.isfinite(length) and promised > 0):  # by rounding alone it can be below 0
+    if verdict.trust.coasting and math.isfinite(length) and math.isfinite(promised):
+        promised = max(promised, TINY)  # momentum may lead upwards
+    elif not (math.isfinite(length) and promised > 0):  # by rounding alone it can be below 0
         length = promised = 0.0
     return verdict.trust._replace(
         steps=verdict.trust.steps + 1,
