@@ -9,15 +9,15 @@ still long. Steps with momentum (Polyak, 1964) average the gradients of many sid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from metaopt.learned.kronecker import spread
 from metaopt.symmetry.activations import Activation
 
-RATE, MOMENTUM = 0.7, 0.95
+RATE, MOMENTUM = 0.7, 0.95  # of a step, and of the last one that is made again
 
 KINKED = (
     "Abs",
@@ -44,7 +44,8 @@ def has_kinks(output: Tensor) -> bool:
     Args:
         output: what was computed.
     """
-    found, waiting = set(), [output.grad_fn]
+    found: set[Node] = set()
+    waiting = [output.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in found:
@@ -56,7 +57,6 @@ def has_kinks(output: Tensor) -> bool:
     return False
 
 
-@lru_cache
 @torch.inference_mode(False)
 def is_kinked(activation: Activation) -> bool:
     """Return whether an activation has kinks.

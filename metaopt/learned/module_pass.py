@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple, final
 
@@ -166,9 +165,8 @@ class ModulePass(NetworkPass):
             for use in own
         )
 
-    @cached_property
     def kinked(self) -> bool:
-        """Whether an operation of the pass has kinks."""
+        """See :meth:`NetworkPass.kinked`; from what autograd has seen."""
         return has_kinks(self._output)
 
     def at(self, layers: Sequence[Layer]) -> ModulePass:

@@ -40,15 +40,14 @@ class NetworkPass(ABC):
     Attributes:
         layers: the weights.
         outputs: of the network, ``(*batch, out, samples)``.
-        kinked: whether its output has kinks.
     """
 
     layers: Sequence[Layer]
     outputs: Tensor
 
-    @property
     @abstractmethod
-    def kinked(self) -> bool: ...
+    def kinked(self) -> bool:
+        """Return whether the output has kinks. See :mod:`metaopt.learned.kinks`."""
 
     @abstractmethod
     def at(self, layers: Sequence[Layer]) -> NetworkPass:
@@ -125,9 +124,8 @@ class ChainPass(NetworkPass):
         self.outputs = self.known.outputs
         self.of_inputs = of_inputs or (lambda: moments(chain, self.known, x))
 
-    @property
     def kinked(self) -> bool:
-        """Whether an activation has kinks."""
+        """See :meth:`NetworkPass.kinked`."""
         return any(is_kinked(own) for own in self.chain.activations)
 
     def at(self, layers: Sequence[Layer]) -> ChainPass:

@@ -2,8 +2,8 @@
 
 The damping nu and the largest length of a step follow the ratio of what a step has changed to what
 the model promised. Where a network has kinks (:mod:`metaopt.learned.kinks`) the model can be wrong
-at any length, and the region shrinks to nothing beside a long gradient. Then a task coasts: for some
-steps it has momentum, a fixed damping and no small region.
+at any length, and the region shrinks to nothing beside a long gradient. Then a task coasts: for
+some steps it has momentum, a fixed damping and a large region.
 
 These are a few numbers for each task, so they are numbers of Python: a tensor of one entry costs a
 hundred times as much.
@@ -12,7 +12,7 @@ hundred times as much.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -122,7 +122,7 @@ def judged(
     seen: SeenLoss,
     changes: tuple[Sequence[float], Sequence[float]] | None,
     first: tuple[float, float],
-    kinked: bool,
+    kinked: Callable[[], bool],
 ) -> list[Judged]:
     """Return what is known of each task after a step.
 
@@ -133,7 +133,7 @@ def judged(
         changes: those of the losses, and of penalties beside them, by the gradients before and
             after the step; None where the losses alone tell, and there are no penalties.
         first: nu and the largest length where there is no last step.
-        kinked: whether the network has kinks.
+        kinked: says whether the network has kinks.
     """
     whole, beside = changes or ([math.nan] * len(losses), [0.0] * len(losses))
     return [
@@ -149,7 +149,7 @@ def _judged(
     crossed: float,
     beside: float,
     first: tuple[float, float],
-    kinked: bool,
+    kinked: Callable[[], bool],
 ) -> Judged:
     before = trust.loss * seen.factor
     if math.isnan(before):
@@ -171,7 +171,7 @@ def _judged(
         right = promised > least and ratio > CERTAIN
         rise, left = COASTING_RISE, 0.0 if right else trust.coasting - 1
         nu, length = (trust.nu, trust.length) if left else AFTER
-    elif kinked and told and not ratio > STUCK and NEAR[0] < trust.last < NEAR[1]:
+    elif told and not ratio > STUCK and NEAR[0] < trust.last < NEAR[1] and kinked():
         nu, length, left = COASTING_NU, FARTHEST, float(COASTING)
     else:
         nu, length = _followed(trust, ratio) if told else (trust.nu, trust.length)

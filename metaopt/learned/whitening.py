@@ -83,6 +83,7 @@ SATURATING = (SOFTMAX, SIGMOID)  # losses whose curvature vanishes with them
 ROUNDING = 1e-13  # of such a loss of a sample, in float64
 
 MOST_ITERATIONS = 1000
+SOLVED = 0.3  # of the residual, where conjugate gradients end
 CHEAP_TO_COPY = 2**17  # entries of a tensor of the LSTM's state
 WIDEST = 1024  # units of a layer; above, the decompositions take too long
 MOST_ENTRIES = 2**27  # of the tangents of all directions, in float64 1 GiB
@@ -269,7 +270,7 @@ class LearnedWhitening(UpdateRule):
             penalties,
             moving,
         )
-        steps = refined(system, slope, steps, self.config.cg_iterations)
+        steps = refined(system, slope, steps, self.config.cg_iterations, SOLVED)
         coasting = [verdict.trust.coasting > 0 for verdict in verdicts]
         if any(coasting):
             steps = with_momentum(steps, place.row(LAST), coasting)
@@ -398,8 +399,8 @@ class LearnedWhiteningConfig(LSTMFields, UpdateConfig):
     Attributes:
         first_damping: nu before the first step.
         first_length: the largest length of the first step, over that of the weights of its layer.
-        cg_iterations: how many iterations of conjugate gradients go on from the minimum in the
-            subspace.
+        cg_iterations: the most iterations of conjugate gradients, which go on from the minimum in
+            the subspace until the residual is 0.3 of what it was.
     """
 
     first_damping: float = 1.0

@@ -1,0 +1,128 @@
+"""Networks with kinks: how they are known, and steps with momentum across them."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from metaopt.evaluation.rollout import rollout
+from metaopt.learned import trust_region
+from metaopt.learned.forward_record import ForwardRecord
+from metaopt.learned.kinks import MOMENTUM, RATE, has_kinks, is_kinked, with_momentum
+from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
+from metaopt.learned.module_layout import layout_of
+from metaopt.learned.module_pass import SeenModule
+from metaopt.learned.observation import SeenLoss
+from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.learned.trust_region import (
+    AFTER,
+    COASTING,
+    COASTING_NU,
+    FARTHEST,
+    Trust,
+    judged,
+)
+from metaopt.output_loss import SQUARE
+from metaopt.symmetry.activations import Elementwise, Identity, LeakyReLU
+from metaopt.tasks import NetworkFamily
+
+KINKED = (
+    functional.relu, functional.leaky_relu, functional.relu6, functional.hardtanh, torch.abs,
+    functional.hardswish, functional.rrelu, lambda z: z.clamp(min=0), lambda z: z.max(dim=0).values,
+    lambda z: torch.maximum(z, -z), lambda z: functional.max_pool1d(z.view(1, 1, -1), 2),
+)  # fmt: skip
+SMOOTH = (
+    torch.tanh, functional.gelu, functional.silu, torch.sigmoid, functional.softplus,
+    lambda z: z.exp().sum(), lambda z: functional.layer_norm(z, (4,)), lambda z: z.softmax(dim=0),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("function", KINKED)
+def test_kinks_are_seen(function):
+    z = torch.randn(4, requires_grad=True)
+    assert has_kinks(functional.softplus(function(torch.sin(z))).sum())
+    assert not has_kinks(function(z.detach()))
+
+
+@pytest.mark.parametrize("function", SMOOTH)
+def test_what_is_smooth_has_none(function):
+    assert not has_kinks(function(torch.randn(4, requires_grad=True)))
+
+
+def test_activations_of_a_chain():
+    assert is_kinked(LeakyReLU(0.1))
+    assert is_kinked(LeakyReLU(0.0))
+    assert is_kinked(Elementwise("relu6", functional.relu6))
+    assert not is_kinked(Identity())
+    assert not is_kinked(Elementwise("gelu", functional.gelu))
+
+
+@pytest.mark.parametrize(("activation", "kinked"), [(nn.ReLU, True), (nn.GELU, False)])
+def test_a_module_has_them_where_its_operations_do(activation, kinked):
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), activation(), nn.Linear(4, 2))
+    x = torch.randn(5, 3)
+    record = ForwardRecord((x,), {})
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    assert SeenModule(model, layout_of(model, names)).passed(record, parameters).kinked() is kinked
+
+
+def test_momentum_is_of_the_tasks_that_coast():
+    steps = [torch.randn(2, 3, 4), torch.randn(2, 1, 5)]
+    last = [torch.randn_like(own) for own in steps]
+    found = with_momentum(steps, last, [False, True])
+    for own, step, before in zip(found, steps, last, strict=True):
+        torch.testing.assert_close(own[0], step[0])
+        torch.testing.assert_close(own[1], RATE * step[1] + MOMENTUM * before[1])
+
+
+def after(reached, kinked=True, **fields):
+    """The verdict where 1 was promised of a loss of 10, after a step of 0.01 of the weights."""
+    told = Trust(5.0, 1e-4, 0.02, 0.01, 1.0, 10.0, 1.0, 0.0)._replace(**fields)
+    seen = SeenLoss(SQUARE, torch.tensor([reached], dtype=torch.float64))
+    (found,) = judged([told], [reached], seen, None, (1.0, 0.3), lambda: kinked)
+    return found
+
+
+def test_a_task_coasts_where_a_short_step_came_to_nothing():
+    found = after(9.95)
+    assert found.trust.coasting == COASTING
+    assert (found.trust.nu, found.trust.length) == (COASTING_NU, FARTHEST)
+    assert not found.back
+    assert after(10.5).back
+    smooth, far, tiny = after(9.95, False), after(9.95, last=0.1), after(9.95, last=1e-4)
+    for other in (after(9.5), smooth, far, tiny):
+        assert other.trust.coasting == 0
+
+
+def test_coasting_ends_after_its_steps_or_where_the_model_is_right():
+    assert after(9.5, coasting=7.0).trust.coasting == 6
+    assert not after(10.9, coasting=7.0).back
+    assert after(11.1, coasting=7.0).back
+    for last in (after(9.5, coasting=1.0), after(9.05, coasting=7.0)):
+        assert last.trust.coasting == 0
+        assert (last.trust.nu, last.trust.length) == AFTER
+    assert after(9.0, coasting=7.0, promised=1e-300).trust.coasting == 6  # nothing was promised
+
+
+def test_another_batch_ends_it():
+    found = after(9.5, coasting=7.0, loss=math.inf)
+    assert found.trust.coasting == 0
+    assert (found.trust.nu, found.trust.length) == (1.0, 0.3)
+
+
+def test_noise_is_fitted_further_with_it(monkeypatch):
+    """Where a trust region alone is stuck beside a long gradient."""
+    family = NetworkFamily(
+        6, 8, 1, depth=2, samples=96, activation="relu", teacher=0.0, noise=1.0, dtype="float64"
+    )
+    lowest = []
+    for near in ((1.0, 0.0), trust_region.NEAR):
+        monkeypatch.setattr(trust_region, "NEAR", near)
+        tasks = family.sample(range(6))
+        meta = MetaOptimizer(MetaOptimizerSpec(update="whitened", element="none"))
+        losses = rollout(tasks, LearnedOptimizer(tasks, meta), 90).losses
+        assert (losses <= losses[0]).all()
+        lowest.append(float((losses[-1] / losses[0]).log().mean()))
+    assert lowest[1] < lowest[0] - 0.1
