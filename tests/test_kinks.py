@@ -126,3 +126,34 @@ def test_noise_is_fitted_further_with_it(monkeypatch):
         assert (losses <= losses[0]).all()
         lowest.append(float((losses[-1] / losses[0]).log().mean()))
     assert lowest[1] < lowest[0] - 0.1
+
+
+def test_a_state_that_was_saved_without_it_loads():
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(6, 3)
+
+    def stepped(optimizer, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        return [p.detach().clone() for p in model.parameters()]
+
+    optimizer = LearnedOptimizer(model, "lstm_whitened")
+    weights, state = stepped(optimizer, 3), optimizer.state_dict()
+    saved = [key for entry in state["state"].values() for key in entry]
+    assert "m1_coasting" in saved
+    state = {
+        **state,
+        "state": {
+            key: {name: value for name, value in entry.items() if name != "m1_coasting"}
+            for key, entry in state["state"].items()
+        },
+    }
+    after = stepped(optimizer, 2)
+    with torch.no_grad():
+        for p, w in zip(model.parameters(), weights, strict=True):
+            p.copy_(w)
+    other = LearnedOptimizer(model, "lstm_whitened")
+    other.load_state_dict(state)
+    for a, b in zip(stepped(other, 2), after, strict=True):
+        torch.testing.assert_close(a, b)

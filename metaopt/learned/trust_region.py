@@ -100,20 +100,23 @@ def first_trust(damping: float, length: float) -> Trust:
     return Trust(0.0, damping, length, 0.0, 0.0, math.inf, 1.0, 0.0)
 
 
-def trusts_of(region: Tensor) -> list[Trust]:
-    """Return the trust of each task from a state, ``(8, tasks)``."""
-    return [Trust(*own) for own in region.mT.tolist()]
+def trusts_of(region: Tensor, coasting: Tensor) -> list[Trust]:
+    """Return the trust of each task from a state, ``(7, tasks)`` and ``(1, tasks)``."""
+    return [Trust(*own) for own in torch.cat((region, coasting)).mT.tolist()]
 
 
-def region_of(trusts: Sequence[Trust], device: torch.device) -> Tensor:
-    """Return the state of trusts, ``(8, tasks)`` float64.
+def region_of(trusts: Sequence[Trust], device: torch.device) -> list[Tensor]:
+    """Return the state of trusts, ``(7, tasks)`` and ``(1, tasks)`` float64.
+
+    How long tasks coast is apart, so that states that were saved without it load.
 
     Args:
         trusts: of the tasks.
         device: of the state.
     """
     rows = list(zip(*trusts, strict=True))
-    return torch.tensor(rows, dtype=torch.float64, device=device)
+    region = torch.tensor(rows, dtype=torch.float64, device=device)
+    return [region[:-1], region[-1:]]
 
 
 def judged(

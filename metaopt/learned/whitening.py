@@ -134,7 +134,7 @@ class LearnedWhitening(UpdateRule):
         count = sum(parameter.numel() for parameter in parameters)
         begun = region_of([first_trust(*self._first)] * tasks, device)
         past = torch.zeros(PAST + OF_A_POINT, count, dtype=torch.float64, device=device)
-        return [*self.lstm.init_state(count), past, begun, *other]
+        return [*self.lstm.init_state(count), past, *begun, *other]
 
     def columns(self, chain: Layout, parameters: Sequence[Tensor]) -> list[Columns]:
         """See :meth:`UpdateRule.columns`; coefficients belong to the weight of their layer."""
@@ -146,6 +146,7 @@ class LearnedWhitening(UpdateRule):
             *self.lstm.columns(chain.coefficients(parameters)),
             Columns("last_steps", 1, [parameter.numel() for parameter in parameters]),
             Columns("trust_region", 1, [tasks] + [0] * (len(parameters) - 1)),
+            Columns("coasting", 1, [tasks] + [0] * (len(parameters) - 1)),
             *(own._replace(name=f"other_{own.name}") for own in other),
         ]
 
@@ -154,11 +155,12 @@ class LearnedWhitening(UpdateRule):
         if not seen.layout.names:
             return self.other.propose(seen, state)
         width = 2 * len(self.lstm.layers)
-        (past, region), other = state[width : width + 2], state[width + 2 :]
+        past, *region = state[width : width + 3]
+        other = state[width + 3 :]
         if seen.loss is None or _too_large(seen):
             update, other = self.other.propose(seen, other)
-            unknown = [trust._replace(loss=math.inf) for trust in trusts_of(region)]
-            return update, [*state[:width], past, region_of(unknown, region.device), *other]
+            unknown = [trust._replace(loss=math.inf) for trust in trusts_of(*region)]
+            return update, [*state[:width], past, *region_of(unknown, past.device), *other]
         # Without a graph inference mode takes an eighth of the time off; then the state is copied.
         # The pass of a module is differentiated.
         small = seen.module is None and state[0].numel() <= CHEAP_TO_COPY
@@ -174,7 +176,7 @@ class LearnedWhitening(UpdateRule):
         loss: SeenLoss,
         columns: RuleState,
         past: Tensor,
-        region: Tensor,
+        region: Sequence[Tensor],
     ) -> tuple[Tensor, RuleState]:
         """f of all parameters in one row, and the next state."""
         layout, batch = seen.layout, seen.gradients[0].shape[: seen.batch_dims]
@@ -191,7 +193,7 @@ class LearnedWhitening(UpdateRule):
         if math.isfinite(loss.factor) and loss.factor != 1:
             rows[[REMEMBERED, BEFORE]] *= math.sqrt(loss.factor)
         penalised = loss.output_gradient is not None and bool(rows[[BEFORE, BESIDE]].any())
-        trusts = trusts_of(region)
+        trusts = trusts_of(*region)
         told = loss.exact and all(trust.exact > 0 for trust in trusts)  # by the loss alone
         changed = None if told and not penalised else changes(rows, seen)
         verdicts = judged(trusts, _losses(loss, at), loss, changed, self._first, at.kinked)
@@ -203,7 +205,7 @@ class LearnedWhitening(UpdateRule):
             still = torch.zeros_like(rows[NOW])
             following = [_after(own, 0.0, 0.0, known) for own in verdicts]
             past = torch.cat((still.unsqueeze(0), rows[: PAST - 1], rows[NOW:]))
-            return still, [*columns, past, region_of(following, past.device)]
+            return still, [*columns, past, *region_of(following, past.device)]
         if undone:
             back = by_coordinate([verdict.back for verdict in verdicts], batch, seen)
             begun = torch.cat((rows[:NOW], torch.where(back, rows[KEPT:NOW], rows[NOW:])))
@@ -292,7 +294,7 @@ class LearnedWhitening(UpdateRule):
         if undone and seen.rate:  # an undone step is undone wholly, at any rate
             update = torch.where(back, (begun[NOW] - rows[NOW]) / seen.rate, 0.0) + moved
         past = torch.cat((moved.unsqueeze(0), begun[: PAST - 1], begun[NOW:])).detach()
-        return update, [*columns, past, region_of(following, past.device)]
+        return update, [*columns, past, *region_of(following, past.device)]
 
     def _proposed(
         self,
