@@ -117,6 +117,48 @@ def test_gradients_and_first_moments_go_along_exactly() -> None:
         torch.testing.assert_close(base.state[p]["momentum_buffer"], p.grad, rtol=1e-8, atol=1e-10)
 
 
+def stream_network() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    norm = nn.RMSNorm(6, elementwise_affine=False)
+    model = nn.Sequential(nn.Linear(4, 6), norm, nn.Linear(6, 3)).double()
+    return model, torch.rand(5, 4, dtype=torch.float64)
+
+
+def test_a_stream_is_turned_so_that_the_sum_of_both_sides_is_diagonal() -> None:
+    model, x = stream_network()
+    before = model(x)
+    (site,) = metaopt.symmetries(model, x).of_kind("residual streams")
+    nearest = metaopt.balance(model, x, sites=[site])
+    torch.testing.assert_close(model(x), before, rtol=0, atol=0)
+    assert nearest.invariance_error == 0
+    metaopt.balance(model, x, sites=[site], basis="singular")
+    torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-14)
+    total = sum(products(site, weights_of(model)))
+    values = total.diagonal()
+    assert (total - torch.diag(values)).norm() < 1e-12 * total.norm()
+    assert (values[1:] <= values[:-1] * (1 + 1e-9)).all()
+
+
+def test_gradients_and_momentum_go_along_where_a_stream_is_turned() -> None:
+    model, x = stream_network()
+    sites = metaopt.symmetries(model, x).of_kind("residual streams")
+    base = torch.optim.SGD(model.parameters(), lr=1e-12, momentum=0.5)
+    optimizer = TeleportingOptimizer(
+        base, model, search=Balance(basis="singular"), schedule=1, sites=sites
+    )
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    moved = [p.grad.clone() for p in model.parameters()]
+    optimizer.zero_grad()
+    model(x).square().sum().backward()
+    for p, gradient in zip(model.parameters(), moved, strict=True):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-8, atol=1e-10)
+        momentum = base.state[p]["momentum_buffer"]
+        torch.testing.assert_close(momentum, 1.75 * p.grad, rtol=1e-8, atol=1e-10)
+
+
 def test_a_turn_has_no_parts_and_another_basis_is_refused() -> None:
     turn = Turn.of(torch.linalg.qr(torch.rand(2, 3, 3, dtype=torch.float64)).Q)
     g, back = turn.exponential(), turn.scaled(-1.0).exponential()

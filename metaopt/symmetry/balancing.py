@@ -35,6 +35,9 @@ from metaopt.symmetry.symmetries_found import Symmetries
 BASES = ("nearest", "singular")
 """Which of the balanced points, that are turns of one another, a balance goes to."""
 
+TURNED = ("GL", "orthogonal")
+"""Groups that have all rotations."""
+
 SETTLED = 1e-3
 """The largest entry of T for which a further pass over the sites is not made."""
 
@@ -44,7 +47,8 @@ SETTLED = 1e-3
 class Balance:
     """A search that goes to the balanced point in closed form; it needs no loss and no data.
 
-    Sites of rotations alone are left as they are, since a rotation keeps the sum of squares.
+    Sites of rotations alone are left as they are, since a rotation keeps the sum of squares; in the
+    singular basis they are turned.
 
     Attributes:
         passes: the most passes over all sites. Sites that share a matrix depend on one another, so
@@ -55,7 +59,8 @@ class Balance:
             start, this bounds the move.
         basis: "nearest" for the nearest balanced point; "singular" to turn the features after that,
             so that A A^T and B^T B are diagonal, the largest entries first. Then each feature is a
-            singular direction of B A. Scales of units and of planes are not turned.
+            singular direction of B A. A residual stream, where sites have one, is turned so that
+            the sum of both is diagonal. Scales of units and of planes are not turned.
         ridge: what is added to the diagonals of A A^T and B^T B, as a part of their mean.
     """
 
@@ -132,7 +137,8 @@ class Balance:
             )
             return [Element(t, diagonal=True) for t in self._scales(made, used)]
         if first.group.startswith("orthogonal"):
-            return [zero for _ in sites]
+            still = torch.eye(zero.width, dtype=torch.float64, device=zero.values.device)
+            return [Turn.of(still) for _ in sites]
         made, used = (
             torch.stack([_gram(site, weights, side) for site in sites]) for side in (0, 1)
         )
@@ -186,14 +192,15 @@ class Balance:
 
 
 def _turns(orbit: Orbit, weights: dict[str, Tensor]) -> list[Element]:
-    """Turn the features of each site of GL to the eigenvectors of A A^T + B^T B, in ``weights``.
+    """Turn the features of sites to the eigenvectors of A A^T + B^T B, in ``weights``.
 
-    The signs are those nearest to no turn. A turn at one site keeps the products at the others.
+    These are the sites of GL, and the rotations of a residual stream. The signs are those nearest
+    to no turn. A turn at one site keeps the products at the others.
     """
     elements = orbit.identity([weights[name] for name in orbit.names])
     for places in _batches(orbit.acting, elements):
         sites = [orbit.acting[place].site for place in places]
-        if elements[places[0]].diagonal or sites[0].group != "GL":
+        if elements[places[0]].diagonal or sites[0].group not in TURNED:
             continue
         gram = torch.stack([_gram(s, weights, 0) + _gram(s, weights, 1) for s in sites])
         sound = _trace(gram).isfinite()[..., None, None]

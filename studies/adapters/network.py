@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,12 +40,23 @@ class LowRank(nn.Module):
         return result
 
 
-class Block(nn.Module):
-    """Causal attention and a layer of ReLU units, each behind a norm and beside a skip."""
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "layer": partial(nn.LayerNorm, WIDTH),
+    "root mean square": partial(nn.RMSNorm, WIDTH, elementwise_affine=False),
+}
+"""Norms by name; that of the root mean square has no gain, so that the stream may be rotated."""
 
-    def __init__(self) -> None:
+
+class Block(nn.Module):
+    """Causal attention and a layer of ReLU units, each behind a norm and beside a skip.
+
+    Args:
+        norm: the name of the norms.
+    """
+
+    def __init__(self, norm: str) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.norm1, self.norm2 = NORMS[norm](), NORMS[norm]()
         self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
         self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
@@ -58,13 +71,17 @@ class Block(nn.Module):
 
 
 class CharacterModel(nn.Module):
-    """A transformer that says which character comes next."""
+    """A transformer that says which character comes next.
 
-    def __init__(self) -> None:
+    Args:
+        norm: the name of its norms.
+    """
+
+    def __init__(self, norm: str = "layer") -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(len(CHARACTERS), WIDTH), nn.Embedding(LENGTH, WIDTH)
-        self.blocks = nn.ModuleList([Block() for _ in range(BLOCKS)])
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, len(CHARACTERS))
+        self.blocks = nn.ModuleList([Block(norm) for _ in range(BLOCKS)])
+        self.norm, self.head = NORMS[norm](), nn.Linear(WIDTH, len(CHARACTERS))
 
     def forward(self, x: Tensor) -> Tensor:
         """From characters ``(batch, length)`` to logits."""

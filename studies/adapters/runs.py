@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 import metaopt
 from metaopt.storage import write_atomically
-from metaopt.symmetry import Symmetries
 from studies.adapters.network import CharacterModel, batch, text
 
 S = TypeVar("S", bound=Any)
@@ -93,21 +92,37 @@ def tuned(model: CharacterModel, setting: Setting) -> float:
     """
     characters, test = text("metaopt", "*.py")
     model.adapt(setting.rank, setting.scale, setting.seed)
-    groups = [
-        {"params": [p for n, p in model.named_parameters() if f"lora_{side}" in n], "lr": rate}
-        for side, rate in (
-            ("A", setting.rate),
-            ("B", setting.rate * (PLUS if setting.method == "lora_plus" else 1)),
-        )
-    ]
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    if setting.method.startswith("balanced"):
-        policy = setting.method.partition("_")[2] or "transport"
-        optimizer = metaopt.TeleportingOptimizer(
-            optimizer, model, search="balance", schedule=1, buffers=policy, sites=_pairs(model)
-        )
+    optimizer = tuning(model, setting.method, setting.rate, torch.zeros(1, 8, dtype=torch.long))
     train(model, characters, optimizer, setting.steps, setting.seed)
     return held_out(model, test)
+
+
+def tuning(
+    model: nn.Module, method: str, rate: float, x: Tensor | None = None
+) -> torch.optim.Optimizer:
+    """Return AdamW without weight decay for what is trained of a model with adapters.
+
+    Args:
+        model: the model.
+        method: one of :data:`METHODS`; any other is AdamW as it is.
+        rate: of AdamW; for B of an adapter LoRA+ takes a multiple of it.
+        x: what the model is called with, to verify the sites of a balance; None not to.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    second = rate * (PLUS if method == "lora_plus" else 1)
+    groups = [
+        {"params": [p for n, p in trained if n.endswith("lora_B") is of_b], "lr": own}
+        for of_b, own in ((False, rate), (True, second))
+    ]
+    base = torch.optim.AdamW([own for own in groups if own["params"]], weight_decay=0.0)
+    if not method.startswith("balanced"):
+        return base
+    policy = method.partition("_")[2] or "transport"
+    inputs = () if x is None else (x,)
+    sites = metaopt.symmetries(model, *inputs).of_kind("low-rank pairs")
+    return metaopt.TeleportingOptimizer(
+        base, model, search="balance", schedule=1, buffers=policy, sites=sites
+    )
 
 
 def held_out(model: CharacterModel, test: Tensor) -> float:
@@ -121,10 +136,6 @@ def held_out(model: CharacterModel, test: Tensor) -> float:
     with torch.no_grad():
         losses = [model.loss(batch(test, generator)) for _ in range(20)]
     return float(torch.stack(losses).mean())
-
-
-def _pairs(model: CharacterModel) -> Symmetries:
-    return metaopt.symmetries(model, torch.zeros(1, 8, dtype=torch.long)).of_kind("low-rank pairs")
 
 
 def train(

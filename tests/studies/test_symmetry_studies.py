@@ -108,11 +108,11 @@ def test_heads_are_balanced_and_turned_in_training_and_the_study_goes_on(
     monkeypatch.setattr(rotations, "EVERY", 1)
     rotations.main(["--quick", "--out", str(tmp_path)])
     first = capsys.readouterr().out
-    assert first.count("\n| ") == 1 + len(rotations.BASES)  # a line of dashes is "| ---", too
+    assert first.count("\n| ") == 1 + len(rotations.METHODS)  # a line of dashes is "| ---", too
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
-    assert len(losses) == 1 + 3 * 3
-    assert len(set(losses[1:4])) == 3, "each method takes a way of its own"
+    assert len(losses) == 1 + 3 * 5
+    assert len(set(losses[1:6])) == 5, "each method takes a way of its own"
 
     def refused(*arguments: object) -> float:
         raise AssertionError("it was measured before")
