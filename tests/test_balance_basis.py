@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import metaopt
 from metaopt import TeleportingOptimizer, UserError
 from metaopt.symmetry import Balance
 from metaopt.symmetry.element import Turn
+from metaopt.symmetry.projected import OnesAction
 from metaopt.symmetry.site import Site
 
 torch.set_num_threads(1)
@@ -166,5 +168,9 @@ def test_a_turn_has_no_parts_and_another_basis_is_refused() -> None:
     assert turn.batch == (2,)
     with pytest.raises(UserError, match=r"expected a whole turn or the one back, got 0\.5"):
         turn.scaled(0.5)
+    ones = replace(metaopt.symmetries(*stream_network()).of_kind("residual streams")[0],
+                   group="orthogonal_of_ones")  # fmt: skip
+    with pytest.raises(UserError, match="expected T of the group at the stream of 6 features"):
+        OnesAction().at(turn, ones)
     with pytest.raises(UserError, match="a basis"):
         Balance(basis="singula")

@@ -136,9 +136,11 @@ class Balance:
                 torch.stack([_squares(site, weights, side) for site in sites]) for side in (0, 1)
             )
             return [Element(t, diagonal=True) for t in self._scales(made, used)]
-        if first.group.startswith("orthogonal"):
+        if first.group == "orthogonal":  # which the singular basis turns further
             still = torch.eye(zero.width, dtype=torch.float64, device=zero.values.device)
             return [Turn.of(still) for _ in sites]
+        if first.group.startswith("orthogonal"):
+            return [zero for _ in sites]
         made, used = (
             torch.stack([_gram(site, weights, side) for site in sites]) for side in (0, 1)
         )

@@ -8,16 +8,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
+from metaopt.errors import UserError
 from metaopt.registry import Registry
 from metaopt.symmetry.action import ALL_DATA, Action
 from metaopt.symmetry.actions import BothSides
 from metaopt.symmetry.closed_form import Proposal, SiteMatrices
-from metaopt.symmetry.element import Element, Way
+from metaopt.symmetry.element import Element, Turn, Way
 from metaopt.symmetry.site import Site
 
 GROUPS: Registry[Callable[[], Action]] = Registry("group")
@@ -28,8 +29,12 @@ class ProjectedAction(BothSides):
     """An action whose T is projected onto the Lie algebra of a group, orthogonally.
 
     A subclass says what the projection is.
+
+    Attributes:
+        turns: whether all rotations are in the group, so that a :class:`Turn` may come.
     """
 
+    turns: ClassVar[bool] = False
     exact_when = "a finder says that this group acts"
 
     @abstractmethod
@@ -55,7 +60,16 @@ class ProjectedAction(BothSides):
         Args:
             element: any element.
             site: where it acts.
+
+        Raises:
+            UserError: for a turn that need not be in the group.
         """
+        if isinstance(element, Turn):
+            if self.turns:
+                return element
+            raise UserError(
+                f"expected T of the group at {site.name}, got a rotation: {site.group} has not all"
+            )
         if isinstance(element, Way):
             steps = tuple(self.at(step, site) for step in element.steps)
             return replace(element, steps=steps)
@@ -84,6 +98,7 @@ class OrthogonalAction(ProjectedAction):
     """Rotations Q = exp(T) of skew T."""
 
     group = "orthogonal"
+    turns = True
 
     def project(self, values: Tensor, site: Site) -> Tensor:
         """Return (T - T^T) / 2."""
