@@ -32,38 +32,18 @@ from torch import Tensor
 from metaopt.checks import check_positive, check_whole
 from metaopt.learned.checkpoint_files import META, named_checkpoint
 from metaopt.learned.coefficients import CHANNELS, channels_of, mean_of_tasks
+from metaopt.learned.curved_place import CurvedPlace
 from metaopt.learned.fields import LSTMFields
+from metaopt.learned.judgement import Judgement
 from metaopt.learned.kinks import with_momentum
-from metaopt.learned.kronecker import (
-    TINY,
-    LayerCurvature,
-    split,
-    spread,
-    with_penalties,
-)
+from metaopt.learned.kronecker import split
 from metaopt.learned.lstm import LSTM, uniform_parameter
-from metaopt.learned.network_pass import NetworkPass
 from metaopt.learned.observation import Observation, SeenLoss, flatten, unflatten
-from metaopt.learned.place import (
-    BEFORE,
-    BESIDE,
-    KEPT,
-    LAST,
-    NOW,
-    OF_A_POINT,
-    PAST,
-    REMEMBERED,
-    SLOPES,
-    Place,
-    by_coordinate,
-    changes,
-    computed_anew,
-    explained,
-)
-from metaopt.learned.refinement import System, limited, refined
+from metaopt.learned.place import LAST, NOW, OF_A_POINT, PAST, by_coordinate
+from metaopt.learned.refinement import limited, refined
 from metaopt.learned.state import Columns
-from metaopt.learned.subspace import lengths, minimum, model_of
-from metaopt.learned.trust_region import Judged, Trust, first_trust, judged, region_of, trusts_of
+from metaopt.learned.subspace import lengths
+from metaopt.learned.trust_region import Judged, first_trust, region_of, trusts_of
 from metaopt.learned.update import (
     UPDATE_RULES,
     CoordinatewiseUpdate,
@@ -72,15 +52,11 @@ from metaopt.learned.update import (
     UpdateConfig,
     UpdateRule,
 )
-from metaopt.output_loss import SIGMOID, SOFTMAX
 from metaopt.symmetry.chain import Layout
 
 DAMPINGS = (1e-1, 1e-3, 1e-5)  # what the LSTM's outputs of 0 stand for
 SCALES = (4.0,) * len(DAMPINGS) + (2.0,) * len(DAMPINGS)  # of its outputs, in powers of e
 SMALL = 1e-100  # of a curvature; its square is not 0
-
-SATURATING = (SOFTMAX, SIGMOID)  # losses whose curvature vanishes with them
-ROUNDING = 1e-13  # of such a loss of a sample, in float64
 
 MOST_ITERATIONS = 1000
 SOLVED = 0.3  # of the residual, where conjugate gradients end
@@ -179,138 +155,47 @@ class LearnedWhitening(UpdateRule):
         region: Sequence[Tensor],
     ) -> tuple[Tensor, RuleState]:
         """f of all parameters in one row, and the next state."""
-        layout, batch = seen.layout, seen.gradients[0].shape[: seen.batch_dims]
         given = seen.parameters if seen.as_given is None else seen.as_given[0]
-        slopes = seen.gradients if seen.given_gradients is None else seen.given_gradients
         if given[0].dtype == torch.float64:
             loss = loss._replace(targets=None)  # nothing is more exact
-        now = flatten([*given, *slopes]).double().view(2, -1)
-        at, known, beside = seen.network_pass, float(loss.exact), torch.zeros_like(now[0])
-        if loss.output_gradient is not None:
-            beside, whole, _ = explained(seen, at, now[1], loss.output_gradient)
-            known *= whole
-        rows = torch.cat((past, now, beside.unsqueeze(0)))
-        if math.isfinite(loss.factor) and loss.factor != 1:
-            rows[[REMEMBERED, BEFORE]] *= math.sqrt(loss.factor)
-        penalised = loss.output_gradient is not None and bool(rows[[BEFORE, BESIDE]].any())
-        trusts = trusts_of(*region)
-        told = loss.exact and all(trust.exact > 0 for trust in trusts)  # by the loss alone
-        changed = None if told and not penalised else changes(rows, seen)
-        verdicts = judged(trusts, _losses(loss, at), loss, changed, self._first, at.kinked)
-        undone = any(verdict.back for verdict in verdicts)
-        begun = rows
-        # Where all is rounding there is nothing to gain.
-        least = ROUNDING * at.outputs.shape[-1] if loss.kind in SATURATING else -math.inf
-        if not undone and all(verdict.loss <= least for verdict in verdicts):
-            still = torch.zeros_like(rows[NOW])
-            following = [_after(own, 0.0, 0.0, known) for own in verdicts]
-            past = torch.cat((still.unsqueeze(0), rows[: PAST - 1], rows[NOW:]))
+        known = Judgement.of(seen, loss, past, trusts_of(*region), self._first)
+        verdicts = known.verdicts
+        if known.settled:
+            none = [0.0] * len(verdicts)
+            still, following = torch.zeros_like(known.rows[NOW]), known.following(none, none)
+            past = torch.cat((still.unsqueeze(0), known.rows[: PAST - 1], known.rows[NOW:]))
             return still, [*columns, past, *region_of(following, past.device)]
-        if undone:
-            back = by_coordinate([verdict.back for verdict in verdicts], batch, seen)
-            begun = torch.cat((rows[:NOW], torch.where(back, rows[KEPT:NOW], rows[NOW:])))
-            begun[LAST] = torch.where(back, 0.0, rows[LAST])
-        place = Place.of(begun, seen)
-        if undone:
-            at = at.at(place.layers)
-        factors = at.curvatures(loss.kind, int(verdicts[0].trust.steps))
-        exact = [trust.exact if back else known for trust, _, back in verdicts]
-        slope = place.row(SLOPES)
-        if loss.targets is not None:
-            slope = computed_anew(place, at, loss.kind, loss.targets.double())
-        coefficients = [
-            f.into(torch.stack((last, g)))
-            for f, last, g in zip(factors, place.row(LAST), slope, strict=True)
-        ]
-        penalties = place.penalties() if penalised else None
-        curvatures = with_penalties(factors, penalties)
-        means = [k.mean(dim=(-2, -1)) for k in curvatures]
-        damped, easing, columns = self._proposed(
-            factors, curvatures, coefficients, verdicts, columns
-        )
-        directions = [
-            torch.cat((own, moved[:PAST].movedim(0, -3) if batch else moved[:PAST]), dim=-3)
-            for own, moved in zip(damped, place.matrices, strict=True)
-        ]
-        if penalties is not None:  # which bound the curvature from below
-            newton = [
-                f.back(-own[1] / (k + TINY)).unsqueeze(-3)
-                for f, own, k in zip(factors, coefficients, curvatures, strict=True)
-            ]
-            directions = [torch.cat(own, dim=-3) for own in zip(directions, newton, strict=True)]
-        moving = _moving(seen) if seen.absent else None
-        if moving is not None:
-            directions = [
-                own * mask.unsqueeze(-3) for own, mask in zip(directions, moving, strict=True)
-            ]
-        # The meta-gradient goes through the directions and through nu.
-        model = model_of(
-            at,
-            directions,
-            slope,
-            means,
-            loss.kind,
-            penalties,
-        )
-        nu = easing.new_tensor([verdict.trust.nu for verdict in verdicts])
-        c = minimum(model, spread(nu * easing, batch, model.product))
-        steps = [
-            (part.unsqueeze(-2) @ own.flatten(start_dim=-2)).reshape(weight.shape)
-            for own, part, weight in zip(
-                directions, c.chunk(len(directions), dim=-1), place.row(NOW), strict=True
-            )
-        ]
-        system = System(
-            at,
-            loss.kind,
-            factors,
-            curvatures,
-            [
-                spread((nu * easing).detach(), batch, k) * mean[..., None, None]
-                for k, mean in zip(curvatures, means, strict=True)
-            ],
-            penalties,
-            moving,
-        )
-        steps = refined(system, slope, steps, self.config.cg_iterations, SOLVED)
-        coasting = [verdict.trust.coasting > 0 for verdict in verdicts]
-        if any(coasting):
-            steps = with_momentum(steps, place.row(LAST), coasting)
+        rows, place, at = known.begun(seen)
+        here = CurvedPlace.of(seen, loss, known, place, at)
+        damped, easing, columns = self._proposed(here, verdicts, columns)
+        nu = easing * easing.new_tensor([verdict.trust.nu for verdict in verdicts])
+        steps, system = here.minimum(damped, nu), here.system(nu)
+        steps = refined(system, here.slope, steps, self.config.cg_iterations, SOLVED)
+        if any(known.coasting):
+            steps = with_momentum(steps, place.row(LAST), known.coasting)
         parts = lengths(steps, place.row(NOW), seen.batch_dims)
         longest = [verdict.trust.length for verdict in verdicts]
-        steps, promised, far = limited(system, slope, steps, parts, longest, seen.rate)
-        pairs = list(zip(promised, verdicts, strict=True))
-        promised = [0.0 if verdict.loss <= least else by for by, verdict in pairs]
-        following = [
-            _after(verdict, length, by, known)
-            for verdict, length, by, known in zip(verdicts, far, promised, exact, strict=True)
-        ]
-        moved = flatten(layout.parameters(list(map(split, steps, seen.layers))))
+        steps, promised, far = limited(system, here.slope, steps, parts, longest, seen.rate)
+        following = known.following(far, promised)
+        moved = flatten(seen.layout.parameters(list(map(split, steps, seen.layers))))
         lost = [not trust.promised for trust in following]
         # One task of a loss that is not finite is skipped by the optimizer, and counted.
-        if any(lost) and (batch or math.isfinite(verdicts[0].loss)):
-            moved = torch.where(by_coordinate(lost, batch, seen), 0.0, moved)
+        if any(lost) and (here.batch or math.isfinite(verdicts[0].loss)):
+            moved = torch.where(by_coordinate(lost, here.batch, seen), 0.0, moved)
         update = moved
-        if undone and seen.rate:  # an undone step is undone wholly, at any rate
-            update = torch.where(back, (begun[NOW] - rows[NOW]) / seen.rate, 0.0) + moved
-        past = torch.cat((moved.unsqueeze(0), begun[: PAST - 1], begun[NOW:])).detach()
+        if known.undone and seen.rate:  # an undone step is undone wholly, at any rate
+            undone = (rows[NOW] - known.rows[NOW]) / seen.rate
+            update = torch.where(known.back(seen), undone, 0.0) + moved
+        past = torch.cat((moved.unsqueeze(0), rows[: PAST - 1], rows[NOW:])).detach()
         return update, [*columns, past, *region_of(following, past.device)]
 
     def _proposed(
-        self,
-        factors: Sequence[LayerCurvature],
-        curvatures: Sequence[Tensor],
-        coefficients: Sequence[Tensor],
-        verdicts: Sequence[Judged],
-        columns: RuleState,
+        self, here: CurvedPlace, verdicts: Sequence[Judged], columns: RuleState
     ) -> tuple[list[Tensor], Tensor, RuleState]:
-        """The directions of each layer, the factor of nu, and the next state of the LSTM.
-
-        Coefficients are of the last step and of the gradient, ``(2, *batch, out, in + 1)``, and
-        directions ``(*batch, dampings, out, in + 1)``.
-        """
+        """The directions of each layer, the factor of nu, and the next state of the LSTM."""
+        coefficients = here.coefficients()
         flat = torch.cat([own.flatten(start_dim=1) for own in coefficients], dim=1)
-        shown, relative, most = channels_of(curvatures, flat, verdicts)
+        shown, relative, most = channels_of(here.curvatures, flat, verdicts)
         embedded = torch.tanh(torch.addmm(self.embedding_bias.unsqueeze(-1), self.embedding, shown))
         outputs, columns = self.lstm(embedded, columns)
         said = torch.tanh(outputs[:-1])
@@ -320,11 +205,12 @@ class LearnedWhitening(UpdateRule):
         damped = [
             f.back(part.view(-1, *own.shape[1:])).movedim(0, -3)
             for f, part, own in zip(
-                factors, found.split_with_sizes(sizes, dim=1), coefficients, strict=True
+                here.factors, found.split_with_sizes(sizes, dim=1), coefficients, strict=True
             )
         ]
         easing = (3.0 * torch.tanh(mean_of_tasks(outputs[-1], sizes, len(verdicts)))).exp()
-        return damped, easing.double(), columns
+        directions = here.directions(damped, [own[1] for own in coefficients])
+        return directions, easing.double(), columns
 
 
 def _trained_before() -> CoordinatewiseUpdate:
@@ -339,45 +225,12 @@ def _tensors_before() -> dict[str, Tensor]:
     return named_checkpoint("lstm_update_tele_v1").under(f"{META}update.")
 
 
-def _after(verdict: Judged, length: float, promised: float, exact: float) -> Trust:
-    """The trust after a step; of a step that promises nothing, which is not made, both are 0."""
-    if verdict.trust.coasting and math.isfinite(length) and math.isfinite(promised):
-        promised = max(promised, TINY)  # momentum may lead upwards
-    elif not (math.isfinite(length) and promised > 0):  # by rounding alone it can be below 0
-        length = promised = 0.0
-    return verdict.trust._replace(
-        steps=verdict.trust.steps + 1,
-        last=length,
-        promised=promised,
-        loss=verdict.loss if math.isfinite(verdict.loss) else math.inf,
-        exact=exact,
-    )
-
-
 @lru_cache
 @torch.inference_mode(False)
 def _heads(device: torch.device) -> tuple[Tensor, Tensor]:
     """What the LSTM's outputs of 0 stand for, and their scales, in powers of e; in a column."""
     first = [math.log(damping) for damping in DAMPINGS] + [0.0] * len(DAMPINGS)
     return torch.tensor(first, device=device)[:, None], torch.tensor(SCALES, device=device)[:, None]
-
-
-def _losses(loss: SeenLoss, at: NetworkPass) -> list[float]:
-    """The loss of each task, in float64; where targets are known it is computed from them anew."""
-    if loss.targets is None:
-        own: list[float] = loss.values.double().reshape(-1).tolist()
-        return own
-    own = loss.kind.terms(at.outputs, loss.targets.double()).sum(dim=(-2, -1)).reshape(-1).tolist()
-    return own
-
-
-def _moving(seen: Observation) -> list[Tensor]:
-    """Masks of augmented weights: 0 for the parameters that stay where they are, else 1."""
-    moves = [
-        torch.full_like(own, float(place not in seen.absent))
-        for place, own in enumerate(seen.as_given[0] if seen.as_given else seen.parameters)
-    ]
-    return [layer.augmented().double() for layer in seen.layout.layers(moves)]
 
 
 def _too_large(seen: Observation) -> bool:
