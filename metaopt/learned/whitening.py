@@ -59,7 +59,7 @@ SCALES = (4.0,) * len(DAMPINGS) + (2.0,) * len(DAMPINGS)  # of its outputs, in p
 SMALL = 1e-100  # of a curvature; its square is not 0
 
 MOST_ITERATIONS = 1000
-SOLVED = 0.1  # of the residual, where conjugate gradients end
+SOLVED = 0.03  # of the residual, where conjugate gradients end
 CHEAP_TO_COPY = 2**17  # entries of a tensor of the LSTM's state
 WIDEST = 1024  # units of a layer; above, the decompositions take too long
 MOST_ENTRIES = 2**27  # of the tangents of all directions, in float64 1 GiB
@@ -255,7 +255,7 @@ class LearnedWhiteningConfig(LSTMFields, UpdateConfig):
         first_damping: nu before the first step.
         first_length: the largest length of the first step, over that of the weights of its layer.
         cg_iterations: the most iterations of conjugate gradients, which go on from the minimum in
-            the subspace until the residual is 0.1 of what it was.
+            the subspace until the residual is 0.03 of what it was.
     """
 
     first_damping: float = 1.0
