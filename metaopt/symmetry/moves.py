@@ -139,7 +139,7 @@ def balance(
         strength: the part of the way to go; see :class:`~metaopt.symmetry.Balance`.
         limit: the largest change of the logarithm of a scale in one pass.
         basis: "nearest" for the nearest such point; "singular" to turn the features of each site of
-            GL to singular directions, too, the largest first.
+            GL, and of a residual stream among the sites, to singular directions, the largest first.
 
     Returns:
         The move that was made, which can be undone.
