@@ -90,28 +90,10 @@ def test_each_iteration_lowers_the_damped_model():
     assert all(after < before for before, after in pairwise(values))
 
 
-def test_they_end_where_the_residual_is_small():
-    system, gradient = system_of(SQUARE)
-    start = [torch.zeros_like(own) for own in gradient]
-
-    def size(steps):
-        r = [-g - a for g, a in zip(gradient, system.product(steps), strict=True)]
-        z = system.preconditioned(r)
-        return sum(float((a * b).sum()) for a, b in zip(r, z, strict=True)) ** 0.5
-
-    sizes = [size(refined(system, gradient, start, count)) for count in range(20)]
-    for tolerance in (0.5, 0.1, 0.01):
-        enough = next(n for n, own in enumerate(sizes) if own <= tolerance * sizes[0])
-        found = refined(system, gradient, start, 19, tolerance)
-        for own, expected in zip(found, refined(system, gradient, start, enough), strict=True):
-            torch.testing.assert_close(own, expected)
-
-
-@pytest.mark.parametrize("tolerance", [0.0, 0.2])
-def test_tasks_together_are_refined_as_each_alone(tolerance):
+def test_tasks_together_are_refined_as_each_alone():
     system, gradient = system_of(SQUARE, batch=(2,))
     start = [torch.zeros_like(own) for own in gradient]
-    together = refined(system, gradient, start, 4, tolerance)
+    together = refined(system, gradient, start, 4)
     for task in range(2):
         chain = LayerChain((TANH, Identity()), (True, False))
         layers = [type(layer)(*(t if t is None else t[task] for t in layer))
@@ -121,8 +103,7 @@ def test_tasks_together_are_refined_as_each_alone(tolerance):
         alone = System(
             at, SQUARE, factors, [f.curvature for f in factors], [d[task] for d in system.damping]
         )
-        parts = [g[task] for g in gradient], [s[task] for s in start]
-        own = refined(alone, *parts, 4, tolerance)
+        own = refined(alone, [g[task] for g in gradient], [s[task] for s in start], 4)
         for a, b in zip(together, own, strict=True):
             torch.testing.assert_close(a[task], b)
 

@@ -86,11 +86,7 @@ class System(NamedTuple):
 
 
 def refined(
-    system: System,
-    gradient: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    iterations: int,
-    tolerance: float = 0.0,
+    system: System, gradient: Sequence[Tensor], steps: Sequence[Tensor], iterations: int
 ) -> Matrices:
     """Return a step after some iterations of preconditioned conjugate gradients.
 
@@ -101,22 +97,17 @@ def refined(
         system: what is solved.
         gradient: g.
         steps: what it begins from.
-        iterations: the most.
-        tolerance: of the norm of the residual over that at the start, where a task is done.
+        iterations: how many.
     """
     if not iterations:
         return list(steps)
-    added = _solved(system, gradient, [step.detach() for step in steps], iterations, tolerance)
+    added = _solved(system, gradient, [step.detach() for step in steps], iterations)
     return [step + own for step, own in zip(steps, added, strict=True)]
 
 
 @torch.no_grad()
 def _solved(
-    system: System,
-    gradient: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    iterations: int,
-    tolerance: float,
+    system: System, gradient: Sequence[Tensor], steps: Sequence[Tensor], iterations: int
 ) -> Matrices:
     """What is added to a step."""
     batch = steps[0].shape[:-2]
@@ -125,11 +116,10 @@ def _solved(
     r = [-(g + a) for g, a in zip(system.masked(list(gradient)), applied, strict=True)]
     p = z = system.preconditioned(r)
     rz = _dot(r, z)
-    solved = tolerance**2 * rz
     for iteration in range(iterations):
         ap = system.product(p)
         curved = _dot(p, ap)
-        size = torch.where((curved > TINY) & (rz > solved), rz / curved, 0.0)
+        size = torch.where(curved > TINY, rz / curved, 0.0)
         for own, along in zip(added, p, strict=True):
             own.addcmul_(spread(size, batch, own), along)
         if iteration + 1 == iterations:
@@ -137,8 +127,6 @@ def _solved(
         r = [own - spread(size, batch, own) * a for own, a in zip(r, ap, strict=True)]
         z = system.preconditioned(r)
         before, rz = rz, _dot(r, z)
-        if bool((rz <= solved).all()):
-            break
         turn = torch.where(before > TINY, rz / before, 0.0)
         p = [own + spread(turn, batch, own) * along for own, along in zip(z, p, strict=True)]
     return added

@@ -59,7 +59,6 @@ SCALES = (4.0,) * len(DAMPINGS) + (2.0,) * len(DAMPINGS)  # of its outputs, in p
 SMALL = 1e-100  # of a curvature; its square is not 0
 
 MOST_ITERATIONS = 1000
-SOLVED = 0.03  # of the residual, where conjugate gradients end
 CHEAP_TO_COPY = 2**17  # entries of a tensor of the LSTM's state
 WIDEST = 1024  # units of a layer; above, the decompositions take too long
 MOST_ENTRIES = 2**27  # of the tangents of all directions, in float64 1 GiB
@@ -170,7 +169,7 @@ class LearnedWhitening(UpdateRule):
         damped, easing, columns = self._proposed(here, verdicts, columns)
         nu = easing * easing.new_tensor([verdict.trust.nu for verdict in verdicts])
         steps, system = here.minimum(damped, nu), here.system(nu)
-        steps = refined(system, here.slope, steps, self.config.cg_iterations, SOLVED)
+        steps = refined(system, here.slope, steps, self.config.cg_iterations)
         if any(known.coasting):
             steps = with_momentum(steps, place.row(LAST), known.coasting)
         parts = lengths(steps, place.row(NOW), seen.batch_dims)
@@ -254,8 +253,8 @@ class LearnedWhiteningConfig(LSTMFields, UpdateConfig):
     Attributes:
         first_damping: nu before the first step.
         first_length: the largest length of the first step, over that of the weights of its layer.
-        cg_iterations: the most iterations of conjugate gradients, which go on from the minimum in
-            the subspace until the residual is 0.03 of what it was.
+        cg_iterations: how many iterations of conjugate gradients go on from the minimum in the
+            subspace.
     """
 
     first_damping: float = 1.0
