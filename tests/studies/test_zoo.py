@@ -58,6 +58,7 @@ def test_losses_that_vanish_count_as_they_are_and_others_by_what_is_above_the_be
     assert report.best_known(kept).tolist() == [1e-20, 1.0]
     assert report.score(kept, own, "30") == pytest.approx(math.sqrt(1e-4 * 0.1))
     assert report.score(kept, own, "100") == pytest.approx(math.sqrt(1e-12 * 0.05))
+    assert report.least_score(kept, own) == pytest.approx(math.sqrt(1e-12 * 1e-6))
 
 
 def test_the_best_rival_is_found_and_a_tie_is_won():
@@ -69,7 +70,7 @@ def test_the_best_rival_is_found_and_a_tie_is_won():
     (row,) = report.compared(measured, methods, "ours")
     assert row["30"] == (pytest.approx(1e-12), pytest.approx(1e-12), "a")
     line = report.summary(measured, methods, ["ours"]).splitlines()[2]
-    assert "100.0 % of 1 | 100.0 % of 1 | 1.0e-06 | 1e-06 | 50.00 %" in line
+    assert "100.0 % of 1 | 100.0 % of 1 | 1.0e-06 | 1.0e-06 | 1e-06 | 50.00 %" in line
     assert CELLS[0].name not in report.lost(measured, methods, "ours")
     others = {"a": Contender({}), "ours": Contender({}, rival=True)}
     assert CELLS[0].name in report.lost(measured, others, "a")
