@@ -125,18 +125,21 @@ class Judgement:
         place = Place.of(rows, seen)
         return rows, place, at.at(place.layers)
 
-    def following(self, lengths: Sequence[float], promised: Sequence[float]) -> list[Trust]:
+    def following(
+        self, lengths: Sequence[float], promised: Sequence[float], rate: float
+    ) -> list[Trust]:
         """Return the trust of each task after the next step.
 
         Args:
             lengths: of the step of each task.
             promised: by how much the model says that each lowers the loss.
+            rate: the factor that steps are going to be multiplied by.
         """
         return [
             _after(
                 verdict,
                 length,
-                0.0 if verdict.loss <= self.least else by,
+                by if rate and verdict.loss > self.least else 0.0,
                 verdict.trust.exact if verdict.back else self.known,
             )
             for verdict, length, by in zip(self.verdicts, lengths, promised, strict=True)
@@ -145,8 +148,8 @@ class Judgement:
 
 def _after(verdict: Judged, length: float, promised: float, exact: float) -> Trust:
     """The trust after a step; of a step that promises nothing, which is not made, both are 0."""
-    if verdict.trust.coasting and math.isfinite(length) and math.isfinite(promised):
-        promised = max(promised, TINY)  # momentum may lead upwards
+    if verdict.trust.coasting and math.isfinite(length) and promised < 0:
+        promised = TINY  # momentum may lead upwards
     elif not (math.isfinite(length) and promised > 0):  # by rounding alone it can be below 0
         length = promised = 0.0
     return verdict.trust._replace(

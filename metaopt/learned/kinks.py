@@ -9,6 +9,7 @@ still long. Steps with momentum (Polyak, 1964) average the gradients of many sid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,27 +20,55 @@ from metaopt.symmetry.activations import Activation
 
 RATE, MOMENTUM = 0.7, 0.95  # of a step, and of the last one that is made again
 
-KINKED = (
-    "Abs",
-    "Amax",
-    "Clamp",
-    "Hardshrink",
-    "Hardsigmoid",
-    "Hardswish",
-    "Hardtanh",
-    "LeakyRelu",
-    "Max",
-    "Prelu",
-    "Relu",
-    "Rrelu",
-    "Softshrink",
-    "Threshold",
+KINKED = frozenset(
+    name + "Backward"
+    for name in (
+        "Abs",
+        "AdaptiveMaxPool1D",
+        "AdaptiveMaxPool2D",
+        "AdaptiveMaxPool3D",
+        "Amax",
+        "Amin",
+        "Aminmax",
+        "Clamp",
+        "ClampMax",
+        "ClampMin",
+        "Cummax",
+        "Cummin",
+        "Fmax",
+        "Fmin",
+        "FractionalMaxPool2D",
+        "FractionalMaxPool3D",
+        "Hardshrink",
+        "Hardsigmoid",
+        "Hardswish",
+        "Hardtanh",
+        "Kthvalue",
+        "LeakyRelu",
+        "Max",
+        "MaxPool2DWithIndices",
+        "MaxPool3DWithIndices",
+        "Maximum",
+        "Median",
+        "Min",
+        "Minimum",
+        "PreluKernel",
+        "Relu",
+        "RreluWithNoise",
+        "Softshrink",
+        "Sort",
+        "Threshold",
+        "Topk",
+    )
 )
-"""What names of the nodes of autograd begin with whose derivatives jump."""
+"""Nodes of autograd whose derivatives jump, without the digits at the ends of their names."""
 
 
 def has_kinks(output: Tensor) -> bool:
     """Return whether an operation with kinks leads to a tensor, as far as autograd has seen.
+
+    It goes by the names of operations. A kink that is made by a choice, such as torch.where, is not
+    seen; and operations such as the absolute value count as kinks where what follows smooths them.
 
     Args:
         output: what was computed.
@@ -50,11 +79,17 @@ def has_kinks(output: Tensor) -> bool:
         node = waiting.pop()
         if node is None or node in found:
             continue
-        if node.name().startswith(KINKED):
+        name = node.name().rstrip("0123456789")
+        if name in KINKED or (name == "EluBackward" and _bends(node)):
             return True
         found.add(node)
         waiting += [following for following, _ in node.next_functions]
     return False
+
+
+def _bends(node: Any) -> bool:
+    """Whether an ELU has another slope on the left of 0 than on the right, as SELU has."""
+    return bool(node._saved_alpha * node._saved_input_scale != 1)
 
 
 @torch.inference_mode(False)
@@ -78,10 +113,9 @@ def with_momentum(
         last: the last ones.
         coasting: which tasks do.
     """
-    batch, pairs = steps[0].shape[:-2], zip(steps, last, strict=True)
-    rate = steps[0].new_tensor([RATE if own else 1.0 for own in coasting])
-    kept = steps[0].new_tensor([MOMENTUM if own else 0.0 for own in coasting])
+    batch = steps[0].shape[:-2]
+    these = steps[0].new_tensor(coasting, dtype=torch.bool)
     return [
-        step * spread(rate, batch, step) + before * spread(kept, batch, step)
-        for step, before in pairs
+        torch.where(spread(these, batch, step), RATE * step + MOMENTUM * before, step)
+        for step, before in zip(steps, last, strict=True)
     ]

@@ -3,7 +3,7 @@
 The damping nu and the largest length of a step follow the ratio of what a step has changed to what
 the model promised. Where a network has kinks (:mod:`metaopt.learned.kinks`) the model can be wrong
 at any length, and the region shrinks to nothing beside a long gradient. Then a task coasts: for
-some steps it has momentum, a fixed damping and a large region.
+some steps it has momentum, a damping that stays and a large region.
 
 These are a few numbers for each task, so they are numbers of Python: a tensor of one entry costs a
 hundred times as much.
@@ -32,7 +32,7 @@ STUCK = 0.1  # of that ratio, for a step that is no good
 NEAR = (1e-3, 0.03)  # of the length of such a step, where a task begins to coast
 COASTING = 40  # steps
 COASTING_NU = 0.03
-COASTING_RISE = 0.1  # of the loss, that a step may make there
+COASTING_RISE = 0.2  # of the lowest loss since then, above it, that a step may lead to
 CERTAIN = 0.9  # of the ratio, for a model that is right again
 AFTER = (1e-2, 0.1)  # nu and the largest length after it
 LEAST, LEAST_DOUBLE = 1e-7, 1e-12  # of a loss, for a promise or a change that is no rounding
@@ -50,6 +50,7 @@ class Trust(NamedTuple):
         loss: where the last step began; inf if there is none.
         exact: 1 where that was known to be all of the loss, else 0.
         coasting: how many steps with momentum are still to come.
+        lowest: the lowest loss since these steps began.
     """
 
     steps: float
@@ -60,6 +61,7 @@ class Trust(NamedTuple):
     loss: float
     exact: float
     coasting: float
+    lowest: float
 
     def shown(self, loss: float) -> list[float]:
         """Return what an LSTM sees of a task: four channels.
@@ -97,18 +99,18 @@ def first_trust(damping: float, length: float) -> Trust:
         damping: nu.
         length: the largest length of a step.
     """
-    return Trust(0.0, damping, length, 0.0, 0.0, math.inf, 1.0, 0.0)
+    return Trust(0.0, damping, length, 0.0, 0.0, math.inf, 1.0, 0.0, math.inf)
 
 
 def trusts_of(region: Tensor, coasting: Tensor) -> list[Trust]:
-    """Return the trust of each task from a state, ``(7, tasks)`` and ``(1, tasks)``."""
+    """Return the trust of each task from a state, ``(7, tasks)`` and ``(2, tasks)``."""
     return [Trust(*own) for own in torch.cat((region, coasting)).mT.tolist()]
 
 
 def region_of(trusts: Sequence[Trust], device: torch.device) -> list[Tensor]:
-    """Return the state of trusts, ``(7, tasks)`` and ``(1, tasks)`` float64.
+    """Return the state of trusts, ``(7, tasks)`` and ``(2, tasks)`` float64.
 
-    How long tasks coast is apart, so that states that were saved without it load.
+    What is known of steps with momentum is apart, so that states that were saved without it load.
 
     Args:
         trusts: of the tasks.
@@ -116,7 +118,7 @@ def region_of(trusts: Sequence[Trust], device: torch.device) -> list[Tensor]:
     """
     rows = list(zip(*trusts, strict=True))
     region = torch.tensor(rows, dtype=torch.float64, device=device)
-    return [region[:-1], region[-1:]]
+    return [region[:-2], region[-2:]]
 
 
 def judged(
@@ -167,22 +169,36 @@ def _judged(
     least = (LEAST if seen.targets is None else LEAST_DOUBLE) * abs(before)
     told = not fresh and (promised > least or not abs(change) <= least)
     ratio = -change / (promised + TINY)
-    rise, left = RISE, 0.0
+    limit, left, lowest = before + RISE * abs(before), 0.0, math.inf
     if fresh:
         nu, length = first if trust.steps > 0 else (trust.nu, trust.length)
     elif trust.coasting > 0:
+        lowest = min(trust.lowest * seen.factor, before)
+        limit = lowest + COASTING_RISE * abs(lowest)
         right = promised > least and ratio > CERTAIN
-        rise, left = COASTING_RISE, 0.0 if right else trust.coasting - 1
+        left = 0.0 if right else trust.coasting - (trust.promised > 0)  # of a step that was made
         nu, length = (trust.nu, trust.length) if left else AFTER
-    elif told and not ratio > STUCK and NEAR[0] < trust.last < NEAR[1] and kinked():
-        nu, length, left = COASTING_NU, FARTHEST, float(COASTING)
+        if left and not before + change <= limit:
+            length = SHORTER * trust.last
+    elif told and _stuck(trust, change, ratio, before) and kinked():
+        nu, length, left, lowest = COASTING_NU, FARTHEST, float(COASTING), before
     else:
         nu, length = _followed(trust, ratio) if told else (trust.nu, trust.length)
-    back = not fresh and not change <= rise * abs(before)
+    back = not fresh and not before + change <= limit
     following = trust._replace(
-        nu=min(max(nu, NU[0]), NU[1]), length=max(length, SHORTEST), loss=before, coasting=left
+        nu=min(max(nu, NU[0]), NU[1]),
+        length=max(length, SHORTEST),
+        loss=before,
+        coasting=left,
+        lowest=lowest,
     )
     return Judged(following, before if back else loss, back)
+
+
+def _stuck(trust: Trust, change: float, ratio: float, before: float) -> bool:
+    """Whether a short step came to nothing, though not to a loss that is far higher."""
+    small = NEAR[0] < trust.last < NEAR[1]
+    return small and not ratio > STUCK and change <= COASTING_RISE * abs(before)
 
 
 def _followed(trust: Trust, ratio: float) -> tuple[float, float]:

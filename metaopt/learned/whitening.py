@@ -76,7 +76,8 @@ class LearnedWhitening(UpdateRule):
     The state is that of the LSTM; the last steps, and the weights, the gradient and that of
     penalties where the last one began, in float64; for each task the number of the step, nu, the
     largest length of a step, the length of the last, the change that was promised, the loss
-    where it began, and how many steps with momentum are to come; and the state of the other m1.
+    where it began; how many steps with momentum are to come, and the lowest loss of these; and the
+    state of the other m1.
 
     Args:
         config: its fields.
@@ -161,7 +162,7 @@ class LearnedWhitening(UpdateRule):
         verdicts = known.verdicts
         if known.settled:
             none = [0.0] * len(verdicts)
-            still, following = torch.zeros_like(known.rows[NOW]), known.following(none, none)
+            still, following = torch.zeros_like(known.rows[NOW]), known.following(none, none, 0.0)
             past = torch.cat((still.unsqueeze(0), known.rows[: PAST - 1], known.rows[NOW:]))
             return still, [*columns, past, *region_of(following, past.device)]
         rows, place, at = known.begun(seen)
@@ -171,11 +172,11 @@ class LearnedWhitening(UpdateRule):
         steps, system = here.minimum(damped, nu), here.system(nu)
         steps = refined(system, here.slope, steps, self.config.cg_iterations)
         if any(known.coasting):
-            steps = with_momentum(steps, place.row(LAST), known.coasting)
+            steps = system.masked(with_momentum(steps, place.row(LAST), known.coasting))
         parts = lengths(steps, place.row(NOW), seen.batch_dims)
         longest = [verdict.trust.length for verdict in verdicts]
         steps, promised, far = limited(system, here.slope, steps, parts, longest, seen.rate)
-        following = known.following(far, promised)
+        following = known.following(far, promised, seen.rate)
         moved = flatten(seen.layout.parameters(list(map(split, steps, seen.layers))))
         lost = [not trust.promised for trust in following]
         # One task of a loss that is not finite is skipped by the optimizer, and counted.
