@@ -196,3 +196,40 @@ def test_a_state_that_was_saved_without_it_loads():
     other.load_state_dict(state)
     for a, b in zip(stepped(other, 2), after, strict=True):
         torch.testing.assert_close(a, b)
+
+
+NOISE = NetworkFamily(
+    6, 8, 1, depth=2, samples=96, activation="relu", teacher=0.0, noise=1.0, dtype="float64"
+)
+
+
+def untrained(tasks):
+    spec = MetaOptimizerSpec(update="whitened", element="none", cg_iterations=1)
+    return LearnedOptimizer(tasks, MetaOptimizer(spec))
+
+
+def test_tasks_that_coast_together_are_stepped_as_each_alone():
+    together = NOISE.sample([0, 3])
+    losses = rollout(together, optimizer := untrained(together), 50).losses
+    assert optimizer.learned_state["update"][4][0].any(), "one of them coasts"
+    for place, seed in enumerate((0, 3)):
+        alone = NOISE.sample([seed])
+        own = rollout(alone, untrained(alone), 50).losses
+        torch.testing.assert_close(losses[:, place], own[:, 0], rtol=1e-3, atol=0)
+
+
+def test_a_layer_without_a_gradient_has_no_momentum():
+    tasks = NOISE.sample([0])
+    optimizer = untrained(tasks)
+    rollout(tasks, optimizer, 30)
+    coasting = optimizer.learned_state["update"][4]
+    coasting[0], coasting[1] = 30.0, math.inf
+    first = next(iter(tasks.parameters()))
+    optimizer.zero_grad()
+    tasks().sum().backward()
+    first.grad = None
+    before = first.detach().clone()
+    optimizer.step()
+    assert torch.equal(first, before)
+    last = optimizer.learned_state["update"][2][0][: first.numel()]
+    assert not last.any()

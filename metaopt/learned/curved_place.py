@@ -67,9 +67,7 @@ class CurvedPlace:
         curvatures = with_penalties(factors, penalties)
         means = [k.mean(dim=(-2, -1)) for k in curvatures]
         moving = _moving(seen) if seen.absent else None
-        return cls(
-            place, at, loss.kind, slope, factors, curvatures, means, penalties, moving
-        )  # fmt: skip
+        return cls(place, at, loss.kind, slope, factors, curvatures, means, penalties, moving)
 
     @property
     def batch(self) -> torch.Size:
@@ -116,9 +114,7 @@ class CurvedPlace:
             directions: of each layer.
             nu: the damping of each task, ``(tasks,)``.
         """
-        model = model_of(
-            self.at, directions, self.slope, self.means, self.kind, self.penalties
-        )  # fmt: skip
+        model = model_of(self.at, directions, self.slope, self.means, self.kind, self.penalties)
         c = minimum(model, spread(nu, self.batch, model.product))
         parts = c.chunk(len(directions), dim=-1)
         return [

@@ -47,8 +47,9 @@ SETTLED = 1e-3
 class Balance:
     """A search that goes to the balanced point in closed form; it needs no loss and no data.
 
-    Sites of rotations alone are left as they are, since a rotation keeps the sum of squares; in the
-    singular basis they are turned.
+    Sites of rotations alone are left as they are, since a rotation keeps the sum of squares. In the
+    singular basis a residual stream under norms of the root mean square is turned; one under
+    LayerNorm, whose rotations fix the vector of ones, is not.
 
     Attributes:
         passes: the most passes over all sites. Sites that share a matrix depend on one another, so
@@ -59,8 +60,8 @@ class Balance:
             start, this bounds the move.
         basis: "nearest" for the nearest balanced point; "singular" to turn the features after that,
             so that A A^T and B^T B are diagonal, the largest entries first. Then each feature is a
-            singular direction of B A. A residual stream, where sites have one, is turned so that
-            the sum of both is diagonal. Scales of units and of planes are not turned.
+            singular direction of B A. A residual stream of all rotations is turned so that the sum
+            of both is diagonal. Scales of units and of planes are not turned.
         ridge: what is added to the diagonals of A A^T and B^T B, as a part of their mean.
     """
 
@@ -136,7 +137,7 @@ class Balance:
                 torch.stack([_squares(site, weights, side) for site in sites]) for side in (0, 1)
             )
             return [Element(t, diagonal=True) for t in self._scales(made, used)]
-        if first.group == "orthogonal":  # which the singular basis turns further
+        if first.group == "orthogonal":  # a turn, so that it adds to that of a basis
             still = torch.eye(zero.width, dtype=torch.float64, device=zero.values.device)
             return [Turn.of(still) for _ in sites]
         if first.group.startswith("orthogonal"):

@@ -139,7 +139,8 @@ def balance(
         strength: the part of the way to go; see :class:`~metaopt.symmetry.Balance`.
         limit: the largest change of the logarithm of a scale in one pass.
         basis: "nearest" for the nearest such point; "singular" to turn the features of each site of
-            GL, and of a residual stream among the sites, to singular directions, the largest first.
+            GL to singular directions, too, the largest first, and a stream that is given; see
+            :class:`~metaopt.symmetry.Balance`.
 
     Returns:
         The move that was made, which can be undone.

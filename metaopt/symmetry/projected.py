@@ -68,7 +68,8 @@ class ProjectedAction(BothSides):
             if self.turns:
                 return element
             raise UserError(
-                f"expected T of the group at {site.name}, got a rotation: {site.group} has not all"
+                f"expected T of the group at {site.name}, got a rotation, which {site.group} need "
+                "not have: give a T"
             )
         if isinstance(element, Way):
             steps = tuple(self.at(step, site) for step in element.steps)

@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             [method, f"{best:g}", f"{mean:.4f}", spread, f"{100 * (mean / baseline - 1):+.1f} %"]
         )
     table = markdown(["method", "its best rate", "loss", "over seeds", "against adamw"], rows)
-    write_text(folder / "tables" / "documents.md", table)
+    write_text(folder / "tables" / f"documents_{steps}.md", table)
     print(table)
 
 
