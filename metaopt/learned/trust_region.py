@@ -50,7 +50,7 @@ class Trust(NamedTuple):
         loss: where the last step began; inf if there is none.
         exact: 1 where that was known to be all of the loss, else 0.
         coasting: how many steps with momentum are still to come.
-        lowest: the lowest loss since these steps began.
+        lowest: the lowest loss since these steps began; 0 without any.
     """
 
     steps: float
@@ -99,7 +99,7 @@ def first_trust(damping: float, length: float) -> Trust:
         damping: nu.
         length: the largest length of a step.
     """
-    return Trust(0.0, damping, length, 0.0, 0.0, math.inf, 1.0, 0.0, math.inf)
+    return Trust(0.0, damping, length, 0.0, 0.0, math.inf, 1.0, 0.0, 0.0)
 
 
 def trusts_of(region: Tensor, coasting: Tensor) -> list[Trust]:
@@ -169,7 +169,7 @@ def _judged(
     least = (LEAST if seen.targets is None else LEAST_DOUBLE) * abs(before)
     told = not fresh and (promised > least or not abs(change) <= least)
     ratio = -change / (promised + TINY)
-    limit, left, lowest = before + RISE * abs(before), 0.0, math.inf
+    limit, left, lowest = before + RISE * abs(before), 0.0, 0.0
     if fresh:
         nu, length = first if trust.steps > 0 else (trust.nu, trust.length)
     elif trust.coasting > 0:
