@@ -14,7 +14,7 @@ from metaopt.training.trainer import Trainer
 
 def make_trainer(**fields) -> Trainer:
     spec = {
-        "estimator": "pes", "pes_pairs": 2, "trajectories": 6, "batch_size": 1, "steps": 4,
+        "estimator": "pes", "pes_pairs": 2, "trajectories": 4, "batch_size": 1, "steps": 4,
         "window": 2, "widths": (6, 8), "validation_problems": 2, "validation_at": (2, 4),
         "validation_every": 2, "validation_families": (), **fields,
     }  # fmt: skip
@@ -62,8 +62,8 @@ def test_losses_that_are_not_finite_are_skipped_and_counted():
 
 def test_a_little_training_lowers_the_loss_of_the_validation_problems():
     trainer = make_trainer(
-        trajectories=16, widths=(6,), steps=10, window=5, average=0.0, learning_rate_update=1e-2,
-        learning_rate_element=1e-2,
+        trajectories=10, widths=(6,), steps=6, window=3, average=0.0, learning_rate_update=2e-2,
+        learning_rate_element=2e-2,
     )  # fmt: skip
     before = trainer.validate()["score"]
     while not trainer.finished:
