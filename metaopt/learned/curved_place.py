@@ -147,6 +147,6 @@ def _moving(seen: Observation) -> list[Tensor]:
     """Masks of augmented weights: 0 for the parameters that stay where they are, else 1."""
     moves = [
         torch.full_like(own, float(place not in seen.absent))
-        for place, own in enumerate(seen.as_given[0] if seen.as_given else seen.parameters)
+        for place, own in enumerate(seen.parameters_given)
     ]
     return [layer.augmented().double() for layer in seen.layout.layers(moves)]

@@ -69,9 +69,7 @@ class Judgement:
             trusts: of the tasks, before.
             first: nu and the largest length where there is no last step.
         """
-        given = seen.parameters if seen.as_given is None else seen.as_given[0]
-        slopes = seen.gradients if seen.given_gradients is None else seen.given_gradients
-        now = flatten([*given, *slopes]).double().view(2, -1)
+        now = flatten([*seen.parameters_given, *seen.gradients_given]).double().view(2, -1)
         at, known, beside = seen.network_pass, float(loss.exact), torch.zeros_like(now[0])
         if loss.output_gradient is not None:
             beside, whole, _ = explained(seen, at, now[1], loss.output_gradient)

@@ -218,17 +218,25 @@ class Observation:
         """What each layer is given, h_0 ... h_{L-1}, ``(*batch, features, samples)`` each."""
         return self.chain.inputs(self.layers, self.x)
 
+    @property
+    def parameters_given(self) -> Sequence[Tensor]:
+        """The parameters as they were before any rounding."""
+        return self.parameters if self.as_given is None else self.as_given[0]
+
+    @property
+    def gradients_given(self) -> Sequence[Tensor]:
+        """The gradients as they were before any rounding."""
+        return self.gradients if self.given_gradients is None else self.given_gradients
+
     @cached_property
     def double_layers(self) -> list[Layer]:
         """The weight and bias of each layer in float64, as they were before any rounding."""
-        parameters = self.parameters if self.as_given is None else self.as_given[0]
-        return self.chain.layers([parameter.double() for parameter in parameters])
+        return self.chain.layers([parameter.double() for parameter in self.parameters_given])
 
     @cached_property
     def double_gradients(self) -> list[Layer]:
         """The gradients of each layer in float64, as they were before any rounding."""
-        gradients = self.gradients if self.given_gradients is None else self.given_gradients
-        return self.chain.layers([gradient.double() for gradient in gradients])
+        return self.chain.layers([gradient.double() for gradient in self.gradients_given])
 
     @cached_property
     def input(self) -> LayerInput:

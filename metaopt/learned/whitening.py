@@ -117,12 +117,12 @@ class LearnedWhitening(UpdateRule):
         other = self.other.columns(chain, parameters)
         if not chain.names:
             return other
-        tasks = parameters[0].shape[: chain.batch_dims].numel()
+        of_tasks = [parameters[0].shape[: chain.batch_dims].numel()] + [0] * (len(parameters) - 1)
         return [
             *self.lstm.columns(chain.coefficients(parameters)),
             Columns("last_steps", 1, [parameter.numel() for parameter in parameters]),
-            Columns("trust_region", 1, [tasks] + [0] * (len(parameters) - 1)),
-            Columns("coasting", 1, [tasks] + [0] * (len(parameters) - 1)),
+            Columns("trust_region", 1, of_tasks),
+            Columns("coasting", 1, of_tasks),
             *(own._replace(name=f"other_{own.name}") for own in other),
         ]
 
@@ -155,8 +155,7 @@ class LearnedWhitening(UpdateRule):
         region: Sequence[Tensor],
     ) -> tuple[Tensor, RuleState]:
         """f of all parameters in one row, and the next state."""
-        given = seen.parameters if seen.as_given is None else seen.as_given[0]
-        if given[0].dtype == torch.float64:
+        if seen.parameters_given[0].dtype == torch.float64:
             loss = loss._replace(targets=None)  # nothing is more exact
         known = Judgement.of(seen, loss, past, trusts_of(*region), self._first)
         verdicts = known.verdicts
