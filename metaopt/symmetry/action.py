@@ -51,6 +51,7 @@ class Action(ABC):
             exp(T) and each outgoing one by g^-1, and does nothing else. Several such moves are one,
             and where the action is exact for all data a search does not evaluate the network at
             each point: the gradients there follow from those at the start.
+        turns: whether every rotation is in the group, so that a :class:`Turn` may come.
     """
 
     group: ClassVar[str]
@@ -58,6 +59,7 @@ class Action(ABC):
     uses_inputs: ClassVar[bool] = False
     on_preactivations: ClassVar[bool] = False
     linear: ClassVar[bool] = False
+    turns: ClassVar[bool] = False
 
     @abstractmethod
     def max_samples(self, site: Site) -> float:

@@ -230,6 +230,7 @@ class LinearAction(BothSides):
 
     group = "GL"
     exact_when = "nothing lies between the two matrices, and the exponential is exact"
+    turns = True
 
     def obstacle(self, site: Site) -> str | None:
         """Return what lies between the matrices; None if nothing does."""

@@ -35,9 +35,6 @@ from metaopt.symmetry.symmetries_found import Symmetries
 BASES = ("nearest", "singular")
 """Which of the balanced points, that are turns of one another, a balance goes to."""
 
-TURNED = ("GL", "orthogonal")
-"""Groups that have all rotations."""
-
 SETTLED = 1e-3
 """The largest entry of T for which a further pass over the sites is not made."""
 
@@ -137,9 +134,6 @@ class Balance:
                 torch.stack([_squares(site, weights, side) for site in sites]) for side in (0, 1)
             )
             return [Element(t, diagonal=True) for t in self._scales(made, used)]
-        if first.group == "orthogonal":  # a turn, so that it adds to that of a basis
-            still = torch.eye(zero.width, dtype=torch.float64, device=zero.values.device)
-            return [Turn.of(still) for _ in sites]
         if first.group.startswith("orthogonal"):
             return [zero for _ in sites]
         made, used = (
@@ -203,7 +197,7 @@ def _turns(orbit: Orbit, weights: dict[str, Tensor]) -> list[Element]:
     elements = orbit.identity([weights[name] for name in orbit.names])
     for places in _batches(orbit.acting, elements):
         sites = [orbit.acting[place].site for place in places]
-        if elements[places[0]].diagonal or sites[0].group not in TURNED:
+        if not orbit.acting[places[0]].action.turns:
             continue
         gram = torch.stack([_gram(s, weights, 0) + _gram(s, weights, 1) for s in sites])
         sound = _trace(gram).isfinite()[..., None, None]

@@ -116,7 +116,7 @@ class Way(Element):
     """Several T of one site, made one after the other: its g is the product of their g.
 
     Attributes:
-        values: the sum of their values, which stands for none of them.
+        values: those of the last T, which stand for none of them.
         steps: the T, in order.
     """
 
@@ -127,12 +127,11 @@ class Way(Element):
         """Return the element of several steps; scales of units commute and add up.
 
         Args:
-            steps: T of one site, in order, of one form.
+            steps: T of one site, in order; all are diagonal, or none is.
         """
-        total = torch.stack([step.values for step in steps]).sum(dim=0)
         if steps[0].diagonal:
-            return steps[0].with_values(total)
-        return cls(total, steps=tuple(steps))
+            return steps[0].with_values(torch.stack([own.values for own in steps]).sum(dim=0))
+        return cls(steps[-1].values, steps=tuple(steps))
 
     def bounded(self) -> Tensor:
         """Return whether each T is small enough. See :meth:`Element.bounded`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -29,12 +29,8 @@ class ProjectedAction(BothSides):
     """An action whose T is projected onto the Lie algebra of a group, orthogonally.
 
     A subclass says what the projection is.
-
-    Attributes:
-        turns: whether all rotations are in the group, so that a :class:`Turn` may come.
     """
 
-    turns: ClassVar[bool] = False
     exact_when = "a finder says that this group acts"
 
     @abstractmethod
