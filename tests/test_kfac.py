@@ -11,7 +11,8 @@ from rule_cases import (
 from torch import nn
 
 from metaopt.evaluation.rollout import rollout
-from metaopt.learned.kronecker import curvature, tangents
+from metaopt.learned.chain_pass import ChainDerivatives
+from metaopt.learned.kronecker import curvature
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import Observation
 from metaopt.learned.optimizer import LearnedOptimizer
@@ -83,7 +84,7 @@ def test_tangents_are_directional_derivatives_of_the_output(biased):
         torch.randn(n, *own.augmented().shape).double()
         for n, own in ((2, layers[0]), (3, layers[1]))
     ]
-    found = tangents(layers, curvature(seen.chain, layers, x), directions)
+    found = ChainDerivatives(layers, curvature(seen.chain, layers, x)).tangents(directions)
 
     def output(*augmented):
         own = [

@@ -13,25 +13,26 @@ from torch import Tensor
 
 from metaopt.learned.kronecker import TINY
 from metaopt.learned.trust_region import Judged
+from metaopt.learned.without_graph import without_graph
 
 CHANNELS = 9
 
 
-@torch.no_grad()
+@without_graph
 def channels_of(
-    curvatures: Sequence[Tensor], coefficients: Tensor, verdicts: Sequence[Judged]
+    curvatures: Sequence[Tensor], last: Tensor, g: Tensor, verdicts: Sequence[Judged]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what the LSTM sees of the coefficients of all layers, and their curvatures.
 
     Args:
         curvatures: of each layer.
-        coefficients: of the last step and of the gradient, ``(2, coefficients)``.
+        last: the coefficients of the last step.
+        g: those of the gradient.
         verdicts: of the tasks.
 
     Returns:
         The channels, ``(channels, coefficients)``; for each coefficient k / max k and max k.
     """
-    last, g = coefficients
     layers, tasks = len(curvatures), len(verdicts)
     sizes = [own.numel() for own in curvatures]
     along = last * g  # its sign, and 0 where there is only rounding

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
 from torch import Tensor
 
+from metaopt.learned.bases import Bases
 from metaopt.learned.judgement import Judgement
-from metaopt.learned.kronecker import TINY, LayerCurvature, spread, with_penalties
-from metaopt.learned.network_pass import NetworkPass
+from metaopt.learned.kronecker import TINY, spread, with_penalties
+from metaopt.learned.network_pass import Derivatives, NetworkPass
 from metaopt.learned.observation import Observation, SeenLoss
-from metaopt.learned.place import LAST, NOW, PAST, SLOPES, Place, computed_anew
-from metaopt.learned.refinement import System
+from metaopt.learned.place import PAST, SLOPES, Place, computed_anew
+from metaopt.learned.refinement import Step, System
 from metaopt.learned.subspace import minimum, model_of
 from metaopt.output_loss import OutputLoss
 
@@ -24,25 +26,26 @@ from metaopt.output_loss import OutputLoss
 class CurvedPlace:
     """A place, with the gradient and the curvature of each layer.
 
+    Steps and directions have coefficients in the bases of the curvature.
+
     Attributes:
         place: the weights, and the last steps.
-        at: the forward pass there.
+        along: the derivatives of the output there.
         kind: the loss as a function of the output.
-        slope: the gradient of each layer, ``(*batch, out, in + 1)``.
-        factors: the curvature of each layer, decomposed.
+        bases: of the layers.
+        coefficients: of the last steps and of the gradient, ``(steps + 1, *batch, out, in + 1)``
+            of each layer.
         curvatures: of the coefficients of each layer, with what penalties add.
-        means: those of each layer, ``(*batch,)``.
         penalties: the curvature of penalties at each entry; None without any.
         moving: masks of the entries that move; None where all do.
     """
 
     place: Place
-    at: NetworkPass
+    along: Derivatives
     kind: OutputLoss
-    slope: Sequence[Tensor]
-    factors: Sequence[LayerCurvature]
+    bases: Bases
+    coefficients: Sequence[Tensor]
     curvatures: Sequence[Tensor]
-    means: Sequence[Tensor]
     penalties: Sequence[Tensor] | None
     moving: Sequence[Tensor] | None
 
@@ -63,49 +66,81 @@ class CurvedPlace:
         slope = place.row(SLOPES)
         if loss.targets is not None:
             slope = computed_anew(place, at, loss.kind, loss.targets.double())
+        coefficients = [
+            f.into(torch.cat((rows[:PAST], g.unsqueeze(0))))
+            for f, rows, g in zip(factors, place.matrices, slope, strict=True)
+        ]
         penalties = place.penalties() if known.penalised else None
         curvatures = with_penalties(factors, penalties)
-        means = [k.mean(dim=(-2, -1)) for k in curvatures]
-        moving = _moving(seen) if seen.absent else None
-        return cls(place, at, loss.kind, slope, factors, curvatures, means, penalties, moving)
+        return cls(
+            place,
+            at.in_bases(factors),
+            loss.kind,
+            Bases(factors, [own.shape for own in curvatures]),
+            coefficients,
+            curvatures,
+            penalties,
+            _moving(seen) if seen.absent else None,
+        )
 
     @property
     def batch(self) -> torch.Size:
         """The dimensions of tasks."""
-        return self.slope[0].shape[:-2]
+        return self.bases.batch
 
-    def coefficients(self) -> list[Tensor]:
-        """Return the last step and the gradient of each layer in the basis of its curvature.
+    @cached_property
+    def means(self) -> list[Tensor]:
+        """The mean curvature of each layer, ``(*batch,)``."""
+        return [k.mean(dim=(-2, -1)) for k in self.curvatures]
 
-        Returns:
-            ``(2, *batch, out, in + 1)`` of each layer.
+    def row(self, number: int) -> Tensor:
+        """Return coefficients as one row, ``(*batch, coefficients)``.
+
+        Args:
+            number: of the last step, or -1 for the gradient.
         """
-        pairs = zip(self.factors, self.place.row(LAST), self.slope, strict=True)
-        return [f.into(torch.stack((last, g))) for f, last, g in pairs]
+        return self.bases.row([own[number] for own in self.coefficients])
 
-    def directions(self, damped: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    def matrices(self, row: Tensor) -> list[Tensor]:
+        """Return the step of each layer, ``(*batch, out, in + 1)``; 0 where nothing moves.
+
+        Args:
+            row: its coefficients, ``(*batch, coefficients)``.
+        """
+        found = self.bases.back(row)
+        if self.moving is None:
+            return found
+        return [own * mask for own, mask in zip(found, self.moving, strict=True)]
+
+    def directions(self, damped: Sequence[Tensor]) -> list[Tensor]:
         """Return all directions of each layer, ``(*batch, directions, out, in + 1)``.
 
         They are those that are given and the last steps; with penalties the Newton step, too, whose
         curvature they bound from below.
 
         Args:
-            damped: ``(*batch, dampings, out, in + 1)`` of each layer.
-            gradients: coefficients, ``(*batch, out, in + 1)`` of each layer.
+            damped: ``(dampings, *batch, out, in + 1)`` of each layer.
         """
         found = []
         for layer, own in enumerate(damped):
-            last = self.place.matrices[layer][:PAST]
-            parts = [own, last.movedim(0, -3) if self.batch else last]
+            parts = [own, self.coefficients[layer][:PAST]]
             if self.penalties is not None:
-                newton = -gradients[layer] / (self.curvatures[layer] + TINY)
-                parts.append(self.factors[layer].back(newton).unsqueeze(-3))
-            found.append(torch.cat(parts, dim=-3))
-        if self.moving is None:
-            return found
-        return [own * mask.unsqueeze(-3) for own, mask in zip(found, self.moving, strict=True)]
+                newton = -self.coefficients[layer][-1] / (self.curvatures[layer] + TINY)
+                parts.append(newton.unsqueeze(0))
+            found.append(torch.cat(parts))
+        if self.moving is not None:
+            found = self._scaled(found, self.moving)
+        return [own.movedim(0, -3) for own in found] if self.batch else found
 
-    def minimum(self, directions: Sequence[Tensor], nu: Tensor) -> list[Tensor]:
+    def _scaled(self, coefficients: Sequence[Tensor], by: Sequence[Tensor]) -> list[Tensor]:
+        """Coefficients of matrices whose entries are multiplied by others."""
+        factors = self.bases.factors
+        return [
+            f.into(f.back(own) * other)
+            for f, own, other in zip(factors, coefficients, by, strict=True)
+        ]
+
+    def minimum(self, directions: Sequence[Tensor], nu: Tensor) -> Step:
         """Return the step to the minimum of the damped model along directions.
 
         The meta-gradient goes through the directions and through nu.
@@ -114,13 +149,19 @@ class CurvedPlace:
             directions: of each layer.
             nu: the damping of each task, ``(tasks,)``.
         """
-        model = model_of(self.at, directions, self.slope, self.means, self.kind, self.penalties)
+        penalised = None
+        if self.penalties is not None:
+            leading = [own.movedim(-3, 0) for own in directions]
+            penalised = [own.movedim(0, -3) for own in self._scaled(leading, self.penalties)]
+        slope = [own[-1] for own in self.coefficients]
+        model = model_of(self.along, directions, slope, self.means, self.kind, penalised)
         c = minimum(model, spread(nu, self.batch, model.product))
-        parts = c.chunk(len(directions), dim=-1)
-        return [
-            (part.unsqueeze(-2) @ own.flatten(start_dim=-2)).reshape(weight.shape)
-            for own, part, weight in zip(directions, parts, self.place.row(NOW), strict=True)
+        along = [
+            (part.unsqueeze(-2) @ own.flatten(start_dim=-2)).squeeze(-2)
+            for own, part in zip(directions, c.chunk(len(directions), dim=-1), strict=True)
         ]
+        jd = c.detach().unsqueeze(-2) @ model.tangents
+        return Step(torch.cat(along, dim=-1), jd.view(self.along.outputs.shape))
 
     def system(self, nu: Tensor) -> System:
         """Return the linear system whose solution is the minimum over all weights.
@@ -128,16 +169,20 @@ class CurvedPlace:
         Args:
             nu: the damping of each task, ``(tasks,)``.
         """
+        own = spread(nu.detach(), self.batch, self.curvatures[0])
         damping = [
-            spread(nu.detach(), self.batch, k) * mean[..., None, None]
+            (own * mean[..., None, None]).expand_as(k)
             for k, mean in zip(self.curvatures, self.means, strict=True)
         ]
+        bases = self.bases
+        curvature, slope = bases.row(self.curvatures), self.row(-1)
         return System(
-            self.at,
+            self.along,
+            bases,
             self.kind,
-            self.factors,
-            self.curvatures,
-            damping,
+            slope,
+            curvature,
+            bases.row(damping),
             self.penalties,
             self.moving,
         )

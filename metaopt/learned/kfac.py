@@ -22,6 +22,7 @@ from metaopt.learned.kronecker import TINY, Factors, curvature, split, spread
 from metaopt.learned.observation import Observation, flatten, unflatten
 from metaopt.learned.state import Columns
 from metaopt.learned.update import UPDATE_RULES, RuleState, UpdateConfig, UpdateRule
+from metaopt.learned.without_graph import without_graph
 from metaopt.output_loss import SQUARE
 from metaopt.symmetry.chain import Layout
 
@@ -160,7 +161,7 @@ def _losses(
     return 0.5 * reach.sum(dim=(-2, -1))
 
 
-@torch.no_grad()
+@without_graph
 def _bounded(steps: Sequence[Tensor], decomposed: Sequence[Factors], losses: Tensor) -> Tensor:
     """What keeps the quadratic term of the model at a quarter of the loss, ``(tasks,)``."""
     terms = [

@@ -103,19 +103,13 @@ def is_kinked(activation: Activation) -> bool:
         return has_kinks(activation(torch.zeros(1).requires_grad_()))
 
 
-def with_momentum(
-    steps: Sequence[Tensor], last: Sequence[Tensor], coasting: Sequence[bool]
-) -> list[Tensor]:
-    """Return the steps of layers, with momentum for the tasks that coast.
+def with_momentum(step: Tensor, last: Tensor, coasting: Sequence[bool]) -> Tensor:
+    """Return the steps of tasks, with momentum for those that coast.
 
     Args:
-        steps: of each layer, ``(*batch, out, in + 1)``.
-        last: the last ones.
+        step: ``(*batch, coefficients)``.
+        last: the last one.
         coasting: which tasks do.
     """
-    batch = steps[0].shape[:-2]
-    these = steps[0].new_tensor(coasting, dtype=torch.bool)
-    return [
-        torch.where(spread(these, batch, step), RATE * step + MOMENTUM * before, step)
-        for step, before in zip(steps, last, strict=True)
-    ]
+    these = spread(step.new_tensor(coasting, dtype=torch.bool), step.shape[:-1], step)
+    return torch.where(these, RATE * step + MOMENTUM * last, step)

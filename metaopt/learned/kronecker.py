@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from metaopt.learned.without_graph import without_graph
 from metaopt.output_loss import SQUARE, OutputLoss
 from metaopt.symmetry.activations import with_derivative
 from metaopt.symmetry.chain import Layer, LayerChain
@@ -87,10 +88,12 @@ class Factors(LayerCurvature):
     Attributes:
         of_output: S = U diag(s) U^T, ``(*batch, out, out)``.
         of_input: C = V diag(c) V^T, ``(*batch, in + 1, in + 1)``, or ``in`` without a bias.
+        plain: whether U is I.
     """
 
     of_output: Eigen
     of_input: Eigen
+    plain: bool = False
 
     @property
     def left(self) -> Tensor:
@@ -114,11 +117,11 @@ class Factors(LayerCurvature):
 
     def into(self, matrix: Tensor) -> Tensor:
         """Return the coefficients U^T M V of a matrix M."""
-        return self.left.mT @ matrix @ self.right
+        return (matrix if self.plain else self.left.mT @ matrix) @ self.right
 
     def back(self, coefficients: Tensor) -> Tensor:
         """Return the matrix of coefficients."""
-        return self.left @ coefficients @ self.right.mT
+        return (coefficients if self.plain else self.left @ coefficients) @ self.right.mT
 
 
 class Pass(NamedTuple):
@@ -153,7 +156,7 @@ class Curvature(NamedTuple):
     outputs: Tensor
 
 
-@torch.no_grad()
+@without_graph
 def passed(chain: LayerChain, layers: Sequence[Layer], x: LayerInput) -> Pass:
     """Return the forward pass of a chain.
 
@@ -228,65 +231,9 @@ def factored(
         batch = at.outputs.shape[:-2]
         if batch:
             last = Eigen(*(own.expand(*batch, *own.shape) for own in last))
-        return list(map(Factors, [*decomposed(found[:-1]), last], of_inputs))
+        below = map(Factors, decomposed(found[:-1]), of_inputs)
+        return [*below, Factors(last, of_inputs[-1], plain=True)]
     return list(map(Factors, decomposed(found), of_inputs))
-
-
-def tangents(layers: Sequence[Layer], at: Pass | Curvature, directions: Sequence[Tensor]) -> Tensor:
-    """Return J d for directions of single layers, ``(*batch, directions, out, samples)``.
-
-    Args:
-        layers: the weights.
-        at: the forward pass there.
-        directions: of each layer in turn, ``(*batch, directions of it, out, in + 1)``.
-    """
-    moved: Tensor | None = None  # (*batch, out, directions so far, samples)
-    for layer, a, slope, own in zip(layers, at.inputs, at.slopes, directions, strict=True):
-        shape = (*own.shape[:-3], own.shape[-2], -1, a.shape[-1])
-        rows = own.detach().transpose(-3, -2).flatten(start_dim=-3, end_dim=-2)
-        fresh = (rows @ a).view(shape)
-        if moved is not None:
-            through = layer.weight.detach() @ moved.flatten(start_dim=-2)
-            fresh = torch.cat((through.view(shape), fresh), dim=-2)
-        moved = fresh if slope is None else fresh.mul_(slope.unsqueeze(-2))
-    assert moved is not None  # a chain has layers
-    return moved.transpose(-2, -3)
-
-
-def pushed(layers: Sequence[Layer], at: Pass | Curvature, direction: Sequence[Tensor]) -> Tensor:
-    """Return J d of one direction of all layers, ``(*batch, out, samples)``.
-
-    Args:
-        layers: the weights.
-        at: the forward pass there.
-        direction: d, ``(*batch, out, in + 1)`` of each layer.
-    """
-    moved: Tensor | None = None
-    for layer, a, slope, own in zip(layers, at.inputs, at.slopes, direction, strict=True):
-        fresh = own @ a
-        if moved is not None:
-            fresh = fresh.add_(layer.weight.detach() @ moved)
-        moved = fresh if slope is None else fresh.mul_(slope)
-    assert moved is not None  # a chain has layers
-    return moved
-
-
-def gradients(layers: Sequence[Layer], at: Pass | Curvature, of_output: Tensor) -> list[Tensor]:
-    """Return the gradients of augmented weights, ``(*batch, out, in + 1)``, by backpropagation.
-
-    Args:
-        layers: the weights.
-        at: the forward pass there.
-        of_output: the gradient in the outputs, ``(*batch, out, samples)``.
-    """
-    found, back = [], of_output
-    for layer, a, slope in zip(layers[::-1], at.inputs[::-1], at.slopes[::-1], strict=True):
-        if slope is not None:
-            back = back * slope
-        found.append(back @ a.mT)
-        if len(found) < len(layers):
-            back = layer.weight.detach().mT @ back
-    return found[::-1]
 
 
 def decomposed(matrices: Sequence[Tensor]) -> list[Eigen]:

@@ -1,70 +1,35 @@
 """A network at some weights: its output there, and what the derivatives of the output say.
 
-:class:`ChainPass` is that of a chain of Linear layers, in closed form.
+:class:`~metaopt.learned.chain_pass.ChainPass` is that of a chain of Linear layers, in closed form.
 :class:`~metaopt.learned.module_pass.ModulePass` is that of any module, by autograd.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor
 
-from metaopt.learned.kinks import is_kinked
-from metaopt.learned.kronecker import (
-    LayerCurvature,
-    Pass,
-    factored,
-    gradients,
-    moments,
-    norm,
-    passed,
-    pushed,
-    tangents,
-)
+from metaopt.learned.kronecker import LayerCurvature
 from metaopt.output_loss import OutputLoss
-from metaopt.symmetry.chain import Layer, LayerChain
-from metaopt.symmetry.inputs import Eigen, LayerInput
+from metaopt.symmetry.chain import Layer
 
 ROUNDED = 1e-6  # of a gradient in an output
 
 
-class NetworkPass(ABC):
-    """A forward pass, and the linear maps between its layers and its output.
+class Derivatives(ABC):
+    """The linear maps between the layers of a network and its output, at some weights.
 
     Everything is float64 and without a graph. J is the derivative of the outputs in the augmented
-    weights [W b] of the layers.
+    weights [W b] of the layers, or in their coefficients in some basis.
 
     Attributes:
-        layers: the weights.
         outputs: of the network, ``(*batch, out, samples)``.
     """
 
-    layers: Sequence[Layer]
     outputs: Tensor
-
-    @abstractmethod
-    def kinked(self) -> bool:
-        """Return whether the output has kinks. See :mod:`metaopt.learned.kinks`."""
-
-    @abstractmethod
-    def at(self, layers: Sequence[Layer]) -> NetworkPass:
-        """Return the pass at other weights.
-
-        Args:
-            layers: the weights.
-        """
-
-    @abstractmethod
-    def curvatures(self, loss: OutputLoss, step: int) -> Sequence[LayerCurvature]:
-        """Return the curvature of each layer, decomposed.
-
-        Args:
-            loss: of the outputs.
-            step: its number, which is the seed of what is drawn at random.
-        """
 
     @abstractmethod
     def tangents(self, directions: Sequence[Tensor]) -> Tensor:
@@ -90,6 +55,47 @@ class NetworkPass(ABC):
             of_output: v, the gradient in the outputs, of their shape.
         """
 
+    def gradients_into(self, places: Sequence[Tensor], of_output: Tensor) -> None:
+        """Write J^T v where there is room for it.
+
+        Args:
+            places: of each layer, ``(*batch, out, in + 1)``.
+            of_output: v, the gradient in the outputs, of their shape.
+        """
+        for place, own in zip(places, self.gradients(of_output), strict=True):
+            place.copy_(own)
+
+
+class NetworkPass(Derivatives):
+    """A forward pass, with its derivatives in the augmented weights of the layers.
+
+    Attributes:
+        layers: the weights.
+    """
+
+    layers: Sequence[Layer]
+
+    @abstractmethod
+    def kinked(self) -> bool:
+        """Return whether the output has kinks. See :mod:`metaopt.learned.kinks`."""
+
+    @abstractmethod
+    def at(self, layers: Sequence[Layer]) -> NetworkPass:
+        """Return the pass at other weights.
+
+        Args:
+            layers: the weights.
+        """
+
+    @abstractmethod
+    def curvatures(self, loss: OutputLoss, step: int) -> Sequence[LayerCurvature]:
+        """Return the curvature of each layer, decomposed.
+
+        Args:
+            loss: of the outputs.
+            step: its number, which is the seed of what is drawn at random.
+        """
+
     @abstractmethod
     def rounding(self) -> list[Tensor]:
         """Return how far gradients may be off by the rounding of v to float32.
@@ -98,61 +104,39 @@ class NetworkPass(ABC):
             An estimate of the norm for each layer, ``(*batch,)``.
         """
 
+    def in_bases(self, factors: Sequence[LayerCurvature]) -> Derivatives:
+        """Return the derivatives in the coefficients of the augmented weights.
+
+        Args:
+            factors: the curvature of each layer, in whose basis the coefficients are.
+        """
+        return InBases(self, factors)
+
 
 @final
-class ChainPass(NetworkPass):
-    """A pass of a chain of Linear layers.
+class InBases(Derivatives):
+    """The derivatives of any pass in the coefficients of its augmented weights.
 
     Args:
-        chain: the layers.
-        layers: their weights, in float64.
-        x: the input of the chain.
-        known: the pass, where it is known already.
-        of_inputs: gives the second moments of the inputs, where they are known already.
+        at: the pass, of one task.
+        factors: the curvature of each layer, in whose basis the coefficients are.
     """
 
-    def __init__(
-        self,
-        chain: LayerChain,
-        layers: Sequence[Layer],
-        x: LayerInput,
-        known: Pass | None = None,
-        of_inputs: Callable[[], Sequence[Eigen]] | None = None,
-    ) -> None:
-        self.chain, self.layers, self.x = chain, layers, x
-        self.known = passed(chain, layers, x) if known is None else known
-        self.outputs = self.known.outputs
-        self.of_inputs = of_inputs or (lambda: moments(chain, self.known, x))
+    def __init__(self, at: NetworkPass, factors: Sequence[LayerCurvature]) -> None:
+        self.own, self.factors, self.outputs = at, factors, at.outputs
 
-    def kinked(self) -> bool:
-        """See :meth:`NetworkPass.kinked`."""
-        return any(is_kinked(own) for own in self.chain.activations)
-
-    def at(self, layers: Sequence[Layer]) -> ChainPass:
-        """See :meth:`NetworkPass.at`."""
-        return ChainPass(self.chain, layers, self.x)
-
-    def curvatures(self, loss: OutputLoss, step: int) -> Sequence[LayerCurvature]:
-        """See :meth:`NetworkPass.curvatures`; nothing is drawn."""
-        return factored(self.layers, self.known, self.of_inputs(), loss)
+    def _back(self, found: Sequence[Tensor]) -> list[Tensor]:
+        return [f.back(own) for f, own in zip(self.factors, found, strict=True)]
 
     def tangents(self, directions: Sequence[Tensor]) -> Tensor:
-        """See :meth:`NetworkPass.tangents`."""
-        return tangents(self.layers, self.known, directions)
+        """See :meth:`Derivatives.tangents`."""
+        return self.own.tangents(self._back(directions))
 
     def pushed(self, direction: Sequence[Tensor]) -> Tensor:
-        """See :meth:`NetworkPass.pushed`."""
-        return pushed(self.layers, self.known, direction)
+        """See :meth:`Derivatives.pushed`."""
+        return self.own.pushed(self._back(direction))
 
     def gradients(self, of_output: Tensor) -> list[Tensor]:
-        """See :meth:`NetworkPass.gradients`."""
-        return gradients(self.layers, self.known, of_output)
-
-    def rounding(self) -> list[Tensor]:
-        """See :meth:`NetworkPass.rounding`; from the norms of the weights downstream."""
-        found: list[Tensor] = []
-        downstream: Tensor | float = ROUNDED * self.outputs.shape[-1] ** 0.5
-        for layer, a in zip(self.layers[::-1], self.known.inputs[::-1], strict=True):
-            found.append(downstream * norm(a))
-            downstream = downstream * norm(layer.weight)
-        return found[::-1]
+        """See :meth:`Derivatives.gradients`."""
+        pairs = zip(self.factors, self.own.gradients(of_output), strict=True)
+        return [f.into(own) for f, own in pairs]

@@ -17,9 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metaopt.learned.chain_pass import ChainPass
 from metaopt.learned.kronecker import Pass, moments, passed
 from metaopt.learned.module_layout import ModuleLayout
-from metaopt.learned.network_pass import ChainPass, NetworkPass
+from metaopt.learned.network_pass import NetworkPass
 from metaopt.output_loss import SQUARE, OutputLoss
 from metaopt.roles import Role
 from metaopt.symmetry.chain import NO_CHAIN, Layer, LayerChain, Layout

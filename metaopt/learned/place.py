@@ -15,6 +15,7 @@ from torch import Tensor
 from metaopt.learned.kronecker import norm, split, spread
 from metaopt.learned.network_pass import NetworkPass
 from metaopt.learned.observation import Observation, flatten, task_rows, unflatten
+from metaopt.learned.without_graph import without_graph
 from metaopt.output_loss import OutputLoss
 from metaopt.symmetry.chain import Layer
 
@@ -106,7 +107,7 @@ def by_coordinate(flags: Sequence[bool], batch: torch.Size, seen: Observation) -
     return flatten([spread(of_tasks, batch, p).expand_as(p) for p in seen.parameters])
 
 
-@torch.no_grad()
+@without_graph
 def changes(rows: Tensor, seen: Observation) -> tuple[list[float], list[float]]:
     """Return the changes of any loss, and of penalties, from their gradients at two weights.
 
@@ -139,7 +140,7 @@ class Explained(NamedTuple):
     cosine: float = 1.0
 
 
-@torch.no_grad()
+@without_graph
 def explained(
     seen: Observation, at: NetworkPass, slopes: Tensor, output_gradient: Tensor
 ) -> Explained:

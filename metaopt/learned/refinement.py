@@ -5,7 +5,8 @@ The model of all weights is <g, d> + 1/2 d^T A d with
     A = J^T H J + P + nu sum_l k_l I_l
 
 as in :mod:`metaopt.learned.subspace`. Products with J and J^T are passes through the network, so A
-is exact and never formed (Martens, 2010). The preconditioner is the Kronecker-factored curvature.
+is exact and never formed (Martens, 2010). The preconditioner is the Kronecker-factored curvature,
+in whose bases all is computed: there it is diagonal.
 """
 
 from __future__ import annotations
@@ -17,193 +18,211 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metaopt.learned.kronecker import TINY, LayerCurvature, spread
-from metaopt.learned.network_pass import NetworkPass
+from metaopt.learned.bases import Bases, Row
+from metaopt.learned.kronecker import TINY, spread
+from metaopt.learned.network_pass import Derivatives
+from metaopt.learned.without_graph import without_graph
 from metaopt.output_loss import OutputLoss
-
-Matrices = list[Tensor]
-"""Of each layer, ``(*batch, out, in + 1)``."""
 
 
 class System(NamedTuple):
-    """The linear system A d = -g, and what approximates it.
+    """The linear system A d = -g, and what approximates it, in the bases of the curvature.
 
     Attributes:
-        at: the forward pass where the step begins.
+        along: the derivatives of the output where the step begins.
+        bases: of the layers.
         loss: of the outputs.
-        factors: the curvature of each layer, decomposed.
-        curvatures: of the coefficients of each layer.
-        damping: nu k_l of each layer, ``(*batch, 1, 1)``.
-        penalties: the curvature of penalties at each entry; None without any.
+        slope: g, ``(*batch, coefficients)``.
+        curvature: of each coefficient, of that shape.
+        damping: nu k_l of each coefficient.
+        penalties: the curvature of penalties at each entry of the augmented weights, of each layer;
+            None without any.
         moving: masks of the entries that move; None where all do.
     """
 
-    at: NetworkPass
+    along: Derivatives
+    bases: Bases
     loss: OutputLoss
-    factors: Sequence[LayerCurvature]
-    curvatures: Sequence[Tensor]
-    damping: Sequence[Tensor]
+    slope: Tensor
+    curvature: Tensor
+    damping: Tensor
     penalties: Sequence[Tensor] | None = None
     moving: Sequence[Tensor] | None = None
 
-    def product(self, d: Sequence[Tensor]) -> Matrices:
+    def pushed(self, d: Tensor) -> Tensor:
+        """Return J d, ``(*batch, out, samples)``.
+
+        Args:
+            d: ``(*batch, coefficients)``.
+        """
+        return self.along.pushed(self.bases.parts(d))
+
+    def product(self, d: Tensor, jd: Tensor, into: Row | None = None) -> Tensor:
         """Return A d.
 
         Args:
-            d: of each layer.
+            d: ``(*batch, coefficients)``.
+            jd: J d.
+            into: that may be written to.
         """
-        jd = self.at.pushed(d)
-        found = self.at.gradients(self.loss.product(self.at.outputs, jd))
-        found = [own + nu * part for own, nu, part in zip(found, self.damping, d, strict=True)]
+        found, parts = self.bases.empty(d) if into is None else into
+        self.along.gradients_into(parts, self.loss.product(self.along.outputs, jd))
+        found.addcmul_(self.damping, d)
         if self.penalties is not None:
-            found = [own + p * part for own, p, part in zip(found, self.penalties, d, strict=True)]
+            found = found + self.bases.scaled(d, self.penalties)
         return self.masked(found)
 
-    def preconditioned(self, r: Sequence[Tensor]) -> Matrices:
-        """Return the approximate solution of A d = r.
+    def masked(self, row: Tensor) -> Tensor:
+        """Return a row, without what would move entries that stay where they are.
 
         Args:
-            r: of each layer.
+            row: ``(*batch, coefficients)``.
         """
-        return self.masked(
-            [
-                f.back(f.into(own) / (k + nu + TINY))
-                for f, own, k, nu in zip(
-                    self.factors, r, self.curvatures, self.damping, strict=True
-                )
-            ]
-        )
-
-    def masked(self, matrices: Matrices) -> Matrices:
-        """Return matrices, with 0 where nothing moves.
-
-        Args:
-            matrices: of each layer.
-        """
-        if self.moving is None:
-            return matrices
-        return [own * mask for own, mask in zip(matrices, self.moving, strict=True)]
+        return row if self.moving is None else self.bases.scaled(row, self.moving)
 
 
-def refined(
-    system: System, gradient: Sequence[Tensor], steps: Sequence[Tensor], iterations: int
-) -> Matrices:
+class Step(NamedTuple):
+    """A step, and what it does to the outputs.
+
+    Attributes:
+        d: the step, ``(*batch, coefficients)``.
+        jd: J d, without a graph.
+    """
+
+    d: Tensor
+    jd: Tensor
+
+
+def refined(system: System, step: Step, iterations: int) -> Step:
     """Return a step after some iterations of preconditioned conjugate gradients.
 
-    Each lowers the damped model, whatever it begins from. A meta-gradient goes through the steps as
-    if what is added did not depend on them.
+    Each lowers the damped model, whatever it begins from. A meta-gradient goes through the step as
+    if what is added did not depend on it.
 
     Args:
         system: what is solved.
-        gradient: g.
-        steps: what it begins from.
+        step: what it begins from.
         iterations: how many.
     """
     if not iterations:
-        return list(steps)
-    added = _solved(system, gradient, [step.detach() for step in steps], iterations)
-    return [step + own for step, own in zip(steps, added, strict=True)]
+        return step
+    added = _solved(system, Step(step.d.detach(), step.jd), iterations)
+    return Step(step.d + added.d, step.jd + added.jd)
 
 
-@torch.no_grad()
-def _solved(
-    system: System, gradient: Sequence[Tensor], steps: Sequence[Tensor], iterations: int
-) -> Matrices:
+@without_graph
+def _solved(system: System, step: Step, iterations: int) -> Step:
     """What is added to a step."""
-    batch = steps[0].shape[:-2]
-    added = [torch.zeros_like(step) for step in steps]
-    applied = system.product(steps)
-    r = [-(g + a) for g, a in zip(system.masked(list(gradient)), applied, strict=True)]
-    p = z = system.preconditioned(r)
+    d, jd = torch.zeros_like(step.d), torch.zeros_like(step.jd)
+    scale = (system.curvature + system.damping + TINY).reciprocal_()
+    room = system.bases.empty(d)
+    r = -(system.masked(system.slope) + system.product(*step, room))
+    z = system.masked(r * scale)
+    p, parts = system.bases.empty(d)  # the parts are views of p
+    p.copy_(z)
     rz = _dot(r, z)
     for iteration in range(iterations):
-        ap = system.product(p)
-        curved = _dot(p, ap)
-        size = torch.where(curved > TINY, rz / curved, 0.0)
-        for own, along in zip(added, p, strict=True):
-            own.addcmul_(spread(size, batch, own), along)
+        jp = system.along.pushed(parts)
+        ap = system.product(p, jp, room)
+        size = _ratio(rz, _dot(p, ap))
+        _add(d, size, p)
+        _add(jd, size, jp)
         if iteration + 1 == iterations:
             break
-        r = [own - spread(size, batch, own) * a for own, a in zip(r, ap, strict=True)]
-        z = system.preconditioned(r)
+        _add(r, -size, ap)
+        z = system.masked(r * scale)
         before, rz = rz, _dot(r, z)
-        turn = torch.where(before > TINY, rz / before, 0.0)
-        p = [own + spread(turn, batch, own) * along for own, along in zip(z, p, strict=True)]
-    return added
+        p.mul_(_ratio(rz, before)).add_(z)
+    return Step(d, jd)
 
 
-@torch.no_grad()
-def promised_by(system: System, gradient: Sequence[Tensor], steps: Sequence[Tensor]) -> Tensor:
+@without_graph
+def promised_by(system: System, step: Step, rate: float = 1.0) -> Tensor:
     """Return by how much a step lowers the model without its damping, ``(tasks,)``.
 
     Args:
         system: the model.
-        gradient: g.
-        steps: the step.
+        step: the step.
+        rate: a factor of the step.
     """
-    jd = system.at.pushed(steps)
-    curved = (jd * system.loss.product(system.at.outputs, jd)).sum(dim=(-2, -1)).reshape(-1)
+    d, jd = step
+    curved = (jd * system.loss.product(system.along.outputs, jd)).sum(dim=(-2, -1)).reshape(-1)
     if system.penalties is not None:
-        penalised = [p * d for p, d in zip(system.penalties, steps, strict=True)]
-        curved = curved + _dot(penalised, steps)
-    return -(_dot(gradient, steps) + 0.5 * curved)
+        curved = curved + (system.bases.scaled(d, system.penalties) * d).sum(dim=-1).reshape(-1)
+    straight = (system.slope * d).sum(dim=-1).reshape(-1)
+    return -rate * (straight + 0.5 * rate * curved)
 
 
 def limited(
     system: System,
-    gradient: Sequence[Tensor],
-    steps: Sequence[Tensor],
+    step: Step,
     lengths: Sequence[Sequence[float]],
     longest: Sequence[float],
     rate: float,
-) -> tuple[Matrices, list[float], list[float]]:
+) -> tuple[Tensor, list[float], list[float]]:
     """Return steps of which no layer's is too long.
 
     The whole step is made shorter, or that of each layer by itself, whichever promises more.
 
     Args:
         system: the model.
-        gradient: g.
-        steps: of each layer.
+        step: the step.
         lengths: of the step of each layer, for each task.
         longest: the largest length that is allowed, for each task.
         rate: the factor that steps are going to be multiplied by.
 
     Returns:
-        The steps; by how much they lower the model, for each task; and the largest length of each.
+        The steps, ``(*batch, coefficients)``; by how much they lower the model, for each task; and
+        the largest length of each.
     """
     far = [math.nan if any(map(math.isnan, own)) else max(own) for own in lengths]
     pairs = list(zip(lengths, longest, strict=True))
     apart = [[min(most / (part + TINY), 1.0) for part in own] for own, most in pairs]
     whole = [min(own) for own in apart]
-
-    def promised(own: Sequence[Tensor]) -> list[float]:
-        found: list[float] = promised_by(
-            system, gradient, [d.detach() * rate for d in own]
-        ).tolist()
-        return found
-
+    d = step.d
+    by: list[float]
     if all(limit == 1.0 for limit in whole):
-        return list(steps), promised(steps), far
-    batch = steps[0].shape[:-2]
-    shorter = [
-        [
-            step * spread(step.new_tensor(own), batch, step)
-            for step, own in zip(steps, limits, strict=True)
-        ]
-        for limits in ([whole] * len(steps), list(zip(*apart, strict=True)))
+        by = promised_by(system, step, rate).tolist()
+        return d, by, far
+    batch, bases = system.bases.batch, system.bases
+    limits = [whole] * len(bases.shapes), list(zip(*apart, strict=True))
+    first, second = [
+        bases.row(
+            [
+                part * spread(part.new_tensor(own), batch, part)
+                for part, own in zip(bases.parts(d), limit, strict=True)
+            ]
+        )
+        for limit in limits
     ]
-    by = [promised(own) for own in shorter]
-    better = [one >= other for one, other in zip(*by, strict=True)]
-    chosen = steps[0].new_tensor(better, dtype=torch.bool)
+    one, other = [
+        promised_by(system, Step(own, system.pushed(own)), rate)
+        for own in (first.detach(), second.detach())
+    ]
+    better = one >= other
+    by = torch.where(better, one, other).tolist()
     return (
-        [torch.where(spread(chosen, batch, a), a, b) for a, b in zip(*shorter, strict=True)],
-        [a if first else b for a, b, first in zip(*by, better, strict=True)],
+        torch.where(spread(better, batch, d), first, second),
+        by,
         [length * limit for length, limit in zip(far, whole, strict=True)],
     )
 
 
-def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """<a, b> of each task, ``(tasks,)``."""
-    found = [(own * other).sum(dim=(-2, -1)) for own, other in zip(a, b, strict=True)]
-    return torch.stack(found).sum(dim=0).reshape(-1)
+def _dot(a: Tensor, b: Tensor) -> Tensor | float:
+    """<a, b> of each task, ``(*batch, 1)``; of one task a number, as its arithmetic costs less."""
+    return torch.dot(a, b).item() if a.dim() == 1 else (a * b).sum(dim=-1, keepdim=True)
+
+
+def _ratio(a: Tensor | float, b: Tensor | float) -> Tensor | float:
+    """a / b; 0 where b is not above 0."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.where(b > TINY, a / b, 0.0)
+    return a / b if b > TINY else 0.0
+
+
+def _add(a: Tensor, size: Tensor | float, b: Tensor) -> None:
+    """Make a to a + size b of each task."""
+    if isinstance(size, Tensor):
+        a.addcmul_(spread(size.reshape(-1), a.shape[: size.dim() - 1], a), b)
+    else:
+        a.add_(b, alpha=size)

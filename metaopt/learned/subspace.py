@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from metaopt.learned.kronecker import TINY, norm
-from metaopt.learned.network_pass import NetworkPass
+from metaopt.learned.network_pass import Derivatives
+from metaopt.learned.without_graph import without_graph
 from metaopt.output_loss import SQUARE, OutputLoss
 
 RIDGE = 1e-9  # of the diagonal of the small problem
@@ -33,32 +34,33 @@ class Model(NamedTuple):
         slope: of the loss along each, ``(*batch, directions)``.
         product: <J d, H J d'>, with what penalties add, ``(*batch, directions, directions)``.
         metric: k_l <d, d'> of directions of one layer, and 0 of others.
+        tangents: J d, ``(*batch, directions, out samples)``.
     """
 
     slope: Tensor
     product: Tensor
     metric: Tensor
+    tangents: Tensor
 
 
-@torch.no_grad()
+@without_graph
 def model_of(
-    at: NetworkPass,
+    at: Derivatives,
     directions: Sequence[Tensor],
     gradients: Sequence[Tensor],
     means: Sequence[Tensor],
     loss: OutputLoss,
-    penalties: Sequence[Tensor] | None = None,
+    penalised: Sequence[Tensor] | None = None,
 ) -> Model:
     """Return the model along directions of single layers, as many of each.
 
     Args:
-        at: the forward pass where the step begins.
-        directions: ``(*batch, directions, out, in + 1)`` of each layer.
+        at: the derivatives of the output where the step begins.
+        directions: d, ``(*batch, directions, out, in + 1)`` of each layer.
         gradients: ``(*batch, out, in + 1)`` of each layer.
         means: the mean curvature of each layer, ``(*batch,)``.
         loss: of the outputs.
-        penalties: the curvature of penalties at each entry, ``(*batch, out, in + 1)`` of each
-            layer; None without any.
+        penalised: P d of each layer, of the shape of the directions; None without penalties.
     """
     j = at.tangents(directions)
     flat = j.flatten(start_dim=-2)
@@ -73,11 +75,11 @@ def model_of(
     metric = joint[..., :-1] * torch.stack(list(means))[..., None, None]
     slope = joint[..., -1].movedim(0, -2).flatten(start_dim=-2)
     product = flat @ hj.mT
-    if penalties is not None:
-        pairs = zip(directions, penalties, strict=True)
-        beside = [(d * p.unsqueeze(-3)).flatten(-2) @ d.flatten(-2).mT for d, p in pairs]
+    if penalised is not None:
+        pairs = zip(directions, penalised, strict=True)
+        beside = [pd.flatten(-2) @ d.flatten(-2).mT for d, pd in pairs]
         product = product + _on_diagonal(torch.stack(beside), slope)
-    return Model(slope, product, _on_diagonal(metric, slope))
+    return Model(slope, product, _on_diagonal(metric, slope), flat)
 
 
 def _on_diagonal(blocks: Tensor, slope: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ from metaopt.learned.kronecker import split
 from metaopt.learned.lstm import LSTM, uniform_parameter
 from metaopt.learned.observation import Observation, SeenLoss, flatten, unflatten
 from metaopt.learned.place import LAST, NOW, OF_A_POINT, PAST, by_coordinate
-from metaopt.learned.refinement import limited, refined
+from metaopt.learned.refinement import Step, limited, refined
 from metaopt.learned.state import Columns
 from metaopt.learned.subspace import lengths
 from metaopt.learned.trust_region import Judged, first_trust, region_of, trusts_of
@@ -168,15 +168,17 @@ class LearnedWhitening(UpdateRule):
         here = CurvedPlace.of(seen, loss, known, place, at)
         damped, easing, columns = self._proposed(here, verdicts, columns)
         nu = easing * easing.new_tensor([verdict.trust.nu for verdict in verdicts])
-        steps, system = here.minimum(damped, nu), here.system(nu)
-        steps = refined(system, here.slope, steps, self.config.cg_iterations)
+        step, system = here.minimum(damped, nu), here.system(nu)
+        step = refined(system, step, self.config.cg_iterations)
         if any(known.coasting):
-            steps = system.masked(with_momentum(steps, place.row(LAST), known.coasting))
-        parts = lengths(steps, place.row(NOW), seen.batch_dims)
+            d = system.masked(with_momentum(step.d, here.row(LAST), known.coasting))
+            step = Step(d, system.pushed(d.detach()))
+        parts = lengths(here.bases.parts(step.d), place.row(NOW), seen.batch_dims)
         longest = [verdict.trust.length for verdict in verdicts]
-        steps, promised, far = limited(system, here.slope, steps, parts, longest, seen.rate)
+        d, promised, far = limited(system, step, parts, longest, seen.rate)
         following = known.following(far, promised, seen.rate)
-        moved = flatten(seen.layout.parameters(list(map(split, steps, seen.layers))))
+        steps = map(split, here.matrices(d), seen.layers)
+        moved = flatten(seen.layout.parameters(list(steps)))
         lost = [not trust.promised for trust in following]
         # One task of a loss that is not finite is skipped by the optimizer, and counted.
         if any(lost) and (here.batch or math.isfinite(verdicts[0].loss)):
@@ -192,24 +194,23 @@ class LearnedWhitening(UpdateRule):
         self, here: CurvedPlace, verdicts: Sequence[Judged], columns: RuleState
     ) -> tuple[list[Tensor], Tensor, RuleState]:
         """The directions of each layer, the factor of nu, and the next state of the LSTM."""
-        coefficients = here.coefficients()
-        flat = torch.cat([own.flatten(start_dim=1) for own in coefficients], dim=1)
-        shown, relative, most = channels_of(here.curvatures, flat, verdicts)
+        flat = torch.cat([own.flatten(start_dim=1) for own in here.coefficients], dim=1)
+        last, g = flat[LAST], flat[-1]
+        shown, relative, most = channels_of(here.curvatures, last, g, verdicts)
         embedded = torch.tanh(torch.addmm(self.embedding_bias.unsqueeze(-1), self.embedding, shown))
         outputs, columns = self.lstm(embedded, columns)
         said = torch.tanh(outputs[:-1])
         dampings, weights = torch.addcmul(*_heads(said.device), said).exp().chunk(2)
-        found = weights * (-flat[1] / (most + SMALL)) / (relative + dampings)
-        sizes = [own[0].numel() for own in coefficients]
+        found = weights * (-g / (most + SMALL)) / (relative + dampings)
+        sizes = [own.numel() for own in here.curvatures]
         damped = [
-            f.back(part.view(-1, *own.shape[1:])).movedim(0, -3)
-            for f, part, own in zip(
-                here.factors, found.split_with_sizes(sizes, dim=1), coefficients, strict=True
+            part.view(-1, *shape)
+            for part, shape in zip(
+                found.split_with_sizes(sizes, dim=1), here.bases.shapes, strict=True
             )
         ]
         easing = (3.0 * torch.tanh(mean_of_tasks(outputs[-1], sizes, len(verdicts)))).exp()
-        directions = here.directions(damped, [own[1] for own in coefficients])
-        return directions, easing.double(), columns
+        return here.directions(damped), easing.double(), columns
 
 
 def _trained_before() -> CoordinatewiseUpdate:
