@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from metaopt.learned.chain_pass import ChainPass
 from metaopt.learned.forward_record import ForwardRecord
 from metaopt.learned.kronecker import Diagonal, Factors
 from metaopt.learned.module_layout import layout_of
 from metaopt.learned.module_pass import SHRUNK, SeenModule
-from metaopt.learned.chain_pass import ChainPass
 from metaopt.output_loss import SIGMOID, SOFTMAX, SQUARE
 from metaopt.symmetry import LayerInput
 from metaopt.target import target_of

@@ -137,8 +137,8 @@ def _solved(system: System, step: Step, iterations: int) -> Step:
 
 
 @without_graph
-def promised_by(system: System, step: Step, rate: float = 1.0) -> Tensor:
-    """Return by how much a step lowers the model without its damping, ``(tasks,)``.
+def promised_by(system: System, step: Step, rate: float = 1.0) -> list[float]:
+    """Return by how much a step lowers the model without its damping, for each task.
 
     Args:
         system: the model.
@@ -146,11 +146,12 @@ def promised_by(system: System, step: Step, rate: float = 1.0) -> Tensor:
         rate: a factor of the step.
     """
     d, jd = step
-    curved = (jd * system.loss.product(system.along.outputs, jd)).sum(dim=(-2, -1)).reshape(-1)
+    hjd = system.loss.product(system.along.outputs, jd)
+    curved = _dot(*(own.flatten(start_dim=-2) for own in (jd, hjd)))
     if system.penalties is not None:
-        curved = curved + (system.bases.scaled(d, system.penalties) * d).sum(dim=-1).reshape(-1)
-    straight = (system.slope * d).sum(dim=-1).reshape(-1)
-    return -rate * (straight + 0.5 * rate * curved)
+        curved = curved + _dot(system.bases.scaled(d, system.penalties), d)
+    promised = -rate * (_dot(system.slope, d) + 0.5 * rate * curved)
+    return promised.reshape(-1).tolist() if isinstance(promised, Tensor) else [promised]
 
 
 def limited(
@@ -180,10 +181,8 @@ def limited(
     apart = [[min(most / (part + TINY), 1.0) for part in own] for own, most in pairs]
     whole = [min(own) for own in apart]
     d = step.d
-    by: list[float]
     if all(limit == 1.0 for limit in whole):
-        by = promised_by(system, step, rate).tolist()
-        return d, by, far
+        return d, promised_by(system, step, rate), far
     batch, bases = system.bases.batch, system.bases
     limits = [whole] * len(bases.shapes), list(zip(*apart, strict=True))
     first, second = [
@@ -195,15 +194,15 @@ def limited(
         )
         for limit in limits
     ]
-    one, other = [
+    by = [
         promised_by(system, Step(own, system.pushed(own)), rate)
         for own in (first.detach(), second.detach())
     ]
-    better = one >= other
-    by = torch.where(better, one, other).tolist()
+    better = [one >= other for one, other in zip(*by, strict=True)]
+    chosen = spread(d.new_tensor(better, dtype=torch.bool), batch, d)
     return (
-        torch.where(spread(better, batch, d), first, second),
-        by,
+        torch.where(chosen, first, second),
+        [one if best else other for one, other, best in zip(*by, better, strict=True)],
         [length * limit for length, limit in zip(far, whole, strict=True)],
     )
 

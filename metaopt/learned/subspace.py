@@ -117,7 +117,9 @@ def lengths(
         weights: of their shapes.
         batch_dims: how many leading dimensions count tasks.
     """
-    norms = torch.stack([norm(own) for own in (*steps, *weights)])
+    matrices = [own.detach() for own in (*steps, *weights)]
+    found = map(norm, matrices) if batch_dims else torch._foreach_norm(matrices)
+    norms = torch.stack(list(found))
     of_tasks = norms.reshape(len(norms), -1).mT.tolist()
     least = [SMALLEST * own.shape[batch_dims:].numel() ** 0.5 for own in weights]
     count = len(least)
