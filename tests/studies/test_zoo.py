@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metaopt.errors import UserError
-from studies.zoo import report
+from studies.zoo import report, teleport
 from studies.zoo.__main__ import main, write_report
 from studies.zoo.cells import CELLS, Cell, shuffled
 from studies.zoo.figure import zoo_figure
@@ -125,3 +125,32 @@ def test_the_command_runs_and_writes_its_report(tmp_path, capsys):
 def test_a_number_of_cells_that_there_are_not_is_refused():
     with pytest.raises(UserError, match="expected 1 to 324 cells, got 400"):
         main(["--cells", "400"])
+
+
+def test_m2_acts_where_its_group_is_exact_alone():
+    by_name = {cell.name: cell for cell in CELLS}
+    assert teleport.acts(by_name["none-leaky_relu-2-0.5-teacher"])
+    assert not teleport.acts(by_name["none-leaky_relu-2-12-teacher"])
+    assert not teleport.acts(by_name["bias-gelu-2-0.5-teacher"])
+
+
+def test_optimizers_are_trained_anew_on_the_networks_of_one_cell():
+    cell = CELLS[40]
+    for name in (teleport.WITH, teleport.WITHOUT):
+        recipe = teleport.recipe(name, cell, 40)
+        assert recipe.networks.element == ("spectral" if name == teleport.WITH else "none")
+        tasks = recipe.training.tasks
+        drawn = tasks.draw(3, torch.Generator().manual_seed(0))
+        assert drawn.family == cell.family("float64")
+        assert len(set(drawn.seeds)) == 3
+        assert tasks.validation(2) == [(cell.family("float64"), 2)]
+        assert (recipe.training.trajectories, recipe.training.validation_every) == (40, 10)
+
+
+def test_the_table_of_m2_counts_cells():
+    means = {teleport.WITH: [0.5, 0.1, 0.1, 0.1, 0.1], teleport.WITHOUT: [1.0, 0.1, 0.1, 0.1, 0.1]}
+    other = {teleport.WITH: [0.2, 0.2, 0.1, 0.1, 0.1], teleport.WITHOUT: [0.1, 0.1, 0.1, 0.1, 0.1]}
+    text = teleport.table(dict(zip(CELLS, (means, other), strict=False)))
+    assert f"| {CELLS[0].name} | 0.5 / 1 | 0.1 / 0.1 |" in text
+    assert "| with m2 over without, geometric mean | 1.00 | 1.41 | 1.00 |" in text
+    assert "| lower / higher with m2 by more than 10% | 1 / 1 | 0 / 1 | 0 / 0 |" in text
