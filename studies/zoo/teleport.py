@@ -28,7 +28,7 @@ from studies.builders import learned_of
 from studies.command import add_jobs, study_parser
 from studies.learned_teleportation.training_pool import train_all
 from studies.report import markdown, write_text
-from studies.zoo.cells import CELLS, NETWORKS, Cell
+from studies.zoo.cells import CELLS, NETWORKS, Cell, shuffled
 from studies.zoo.runs import run
 from studies.zoo.training import CellTraining as CellTraining  # which registers it
 
@@ -112,13 +112,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study_parser("zoo.teleport", __doc__)
     add_jobs(parser)
     parser.add_argument("--trajectories", type=int, default=360, help="budget of each training")
-    parser.add_argument("--cells", type=int, default=len(CELLS), help="the most cells")
+    parser.add_argument("--cells", type=int, default=len(CELLS), help="the most, in a random order")
     values = parser.parse_args(arguments)
     set_threads(values.threads)
     if values.cells < 1 or values.trajectories < 1:
         raise UserError("expected cells and trajectories of 1 or more: leave them out")
     out, count = Path(values.out), 2 if values.quick else NETWORKS
-    cells = [cell for cell in CELLS if acts(cell)][: 1 if values.quick else values.cells]
+    cells = [cell for cell in shuffled() if acts(cell)][: 1 if values.quick else values.cells]
     budget = 6 if values.quick else values.trajectories
     folders = {
         (cell, name): out / "trained" / f"{cell.name}-{name}"
