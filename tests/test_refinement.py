@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from metaopt.learned import refinement
 from metaopt.learned.bases import Bases
 from metaopt.learned.chain_pass import ChainPass
 from metaopt.learned.network_pass import InBases
@@ -155,6 +156,18 @@ def test_a_meta_gradient_goes_through_the_step_that_it_begins_from():
     assert not found.jd.requires_grad
     found.d.sum().backward()
     assert torch.equal(start.grad, torch.ones_like(start))
+
+
+def test_one_task_is_refined_in_tensors_as_in_numbers(monkeypatch):
+    """Off a CPU a number would wait for the device."""
+    system = system_of(SOFTMAX, penalties=True)
+    start = step_of(system, torch.randn_like(system.slope))
+    expected, promised = refined(system, start, 5), promised_by(system, start, 0.5)
+    monkeypatch.setattr(refinement, "_dot", lambda a, b: (a * b).sum(dim=-1, keepdim=True))
+    found = refined(system, start, 5)
+    torch.testing.assert_close(found.d, expected.d)
+    torch.testing.assert_close(found.jd, expected.jd)
+    assert promised_by(system, start, 0.5) == pytest.approx(promised)
 
 
 @pytest.mark.parametrize("far", [False, True])

@@ -20,7 +20,7 @@ from metaopt.learned.kronecker import (
     norm,
     passed,
 )
-from metaopt.learned.network_pass import ROUNDED, Derivatives, InBases, NetworkPass
+from metaopt.learned.network_pass import ROUNDED, Derivatives, NetworkPass
 from metaopt.output_loss import OutputLoss
 from metaopt.symmetry.chain import Layer, LayerChain
 from metaopt.symmetry.inputs import Eigen, LayerInput
@@ -167,11 +167,9 @@ class ChainPass(NetworkPass):
         """See :meth:`Derivatives.gradients`."""
         return self._derivatives.gradients(of_output)
 
-    def in_bases(self, factors: Sequence[LayerCurvature]) -> Derivatives:
-        """See :meth:`NetworkPass.in_bases`."""
+    def in_bases(self, factors: Sequence[LayerCurvature]) -> ChainDerivatives:
+        """See :meth:`NetworkPass.in_bases`; the layers of a chain have factors."""
         own = [f for f in factors if isinstance(f, Factors)]
-        if len(own) < len(factors):  # which nothing gives for a chain
-            return InBases(self, factors)
         return ChainDerivatives(self.layers, self.known, own)
 
     def rounding(self) -> list[Tensor]:

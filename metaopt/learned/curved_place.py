@@ -29,7 +29,6 @@ class CurvedPlace:
     Steps and directions have coefficients in the bases of the curvature.
 
     Attributes:
-        place: the weights, and the last steps.
         along: the derivatives of the output there.
         kind: the loss as a function of the output.
         bases: of the layers.
@@ -40,7 +39,6 @@ class CurvedPlace:
         moving: masks of the entries that move; None where all do.
     """
 
-    place: Place
     along: Derivatives
     kind: OutputLoss
     bases: Bases
@@ -73,7 +71,6 @@ class CurvedPlace:
         penalties = place.penalties() if known.penalised else None
         curvatures = with_penalties(factors, penalties)
         return cls(
-            place,
             at.in_bases(factors),
             loss.kind,
             Bases(factors, [own.shape for own in curvatures]),
@@ -151,7 +148,7 @@ class CurvedPlace:
         """
         penalised = None
         if self.penalties is not None:
-            leading = [own.movedim(-3, 0) for own in directions]
+            leading = [own.detach().movedim(-3, 0) for own in directions]
             penalised = [own.movedim(0, -3) for own in self._scaled(leading, self.penalties)]
         slope = [own[-1] for own in self.coefficients]
         model = model_of(self.along, directions, slope, self.means, self.kind, penalised)

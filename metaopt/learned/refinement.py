@@ -208,8 +208,10 @@ def limited(
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor | float:
-    """<a, b> of each task, ``(*batch, 1)``; of one task a number, as its arithmetic costs less."""
-    return torch.dot(a, b).item() if a.dim() == 1 else (a * b).sum(dim=-1, keepdim=True)
+    """<a, b> of each task, ``(*batch, 1)``; of one task on a CPU a number, which costs less."""
+    if a.dim() == 1 and a.device.type == "cpu":
+        return torch.dot(a, b).item()
+    return (a * b).sum(dim=-1, keepdim=True)
 
 
 def _ratio(a: Tensor | float, b: Tensor | float) -> Tensor | float:

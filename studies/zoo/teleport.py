@@ -4,7 +4,7 @@
 
 For each cell where the group is exact on all data, LSTM(update,tele) and the same without m2 are
 trained on networks of that cell, each from the same meta-seed and for as long, and measured on the
-cell's test networks. Elsewhere m2 does not act. What is done is kept.
+cell's test networks. Elsewhere m2 does not act. Trainings go on where they were killed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if values.cells < 1 or values.trajectories < 1:
         raise UserError("expected cells and trajectories of 1 or more: leave them out")
     out, count = Path(values.out), 2 if values.quick else NETWORKS
-    cells = [cell for cell in shuffled() if acts(cell)][: 1 if values.quick else values.cells]
+    cells = list(islice(filter(acts, shuffled()), 1 if values.quick else values.cells))
     budget = 6 if values.quick else values.trajectories
     folders = {
         (cell, name): out / "trained" / f"{cell.name}-{name}"
