@@ -39,7 +39,7 @@ MOMENTUM, SQUARE, LONG = 0.9, 0.99, 0.98  # decays of m, v, and of the mean ||g|
 RATES = {HIDDEN: 0.06, OUTPUT: 0.3, EMBEDDING: 0.06, VECTOR: 0.025}  # where the head gives 0
 DECAY = 0.05  # of a step's length, towards 0, where the head gives 0
 LONGEST_DECAY = 0.5  # of a weight, in a step
-WARM_UP, OPEN_WARM_UP = 40, 20  # steps, where the end is known, and where it is not
+WARM_UP, OPEN_WARM_UP = 30, 20  # steps, where the end is known, and where it is not
 OPEN = 30  # steps after which the rate has fallen by the root of 2 where the end is not known
 ITERATIONS = 4
 WIDEST = 256  # smaller side of what is made orthogonal as a whole
@@ -226,11 +226,11 @@ def orthogonal(role: Role) -> bool:
 
 
 def warm_up(total_steps: int) -> float:
-    """Return over how many steps the rate rises: half of a run, and 40 steps at most.
+    """Return over how many steps the rate rises: half of a run, and 30 steps at most.
 
     It rises with their square. In its first steps Adam's direction has nearly the same size at all
     entries, and with a rate that rises in a line the loss of a transformer rises at once. As the
-    rate falls meanwhile where the end is known, runs of up to 80 steps see half of it at most.
+    rate falls meanwhile where the end is known, runs of up to 60 steps see half of it at most.
 
     Args:
         total_steps: of the run; 0 if it is not known, where it is 20.
