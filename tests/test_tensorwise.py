@@ -180,7 +180,11 @@ def naive(model: nn.Module, count: int, total: int = 0) -> list[torch.Tensor]:
             v[name] = 0.99 * v[name] + 0.01 * g * g
             ahead = m[name] + look * (g - m[name])
             begun = math.sqrt(1 - 0.99**t) / (1 - 0.9**t)
-            rate = RATES[role.kind] * min(1, t / (min(30, total / 2) if total else 20)) ** 2 * trust
+            rate = (
+                RATES[role.kind]
+                * min(1, t / (min(30, total / 2) if total else 20)) ** (2 if total else 1)
+                * trust
+            )
             rate *= 1 - (t - 1) / total if total else (1 + t / 30) ** -0.5
             adam = begun * ahead / v[name].sqrt()
             if role.kind in (HIDDEN, OUTPUT):

@@ -228,9 +228,10 @@ def orthogonal(role: Role) -> bool:
 def warm_up(total_steps: int) -> float:
     """Return over how many steps the rate rises: half of a run, and 30 steps at most.
 
-    It rises with their square. In its first steps Adam's direction has nearly the same size at all
-    entries, and with a rate that rises in a line the loss of a transformer rises at once. As the
-    rate falls meanwhile where the end is known, runs of up to 60 steps see half of it at most.
+    Where the end is known it rises with their square. In its first steps Adam's direction has
+    nearly the same size at all entries, and with a rate that rises in a line the loss of a
+    transformer rises at once. As the rate falls meanwhile, runs of up to 60 steps see half of it at
+    most. Where the end is not known that would cost too many steps.
 
     Args:
         total_steps: of the run; 0 if it is not known, where it is 20.
@@ -425,7 +426,7 @@ def _channels(facts: Facts, energies: Energies, column: Column) -> tuple[Tensor,
 def _gains(facts: Facts, energies: Energies, column: Column, output: Tensor) -> Gains:
     steps, count = column.steps, len(facts.roles)
     total, run = facts.total_steps, _of_run(steps, count)
-    rise = (steps / warm_up(total)).clamp(max=1.0).square()
+    rise = (steps / warm_up(total)).clamp(max=1.0) ** (2 if total else 1)
     fall = (1 - (run - 1) / total).clamp(min=0.0) if total else (1 + run / OPEN) ** -0.5
     # Where gradients grow at once, a step before was too long.
     mean = _whole(column.long / (1 - LONG**steps), count)
