@@ -17,12 +17,11 @@ from metaopt.learned import tensorwise
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import Observation
 from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.learned.orthogonal import in_blocks, orthogonalised
 from metaopt.learned.tensorwise import (
     DECAY,
     RATES,
-    in_blocks,
     orthogonal,
-    orthogonalised,
     period,
 )
 from metaopt.roles import EMBEDDING, HIDDEN, OUTPUT, VECTOR, Role, role_of_shape, roles_of
