@@ -1,5 +1,6 @@
 """The zoo: its cells, its scores, and that it goes on from what is there."""
 
+import importlib
 import json
 import math
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from metaopt.errors import UserError
-from studies.zoo import report, teleport
+from metaopt.training.distributions import TASK_DISTRIBUTIONS
+from studies.zoo import report
 from studies.zoo.__main__ import main, write_report
 from studies.zoo.cells import CELLS, Cell, shuffled
 from studies.zoo.figure import zoo_figure
@@ -127,14 +129,24 @@ def test_a_number_of_cells_that_there_are_not_is_refused():
         main(["--cells", "400"])
 
 
-def test_m2_acts_where_its_group_is_exact_alone():
+@pytest.fixture
+def teleport():
+    """The study of m2, whose tasks are registered for as long as it is used."""
+    module = importlib.import_module("studies.zoo.teleport")
+    TASK_DISTRIBUTIONS.pop("zoo_cell", None)
+    TASK_DISTRIBUTIONS["zoo_cell"] = module.CellTraining
+    yield module
+    del TASK_DISTRIBUTIONS["zoo_cell"]
+
+
+def test_m2_acts_where_its_group_is_exact_alone(teleport):
     by_name = {cell.name: cell for cell in CELLS}
     assert teleport.acts(by_name["none-leaky_relu-2-0.5-teacher"])
     assert not teleport.acts(by_name["none-leaky_relu-2-12-teacher"])
     assert not teleport.acts(by_name["bias-gelu-2-0.5-teacher"])
 
 
-def test_optimizers_are_trained_anew_on_the_networks_of_one_cell():
+def test_optimizers_are_trained_anew_on_the_networks_of_one_cell(teleport):
     cell = CELLS[40]
     for name in (teleport.WITH, teleport.WITHOUT):
         recipe = teleport.recipe(name, cell, 40)
@@ -147,7 +159,7 @@ def test_optimizers_are_trained_anew_on_the_networks_of_one_cell():
         assert (recipe.training.trajectories, recipe.training.validation_every) == (40, 10)
 
 
-def test_the_table_of_m2_counts_cells():
+def test_the_table_of_m2_counts_cells(teleport):
     means = {teleport.WITH: [0.5, 0.1, 0.1, 0.1, 0.1], teleport.WITHOUT: [1.0, 0.1, 0.1, 0.1, 0.1]}
     other = {teleport.WITH: [0.2, 0.2, 0.1, 0.1, 0.1], teleport.WITHOUT: [0.1, 0.1, 0.1, 0.1, 0.1]}
     text = teleport.table(dict(zip(CELLS, (means, other), strict=False)))
