@@ -24,6 +24,7 @@ from metaopt.errors import UserError
 from metaopt.evaluation.rollout import rollout
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.tasks import first_seeds
+from metaopt.training.distributions import TASK_DISTRIBUTIONS
 from metaopt.training.run import BEST
 from studies.builders import learned_of
 from studies.command import add_jobs, study_parser
@@ -31,7 +32,7 @@ from studies.learned_teleportation.training_pool import train_all
 from studies.report import markdown, write_text
 from studies.zoo.cells import CELLS, NETWORKS, Cell, shuffled
 from studies.zoo.runs import run
-from studies.zoo.training import CellTraining as CellTraining  # which registers it
+from studies.zoo.training import CellTraining
 
 WITH, WITHOUT = "lstm_update_tele", "lstm_whitened"
 AT = (3, 5, 10, 30, 100)
@@ -138,6 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_text(out / "tables" / "zoo_teleport.md", text)
     print(text)
 
+
+if __name__ in ("__main__", "__mp_main__"):  # here, and in the processes that train
+    TASK_DISTRIBUTIONS["zoo_cell"] = CellTraining
 
 if __name__ == "__main__":
     sys.exit(guarded(main)())

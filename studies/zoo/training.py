@@ -8,12 +8,11 @@ from typing import final
 import torch
 
 from metaopt.tasks import NetworkFamily, TaskSampler
-from metaopt.training.distributions import TASK_DISTRIBUTIONS, Drawn, TaskDistribution, draw_seeds
+from metaopt.training.distributions import Drawn, TaskDistribution, draw_seeds
 from studies.zoo.cells import CELLS
 
 
 @final
-@TASK_DISTRIBUTIONS.register("zoo_cell")
 @dataclass(frozen=True)
 class CellTraining(TaskDistribution):
     """Networks of one cell of the zoo, in float64.

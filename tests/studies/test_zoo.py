@@ -1,6 +1,5 @@
 """The zoo: its cells, its scores, and that it goes on from what is there."""
 
-import importlib
 import json
 import math
 
@@ -10,11 +9,13 @@ import torch
 from metaopt.errors import UserError
 from metaopt.training.distributions import TASK_DISTRIBUTIONS
 from studies.zoo import report
+from studies.zoo import teleport as teleport_study
 from studies.zoo.__main__ import main, write_report
 from studies.zoo.cells import CELLS, Cell, shuffled
 from studies.zoo.figure import zoo_figure
 from studies.zoo.rivals import Contender, contenders
 from studies.zoo.runs import measure, run
+from studies.zoo.training import CellTraining
 
 LEARNED = ("lstm_update_tele", "lstm_whitened")
 
@@ -132,10 +133,8 @@ def test_a_number_of_cells_that_there_are_not_is_refused():
 @pytest.fixture
 def teleport():
     """The study of m2, whose tasks are registered for as long as it is used."""
-    module = importlib.import_module("studies.zoo.teleport")
-    TASK_DISTRIBUTIONS.pop("zoo_cell", None)
-    TASK_DISTRIBUTIONS["zoo_cell"] = module.CellTraining
-    yield module
+    TASK_DISTRIBUTIONS["zoo_cell"] = CellTraining
+    yield teleport_study
     del TASK_DISTRIBUTIONS["zoo_cell"]
 
 
