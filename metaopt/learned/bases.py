@@ -91,5 +91,16 @@ class Bases:
             row: their coefficients, ``(*batch, coefficients)``.
             by: what they are multiplied by, of the shape of each layer.
         """
-        pairs = zip(self.factors, self.back(row), by, strict=True)
-        return self.row([f.into(own * other) for f, own, other in pairs])
+        return self.row(self.scaled_parts(self.parts(row), by))
+
+    def scaled_parts(self, parts: Sequence[Tensor], by: Sequence[Tensor]) -> Matrices:
+        """Return the same of each layer, which may have further dimensions before its own.
+
+        Args:
+            parts: coefficients of each layer, ``(..., *batch, out, in + 1)``.
+            by: what the matrices are multiplied by, of the shape of each layer.
+        """
+        return [
+            f.into(f.back(own) * other)
+            for f, own, other in zip(self.factors, parts, by, strict=True)
+        ]

@@ -126,16 +126,8 @@ class CurvedPlace:
                 parts.append(newton.unsqueeze(0))
             found.append(torch.cat(parts))
         if self.moving is not None:
-            found = self._scaled(found, self.moving)
+            found = self.bases.scaled_parts(found, self.moving)
         return [own.movedim(0, -3) for own in found] if self.batch else found
-
-    def _scaled(self, coefficients: Sequence[Tensor], by: Sequence[Tensor]) -> list[Tensor]:
-        """Coefficients of matrices whose entries are multiplied by others."""
-        factors = self.bases.factors
-        return [
-            f.into(f.back(own) * other)
-            for f, own, other in zip(factors, coefficients, by, strict=True)
-        ]
 
     def minimum(self, directions: Sequence[Tensor], nu: Tensor) -> Step:
         """Return the step to the minimum of the damped model along directions.
@@ -149,7 +141,8 @@ class CurvedPlace:
         penalised = None
         if self.penalties is not None:
             leading = [own.detach().movedim(-3, 0) for own in directions]
-            penalised = [own.movedim(0, -3) for own in self._scaled(leading, self.penalties)]
+            found = self.bases.scaled_parts(leading, self.penalties)
+            penalised = [own.movedim(0, -3) for own in found]
         slope = [own[-1] for own in self.coefficients]
         model = model_of(self.along, directions, slope, self.means, self.kind, penalised)
         c = minimum(model, spread(nu, self.batch, model.product))
