@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs soak mutants audit wheel train study controls families optimizers \
-  minibatches zoo fullbatch untuned generalization adapters moves quantisation theory publish clean
+  minibatches zoo fullbatch untuned unusual generalization adapters moves quantisation theory publish clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -77,6 +77,9 @@ fullbatch: $(STAMP) ## real full-batch problems (20 minutes); needs MNIST in $$M
 
 untuned: $(STAMP) ## four larger networks with default settings; needs CIFAR-10 in $$METAOPT_DATA
 	$(BIN)/python -m studies.untuned --out runs/untuned
+
+unusual: $(STAMP) ## small problems of 41 unusual kinds with default settings
+	$(BIN)/python -m studies.unusual --out runs/unusual
 
 generalization: $(STAMP) ## section 4 on real data; needs all three data sets in $$METAOPT_DATA
 	for data in mnist fashion-mnist cifar10; do for study in correlation teleport; do \

@@ -29,7 +29,14 @@ from metaopt.tasks.suite.images import image_parts
 from metaopt.tasks.suite.lora import LowRank, adapt
 from metaopt.tasks.suite.lstm_characters import PlainLSTM, RecurrentModel
 from metaopt.tasks.suite.mlp import perceptron
-from metaopt.tasks.suite.small import TOKENS, DrawnSequences, SmallFamily
+from metaopt.tasks.suite.small import (
+    TOKENS,
+    DrawnSequences,
+    DrawnValues,
+    SmallFamily,
+    stretched_perceptron,
+    taught_parts,
+)
 from metaopt.tasks.suite.vision_transformer import VisionTransformer
 
 FAMILIES = (MlpFamily, AutoencoderFamily, ResidualFamily, LstmFamily, SuiteFamily, SmallFamily)
@@ -363,7 +370,47 @@ def test_small_tasks_of_every_kind_run_as_copies_in_one_pass(files):
         tasks(0).sum().backward()
         assert tasks.together
         assert all(p.grad is not None for p in tasks.parameters())
-    assert {name for _, name in seen} == {"DrawnPairs", "DrawnText", "DrawnSequences"}
+    assert {name for _, name in seen} == {
+        "DrawnPairs", "DrawnValues", "DrawnText", "DrawnSequences"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("norm", "residual"), [("none", False), ("layer", True)])
+def test_a_stretched_perceptron_says_what_it_would_say_without(norm, residual):
+    sizes = 5, 7, 3, 2, nn.Tanh
+    x = torch.randn(4, 5)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        usual = perceptron(*sizes, norm, residual)
+        torch.manual_seed(2)
+        stretched = stretched_perceptron(*sizes, 10.0, norm, residual)
+    torch.testing.assert_close(stretched(x), usual(x))
+    for one, other in zip(usual.parameters(), stretched.parameters(), strict=True):
+        assert one.shape == other.shape
+    assert (stretched[1].weight * 10).allclose(usual[1].weight)
+    assert torch.equal(stretched[-1].weight, usual[-1].weight)
+
+
+def test_values_that_are_taught_are_drawn_by_their_seed_and_can_be_learned():
+    one, same, other = (taught_parts(3, 2, seed, 512) for seed in (1, 1, 2))
+    assert torch.equal(one["train"][1], same["train"][1])
+    assert not torch.equal(one["train"][1], other["train"][1])
+    assert {name: len(x) for name, (x, _) in one.items()} == {
+        "train": 512, "validation": 64, "test": 64
+    }  # fmt: skip
+    task = DrawnValues(lambda: one, lambda: perceptron(3, 32, 2, 2, nn.Tanh), 64)
+    model = task.model(0)
+    before = task.loss(model, one["test"]).item()
+    x, y = one["test"]
+    expected = (model(x) - y).square().mean().item() / 2
+    assert before == pytest.approx(expected)
+    adam = torch.optim.Adam(model.parameters(), 1e-2)
+    for _, batch in zip(range(300), task.batches(0, "train"), strict=False):
+        adam.zero_grad()
+        task.loss(model, batch).backward()
+        adam.step()
+    assert task.loss(model, one["test"]) < 0.5 * before
+    assert task.metrics(model, one["test"]) == {}
 
 
 def test_tokens_follow_those_some_places_before():

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from metaopt.errors import UserError
 from metaopt.learned import tensorwise
+from metaopt.learned.checkpoint import save_meta_optimizer
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import Observation
 from metaopt.learned.optimizer import LearnedOptimizer
-from metaopt.learned.orthogonal import in_blocks, orthogonalised
+from metaopt.learned.orthogonal import even_rows, in_blocks, orthogonalised
 from metaopt.learned.tensorwise import (
     DECAY,
     RATES,
@@ -93,6 +94,83 @@ def test_a_wide_matrix_is_made_orthogonal_in_blocks(shape):
     assert start == side
 
 
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (3, 6, 2)])
+def test_even_rows_are_of_one_length_and_the_whole_as_long(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found = even_rows(matrix)
+    norms, length = found.norm(dim=-1), matrix.norm(dim=(-2, -1))
+    torch.testing.assert_close(found.norm(dim=(-2, -1)), length)
+    torch.testing.assert_close(norms, norms[..., :1].expand_as(norms))
+    torch.testing.assert_close(F.normalize(found, dim=-1), F.normalize(matrix, dim=-1))
+
+
+def test_rows_of_zeros_stay_and_the_others_are_as_long_together():
+    matrix = torch.randn(5, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    matrix[1] = 0
+    found = even_rows(matrix)
+    assert not found[1].any()
+    torch.testing.assert_close(found.norm(), matrix.norm())
+    assert not even_rows(torch.zeros(2, 4)).any()
+
+
+def deep_network(layers: int, factor: float = 1.0) -> nn.Module:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 6), *(nn.Linear(6, 6) for _ in range(layers)))
+    with torch.no_grad():
+        for layer in list(model)[1:-1]:
+            layer.weight.mul_(factor)
+    return model
+
+
+def moved(model: nn.Module, meta: MetaOptimizer) -> list[torch.Tensor]:
+    """How far each parameter is moved by one step, all gradients alike."""
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = LearnedOptimizer(model, meta)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    return [
+        (a - b.detach()).norm()
+        for a, b in zip(before, model.parameters(), strict=True)
+        if b.dim() > 1
+    ]
+
+
+def test_steps_of_deep_networks_are_as_much_shorter_as_the_root_of_their_depth(monkeypatch):
+    monkeypatch.setattr(tensorwise, "DECAY", 0.0)
+    shallow, deep = (moved(deep_network(layers), build()) for layers in (1, 4))
+    torch.testing.assert_close(deep[0], shallow[0] / 2)  # one matrix between layers, and four
+    torch.testing.assert_close(deep[-1], shallow[-1])  # the output
+
+
+@pytest.mark.parametrize("factor", [0.2, 0.001, 3.0, 0.0])
+def test_small_weights_are_moved_less_and_those_of_zero_are_not(factor, monkeypatch):
+    monkeypatch.setattr(tensorwise, "DECAY", 0.0)
+    usual, other = moved(deep_network(2), build()), moved(deep_network(2, factor), build())
+    weight = deep_network(2)[1].weight.detach()
+    own = math.sqrt(3 * 32 * float(weight.square().mean()))  # near 1, over those of torch's start
+    part = min(1.0, max(0.05, own * factor)) if factor else 1.0
+    torch.testing.assert_close(other[0], usual[0] * part / min(1.0, own))
+    torch.testing.assert_close(other[-1], usual[-1])
+
+
+def test_a_checkpoint_from_before_the_depth_was_seen_loads(tmp_path):
+    old = MetaOptimizer(MetaOptimizerSpec(update="tensorwise", element="none", hidden=5), 0)
+    new = MetaOptimizer(
+        MetaOptimizerSpec(update="tensorwise", element="none", hidden=5, sees_depth=True), 0
+    )
+    for meta, channels in ((old, 18), (new, 19)):
+        assert meta.update.lstm.layers[0].weight_x.shape[1] == channels
+        nn.init.normal_(meta.update.lstm.head_weight, generator=torch.Generator().manual_seed(1))
+        path = tmp_path / f"{channels}.safetensors"
+        save_meta_optimizer(path, meta, {})
+        models = network(), network()
+        for model, source in zip(models, (meta, path), strict=True):
+            steps(model, LearnedOptimizer(model, source), 3)
+        for one, other in zip(*(model.parameters() for model in models), strict=True):
+            assert torch.equal(one, other)
+
+
 def test_the_wider_a_matrix_the_more_seldom_it_is_made_orthogonal():
     periods = [period(Role(HIDDEN, rows, 900, True)) for rows in (8, 32, 64, 128, 256, 900)]
     assert periods == [1, 1, 2, 4, 8, 8]
@@ -164,6 +242,8 @@ def naive(model: nn.Module, count: int, total: int = 0) -> list[torch.Tensor]:
     w = {n: p.detach().double() for n, p in model.named_parameters()}
     m = {n: torch.zeros_like(p) for n, p in w.items()}
     v = {n: torch.zeros_like(p) for n, p in w.items()}
+    first = {n: float(p.square().sum()) for n, p in w.items()}
+    deep = max(1, sum(orthogonal(role) for role in names.values()))
     look, mix = 1 / (1 + math.exp(2)), 0.5
     usual, trust = 0.0, 1.0
     for t in range(1, count + 1):
@@ -179,17 +259,21 @@ def naive(model: nn.Module, count: int, total: int = 0) -> list[torch.Tensor]:
             v[name] = 0.99 * v[name] + 0.01 * g * g
             ahead = m[name] + look * (g - m[name])
             begun = math.sqrt(1 - 0.99**t) / (1 - 0.9**t)
-            rate = (
-                RATES[role.kind]
-                * min(1, t / (min(30, total / 2) if total else 20)) ** (2 if total else 1)
-                * trust
-            )
+            rate = RATES[role.kind] * min(1, t / (min(30, total / 3) if total else 20)) * trust
             rate *= 1 - (t - 1) / total if total else (1 + t / 30) ** -0.5
+            if role.kind in (HIDDEN, VECTOR):
+                rate /= math.sqrt(deep)
+            if role.kind == HIDDEN and first[name] > 0:  # weights of torch's start have a third
+                now = max(first[name], float(w[name].square().sum())) / g.numel()
+                rate *= min(1.0, max(0.05, math.sqrt(now / (1 / (3 * role.fan_in)))))
             adam = begun * ahead / v[name].sqrt()
             if role.kind in (HIDDEN, OUTPUT):
                 adam = adam / math.sqrt(role.fan_in)
             if role.kind == HIDDEN:
-                o = orthogonalised(ahead.reshape(role.rows, -1)).reshape(ahead.shape)
+                o = orthogonalised(ahead.reshape(role.rows, -1))
+                length = o.norm()
+                o = o / o.norm(dim=1, keepdim=True)
+                o = (o * length / o.norm()).reshape(ahead.shape)
                 now = every[name] * ((t + list(names).index(name)) % every[name] == 0)
                 adam = (1 - mix) * adam + now * mix * o * max(1, role.rows / role.fan_in) ** 0.5
             if role.kind != VECTOR:

@@ -15,6 +15,21 @@ FLAT = 2  # times as wide as high, from where on a flat matrix is made orthogona
 LEAST = 1e-15  # a norm below it may have underflowed to 0
 
 
+def even_rows(matrix: Tensor) -> Tensor:
+    """Return a matrix with rows of one length, as long as it was itself.
+
+    Args:
+        matrix: ``(*batch, rows, columns)``.
+
+    Source: Li et al. (2025), NorMuon, without its moving averages.
+    """
+    rows = torch.linalg.vector_norm(matrix, dim=-1, keepdim=True)
+    whole = torch.linalg.vector_norm(rows, dim=-2, keepdim=True)
+    some = (rows > 0).to(rows.dtype).sum(dim=-2, keepdim=True).sqrt()
+    found: Tensor = matrix * (whole / (some * rows + LEAST))
+    return found
+
+
 def in_blocks(matrix: Tensor) -> Tensor:
     """Return a matrix made orthogonal, as a whole or in blocks where it is wide.
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from metaopt.learned.blocks import blocks
 from metaopt.learned.fields import LSTMFields
 from metaopt.learned.observation import Observation
-from metaopt.learned.orthogonal import in_blocks
+from metaopt.learned.orthogonal import even_rows, in_blocks
 from metaopt.learned.state import Columns
 from metaopt.learned.update import UPDATE_RULES, InPlace, RuleState, UpdateConfig, UpdateRule
 from metaopt.roles import (
@@ -43,10 +43,11 @@ LONGEST_DECAY = 0.5  # of a weight, in a step
 WARM_UP, OPEN_WARM_UP = 30, 20  # steps, where the end is known, and where it is not
 OPEN = 30  # steps after which the rate has fallen by the root of 2 where the end is not known
 PER_STEP, MOST_STEPS = 32, 8
+SMALLEST = 0.05  # part of the usual weights, below which steps shorten no more
 SURPRISE = 2.0  # a gradient so many times longer than usual shortens the step
 EPS = 1e-24
 NUMBERS = ("steps", "momentum_norm", "long", "first_norm", "path")  # kept of each tensor
-CHANNELS = 18
+CHANNELS = 18  # and one more where the depth is seen
 OUTPUTS = 4
 
 
@@ -93,7 +94,8 @@ class TensorwiseUpdate(InPlace, UpdateRule):
 
     def __init__(self, config: TensorwiseConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.lstm = config.lstm(CHANNELS, OUTPUTS, generator)
+        self.sees_depth = config.sees_depth
+        self.lstm = config.lstm(CHANNELS + self.sees_depth, OUTPUTS, generator)
         self.lstm.zero_head()
         if config.head_alone:
             for layer in self.lstm.layers:
@@ -180,7 +182,7 @@ class TensorwiseUpdate(InPlace, UpdateRule):
     ) -> tuple[Tensor, RuleState, Gains]:
         """The numbers of each tensor and the LSTM's state after this step, and what it says."""
         own = 2 * len(self.lstm.layers)
-        channels, column = _channels(facts, energies, Column(*state[own]))
+        channels, column = _channels(facts, energies, Column(*state[own]), self.sees_depth)
         output, following = self.lstm(channels, state[:own])
         gains = _gains(facts, energies, column, output)
         # As long as a step would be of a direction whose entries are 1.
@@ -197,9 +199,11 @@ class TensorwiseConfig(LSTMFields, UpdateConfig):
     Attributes:
         head_alone: whether the LSTM keeps its random initial weights, and what it says is trained
             alone. These are few meta-parameters, which suits evolution strategies.
+        sees_depth: whether the LSTM sees how many matrices between layers there are.
     """
 
     head_alone: bool = False
+    sees_depth: bool = False
 
     @property
     def needs_chain(self) -> bool:
@@ -221,17 +225,12 @@ def orthogonal(role: Role) -> bool:
 
 
 def warm_up(total_steps: int) -> float:
-    """Return over how many steps the rate rises: half of a run, and 30 steps at most.
-
-    Where the end is known it rises with their square. In its first steps Adam's direction has
-    nearly the same size at all entries, and with a rate that rises in a line the loss of a
-    transformer rises at once. As the rate falls meanwhile, runs of up to 60 steps see half of it at
-    most. Where the end is not known that would cost too many steps.
+    """Return over how many steps the rate rises, in a line.
 
     Args:
-        total_steps: of the run; 0 if it is not known, where it is 20.
+        total_steps: of the run; 0 if it is not known. Then it is 20, else a third, and 30 at most.
     """
-    return min(WARM_UP, total_steps / 2) if total_steps else OPEN_WARM_UP
+    return min(WARM_UP, total_steps / 3) if total_steps else OPEN_WARM_UP
 
 
 def period(role: Role) -> int:
@@ -251,19 +250,25 @@ class Facts(NamedTuple):
         batch: the dimensions that count tasks.
         dims: how many dimensions each parameter has beside them.
         total_steps: of the run; 0 if it is not known.
+        deep: how many matrices are between layers.
         rows: channels that stay, ``(channels, tensors * tasks)``: the logarithms of the fan-in and
             of the number of entries, the kind, whether it is made orthogonal, and its place.
         scales: the fan-in over the number of entries, ``(tensors * tasks,)``.
         sizes: the length of a step of rate 1 along a direction whose entries are 1.
+        rates: of a step where the head gives 0, ``(tensors * tasks,)``.
+        hidden: 1 for matrices between layers, 0 for the others.
     """
 
     roles: Sequence[Role]
     batch: torch.Size
     dims: Sequence[int]
     total_steps: int
+    deep: int
     rows: Tensor
     scales: Tensor
     sizes: Tensor
+    rates: Tensor
+    hidden: Tensor
 
 
 class Energies(NamedTuple):
@@ -308,6 +313,7 @@ def _facts(seen: Observation) -> Facts:
     roles = seen.roles or placed(role_of_shape(shape[dims:]) for shape in shapes)
     batch = shapes[0][:dims]
     entries = [max(shape[dims:].numel(), 1) for shape in shapes]
+    deep = sum(orthogonal(role) for role in roles)
     fixed = [
         [math.log(role.fan_in) / 4 for role in roles],
         [math.log(n) / 8 for n in entries],
@@ -316,10 +322,18 @@ def _facts(seen: Observation) -> Facts:
         [index / len(roles) for index in range(len(roles))],
         [role.fan_in / n for role, n in zip(roles, entries, strict=True)],
         [(n / _width(role)) ** 0.5 for role, n in zip(roles, entries, strict=True)],
+        [_rate(role, deep) for role in roles],
+        [float(role.kind == HIDDEN) for role in roles],
     ]
     rows = seen.parameters[0].new_tensor(fixed).repeat_interleave(batch.numel(), dim=1)
     own = [len(shape) - dims for shape in shapes]
-    return Facts(roles, batch, own, seen.total_steps, rows[:-2], rows[-2], rows[-1])
+    return Facts(roles, batch, own, seen.total_steps, deep, rows[:-4], *rows[-4:])
+
+
+def _rate(role: Role, deep: int) -> float:
+    """The usual rate. What is done to one of many layers adds to what is done to the others."""
+    usual = RATES[role.kind]
+    return usual if role.kind in (OUTPUT, EMBEDDING) else usual / max(deep, 1) ** 0.5
 
 
 def _width(role: Role) -> float:
@@ -327,7 +341,9 @@ def _width(role: Role) -> float:
     return role.fan_in if role.kind in (HIDDEN, OUTPUT) else 1.0
 
 
-def _channels(facts: Facts, energies: Energies, column: Column) -> tuple[Tensor, Column]:
+def _channels(
+    facts: Facts, energies: Energies, column: Column, sees_depth: bool
+) -> tuple[Tensor, Column]:
     """What the LSTM sees, ``(channels, tensors * tasks)``, and the numbers after this step."""
     energy, momentum, size = energies
     steps, count, b = column.steps + 1, len(facts.roles), MOMENTUM
@@ -356,21 +372,26 @@ def _channels(facts: Facts, energies: Energies, column: Column) -> tuple[Tensor,
         torch.full_like(steps, known),
         torch.full_like(steps, math.log10(max(facts.total_steps, 1)) / 4),
     )
+    if sees_depth:
+        channels = (*channels, torch.full_like(steps, math.log1p(facts.deep) / 4))
     return torch.stack(channels), Column(steps, momentum, long, first, column.path)
 
 
 def _gains(facts: Facts, energies: Energies, column: Column, output: Tensor) -> Gains:
     steps, count = column.steps, len(facts.roles)
     total, run = facts.total_steps, _of_run(steps, count)
-    rise = (steps / warm_up(total)).clamp(max=1.0) ** (2 if total else 1)
+    rise = (steps / warm_up(total)).clamp(max=1.0)
     fall = (1 - (run - 1) / total).clamp(min=0.0) if total else (1 + run / OPEN) ** -0.5
     # Where gradients grow at once, a step before was too long.
     mean = _whole(column.long / (1 - LONG**steps), count)
     surprise = (mean + EPS) / (_whole(energies.gradients, count) + EPS)
     trust = (SURPRISE * surprise.sqrt()).clamp(max=1.0)
-    usual = energies.gradients.new_tensor([RATES[role.kind] for role in facts.roles])
-    rate = rise * fall * trust * _factor(output[0])
-    rate = rate * usual.repeat_interleave(facts.batch.numel())
+    rate = rise * fall * trust * _factor(output[0]) * facts.rates
+    # Over the weights of torch's usual start, uniform up to 1 / sqrt(fan-in).
+    largest = torch.maximum(energies.weights, column.first)
+    part = (3 * largest * facts.scales).sqrt().clamp(SMALLEST, 1.0)
+    small = (facts.hidden > 0) & (column.first > 0)
+    rate = torch.where(small, rate * part, rate)
     weights = energies.weights.sqrt() + EPS
     decay = DECAY * _factor(output[3]) * rate * facts.sizes / weights
     decay = torch.where(energies.momenta > 0, decay.clamp(max=LONGEST_DECAY), 0.0)
@@ -456,7 +477,7 @@ def _turned(role: Role, ahead: Tensor, batch: int) -> Tensor:
     flat = ahead.flatten(batch + 1) if ahead.dim() > batch + 2 else ahead
     if role.transposed:
         flat = flat.mT
-    found = in_blocks(flat)
+    found = even_rows(in_blocks(flat))
     return (found.mT if role.transposed else found).reshape(ahead.shape)
 
 

@@ -23,6 +23,7 @@ from studies.suite.kept import Log
 from studies.suite.protocol import OPEN
 from studies.untuned.report import ADAMW, tables
 from studies.untuned.runs import LAST, Extent, contenders, measure
+from studies.untuned.tasks import subjects
 
 LEARNED = "lstm_layerwise"
 FORMER = "lstm_layerwise_v1"
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if values.quick:
         extent = Extent(QUICK_STEPS, 1, quick=True)
     out = Path(values.out)
-    records = measure(methods, extent, values.data_dir or None, Log(out / "runs.jsonl"))
+    networks = subjects(values.data_dir or None, extent.quick)
+    records = measure(methods, extent, networks, Log(out / "runs.jsonl"))
     for name, table in tables(records).items():
         write_text(out / "tables" / f"{name}.md", table)
         print(table)

@@ -48,7 +48,7 @@ def tables(records: Sequence[Record]) -> dict[str, str]:
     return {
         "untuned": _losses(runs, "train"),
         "untuned_test": _losses(runs, "loss"),
-        "untuned_highest": _table(runs, _highest),
+        "untuned_highest": _table(runs, highest_loss),
         "untuned_seconds": _table(runs, lambda own: f"{_mean(own, 'seconds'):.0f}"),
         "untuned_rates": _rates(runs),
     }
@@ -88,14 +88,14 @@ def _losses(runs: Runs, what: str) -> str:
                 cells[name] = f"**{cells[name]}**"
         cells[BEST] += f" ({ADAMW[best(runs, network)]:g})"
         lines.append([network, *cells.values()])
-    return markdown(["network", *map(_heading, headings)], lines)
+    return markdown(["network", *map(heading, headings)], lines)
 
 
 def _table(runs: Runs, cell: Cell) -> str:
     networks = list(dict.fromkeys(network for network, _ in runs))
     rows = [(network, _columns(runs, network)) for network in networks]
     lines = [[network, *map(cell, columns.values())] for network, columns in rows]
-    return markdown(["network", *map(_heading, rows[0][1])], lines)
+    return markdown(["network", *map(heading, rows[0][1])], lines)
 
 
 def _rates(runs: Runs) -> str:
@@ -108,12 +108,21 @@ def _rates(runs: Runs) -> str:
     return markdown(["network", *ADAMW], lines)
 
 
-def _heading(method: str) -> str:
-    """The name of a method; of the file of a checkpoint, its name alone."""
+def heading(method: str) -> str:
+    """Return the name of a method; of the file of a checkpoint, its name alone.
+
+    Args:
+        method: as the user gave it.
+    """
     return Path(method.replace(".safetensors", "")).name
 
 
-def _highest(own: Sequence[Record]) -> str:
+def highest_loss(own: Sequence[Record]) -> str:
+    """Return the highest loss of a minibatch over the first one, of all runs.
+
+    Args:
+        own: the runs.
+    """
     return f"{max(_number(record['highest']) for record in own):.2f}"
 
 

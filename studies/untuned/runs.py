@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,15 +16,25 @@ from metaopt.errors import UserError
 from metaopt.evaluation.ordinary import ORDINARY
 from metaopt.learned.optimizer import LearnedOptimizer
 from metaopt.randomness import same_randomness
-from metaopt.tasks import first_seeds
-from metaopt.tasks.suite.text import text_digest
+from metaopt.tasks import Task, first_seeds
 from studies.suite.kept import Log
 from studies.suite.protocol import OPEN, Contender, contender
 from studies.suite.runs import Record, evaluated, kept, settle, trained
-from studies.untuned.tasks import NETWORKS, task_of
 
 LAST = 5
 """Steps that the final training loss is the mean of."""
+
+
+class Subject(NamedTuple):
+    """What methods are compared on.
+
+    Attributes:
+        task: a network and its data.
+        data: names the data.
+    """
+
+    task: Task
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,29 +72,30 @@ def contenders(names: Sequence[str]) -> list[Contender]:
 
 
 def measure(
-    methods: Sequence[Contender], extent: Extent, data_dir: str | None, log: Log
+    methods: Sequence[Contender], extent: Extent, subjects: Mapping[str, Subject], log: Log
 ) -> list[Record]:
     """Make the runs that are not there yet, one seed after another, and return all.
 
     Args:
         methods: what is compared.
         extent: how much is run.
-        data_dir: the folder that has the folder ``cifar10``; None for ``$METAOPT_DATA``.
+        subjects: what they are compared on, by name.
         log: the finished runs, to which each new one is added.
     """
     planned = {
-        _key(network, of, seed, extent): (network, of, seed)
+        _key(network, subjects[network].data, of, seed, extent): (network, of, seed)
         for seed in first_seeds("test", extent.seeds)
-        for network in NETWORKS
+        for network in subjects
         for of in methods
     }
     left = {key: what for key, what in planned.items() if key not in log.records}
     for key, (network, of, seed) in tqdm(left.items(), unit="run"):
-        log.add({"key": key, **run(network, of, seed, extent, data_dir)})
+        task = subjects[network].task
+        log.add({"key": key, "network": network, **run(task, of, seed, extent.steps)})
     return [log.records[key] for key in planned]
 
 
-def run(network: str, of: Contender, seed: int, extent: Extent, data_dir: str | None) -> Record:
+def run(task: Task, of: Contender, seed: int, steps: int) -> Record:
     """Make a run, and return what is kept of it.
 
     "train" is the mean loss of the last five minibatches, "loss" that of the held-out samples at
@@ -91,26 +103,23 @@ def run(network: str, of: Contender, seed: int, extent: Extent, data_dir: str | 
     the processor for all steps, batches included and evaluations not. null is what is not finite.
 
     Args:
-        network: a key of ``NETWORKS``.
+        task: a network and its data.
         of: the method.
         seed: of initial weights and of the order of the data.
-        extent: the number of steps, and whether the network is tiny.
-        data_dir: the folder that has the folder ``cifar10``; None for ``$METAOPT_DATA``.
+        steps: how many.
     """
-    task = task_of(network, data_dir, extent.quick)
     with same_randomness(seed):
         model = task.model(seed)
-        optimizer = _optimizer(of, model, extent.steps)
-        losses, seconds = trained(task, model, optimizer, seed, extent.steps)
+        optimizer = _optimizer(of, model, steps)
+        losses, seconds = trained(task, model, optimizer, seed, steps)
         loss = math.inf
         if math.isfinite(losses[-1]):
             settle(task, model, optimizer, seed)
             loss = evaluated(task, model, seed, "test")["loss"]
     return {
-        "network": network,
         "method": of.name,
         "seed": seed,
-        "steps": extent.steps,
+        "steps": steps,
         "train": kept(float(np.mean(losses[-LAST:]))),
         "loss": kept(loss),
         "highest": kept(float(losses.max() / losses[0])),
@@ -127,9 +136,8 @@ def _optimizer(of: Contender, model: nn.Module, steps: int) -> torch.optim.Optim
     return ORDINARY[of.optimizer].optimizer(model, steps, setting.rate, setting.decay)
 
 
-def _key(network: str, of: Contender, seed: int, extent: Extent) -> str:
+def _key(network: str, data: str, of: Contender, seed: int, extent: Extent) -> str:
     """Names the run, and differs from that of any other."""
-    data = text_digest() if network == "gpt" else "cifar10"
     size = "tiny" if extent.quick else "whole"
     parts = (network, size, of.name, of.digest, seed, extent.steps, data)
     return "|".join(map(str, parts))

@@ -13,9 +13,10 @@ from metaopt.storage import user_path
 from metaopt.tasks.data import Images, load, standardized
 from metaopt.tasks.suite.base import PairTask, Parts, TextTask
 from metaopt.tasks.suite.characters import CharacterModel
-from metaopt.tasks.suite.text import source_text
+from metaopt.tasks.suite.text import source_text, text_digest
 from studies.untuned.mobilenet import SMALL, MobileNetV3
 from studies.untuned.resnet import ResNet18
+from studies.untuned.runs import Subject
 from studies.untuned.vit import ViT
 
 BATCH = 32
@@ -107,13 +108,16 @@ TINY: dict[str, Build] = {
 """Tiny networks of the same kinds."""
 
 
-def task_of(name: str, data_dir: str | None, quick: bool) -> PairTask | TextTask:
-    """Return the task of a network.
+def subjects(data_dir: str | None, quick: bool) -> dict[str, Subject]:
+    """Return the networks with their data, by name.
 
     Args:
-        name: a key of ``NETWORKS``.
         data_dir: the folder that has the folder ``cifar10``; None for ``$METAOPT_DATA``.
-        quick: whether the network is a tiny one.
+        quick: whether the networks are tiny ones.
     """
-    build = (TINY if quick else NETWORKS)[name]
-    return CharactersTask(build) if name == "gpt" else CifarTask(build, data_dir)
+    return {
+        name: Subject(CharactersTask(build), text_digest())
+        if name == "gpt"
+        else Subject(CifarTask(build, data_dir), "cifar10")
+        for name, build in (TINY if quick else NETWORKS).items()
+    }

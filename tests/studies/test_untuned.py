@@ -13,8 +13,8 @@ from studies.untuned.__main__ import FORMER, QUICK_STEPS, main
 from studies.untuned.mobilenet import SMALL, MobileNetV3
 from studies.untuned.report import ADAMW, BEST, USUAL
 from studies.untuned.resnet import ResNet18
-from studies.untuned.runs import Extent, contenders, run
-from studies.untuned.tasks import NETWORKS, TINY, cifar_parts, task_of
+from studies.untuned.runs import contenders, run
+from studies.untuned.tasks import NETWORKS, TINY, cifar_parts, subjects
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,7 @@ def test_the_networks_are_of_the_usual_sizes():
 
 
 def test_each_network_takes_its_batches_and_halves_images_as_often_as_it_should(data):
-    for name in NETWORKS:
-        task = task_of(name, data, quick=True)
+    for name, (task, _) in subjects(data, quick=True).items():
         model = task.model(0)
         batch = next(iter(task.batches(0, "train")))
         loss = task.loss(model, batch)
@@ -75,9 +74,9 @@ def test_a_run_is_a_plain_loop_and_tells_the_number_of_steps_or_not(told, data, 
         return built(model, source, **options)
 
     monkeypatch.setattr(runs, "LearnedOptimizer", hearing)
-    record = run("vit_tiny", of, 3, Extent(6, 1, quick=True), data)
+    task = subjects(data, quick=True)["vit_tiny"].task
+    record = run(task, of, 3, 6)
     assert heard == [6 if told else 0]
-    task = task_of("vit_tiny", data, quick=True)
     model = task.model(3)
     optimizer = built(model, "lstm_layerwise", total_steps=heard[0])
     losses = []
@@ -122,7 +121,6 @@ def test_the_tables_have_the_best_of_five_rates_and_the_highest_loss_of_all_seed
 def test_the_command_runs_goes_on_and_writes_its_tables(data, tmp_path, monkeypatch, capsys):
     few = {name: TINY[name] for name in ("gpt", "vit_tiny")}
     monkeypatch.setattr(tasks, "TINY", few)
-    monkeypatch.setattr("studies.untuned.runs.NETWORKS", few)
     arguments = ["--out", str(tmp_path), "--data-dir", data, "--quick", "--methods", f"{FORMER}"]
     main(arguments)
     printed = capsys.readouterr().out

@@ -30,9 +30,12 @@ from metaopt.tasks.suite.mlp import NORMS, perceptron
 from metaopt.tasks.suite.residual import residual_network
 from metaopt.tasks.task import SPLITS, Task
 
-MOST_PLAIN = 4  # hidden layers of a perceptron without shortcuts
 TOKENS = 16
+HIDDEN = 16  # units of the network that says the values
 FEWEST, MOST = 1_000, 20_000  # images to train on, so that runs have a tenth of an epoch, or ten
+
+
+STRETCHES = (1.0, 1.0, 1.0, 3.0, 10.0)  # weights so many times smaller, activations steeper
 
 
 @cache
@@ -44,6 +47,109 @@ def _some_images(name: str, side: int, data_dir: str | Path | None, count: int) 
     parts = _images(name, side, data_dir)
     x, y = parts["train"]
     return parts | {"train": (x[:count], y[:count])}
+
+
+class Stretched(nn.Module):
+    """An activation of a multiple of its input.
+
+    Args:
+        inner: the activation.
+        factor: the multiple.
+    """
+
+    def __init__(self, inner: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor = inner, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation.
+
+        Args:
+            x: its input, before it is multiplied.
+        """
+        return self.inner(self.factor * x)  # type: ignore[no-any-return]
+
+
+def stretched_perceptron(
+    inputs: int,
+    width: int,
+    hidden: int,
+    outputs: int,
+    activation: Callable[[], nn.Module],
+    factor: float,
+    norm: str = "none",
+    residual: bool = False,
+) -> nn.Sequential:
+    """Return a perceptron with weights that are smaller, and activations as much steeper.
+
+    It says what it would say without. Networks of sine activations begin like this.
+
+    Args:
+        inputs: numbers of an input.
+        width: of the hidden layers.
+        hidden: number of hidden layers, 1 or more.
+        outputs: numbers of an output.
+        activation: makes the activation of a hidden layer.
+        factor: by which weights and biases before activations are divided.
+        norm: a key of ``NORMS``.
+        residual: whether hidden layers after the first are added to a stream.
+    """
+    steeper = (lambda: Stretched(activation(), factor)) if factor != 1 else activation
+    model = perceptron(inputs, width, hidden, outputs, steeper, norm, residual)
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    with torch.no_grad():
+        for layer in layers[:-1]:
+            for parameter in layer.parameters():
+                parameter.div_(factor)
+    return model
+
+
+def taught_parts(inputs: int, outputs: int, seed: int, samples: int) -> Parts:
+    """Return normal inputs, and what a network of one hidden layer says of them, with noise.
+
+    Args:
+        inputs: numbers of an input.
+        outputs: numbers of an output.
+        seed: draws the network, how large its outputs and the noise are, and the inputs.
+        samples: of the training split; the others have an eighth of it each.
+
+    Returns:
+        For each split float32 ``(n, inputs)`` and ``(n, outputs)``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randn(inputs, HIDDEN, generator=generator) / inputs**0.5
+    second = torch.randn(HIDDEN, outputs, generator=generator) / HIDDEN**0.5
+    size, noise = (float(torch.rand((), generator=generator)) for _ in range(2))
+    size, noise = 10 ** (2 * size - 1), 0.3 * noise**2
+    parts = {}
+    for split, n in (("train", samples), ("validation", samples // 8), ("test", samples // 8)):
+        x = torch.randn(n, inputs, generator=generator)
+        y = torch.sin(2 * x @ first) @ second
+        parts[split] = x, size * (y + noise * torch.randn(n, outputs, generator=generator))
+    return parts
+
+
+class DrawnValues(DrawnPairs):
+    """A task of a family that says numbers, with half the mean squared error."""
+
+    def loss(self, model: nn.Module, batch: Pair) -> Tensor:
+        """Return half the mean squared error.
+
+        Args:
+            model: what :meth:`build` returned.
+            batch: inputs, and what is to be said of them.
+        """
+        x, y = batch
+        return functional.mse_loss(model(x), y) / 2
+
+    def metrics(self, model: nn.Module, batch: Pair) -> dict[str, Tensor]:
+        """Return none.
+
+        Args:
+            model: what :meth:`build` returned.
+            batch: a minibatch.
+        """
+        return {}
 
 
 class Block(nn.Module):
@@ -158,14 +264,16 @@ class DrawnSequences(Task):
 class SmallFamily(ImageFamily):
     """Small perceptrons, autoencoders, residual networks, LSTMs, and attention on random numbers.
 
-    Perceptrons have up to 12 hidden layers. Nearly half of the tasks are perceptrons. Images to
-    train on are 1,000 to 20,000, so that what fits them need not fit others.
+    Half of the tasks are perceptrons. They have up to 12 hidden layers, with shortcuts or without,
+    and some begin with weights that are small for their activations. They classify, or say what
+    another network says. Images to train on are 1,000 to 20,000, so that what fits them need not
+    fit others.
 
     Args:
         data_dir: the folder that has a folder of each data set; by default ``$METAOPT_DATA``.
     """
 
-    KINDS = ("mlp", "mlp", "mlp", "autoencoder", "residual", "lstm", "attention")
+    KINDS = ("mlp", "mlp", "mlp", "values", "autoencoder", "residual", "lstm", "attention")
 
     def sample(self, seed: int) -> Task:
         """Return the task of a seed.
@@ -182,10 +290,7 @@ class SmallFamily(ImageFamily):
         return partial(_some_images, data, side, self.data_dir, draw.size(FEWEST, MOST))
 
     def _mlp(self, draw: Draw) -> Task:
-        hidden, width = draw.size(1, 12), draw.size(12, 64)
-        residual = hidden > MOST_PLAIN or draw.one_of((False, True))
-        norm, activation = draw.one_of(list(NORMS)), ACTIVATIONS[draw.one_of(list(ACTIVATIONS))]
-        data, batch = draw.one_of(("mnist", "fashion-mnist", "synthetic")), draw.size(16, 64)
+        data, batch = draw.one_of(("mnist", "fashion-mnist", "synthetic")), draw.size(8, 64)
         if data == "synthetic":
             inputs, classes = draw.size(8, 48), draw.size(2, 16)
             samples = draw.size(1024, 8192)
@@ -195,8 +300,20 @@ class SmallFamily(ImageFamily):
         else:
             side, classes = draw.one_of((7, 8)), CLASSES
             inputs, parts = side * side, self._parts(draw, data, side)
-        build = partial(perceptron, inputs, width, hidden, classes, activation, norm, residual)
-        return DrawnPairs(parts, build, batch)
+        return DrawnPairs(parts, self._perceptron(draw, inputs, classes), batch)
+
+    def _values(self, draw: Draw) -> Task:
+        inputs, outputs, batch = draw.size(1, 24), draw.size(1, 4), draw.size(2, 128)
+        parts = partial(taught_parts, inputs, outputs, draw.seed(), draw.size(256, 8192))
+        return DrawnValues(parts, self._perceptron(draw, inputs, outputs), batch)
+
+    def _perceptron(self, draw: Draw, inputs: int, outputs: int) -> Callable[[], nn.Module]:
+        hidden, width = draw.size(1, 12), draw.size(12, 64)
+        residual, norm = draw.one_of((False, True)), draw.one_of(list(NORMS))
+        activation = ACTIVATIONS[draw.one_of(list(ACTIVATIONS))]
+        sizes = inputs, width, hidden, outputs
+        factor = draw.one_of(STRETCHES)
+        return partial(stretched_perceptron, *sizes, activation, factor, norm, residual)
 
     def _autoencoder(self, draw: Draw) -> Task:
         data = draw.one_of(("mnist", "fashion-mnist"))

@@ -1,0 +1,1 @@
+"""Small problems of unusual kinds, with default settings."""
