@@ -41,6 +41,7 @@ STUDIES = (
     "full_batch",
     "suite",
     "untuned",
+    "unusual",
     "generalization",
     "adapters",
     "learned_moves",

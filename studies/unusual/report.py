@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from studies.report import markdown
 from studies.suite.runs import Record
-from studies.suite.speedup import losses_of, speed_up, with_interval
+from studies.suite.speedup import losses_of, smoothed, speed_up, with_interval
 from studies.untuned.report import Runs, grouped, heading, highest_loss
 
-PARTS = 20
-"""Of a run; the mean losses of these are compared."""
+PARTS = 60
+"""Of a run; the mean losses of these are compared, five at a time."""
 
 ADAMW = "adamw_cosine"
 
@@ -34,12 +34,12 @@ def parts(record: Record) -> list[float]:
 
 
 def final(own: Sequence[Record]) -> float:
-    """Return the mean training loss of the last part of runs.
+    """Return the mean training loss at the end of runs.
 
     Args:
         own: the runs.
     """
-    return float(np.mean([parts(record)[-1] for record in own]))
+    return float(np.mean([smoothed(parts(record))[-1] for record in own]))
 
 
 def tables(records: Sequence[Record], unseen: Collection[str]) -> dict[str, str]:

@@ -168,7 +168,7 @@ def test_a_teacher_is_the_same_each_time():
 
 
 def made(name, method, level, seed=0, highest=1.0):
-    curve = [4.0 - (4.0 - level) * step / 39 for step in range(40)]
+    curve = [4.0 - (4.0 - level) * step / (PARTS - 1) for step in range(PARTS)]
     return {
         "network": name, "method": method, "curve": curve, "highest": highest, "seed": seed
     }  # fmt: skip
@@ -207,7 +207,7 @@ def test_rivals_are_at_their_best_and_the_halves_apart():
 
 def test_a_run_that_is_lost_is_worse_than_any():
     record = made("easy", "muon@0.01", 2.0)
-    record["curve"][5:] = [None] * 35
+    record["curve"][5:] = [None] * (PARTS - 5)
     assert report.final([record]) == math.inf
     assert len(report.parts(record)) == PARTS
 
