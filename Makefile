@@ -78,7 +78,7 @@ fullbatch: $(STAMP) ## real full-batch problems (20 minutes); needs MNIST in $$M
 untuned: $(STAMP) ## four larger networks with default settings; needs CIFAR-10 in $$METAOPT_DATA
 	$(BIN)/python -m studies.untuned --out runs/untuned
 
-unusual: $(STAMP) ## small problems of 41 unusual kinds with default settings
+unusual: $(STAMP) ## small problems of 40 unusual kinds with default settings
 	$(BIN)/python -m studies.unusual --out runs/unusual
 
 generalization: $(STAMP) ## section 4 on real data; needs all three data sets in $$METAOPT_DATA

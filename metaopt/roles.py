@@ -33,6 +33,7 @@ class Role(NamedTuple):
         mixes: whether each unit sees several features, which a depthwise kernel does not.
         place: of the parameter among all of its optimizer.
         transposed: whether the inputs are the first dimension.
+        deep: how many matrices between layers its optimizer has; 0 where that is not known.
     """
 
     kind: str
@@ -41,15 +42,27 @@ class Role(NamedTuple):
     mixes: bool = False
     transposed: bool = False
     place: int = 0
+    deep: int = 0
 
 
 def placed(roles: Iterable[Role]) -> list[Role]:
-    """Return roles that know their places.
+    """Return roles that know their places, and how deep the network is.
 
     Args:
         roles: of all parameters of an optimizer, in order.
     """
-    return [role._replace(place=place) for place, role in enumerate(roles)]
+    known = list(roles)
+    deep = depth_of(known)
+    return [role._replace(place=place, deep=deep) for place, role in enumerate(known)]
+
+
+def depth_of(roles: Iterable[Role]) -> int:
+    """Return how many matrices between layers there are.
+
+    Args:
+        roles: of the parameters.
+    """
+    return sum(role.kind == HIDDEN for role in roles)
 
 
 def role_of_shape(shape: Sequence[int]) -> Role:

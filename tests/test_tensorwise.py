@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from metaopt.errors import UserError
 from metaopt.learned import tensorwise
-from metaopt.learned.checkpoint import save_meta_optimizer
+from metaopt.learned.checkpoint import read_checkpoint, save_meta_optimizer, write_checkpoint
 from metaopt.learned.meta_optimizer import MetaOptimizer, MetaOptimizerSpec
 from metaopt.learned.observation import Observation
 from metaopt.learned.optimizer import LearnedOptimizer
@@ -113,6 +113,34 @@ def test_rows_of_zeros_stay_and_the_others_are_as_long_together():
     assert not even_rows(torch.zeros(2, 4)).any()
 
 
+def test_a_row_that_is_short_stays_short():
+    matrix = torch.randn(8, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    matrix[1] *= 1e-6 / matrix[1].norm()
+    found = even_rows(matrix)
+    usual = found.norm() / 7**0.5
+    assert found[1].norm() < 1e-5 * usual
+    torch.testing.assert_close(found[2].norm(), usual, rtol=1e-9, atol=0)
+
+
+def test_a_unit_without_a_gradient_comes_to_rest():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+    optimizer = LearnedOptimizer(model, build())
+    generator = torch.Generator().manual_seed(1)
+    lengths = []
+    for step in range(120):
+        before = model[0].weight.detach().clone()
+        optimizer.zero_grad()
+        x = torch.randn(32, 8, generator=generator)
+        F.mse_loss(model(x), x[:, :2] * x[:, 2:4]).backward()
+        if step >= 30:
+            model[0].weight.grad[5] = 0
+        optimizer.step()
+        lengths.append((model[0].weight.detach() - before).norm(dim=1))
+    assert lengths[29][5] > 0.2 * lengths[29].mean()
+    assert lengths[119][5] < 0.1 * lengths[119].mean()
+
+
 def deep_network(layers: int, factor: float = 1.0) -> nn.Module:
     torch.manual_seed(5)
     model = nn.Sequential(nn.Flatten(), nn.Linear(32, 6), *(nn.Linear(6, 6) for _ in range(layers)))
@@ -122,36 +150,50 @@ def deep_network(layers: int, factor: float = 1.0) -> nn.Module:
     return model
 
 
-def moved(model: nn.Module, meta: MetaOptimizer) -> list[torch.Tensor]:
+def moved(model: nn.Module, groups: list[list[str]] | None = None) -> dict[str, torch.Tensor]:
     """How far each parameter is moved by one step, all gradients alike."""
-    before = [p.detach().clone() for p in model.parameters()]
-    optimizer = LearnedOptimizer(model, meta)
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)
+    named = dict(model.named_parameters())
+    before = {name: p.detach().clone() for name, p in named.items()}
+    given = model if groups is None else [{"params": [named[n] for n in own]} for own in groups]
+    optimizer = LearnedOptimizer(given, build())
+    for p in named.values():
+        p.grad = torch.ones_like(p) if p.requires_grad else None
     optimizer.step()
-    return [
-        (a - b.detach()).norm()
-        for a, b in zip(before, model.parameters(), strict=True)
-        if b.dim() > 1
-    ]
+    return {name: (p.detach() - before[name]).norm() for name, p in named.items()}
 
 
 def test_steps_of_deep_networks_are_as_much_shorter_as_the_root_of_their_depth(monkeypatch):
     monkeypatch.setattr(tensorwise, "DECAY", 0.0)
-    shallow, deep = (moved(deep_network(layers), build()) for layers in (1, 4))
-    torch.testing.assert_close(deep[0], shallow[0] / 2)  # one matrix between layers, and four
-    torch.testing.assert_close(deep[-1], shallow[-1])  # the output
+    shallow, deep = (moved(deep_network(layers)) for layers in (1, 4))
+    for name in ("1.weight", "1.bias"):  # one matrix between layers, and four
+        torch.testing.assert_close(deep[name], shallow[name] / 2)
+    torch.testing.assert_close(deep["5.weight"], shallow["2.weight"])  # the output
+
+
+def test_the_depth_is_that_of_all_groups_without_what_is_frozen(monkeypatch):
+    monkeypatch.setattr(tensorwise, "DECAY", 0.0)
+    names = [name for name, _ in deep_network(4).named_parameters()]
+    one = moved(deep_network(4), [names])
+    split = moved(
+        deep_network(4), [[n for n in names if n[2:] == kind] for kind in ("bias", "weight")]
+    )
+    for name in names:
+        torch.testing.assert_close(split[name], one[name])
+    frozen, shallow = deep_network(4), moved(deep_network(1))
+    for layer in list(frozen)[2:-1]:
+        layer.weight.requires_grad_(False)
+    torch.testing.assert_close(moved(frozen)["1.weight"], shallow["1.weight"])
 
 
 @pytest.mark.parametrize("factor", [0.2, 0.001, 3.0, 0.0])
-def test_small_weights_are_moved_less_and_those_of_zero_are_not(factor, monkeypatch):
+def test_small_weights_are_moved_less_and_those_near_zero_are_not(factor, monkeypatch):
     monkeypatch.setattr(tensorwise, "DECAY", 0.0)
-    usual, other = moved(deep_network(2), build()), moved(deep_network(2, factor), build())
+    usual, other = moved(deep_network(2)), moved(deep_network(2, factor))
     weight = deep_network(2)[1].weight.detach()
     own = math.sqrt(3 * 32 * float(weight.square().mean()))  # near 1, over those of torch's start
-    part = min(1.0, max(0.05, own * factor)) if factor else 1.0
-    torch.testing.assert_close(other[0], usual[0] * part / min(1.0, own))
-    torch.testing.assert_close(other[-1], usual[-1])
+    part = min(1.0, max(0.05, own * factor)) if factor > 0.01 else 1.0
+    torch.testing.assert_close(other["1.weight"], usual["1.weight"] * part / min(1.0, own))
+    torch.testing.assert_close(other["3.weight"], usual["3.weight"])
 
 
 def test_a_checkpoint_from_before_the_depth_was_seen_loads(tmp_path):
@@ -164,6 +206,10 @@ def test_a_checkpoint_from_before_the_depth_was_seen_loads(tmp_path):
         nn.init.normal_(meta.update.lstm.head_weight, generator=torch.Generator().manual_seed(1))
         path = tmp_path / f"{channels}.safetensors"
         save_meta_optimizer(path, meta, {})
+        if meta is old:
+            tensors, facts = read_checkpoint(path)
+            del facts["spec"]["sees_depth"]
+            write_checkpoint(path, tensors, facts)
         models = network(), network()
         for model, source in zip(models, (meta, path), strict=True):
             steps(model, LearnedOptimizer(model, source), 3)
@@ -243,7 +289,7 @@ def naive(model: nn.Module, count: int, total: int = 0) -> list[torch.Tensor]:
     m = {n: torch.zeros_like(p) for n, p in w.items()}
     v = {n: torch.zeros_like(p) for n, p in w.items()}
     first = {n: float(p.square().sum()) for n, p in w.items()}
-    deep = max(1, sum(orthogonal(role) for role in names.values()))
+    deep = max(1, sum(role.kind == HIDDEN for role in names.values()))
     look, mix = 1 / (1 + math.exp(2)), 0.5
     usual, trust = 0.0, 1.0
     for t in range(1, count + 1):
@@ -265,6 +311,7 @@ def naive(model: nn.Module, count: int, total: int = 0) -> list[torch.Tensor]:
                 rate /= math.sqrt(deep)
             if role.kind == HIDDEN and first[name] > 0:  # weights of torch's start have a third
                 now = max(first[name], float(w[name].square().sum())) / g.numel()
+                assert math.sqrt(first[name] * 3 * role.fan_in / g.numel()) > 0.01
                 rate *= min(1.0, max(0.05, math.sqrt(now / (1 / (3 * role.fan_in)))))
             adam = begun * ahead / v[name].sqrt()
             if role.kind in (HIDDEN, OUTPUT):
@@ -272,7 +319,8 @@ def naive(model: nn.Module, count: int, total: int = 0) -> list[torch.Tensor]:
             if role.kind == HIDDEN:
                 o = orthogonalised(ahead.reshape(role.rows, -1))
                 length = o.norm()
-                o = o / o.norm(dim=1, keepdim=True)
+                norms = o.norm(dim=1, keepdim=True)
+                o = o / norms.clamp(min=0.25 * float(length) / role.rows**0.5)
                 o = (o * length / o.norm()).reshape(ahead.shape)
                 now = every[name] * ((t + list(names).index(name)) % every[name] == 0)
                 adam = (1 - mix) * adam + now * mix * o * max(1, role.rows / role.fan_in) ** 0.5
@@ -295,7 +343,7 @@ def test_the_untrained_rule_is_its_formula(total):
 
 @pytest.mark.parametrize("options", [{}, {"lr": 0.3, "weight_decay": 0.2}, {"total_steps": 9}])
 def test_the_step_in_place_is_the_pure_one(options, monkeypatch):
-    meta = build(2, 0.5)
+    meta = build(3, 0.5)
     models = network(), network()
     first, second = (LearnedOptimizer(model, meta, **options) for model in models)
     monkeypatch.setattr(second.steppers[0], "steps_in_place", lambda meta: False)

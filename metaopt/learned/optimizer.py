@@ -21,7 +21,7 @@ from metaopt.learned.forward_record import ForwardRecord, ForwardRecorder
 from metaopt.learned.meta_optimizer import MetaOptimizer, State, StepInput
 from metaopt.learned.module_stepper import NONE, OF_THE_LOSS, RESCALING, ModuleStepper
 from metaopt.learned.state import KeptState, PerParameter
-from metaopt.learned.stepper import GradientStepper, Stepper, TaskStepper, as_real
+from metaopt.learned.stepper import GradientStepper, Stepper, TaskStepper, as_real, share_depth
 from metaopt.roles import roles_of
 from metaopt.symmetry import Teleportation
 from metaopt.symmetry.auto import AUTO
@@ -121,6 +121,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.model: nn.Module | None = None
         if target is not None and isinstance(model, nn.Module):
             self.steppers.append(self._stepper(target, loss_fn, action))
+            share_depth(self.steppers)
             watched = isinstance(self.steppers[0], ModuleStepper) or self.meta.update.sees_losses
             self.model = model if watched else None
         self.teleportation: Teleportation | None = None
@@ -475,6 +476,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if len(self.param_groups) > len(self.steppers):
                 check_parameters(self._in_words())
                 self.steppers.append(GradientStepper(group["params"], self.meta))
+                share_depth(self.steppers)
                 self._passing.append(None)
         except UserError:
             self.param_groups.pop()

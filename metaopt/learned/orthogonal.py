@@ -12,11 +12,15 @@ WIDEST = 256  # smaller side of what is made orthogonal as a whole
 BLOCK = 128  # smaller side of the blocks that wider matrices are made orthogonal in
 QUINTIC = (3.4445, -4.7750, 2.0315)
 FLAT = 2  # times as wide as high, from where on a flat matrix is made orthogonal by its Gram matrix
+SHORT = 0.25  # of the usual length of a row, below which rows are not made longer any more
 LEAST = 1e-15  # a norm below it may have underflowed to 0
 
 
 def even_rows(matrix: Tensor) -> Tensor:
-    """Return a matrix with rows of one length, as long as it was itself.
+    """Return a matrix with rows of nearly one length, as long as it was itself.
+
+    Rows that are shorter than a quarter of the usual length stay short. They may be those of units
+    that have no gradient any more.
 
     Args:
         matrix: ``(*batch, rows, columns)``.
@@ -25,8 +29,10 @@ def even_rows(matrix: Tensor) -> Tensor:
     """
     rows = torch.linalg.vector_norm(matrix, dim=-1, keepdim=True)
     whole = torch.linalg.vector_norm(rows, dim=-2, keepdim=True)
-    some = (rows > 0).to(rows.dtype).sum(dim=-2, keepdim=True).sqrt()
-    found: Tensor = matrix * (whole / (some * rows + LEAST))
+    usual = whole / rows.shape[-2] ** 0.5
+    factors = 1 / (torch.maximum(rows, SHORT * usual) + LEAST)
+    longer = torch.linalg.vector_norm(rows * factors, dim=-2, keepdim=True)
+    found: Tensor = matrix * (factors * (whole / (longer + LEAST)))
     return found
 
 

@@ -20,7 +20,7 @@ from metaopt.learned.observation import Observation, SeenLoss
 from metaopt.learned.state import Kept, KeptState, State, kept_of
 from metaopt.learned.update import InPlace
 from metaopt.output_loss import NORM, SOFTMAX, SQUARE, OutputLoss
-from metaopt.roles import Role, placed, role_of
+from metaopt.roles import Role, depth_of, placed, role_of
 from metaopt.symmetry.chain import NO_CHAIN, LayerChain, Layout
 from metaopt.target import TaskTarget
 
@@ -416,6 +416,25 @@ def largest_so_far(parameters: Sequence[Tensor]) -> list[Tensor]:
 def kept_largest(parameters: Sequence[nn.Parameter]) -> list[Kept]:
     """Return where the largest gradient norms are kept: each with its parameter."""
     return [Kept("largest_gradient", [parameter]) for parameter in parameters]
+
+
+def share_depth(steppers: Sequence[Stepper]) -> None:
+    """Tell those that step from gradients alone how deep all of them are together.
+
+    Matrices that are frozen now do not count.
+
+    Args:
+        steppers: of all groups of an optimizer.
+    """
+    loose = [stepper for stepper in steppers if isinstance(stepper, GradientStepper)]
+    deep = depth_of(
+        role
+        for stepper in loose
+        for parameter, role in zip(stepper.parameters, stepper.roles, strict=True)
+        if parameter.requires_grad
+    )
+    for stepper in loose:
+        stepper.roles = [role._replace(deep=deep) for role in stepper.roles]
 
 
 def loosely(

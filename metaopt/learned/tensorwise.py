@@ -31,6 +31,7 @@ from metaopt.roles import (
     OUTPUT,
     VECTOR,
     Role,
+    depth_of,
     placed,
     role_of_shape,
 )
@@ -44,6 +45,7 @@ WARM_UP, OPEN_WARM_UP = 30, 20  # steps, where the end is known, and where it is
 OPEN = 30  # steps after which the rate has fallen by the root of 2 where the end is not known
 PER_STEP, MOST_STEPS = 32, 8
 SMALLEST = 0.05  # part of the usual weights, below which steps shorten no more
+NONE = 0.01  # part of the usual weights, below which a start counts as one of zeros
 SURPRISE = 2.0  # a gradient so many times longer than usual shortens the step
 EPS = 1e-24
 NUMBERS = ("steps", "momentum_norm", "long", "first_norm", "path")  # kept of each tensor
@@ -78,7 +80,12 @@ class TensorwiseUpdate(InPlace, UpdateRule):
     gradient, and r, a, l and d from the LSTM. For other tensors f = -r w(t) A - d w, without d for
     vectors. w(t) rises in the beginning (:func:`warm_up`). It falls in a line to 0 at
     ``total_steps`` where that is known, else as 1 / sqrt(1 + t / 30). f does not depend on the
-    scale of the loss.
+    scale of the loss. The rows of O have one length.
+
+    In a network of L matrices between layers, r of these and of vectors has a factor 1 / sqrt(L),
+    as a step of each layer adds to those of the others. A matrix between layers whose weights are
+    smaller than those that torch begins with is stepped as much less (a twentieth at least), as the
+    layers behind it are made for small changes. One that begins near 0 is stepped as ever.
 
     O is what costs. The wider the matrix, the more seldom a step has it, and is as many times
     longer along it then: each second step at a smaller side of 64, each eighth from 256.
@@ -313,7 +320,7 @@ def _facts(seen: Observation) -> Facts:
     roles = seen.roles or placed(role_of_shape(shape[dims:]) for shape in shapes)
     batch = shapes[0][:dims]
     entries = [max(shape[dims:].numel(), 1) for shape in shapes]
-    deep = sum(orthogonal(role) for role in roles)
+    deep = roles[0].deep or depth_of(roles)
     fixed = [
         [math.log(role.fan_in) / 4 for role in roles],
         [math.log(n) / 8 for n in entries],
@@ -388,10 +395,9 @@ def _gains(facts: Facts, energies: Energies, column: Column, output: Tensor) -> 
     trust = (SURPRISE * surprise.sqrt()).clamp(max=1.0)
     rate = rise * fall * trust * _factor(output[0]) * facts.rates
     # Over the weights of torch's usual start, uniform up to 1 / sqrt(fan-in).
-    largest = torch.maximum(energies.weights, column.first)
-    part = (3 * largest * facts.scales).sqrt().clamp(SMALLEST, 1.0)
-    small = (facts.hidden > 0) & (column.first > 0)
-    rate = torch.where(small, rate * part, rate)
+    first, now = ((3 * own * facts.scales).sqrt() for own in (column.first, energies.weights))
+    part = torch.maximum(first, now).clamp(SMALLEST, 1.0)
+    rate = torch.where((facts.hidden > 0) & (first > NONE), rate * part, rate)
     weights = energies.weights.sqrt() + EPS
     decay = DECAY * _factor(output[3]) * rate * facts.sizes / weights
     decay = torch.where(energies.momenta > 0, decay.clamp(max=LONGEST_DECAY), 0.0)

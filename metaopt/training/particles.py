@@ -22,6 +22,7 @@ from metaopt.evaluation.rollout import rollout
 from metaopt.learned.lstm import LSTMLayer
 from metaopt.learned.meta_optimizer import MetaOptimizer, StepInput
 from metaopt.learned.optimizer import LearnedOptimizer
+from metaopt.roles import Role, placed
 from metaopt.symmetry import LayerInput
 from metaopt.tasks import TaskBatch
 from metaopt.tasks.module_tasks import LOSS, ModuleTasks
@@ -135,7 +136,8 @@ class _Step(nn.Module):
         super().__init__()
         self.meta = copy.deepcopy(meta)
         self.chain, self.total_steps = tasks.chain, tasks.total_steps
-        self.roles = getattr(tasks, "roles", None)
+        roles: Sequence[Role] | None = getattr(tasks, "roles", None)
+        self.roles = None if roles is None else placed(roles)
         for module in self.meta.modules():
             if isinstance(module, LSTMLayer):
                 module.plain = True

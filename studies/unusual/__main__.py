@@ -2,10 +2,10 @@
 
     python -m studies.unusual --out runs/unusual [--methods NAME,NAME] [--quick]
 
-24 problems by which the lengths of steps were chosen, and 17 that were run once, at the end; 300
+23 problems by which the lengths of steps were chosen, and 17 that were run once, at the end; 300
 steps, three seeds. A method is a shipped optimizer or a .safetensors file, which with :open at its
 end is not told how many steps there will be, or an ordinary optimizer at a rate (muon@0.01). AdamW
-with a cosine at six rates and Muon at three are always there, each problem at its best. What is
+with a cosine at eight rates and Muon at five are always there, each problem at its best. What is
 done is kept, so it goes on where it was killed.
 """
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         extent = Extent(QUICK_STEPS, 1)
         problems = {name: own[name] for own in (SEEN, UNSEEN) for name in list(own)[:2]}
     out = Path(values.out)
-    subjects = {name: Subject(problem) for name, problem in problems.items()}
+    subjects = {name: Subject(problem, problem.digest()) for name, problem in problems.items()}
     records = measure(methods, extent, subjects, Log(out / "runs.jsonl"))
     for name, table in tables(records, UNSEEN).items():
         write_text(out / "tables" / f"{name}.md", table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from functools import cache
@@ -159,37 +158,6 @@ class Contrast(nn.Module):
         forth = functional.cross_entropy(products, pairs)
         back = functional.cross_entropy(products.mT, pairs)
         return (forth + back) / 2
-
-
-class Values(nn.Module):
-    """Values of actions, and a slow copy that says what is to come.
-
-    Args:
-        every: after how many losses the copy is renewed.
-    """
-
-    def __init__(self, every: int = 20) -> None:
-        super().__init__()
-        self.values = mlp(8, 64, 4, 2)
-        self.slow = copy.deepcopy(self.values).requires_grad_(False)
-        self.every, self.count = every, 0
-
-    def forward(self, x: Tensor, action: Tensor, reward: Tensor, following: Tensor) -> Tensor:
-        """Return the loss of temporal differences, a number.
-
-        Args:
-            x: states ``(n, 8)``.
-            action: what was done, ``(n,)``.
-            reward: ``(n,)``.
-            following: the next states ``(n, 8)``.
-        """
-        self.count += 1
-        if self.count % self.every == 0:
-            self.slow.load_state_dict(self.values.state_dict())
-        with torch.no_grad():
-            target = reward + 0.9 * self.slow(following).amax(dim=1)
-        said = self.values(x).gather(1, action.unsqueeze(1)).squeeze(1)
-        return functional.smooth_l1_loss(said, target)
 
 
 class PostNorm(nn.Module):

@@ -17,9 +17,12 @@ PARTS = 60
 
 ADAMW = "adamw_cosine"
 
+ADAMW_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+MUON_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+
 RIVALS = {
-    ADAMW: [f"{ADAMW}@{rate:g}" for rate in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)],
-    "muon": [f"muon@{rate:g}" for rate in (3e-3, 1e-2, 3e-2)],
+    ADAMW: [f"{ADAMW}@{rate:g}" for rate in ADAMW_RATES],
+    "muon": [f"muon@{rate:g}" for rate in MUON_RATES],
 }
 """The runs of each rival. Its best of them on a problem, by the final training loss, counts."""
 

@@ -120,7 +120,7 @@ def taught_parts(inputs: int, outputs: int, seed: int, samples: int) -> Parts:
     first = torch.randn(inputs, HIDDEN, generator=generator) / inputs**0.5
     second = torch.randn(HIDDEN, outputs, generator=generator) / HIDDEN**0.5
     size, noise = (float(torch.rand((), generator=generator)) for _ in range(2))
-    size, noise = 10 ** (2 * size - 1), 0.3 * noise**2
+    size, noise = 10 ** (2 * size - 1), 0.05 + 0.25 * noise**2
     parts = {}
     for split, n in (("train", samples), ("validation", samples // 8), ("test", samples // 8)):
         x = torch.randn(n, inputs, generator=generator)
