@@ -184,7 +184,7 @@ def test_rivals_are_at_their_best_and_the_halves_apart():
     assert 0.4 < float(ours[3].split()[0]) < 0.7
     assert ours[4] == "0 of 1 |"
     seen = found["unusual_seen"].splitlines()[-1].split(" | ")
-    assert seen[1].endswith("(0.0003)")
+    assert seen[1].endswith("(0.0001)")
     assert seen[3].startswith("**")
     assert seen[-1] == "1.50 |"
     assert found["unusual_unseen"].splitlines()[-1].split(" | ")[1].startswith("**")
