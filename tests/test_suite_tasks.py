@@ -34,7 +34,6 @@ from metaopt.tasks.suite.small import (
     DrawnSequences,
     DrawnValues,
     SmallFamily,
-    stretched_perceptron,
     taught_parts,
 )
 from metaopt.tasks.suite.vision_transformer import VisionTransformer
@@ -383,7 +382,7 @@ def test_a_stretched_perceptron_says_what_it_would_say_without(norm, residual):
         torch.manual_seed(2)
         usual = perceptron(*sizes, norm, residual)
         torch.manual_seed(2)
-        stretched = stretched_perceptron(*sizes, 10.0, norm, residual)
+        stretched = perceptron(*sizes, norm, residual, stretch=10.0)
     torch.testing.assert_close(stretched(x), usual(x))
     for one, other in zip(usual.parameters(), stretched.parameters(), strict=True):
         assert one.shape == other.shape

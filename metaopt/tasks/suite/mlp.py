@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from metaopt.tasks.suite.base import PairTask, Parts
@@ -38,6 +40,27 @@ class Residual(nn.Module):
         return x + self.inner(x)  # type: ignore[no-any-return]
 
 
+class Stretched(nn.Module):
+    """An activation of a multiple of its input.
+
+    Args:
+        inner: the activation.
+        factor: the multiple.
+    """
+
+    def __init__(self, inner: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor = inner, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation.
+
+        Args:
+            x: its input, before it is multiplied.
+        """
+        return self.inner(self.factor * x)  # type: ignore[no-any-return]
+
+
 def perceptron(
     inputs: int,
     width: int,
@@ -46,6 +69,7 @@ def perceptron(
     activation: Callable[[], nn.Module] = nn.ReLU,
     norm: str = "none",
     residual: bool = False,
+    stretch: float = 1.0,
 ) -> nn.Sequential:
     """Return a multilayer perceptron that flattens its inputs.
 
@@ -57,12 +81,27 @@ def perceptron(
         activation: makes the activation of a hidden layer.
         norm: a key of ``NORMS``.
         residual: whether hidden layers after the first are added to a stream.
+        stretch: by which weights and biases before activations are divided, and what activations
+            see is multiplied. The network says the same. Networks of sines begin like this.
     """
-    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(inputs, width), activation()]
+    linear = partial(_divided, stretch)
+
+    def steeper() -> nn.Module:
+        return activation() if stretch == 1 else Stretched(activation(), stretch)
+
+    layers: list[nn.Module] = [nn.Flatten(), linear(inputs, width), steeper()]
     for _ in range(hidden - 1):
-        block = nn.Sequential(NORMS[norm](width), nn.Linear(width, width), activation())
+        block = nn.Sequential(NORMS[norm](width), linear(width, width), steeper())
         layers.append(Residual(block) if residual else block)
     return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+def _divided(factor: float, inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.div_(factor)
+    return layer
 
 
 class MnistMlp(PairTask):

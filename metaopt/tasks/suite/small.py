@@ -49,61 +49,6 @@ def _some_images(name: str, side: int, data_dir: str | Path | None, count: int) 
     return parts | {"train": (x[:count], y[:count])}
 
 
-class Stretched(nn.Module):
-    """An activation of a multiple of its input.
-
-    Args:
-        inner: the activation.
-        factor: the multiple.
-    """
-
-    def __init__(self, inner: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.inner, self.factor = inner, factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the activation.
-
-        Args:
-            x: its input, before it is multiplied.
-        """
-        return self.inner(self.factor * x)  # type: ignore[no-any-return]
-
-
-def stretched_perceptron(
-    inputs: int,
-    width: int,
-    hidden: int,
-    outputs: int,
-    activation: Callable[[], nn.Module],
-    factor: float,
-    norm: str = "none",
-    residual: bool = False,
-) -> nn.Sequential:
-    """Return a perceptron with weights that are smaller, and activations as much steeper.
-
-    It says what it would say without. Networks of sine activations begin like this.
-
-    Args:
-        inputs: numbers of an input.
-        width: of the hidden layers.
-        hidden: number of hidden layers, 1 or more.
-        outputs: numbers of an output.
-        activation: makes the activation of a hidden layer.
-        factor: by which weights and biases before activations are divided.
-        norm: a key of ``NORMS``.
-        residual: whether hidden layers after the first are added to a stream.
-    """
-    steeper = (lambda: Stretched(activation(), factor)) if factor != 1 else activation
-    model = perceptron(inputs, width, hidden, outputs, steeper, norm, residual)
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    with torch.no_grad():
-        for layer in layers[:-1]:
-            for parameter in layer.parameters():
-                parameter.div_(factor)
-    return model
-
-
 def taught_parts(inputs: int, outputs: int, seed: int, samples: int) -> Parts:
     """Return normal inputs, and what a network of one hidden layer says of them, with noise.
 
@@ -312,8 +257,8 @@ class SmallFamily(ImageFamily):
         residual, norm = draw.one_of((False, True)), draw.one_of(list(NORMS))
         activation = ACTIVATIONS[draw.one_of(list(ACTIVATIONS))]
         sizes = inputs, width, hidden, outputs
-        factor = draw.one_of(STRETCHES)
-        return partial(stretched_perceptron, *sizes, activation, factor, norm, residual)
+        stretch = draw.one_of(STRETCHES)
+        return partial(perceptron, *sizes, activation, norm, residual, stretch)
 
     def _autoencoder(self, draw: Draw) -> Task:
         data = draw.one_of(("mnist", "fashion-mnist"))
