@@ -15,17 +15,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from metaopt.checks import check_whole
-from metaopt.cli.common import guarded, set_threads
-from studies.command import study_parser
-from studies.report import write_text
+from metaopt.cli.common import guarded
 from studies.suite.kept import Log
-from studies.suite.protocol import OPEN
+from studies.untuned.command import asked, untuned_parser, write_tables
 from studies.untuned.report import ADAMW, tables
-from studies.untuned.runs import LAST, Extent, contenders, measure
+from studies.untuned.runs import LAST, measure
 from studies.untuned.tasks import subjects
 
-LEARNED = "lstm_layerwise"
 FORMER = "lstm_layerwise_v1"
 RIVALS = (*ADAMW, "muon@0.01", FORMER)
 QUICK_STEPS = 6
@@ -33,29 +29,16 @@ QUICK_STEPS = 6
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the arguments, make the runs that are left, and write and print the tables."""
-    parser = study_parser("untuned", __doc__)
-    parser.add_argument(
-        "--methods", type=str, default=f"{LEARNED},{LEARNED}{OPEN}", help="names, commas between"
-    )
+    parser = untuned_parser("untuned", __doc__, steps=60)
     parser.add_argument(
         "--data-dir", type=str, default="", help="has the folder cifar10 (else $METAOPT_DATA)"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each method on each network")
-    parser.add_argument("--steps", type=int, default=60, help="of a run")
     values = parser.parse_args(arguments)
-    set_threads(values.threads)
-    check_whole("--seeds", values.seeds)
-    check_whole("--steps", values.steps, LAST)
-    methods = contenders([*values.methods.split(","), *RIVALS])
-    extent = Extent(values.steps, values.seeds)
-    if values.quick:
-        extent = Extent(QUICK_STEPS, 1, quick=True)
+    methods, extent = asked(values, RIVALS, LAST, QUICK_STEPS)
     out = Path(values.out)
     networks = subjects(values.data_dir or None, extent.quick)
     records = measure(methods, extent, networks, Log(out / "runs.jsonl"))
-    for name, table in tables(records).items():
-        write_text(out / "tables" / f"{name}.md", table)
-        print(table)
+    write_tables(tables(records), out)
 
 
 if __name__ == "__main__":

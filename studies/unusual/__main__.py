@@ -15,45 +15,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from metaopt.checks import check_whole
-from metaopt.cli.common import guarded, set_threads
-from studies.command import study_parser
-from studies.report import write_text
+from metaopt.cli.common import guarded
 from studies.suite.kept import Log
-from studies.suite.protocol import OPEN
-from studies.untuned.runs import Extent, Subject, contenders, measure
+from studies.untuned.command import asked, untuned_parser, write_tables
+from studies.untuned.runs import Subject, measure
 from studies.unusual.problems import SEEN, UNSEEN
 from studies.unusual.report import PARTS, RIVALS, tables
 
-LEARNED = "lstm_layerwise"
 QUICK_STEPS = PARTS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the arguments, make the runs that are left, and write and print the tables."""
-    parser = study_parser("unusual", __doc__)
-    parser.add_argument(
-        "--methods", type=str, default=f"{LEARNED},{LEARNED}{OPEN}", help="names, commas between"
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each method on each problem")
-    parser.add_argument("--steps", type=int, default=300, help="of a run")
-    values = parser.parse_args(arguments)
-    set_threads(values.threads)
-    check_whole("--seeds", values.seeds)
-    check_whole("--steps", values.steps, PARTS)
+    values = untuned_parser("unusual", __doc__, steps=300).parse_args(arguments)
     rivals = [name for own in RIVALS.values() for name in own]
-    methods = contenders([*values.methods.split(","), *rivals])
-    extent = Extent(values.steps, values.seeds)
+    methods, extent = asked(values, rivals, PARTS, QUICK_STEPS)
     problems = SEEN | UNSEEN
-    if values.quick:
-        extent = Extent(QUICK_STEPS, 1)
+    if extent.quick:
         problems = {name: own[name] for own in (SEEN, UNSEEN) for name in list(own)[:2]}
     out = Path(values.out)
     subjects = {name: Subject(problem, problem.digest()) for name, problem in problems.items()}
     records = measure(methods, extent, subjects, Log(out / "runs.jsonl"))
-    for name, table in tables(records, UNSEEN).items():
-        write_text(out / "tables" / f"{name}.md", table)
-        print(table)
+    write_tables(tables(records, UNSEEN), out)
 
 
 if __name__ == "__main__":

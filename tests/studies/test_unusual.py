@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from studies.untuned.command import LEARNED
 from studies.unusual import networks, report
-from studies.unusual.__main__ import LEARNED, QUICK_STEPS, main
+from studies.unusual.__main__ import QUICK_STEPS, main
 from studies.unusual.problems import HELD_OUT, SEEN, UNSEEN, Problem, teacher
 from studies.unusual.report import PARTS, RIVALS, tables
 
