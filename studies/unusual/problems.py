@@ -13,7 +13,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from metaopt.tasks.task import SPLITS, Task
+from metaopt.tasks.suite.base import generator_of
+from metaopt.tasks.task import Task
 from studies.unusual import networks
 from studies.unusual.networks import Build, mlp
 
@@ -54,8 +55,7 @@ class Problem(Task):
             seed: draws them.
             split: one of ``SPLITS``; each has samples of its own.
         """
-        generator = Generator().manual_seed(3 * (seed % 2**40) + SPLITS.index(split))
-        drawn = iter(partial(self.draw, generator), None)
+        drawn = iter(partial(self.draw, generator_of(seed, split)), None)
         return drawn if split == "train" else islice(drawn, HELD_OUT)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

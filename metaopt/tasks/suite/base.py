@@ -26,6 +26,16 @@ EVALUATED = 500
 """Pairs of a batch of the validation and test splits."""
 
 
+def generator_of(seed: int, split: str) -> torch.Generator:
+    """Return a generator of samples without end; each split has its own.
+
+    Args:
+        seed: from 0 to 2^63 - 1.
+        split: one of ``SPLITS``.
+    """
+    return torch.Generator().manual_seed(3 * (seed % 2**40) + SPLITS.index(split))
+
+
 class SuiteTask(Task, ABC):
     """A task with a number of steps, whose data is fixed: a seed says the weights and the order.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metaopt.tasks.suite.autoencoder import autoencoder
-from metaopt.tasks.suite.base import Pair, Parts
+from metaopt.tasks.suite.base import Pair, Parts, generator_of
 from metaopt.tasks.suite.families import (
     ACTIVATIONS,
     Draw,
@@ -28,7 +28,7 @@ from metaopt.tasks.suite.images import CLASSES, image_parts
 from metaopt.tasks.suite.lstm_characters import RecurrentModel
 from metaopt.tasks.suite.mlp import NORMS, perceptron
 from metaopt.tasks.suite.residual import residual_network
-from metaopt.tasks.task import SPLITS, Task
+from metaopt.tasks.task import Task
 
 TOKENS = 16
 HIDDEN = 16  # units of the network that says the values
@@ -186,7 +186,7 @@ class DrawnSequences(Task):
             seed: draws them.
             split: one of ``SPLITS``; each has sequences of its own.
         """
-        generator = torch.Generator().manual_seed(3 * (seed % 2**40) + SPLITS.index(split))
+        generator = generator_of(seed, split)
         while True:
             drawn = torch.randint(0, TOKENS, (self.batch, self.length + 1), generator=generator)
             kept = torch.rand(drawn.shape, generator=generator) >= self.noise
