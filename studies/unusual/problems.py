@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from metaopt.randomness import same_randomness
 from metaopt.tasks.suite.base import generator_of
 from metaopt.tasks.task import Task
 from studies.unusual import networks
@@ -45,8 +46,8 @@ class Problem(Task):
         Args:
             seed: of its weights.
         """
-        torch.manual_seed(seed)
-        return self.build()
+        with same_randomness(seed):
+            return self.build()
 
     def batches(self, seed: int, split: str) -> Iterator[Batch]:
         """Return minibatches: endless ones to train on, else eight.
@@ -69,7 +70,7 @@ class Problem(Task):
 
     def digest(self) -> str:
         """Return what names the problem: another one has another first batch, weights or loss."""
-        with torch.random.fork_rng(devices=[]):
+        with same_randomness(0):
             model, batch = self.model(0), next(iter(self.batches(0, "train")))
             with torch.no_grad():
                 loss = self.loss(model, batch)

@@ -19,8 +19,9 @@ PROBLEMS = SEEN | UNSEEN
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_seed_gives_the_same_model_and_batches_and_splits_are_others(name):
-    problem = PROBLEMS[name]
+    problem, random = PROBLEMS[name], torch.get_rng_state()
     one, same, other = problem.model(1), problem.model(1), problem.model(2)
+    assert torch.equal(torch.get_rng_state(), random)
     pairs = list(zip(one.parameters(), same.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in pairs)
     assert any(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from metaopt.randomness import same_randomness
 from metaopt.tasks.suite.autoencoder import autoencoder
 from metaopt.tasks.suite.base import Pair, Parts, generator_of
 from metaopt.tasks.suite.families import (
@@ -176,8 +177,8 @@ class DrawnSequences(Task):
         Args:
             seed: of its weights.
         """
-        torch.manual_seed(seed)
-        return self._build()
+        with same_randomness(seed):
+            return self._build()
 
     def batches(self, seed: int, split: str) -> Iterator[Pair]:
         """Return endless sequences, and what follows each token.
