@@ -18,7 +18,10 @@ KINDS = (HIDDEN, VECTOR, EMBEDDING, OUTPUT)
 which a sample uses some rows, and the last matrix."""
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Layers whose weight is a matrix, with one row too."""
+"""Layers whose weight is a matrix, with one row or one column too."""
+
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)  # whose matrices are never the output
 
 TRANSPOSED = ("Conv1D",)  # classes whose weight is (in, out), by name
 
@@ -31,9 +34,10 @@ class Role(NamedTuple):
         rows: how many units it makes; 1 for what is no matrix.
         fan_in: how many inputs each of them has; 1 for what is no matrix.
         mixes: whether each unit sees several features, which a depthwise kernel does not.
-        place: of the parameter among all of its optimizer.
+        place: of the parameter in its group.
         transposed: whether the inputs are the first dimension.
-        deep: how many matrices between layers its optimizer has; 0 where that is not known.
+        deep: how many trainable matrices between layers its optimizer has; 0 where that is not
+            known.
     """
 
     kind: str
@@ -49,7 +53,7 @@ def placed(roles: Iterable[Role]) -> list[Role]:
     """Return roles that know their places, and how deep the network is.
 
     Args:
-        roles: of all parameters of an optimizer, in order.
+        roles: of all parameters of a group, in order.
     """
     known = list(roles)
     deep = depth_of(known)
@@ -91,7 +95,9 @@ def role_of(parameter: Tensor) -> Role:
 def roles_of(model: nn.Module) -> dict[str, Role]:
     """Return what each parameter of a module is for, by its first name.
 
-    The output is the last matrix in the module's order, unless it is an embedding.
+    The output is the last matrix in the module's order that is neither an embedding nor part of a
+    recurrent layer. There is none where a layer has the weight of an embedding, which is the
+    output then. Where a weight of an embedding is used again without a layer, that is not seen.
 
     Args:
         model: any module.
@@ -101,19 +107,19 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
         for module in model.modules()
         for parameter in module._parameters.values()
     }
-    embeddings = {
-        id(module.weight)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
-    }
+    of_embeddings, of_layers = (
+        {id(module.weight) for module in model.modules() if isinstance(module, kinds)}
+        for kinds in (EMBEDDINGS, LAYERS)
+    )
     roles: dict[str, Role] = {}
     last = None
     for name, parameter in model.named_parameters():
-        role = _role(parameter, owners[id(parameter)], id(parameter) in embeddings)
+        owner = owners[id(parameter)]
+        role = _role(parameter, owner, id(parameter) in of_embeddings)
         roles[name] = role
-        if role.kind == HIDDEN:
+        if role.kind == HIDDEN and not isinstance(owner, RECURRENT):
             last = name
-    if last is not None:
+    if last is not None and not of_embeddings & of_layers:
         roles[last] = roles[last]._replace(kind=OUTPUT)
     return roles
 
@@ -122,8 +128,12 @@ def _role(parameter: Tensor, owner: nn.Module, embedding: bool) -> Role:
     if embedding:
         return Role(EMBEDDING)
     role = role_of(parameter)
-    if role.kind == VECTOR and isinstance(owner, LAYERS) and parameter is owner.weight:
-        return Role(HIDDEN, 1, max(parameter[0].numel(), 1), parameter.shape[1] > 1)  # one output
+    shape = parameter.shape
+    if isinstance(owner, LAYERS) and parameter is owner.weight:
+        if role.kind == VECTOR and shape[0] == 1:
+            return Role(HIDDEN, 1, max(math.prod(shape[1:]), 1), shape[1] > 1)  # one output
+    elif role.kind == HIDDEN and math.prod(shape[1:]) == 1:
+        return Role(VECTOR)  # one entry a unit, as of scales and of the norms of weight_norm
     if parameter.dim() == 2 and role.kind == HIDDEN and type(owner).__name__ in TRANSPOSED:
         return Role(HIDDEN, parameter.shape[1], parameter.shape[0], True, True)
     return role

@@ -275,7 +275,33 @@ def test_roles_are_read_from_the_modules():
     }
     tied = Tokens().model(0)
     assert roles_of(tied)["embedding.weight"].kind == EMBEDDING
-    assert roles_of(tied)["inner.weight"].kind == OUTPUT
+    assert roles_of(tied)["inner.weight"].kind == HIDDEN  # the embedding is the output
+    recurrent = nn.ModuleList([nn.Embedding(9, 4), nn.Linear(4, 4), nn.GRU(4, 4)])
+    assert [role.kind for role in roles_of(recurrent).values() if role.kind != VECTOR] == [
+        EMBEDDING, OUTPUT, HIDDEN, HIDDEN
+    ]  # fmt: skip
+
+
+def test_one_entry_a_unit_is_a_vector_unless_it_is_the_weight_of_a_layer():
+    normed = nn.Sequential(
+        torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Linear(1, 5)
+    )
+    normed.register_parameter("scale", nn.Parameter(torch.ones(4, 1, 1)))
+    kinds = {name: role.kind for name, role in roles_of(normed).items()}
+    assert kinds == {
+        "scale": VECTOR,
+        "0.bias": VECTOR,
+        "0.parametrizations.weight.original0": VECTOR,
+        "0.parametrizations.weight.original1": HIDDEN,
+        "1.weight": OUTPUT,
+        "1.bias": VECTOR,
+    }
+    with pytest.warns(UserWarning, match="zero-element"):
+        empty = nn.Sequential(nn.Linear(5, 0), nn.Linear(0, 5))
+    assert roles_of(empty)["0.weight"].kind == VECTOR
+
+
+def test_shapes_alone_say_a_role():
     assert role_of_shape((0, 4)) == role_of_shape(()) == role_of_shape((7,)) == Role(VECTOR)
     assert not orthogonal(Role(HIDDEN, 300, 1, False))
     assert orthogonal(Role(HIDDEN, 200, 4000, True))

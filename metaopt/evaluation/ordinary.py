@@ -19,6 +19,7 @@ from metaopt.checks import check_whole
 from metaopt.errors import UserError
 from metaopt.extras import extra
 from metaopt.registry import Registry
+from metaopt.roles import HIDDEN, roles_of
 
 OrdinaryBuild = Callable[[nn.Module, float, int, float], torch.optim.Optimizer]
 """From a module, a rate, the number of steps and a weight decay to a fresh optimizer."""
@@ -168,16 +169,19 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """Return the trainable matrices between the first and the last layer, which Muon steps.
 
-    Not among them are embeddings, the last matrix of the module (its output layer), and the weights
-    of convolutions: ``torch.optim.Muon`` takes matrices alone.
+    Not among them are embeddings, the output layer (:func:`metaopt.roles.roles_of`), and the
+    weights of convolutions: ``torch.optim.Muon`` takes matrices alone.
 
     Args:
         model: the module.
     """
-    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
-    matrices = [p for p in model.parameters() if p.dim() == 2 and min(p.shape) > 1]
-    apart = {id(p) for p in [*embeddings, *matrices[-1:]]}
-    return [p for p in matrices if p.requires_grad and id(p) not in apart]
+    roles = roles_of(model)
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and roles[name].kind == HIDDEN
+        if parameter.dim() == 2 and min(parameter.shape) > 1
+    ]
 
 
 def _adamw(

@@ -40,6 +40,7 @@ class StepInput(NamedTuple):
         loss: what is known of the loss, as rules see it.
         roles: what each parameter is for, where it is known.
         total_steps: how many steps the run is going to have; 0 if it is not known.
+        made: how many of them were made before, if it is known.
     """
 
     parameters: Sequence[Tensor]
@@ -55,6 +56,7 @@ class StepInput(NamedTuple):
     loss: SeenLoss | None = None
     roles: Sequence[Role] | None = None
     total_steps: int = 0
+    made: int | None = None
 
     def alone(self, chain: LayerChain) -> StepInput:
         """Return the input of a step of one task, without dimensions that count tasks.

@@ -70,6 +70,7 @@ class Observation:
         given_gradients: the gradients in the dtype that they came in.
         roles: what each parameter is for, where it is known.
         total_steps: how many steps the run is going to have; 0 if it is not known.
+        made: how many of them were made before, if it is known.
         weight_decay: by how much of the length of f the weights are drawn to 0, for rules that step
             in place.
         given_input: the chain's input with what was computed from it, if it is kept.
@@ -89,6 +90,7 @@ class Observation:
     given_gradients: Sequence[Tensor] | None = None
     roles: Sequence[Role] | None = None
     total_steps: int = 0
+    made: int | None = None
     weight_decay: float = 0.0
     given_input: LayerInput | None = None
     module: ModuleLayout | None = None

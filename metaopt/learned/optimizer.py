@@ -7,6 +7,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.model: nn.Module | None = None
         if target is not None and isinstance(model, nn.Module):
             self.steppers.append(self._stepper(target, loss_fn, action))
-            share_depth(self.steppers)
             watched = isinstance(self.steppers[0], ModuleStepper) or self.meta.update.sees_losses
             self.model = model if watched else None
         self.teleportation: Teleportation | None = None
@@ -132,9 +132,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
         super().__init__(own_parameters, DEFAULTS | own)
         self._per_parameter = PerParameter(self.state)
         self._places: dict[int, tuple[list[tuple[int, torch.Size]], KeptState]] = {}
-        if not any(p.requires_grad for group in self.param_groups for p in group["params"]):
+        self._made: int | None = None  # steps of the run; None where the state says it
+        self._trainable: list[bool] = []  # of all parameters, when the depth was shared
+        self._ended: set[int] = set()  # groups of which it was said that total_steps are made
+        trainable = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        if not trainable:
             raise UserError("expected parameters that require a gradient, got none: unfreeze some")
-        self._follow(self.param_groups[0]["params"][0].device)
+        self._follow(trainable[0].device)
+        self._share_depth()
 
     def _stepper(self, target: Target, loss_fn: object, action: str) -> Stepper:
         if isinstance(target, TaskTarget):
@@ -217,22 +222,25 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if any(p.grad is not None for group in self.param_groups for p in group["params"]):
             scale, skip, seen = self._amp(seen)
             if not skip:
-                with self.recorder.paused():  # rules may run the model again
+                # Rules may run the model again, and compute in a precision of their own.
+                with self.recorder.paused(), _without_autocast(self._all()[0].device.type):
                     self._step(seen, scale)
         return loss
 
     def _step(self, seen: ForwardRecord | None, scale: float) -> None:
         self._check_gradients()
+        self._share_depth()
+        made, counted = self._steps_made(), False
         for index, group in enumerate(self.param_groups):
             stepper = self.steppers[index]
             parameters = stepper.active()
             if not parameters:
                 continue
             self._follow(parameters[0].device)
-            now = self._input(stepper, parameters, group, seen, scale)
+            now = self._input(stepper, parameters, group, seen, scale)._replace(made=made)
             state = self._state_of(index, parameters)
             if stepper.steps_in_place(self.meta):
-                self._step_in_place(index, parameters, now, state)
+                counted |= self._step_in_place(index, parameters, now, state)
                 continue
             advanced, skipped = stepper.finite_step(self.meta, now, state)
             group["skipped"] = group["skipped"] + skipped
@@ -243,31 +251,53 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     as_real(parameter).copy_(value)
             self._keep(index, parameters, advanced.state)
             self._count(parameters)
+            counted = True
             self.teleportation = self.teleportation or advanced.teleportation
+        self._made = made + counted
 
     def _step_in_place(
         self, index: int, parameters: Sequence[nn.Parameter], now: StepInput, state: State
-    ) -> None:
+    ) -> bool:
+        """Make the step of a group, and return whether it was made."""
         following = self.steppers[index].step_(self.meta, now, state)
         if following is None:
             self.param_groups[index]["skipped"] += 1
-            return
+            return False
         self._keep(index, parameters, following)
         self._count(parameters)
         total = self.param_groups[index]["total_steps"]
-        counts = [self.state[parameter]["step"] for parameter in parameters] if total else []
-        if total and int(torch.stack(counts).max()) == total + 1:
+        if total and now.made is not None and now.made >= total and index not in self._ended:
+            self._ended.add(index)
             warnings.warn(
                 f"total_steps={total} are made, after which steps are 0: build the optimizer with "
                 "the number that you will make, or with 0 where you do not know it",
                 stacklevel=4,
             )
+        return True
+
+    def _steps_made(self) -> int:
+        """How many steps the run has, which are those of the parameter that has most."""
+        if self._made is None:
+            entries = [self.state.get(parameter, {}) for parameter in self._all()]
+            self._made = max((int(own["step"]) for own in entries if "step" in own), default=0)
+        return self._made
+
+    def _share_depth(self) -> None:
+        """Tell the steppers how deep the network is, where others are trainable than before."""
+        trainable = [parameter.requires_grad for parameter in self._all()]
+        if trainable != self._trainable:
+            share_depth(self.steppers)
+            self._trainable = trainable
+
+    def _all(self) -> list[nn.Parameter]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def _count(self, parameters: Sequence[nn.Parameter]) -> None:
         """Count a step of each parameter; tools ask for an entry of each."""
         for parameter in parameters:
             self.state[parameter].setdefault("step", _count(0))
-        torch._foreach_add_([self.state[parameter]["step"] for parameter in parameters], 1)
+        counts = [self.state[parameter]["step"] for parameter in parameters]
+        torch._foreach_add_(counts, 1)
 
     def _input(
         self,
@@ -285,7 +315,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if p.grad is None
             else as_real(p.grad)
             if divisor == 1
-            else as_real(p.grad) / divisor
+            else _divided(as_real(p.grad), divisor)
             for p in parameters
         ]
         if group["maximize"] and seen is not None and seen.output_gradient is not None:
@@ -412,6 +442,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if before is not None:
             self._restore_joint(before)
         self._settle()
+        self._made = None
+        self._ended.clear()
 
     def _restore_joint(self, states: list[State]) -> None:
         if len(states) != len(self.steppers):
@@ -476,9 +508,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if len(self.param_groups) > len(self.steppers):
                 check_parameters(self._in_words())
                 self.steppers.append(GradientStepper(group["params"], self.meta))
-                share_depth(self.steppers)
                 self._passing.append(None)
-        except UserError:
+        except BaseException:
             self.param_groups.pop()
             raise
 
@@ -499,7 +530,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for name, value in DEFAULTS.items():
                 group.setdefault(name, value)
         self._per_parameter = PerParameter(self.state)
-        self._places = {}
+        self._places, self._made, self._trainable, self._ended = {}, None, [], set()
         if "_passing" not in state:  # a state was loaded
             self._passing = [None for _ in self.steppers]
         self.recorder = ForwardRecorder(self.model)
@@ -530,6 +561,17 @@ def check_option(name: str, value: object) -> None:
             ("an lr", "1 is as trained") if name == "lr" else (f"a {name}", "0 is none")
         )
         raise UserError(f"expected {expected} of 0 or more, got {got[:80]}: {advice}")
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def _divided(gradient: Tensor, divisor: float) -> Tensor:
+    """A gradient over its scale, which float16 could not hold."""
+    return (gradient.float() if gradient.dtype == torch.float16 else gradient) / divisor
 
 
 def _count(steps: float | Tensor) -> Tensor:

@@ -166,7 +166,7 @@ class TaskStepper(Stepper):
         """See :meth:`Stepper.advance`."""
         if meta.update.sees_losses and now.losses is not None:
             now = self._with_loss(now, now.losses.detach())
-        steps = getattr(self.target.model, "total_steps", 0)
+        steps = getattr(self.target.model, "total_steps", 0) or now.total_steps
         now = now._replace(roles=self.roles, total_steps=steps)
         chain, layer_input = self.target.chain, self.target.layer_input
         return meta.advance(chain, layer_input, now, state, self._teleports(meta))
@@ -264,8 +264,9 @@ class GradientStepper(Stepper):
         check_loose(meta)
         self.parameters = list(parameters)
         self.roles = placed(map(role_of, parameters) if roles is None else roles)
-        divided = meta.update.columns(NO_CHAIN, list(map(as_real, self.parameters)))
-        self.apart = divided is not None  # else m1 has one state for all, which fits these alone
+        real = list(map(as_real, self.parameters))
+        # Else m1 has one state for all, which fits these alone.
+        self.apart = not real or meta.update.columns(NO_CHAIN, real) is not None
         if not self.apart:
             kept = [i for i, p in enumerate(self.parameters) if p.requires_grad]
             self.parameters = [self.parameters[i] for i in kept]
@@ -279,6 +280,8 @@ class GradientStepper(Stepper):
 
     def init_state(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> State:
         """See :meth:`Stepper.init_state`."""
+        if not parameters:
+            return {}
         state = {"update": meta.update.init_state(NO_CHAIN, list(map(as_real, parameters)))}
         if meta.update.sees_layers:
             state["largest"] = largest_so_far(parameters)
@@ -290,6 +293,8 @@ class GradientStepper(Stepper):
 
     def kept(self, meta: MetaOptimizer, parameters: Sequence[nn.Parameter]) -> KeptState:
         """See :meth:`Stepper.kept`."""
+        if not parameters:
+            return {}
         update = kept_of_update(meta, NO_CHAIN, parameters)
         if not meta.update.sees_layers:
             return {"update": update}
@@ -310,6 +315,7 @@ class GradientStepper(Stepper):
             as_given=(now.parameters, loose.x),
             rate=now.rate * now.trust,
             weight_decay=now.weight_decay,
+            made=now.made,
         )
         following = meta.update.step_(seen, state["update"])
         return None if following is None else {**state, "update": following}
@@ -328,6 +334,7 @@ class GradientStepper(Stepper):
         else:
             roles, steps = self._roles_of(now), now.total_steps
             loose = Observation.loose(now.parameters, now.gradients, [], roles, steps)
+            loose = replace(loose, rate=now.rate * now.trust, made=now.made)
         update, following["update"] = meta.update.propose(loose, state["update"])
         return Advanced(now.updated(update), following, None)
 

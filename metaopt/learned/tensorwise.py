@@ -61,7 +61,7 @@ class Column(NamedTuple):
         momentum: ||m||^2.
         long: the mean ||g||^2, not corrected for its start.
         first: ||w||^2 before the first step.
-        path: the sum of the lengths of its steps.
+        path: the sum of the lengths of its steps, times the rate of each.
     """
 
     steps: Tensor
@@ -79,8 +79,9 @@ class TensorwiseUpdate(InPlace, UpdateRule):
     layers, with A = l / sqrt(v), O the orthogonal factor of l, l between the momentum and the
     gradient, and r, a, l and d from the LSTM. For other tensors f = -r w(t) A - d w, without d for
     vectors. w(t) rises in the beginning (:func:`warm_up`). It falls in a line to 0 at
-    ``total_steps`` where that is known, else as 1 / sqrt(1 + t / 30). f does not depend on the
-    scale of the loss. The rows of O have one length.
+    ``total_steps`` where that is known, else as 1 / sqrt(1 + t / 30). The rows of
+    O have one length. f does not depend on the scale of the loss, while entries of gradients are
+    far above 1e-12.
 
     In a network of L matrices between layers, r of these and of vectors has a factor 1 / sqrt(L),
     as a step of each layer adds to those of the others. A matrix between layers whose weights are
@@ -150,7 +151,7 @@ class TensorwiseUpdate(InPlace, UpdateRule):
             _energies(seen.numbers.parameters, dims),
         )
         facts = _facts(seen)
-        column, following, gains = self._gains(facts, energies, state)
+        column, following, gains = self._gains(facts, energies, state, seen.rate)
         updates = [
             _parts(facts.roles[index], gains, index, gradients[index], m, v).update(w)
             for index, (m, v, w) in enumerate(zip(momenta, squares, seen.parameters, strict=True))
@@ -173,7 +174,7 @@ class TensorwiseUpdate(InPlace, UpdateRule):
             torch._foreach_addcmul_(v, g, g, 1 - SQUARE)
         energies = Energies(energy, _energies(momenta, 0), weights)
         facts = _facts(seen)
-        column, following, gains = self._gains(facts, energies, state)
+        column, following, gains = self._gains(facts, energies, state, seen.rate)
         if seen.rate:  # adding 0 could turn -0.0 into 0.0
             assert seen.as_given is not None
             plain = all(p.dtype == torch.float32 for p in seen.as_given[0])
@@ -185,15 +186,15 @@ class TensorwiseUpdate(InPlace, UpdateRule):
         return [*following, column, *moments]
 
     def _gains(
-        self, facts: Facts, energies: Energies, state: RuleState
+        self, facts: Facts, energies: Energies, state: RuleState, factor: float
     ) -> tuple[Tensor, RuleState, Gains]:
         """The numbers of each tensor and the LSTM's state after this step, and what it says."""
         own = 2 * len(self.lstm.layers)
         channels, column = _channels(facts, energies, Column(*state[own]), self.sees_depth)
         output, following = self.lstm(channels, state[:own])
-        gains = _gains(facts, energies, column, output)
+        gains = _gains(facts, energies, column, output, factor)
         # As long as a step would be of a direction whose entries are 1.
-        lengths = gains.rate.detach().reshape(-1) * facts.sizes
+        lengths = factor * gains.rate.detach().reshape(-1) * facts.sizes
         column = column._replace(path=column.path + lengths)
         return torch.stack(column), following, gains
 
@@ -257,6 +258,7 @@ class Facts(NamedTuple):
         batch: the dimensions that count tasks.
         dims: how many dimensions each parameter has beside them.
         total_steps: of the run; 0 if it is not known.
+        made: steps of the run before this one, if they are known; else its oldest tensor says.
         deep: how many matrices are between layers.
         rows: channels that stay, ``(channels, tensors * tasks)``: the logarithms of the fan-in and
             of the number of entries, the kind, whether it is made orthogonal, and its place.
@@ -270,6 +272,7 @@ class Facts(NamedTuple):
     batch: torch.Size
     dims: Sequence[int]
     total_steps: int
+    made: int | None
     deep: int
     rows: Tensor
     scales: Tensor
@@ -334,7 +337,7 @@ def _facts(seen: Observation) -> Facts:
     ]
     rows = seen.parameters[0].new_tensor(fixed).repeat_interleave(batch.numel(), dim=1)
     own = [len(shape) - dims for shape in shapes]
-    return Facts(roles, batch, own, seen.total_steps, deep, rows[:-4], *rows[-4:])
+    return Facts(roles, batch, own, seen.total_steps, seen.made, deep, rows[:-4], *rows[-4:])
 
 
 def _rate(role: Role, deep: int) -> float:
@@ -363,7 +366,7 @@ def _channels(
     turning = torch.where(column.momentum > 0, turning, 0.0)  # else there is only rounding
     signal = momentum / ((1 - b**steps) ** 2 * mean + EPS)
     known = float(facts.total_steps > 0)
-    run = _of_run(steps, count)
+    run = _of_run(facts, steps)
     progress = (run / max(facts.total_steps, 1)).clamp(max=1.0) * known
     channels = (
         turning.clamp(-1, 1),
@@ -384,9 +387,11 @@ def _channels(
     return torch.stack(channels), Column(steps, momentum, long, first, column.path)
 
 
-def _gains(facts: Facts, energies: Energies, column: Column, output: Tensor) -> Gains:
+def _gains(
+    facts: Facts, energies: Energies, column: Column, output: Tensor, factor: float
+) -> Gains:
     steps, count = column.steps, len(facts.roles)
-    total, run = facts.total_steps, _of_run(steps, count)
+    total, run = facts.total_steps, _of_run(facts, steps)
     rise = (steps / warm_up(total)).clamp(max=1.0)
     fall = (1 - (run - 1) / total).clamp(min=0.0) if total else (1 + run / OPEN) ** -0.5
     # Where gradients grow at once, a step before was too long.
@@ -400,7 +405,8 @@ def _gains(facts: Facts, energies: Energies, column: Column, output: Tensor) -> 
     rate = torch.where((facts.hidden > 0) & (first > NONE), rate * part, rate)
     weights = energies.weights.sqrt() + EPS
     decay = DECAY * _factor(output[3]) * rate * facts.sizes / weights
-    decay = torch.where(energies.momenta > 0, decay.clamp(max=LONGEST_DECAY), 0.0)
+    longest = LONGEST_DECAY / max(factor, 1.0)
+    decay = torch.where(energies.momenta > 0, decay.clamp(max=longest), 0.0)
     # Both moments are corrected for their start: A = l sqrt(1 - b^t) / (1 - b^t) / sqrt(v).
     begun = (1 - SQUARE**steps).sqrt() / (1 - MOMENTUM**steps)
     mix, look = torch.sigmoid(output[1]), torch.sigmoid(output[2] - 2)
@@ -567,9 +573,11 @@ def _whole(energies: Tensor, count: int) -> Tensor:
     return energies.reshape(count, -1).sum(dim=0).repeat(count)
 
 
-def _of_run(steps: Tensor, count: int) -> Tensor:
+def _of_run(facts: Facts, steps: Tensor) -> Tensor:
     """The steps of the run, at each tensor: a tensor that was frozen at first has made fewer."""
-    return steps.reshape(count, -1).amax(dim=0).repeat(count)
+    count = len(facts.roles)
+    most = steps.reshape(count, -1).amax(dim=0).repeat(count)
+    return most if facts.made is None else most.clamp(min=facts.made + 1)
 
 
 def _log(value: Tensor, low: float, high: float) -> Tensor:

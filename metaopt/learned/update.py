@@ -93,7 +93,8 @@ class InPlace(ABC):
             state: before the step. It is used up.
 
         Returns:
-            The next state; None where the gradients are not finite, and nothing was changed.
+            The next state. None where the squares of the gradients or of the weights have no finite
+            sum, and nothing was changed.
         """
 
 

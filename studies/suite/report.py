@@ -60,7 +60,7 @@ def summary(results: Reference) -> str:
         lines.append(cells)
     return markdown(
         ["optimizer", *(f"speed-up, {half}" for half in halves), "over constant AdamW",
-         "gets to AdamW's final loss", f"test loss above {WORSE:g} × AdamW's",
+         "touches AdamW's final loss", f"test loss above {WORSE:g} × AdamW's",
          "highest loss over the start's", "seconds for a run of each"],
         lines,
     )  # fmt: skip
