@@ -564,7 +564,8 @@ def check_option(name: str, value: object) -> None:
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    if torch.is_autocast_enabled(device_type):
+    available = torch.amp.is_autocast_available(device_type)  # not for "meta"
+    if available and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
