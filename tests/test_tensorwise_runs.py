@@ -66,6 +66,16 @@ def test_layers_that_are_frozen_later_count_no_more():
         torch.testing.assert_close(value, expected[name])
 
 
+def test_steps_of_the_deepest_networks_shorten_no_more(monkeypatch):
+    monkeypatch.setattr(tensorwise, "DECAY", 0.0)
+    lengths = {}
+    for layers in (5, 23, 47):  # and the first layer is one too
+        model = network(layers)
+        lengths[layers] = moved(model, LearnedOptimizer(model, build()))["0.bias"].norm()
+    torch.testing.assert_close(lengths[47], lengths[23])
+    torch.testing.assert_close(lengths[23], lengths[5] / 2)
+
+
 def test_a_group_that_is_added_late_ends_with_the_run():
     model = network()
     optimizer = LearnedOptimizer([{"params": list(model[0].parameters())}], build(), total_steps=10)

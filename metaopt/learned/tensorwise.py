@@ -45,6 +45,7 @@ WARM_UP, OPEN_WARM_UP = 30, 20  # steps, where the end is known, and where it is
 OPEN = 30  # steps after which the rate has fallen by the root of 2 where the end is not known
 PER_STEP, MOST_STEPS = 32, 8
 SMALLEST = 0.05  # part of the usual weights, below which steps shorten no more
+DEEPEST = 24  # matrices between layers, from where on steps shorten no more
 NONE = 0.01  # part of the usual weights, below which a start counts as one of zeros
 SURPRISE = 2.0  # a gradient so many times longer than usual shortens the step
 EPS = 1e-24
@@ -84,7 +85,8 @@ class TensorwiseUpdate(InPlace, UpdateRule):
     far above 1e-12.
 
     In a network of L matrices between layers, r of these and of vectors has a factor 1 / sqrt(L),
-    as a step of each layer adds to those of the others. A matrix between layers whose weights are
+    as a step of each layer adds to those of the others; 1 / sqrt(24) where there are more, as
+    such networks have shortcuts. A matrix between layers whose weights are
     smaller than those that torch begins with is stepped as much less (a twentieth at least), as the
     layers behind it are made for small changes. One that begins near 0 is stepped as ever.
 
@@ -343,7 +345,8 @@ def _facts(seen: Observation) -> Facts:
 def _rate(role: Role, deep: int) -> float:
     """The usual rate. What is done to one of many layers adds to what is done to the others."""
     usual = RATES[role.kind]
-    return usual if role.kind in (OUTPUT, EMBEDDING) else usual / max(deep, 1) ** 0.5
+    factor = min(max(deep, 1), DEEPEST) ** -0.5
+    return usual if role.kind in (OUTPUT, EMBEDDING) else usual * factor
 
 
 def _width(role: Role) -> float:
