@@ -135,7 +135,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._made: int | None = None  # steps of the run; None where the state says it
         self._trainable: list[bool] = []  # of all parameters, when the depth was shared
         self._ended: set[int] = set()  # groups of which it was said that total_steps are made
-        trainable = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        trainable = [p for p in self._all() if p.requires_grad]
         if not trainable:
             raise UserError("expected parameters that require a gradient, got none: unfreeze some")
         self._follow(trainable[0].device)
@@ -219,7 +219,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         seen = self.recorder.take()
-        if any(p.grad is not None for group in self.param_groups for p in group["params"]):
+        if any(p.grad is not None for p in self._all()):
             scale, skip, seen = self._amp(seen)
             if not skip:
                 # Rules may run the model again, and compute in a precision of their own.
@@ -230,7 +230,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _step(self, seen: ForwardRecord | None, scale: float) -> None:
         self._check_gradients()
         self._share_depth()
-        made, counted = self._steps_made(), False
+        made = self._steps_made()
         for index, group in enumerate(self.param_groups):
             stepper = self.steppers[index]
             parameters = stepper.active()
@@ -240,7 +240,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             now = self._input(stepper, parameters, group, seen, scale)._replace(made=made)
             state = self._state_of(index, parameters)
             if stepper.steps_in_place(self.meta):
-                counted |= self._step_in_place(index, parameters, now, state)
+                self._step_in_place(index, parameters, now, state)
                 continue
             advanced, skipped = stepper.finite_step(self.meta, now, state)
             group["skipped"] = group["skipped"] + skipped
@@ -250,30 +250,27 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 for parameter, value in zip(parameters, advanced.parameters, strict=True):
                     as_real(parameter).copy_(value)
             self._keep(index, parameters, advanced.state)
-            self._count(parameters)
-            counted = True
+            self._count(parameters, made)
             self.teleportation = self.teleportation or advanced.teleportation
-        self._made = made + counted
 
     def _step_in_place(
         self, index: int, parameters: Sequence[nn.Parameter], now: StepInput, state: State
-    ) -> bool:
-        """Make the step of a group, and return whether it was made."""
+    ) -> None:
         following = self.steppers[index].step_(self.meta, now, state)
         if following is None:
             self.param_groups[index]["skipped"] += 1
-            return False
+            return
         self._keep(index, parameters, following)
-        self._count(parameters)
+        made = now.made or 0
+        self._count(parameters, made)
         total = self.param_groups[index]["total_steps"]
-        if total and now.made is not None and now.made >= total and index not in self._ended:
+        if total and made >= total and index not in self._ended:
             self._ended.add(index)
             warnings.warn(
                 f"total_steps={total} are made, after which steps are 0: build the optimizer with "
                 "the number that you will make, or with 0 where you do not know it",
                 stacklevel=4,
             )
-        return True
 
     def _steps_made(self) -> int:
         """How many steps the run has, which are those of the parameter that has most."""
@@ -292,12 +289,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _all(self) -> list[nn.Parameter]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
-    def _count(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Count a step of each parameter; tools ask for an entry of each."""
+    def _count(self, parameters: Sequence[nn.Parameter], made: int) -> None:
+        """Count a step of each parameter, for which tools ask, and one of the run."""
+        self._made = made + 1
         for parameter in parameters:
             self.state[parameter].setdefault("step", _count(0))
-        counts = [self.state[parameter]["step"] for parameter in parameters]
-        torch._foreach_add_(counts, 1)
+        torch._foreach_add_([self.state[parameter]["step"] for parameter in parameters], 1)
 
     def _input(
         self,
@@ -430,8 +427,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _restore(self, entries: dict[Any, Any], saved: list[dict[str, Any]]) -> None:
         """Take the entries of a loaded state as they are, which torch would cast."""
         ids = [key for group in saved for key in group["params"]]
-        own = [p for group in self.param_groups for p in group["params"]]
-        by_id = dict(zip(ids, own, strict=True))
+        by_id = dict(zip(ids, self._all(), strict=True))
         entries = copy.deepcopy(entries)
         before = entries.pop("learned", None)  # earlier states were of groups
         entries.pop("skipped", None)

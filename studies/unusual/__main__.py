@@ -2,7 +2,7 @@
 
     python -m studies.unusual --out runs/unusual [--methods NAME,NAME] [--quick]
 
-23 problems by which the lengths of steps were chosen, and 17 that were run once, at the end; 300
+23 problems by which the lengths of steps were chosen, and 17 that nothing was chosen by; 300
 steps, three seeds. A method is a shipped optimizer or a .safetensors file, which with :open at its
 end is not told how many steps there will be, or an ordinary optimizer at a rate (muon@0.01). AdamW
 with a cosine at eight rates and Muon at five are always there, each problem at its best. What is

@@ -440,4 +440,4 @@ UNSEEN: dict[str, Problem] = {
         partial(mlp, 2, 32, 1, 4, nn.Tanh), lambda g: (torch.rand(64, 2, generator=g),), _heat
     ),
 }
-"""Problems that were run once, at the end, by name."""
+"""Problems that nothing was chosen by, by name."""
